@@ -1,0 +1,101 @@
+"""Class ids in, one integer confusion matrix out; every score is one division of its counts at the end.
+
+`confusion[t, p]` counts pixels of true class t that were predicted as p. Pixels whose truth is the
+ignore index are not in it. Scores follow cityscapesScripts' evalPixelLevelSemanticLabeling: IoU =
+TP / (TP + FP + FN) over the whole data set, and a class absent from truth and prediction is undefined (nan).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int = 255) -> Any:
+    """Counts of (true, predicted) pairs, int64 [C, C].
+
+    truth, pred: numpy arrays or torch tensors of one shape, class ids; pred in 0..C-1.
+    The result is of the same library, and for torch on the same device.
+    """
+    keep = truth != ignore_index
+    if isinstance(truth, np.ndarray):
+        pairs = truth[keep].astype(np.int64) * num_classes + pred[keep]
+        counts = np.bincount(pairs, minlength=num_classes**2)
+    else:
+        pairs = truth[keep].long() * num_classes + pred[keep]
+        counts = pairs.bincount(minlength=num_classes**2)
+    # A pair beyond the end would make the counts longer, and the reshape fail: ids are checked here too.
+    return counts.reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one confusion matrix. Per-class lists hold nan where a class is undefined."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_f1: float
+    mean_sensitivity: float
+    mean_specificity: float
+    micro_iou: float
+    class_iou: list[float]
+    class_f1: list[float]
+    class_sensitivity: list[float]
+    class_specificity: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, with None for undefined ones, so that JSON can hold them."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def scores(confusion: Any) -> Scores:
+    """Every score of a confusion matrix, int [C, C]. F1 equals Dice, as both are of pixel counts.
+
+    Means are over the classes for which the score is defined (macro); micro_iou adds counts over classes first.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    hit = np.diag(counts)
+    truth, pred, total = counts.sum(1), counts.sum(0), counts.sum()
+    seen = truth + pred > 0
+    iou = _ratio(hit, truth + pred - hit)
+    f1 = _ratio(2 * hit, truth + pred)
+    sensitivity = _ratio(hit, truth)
+    specificity = np.where(seen, _ratio(total - truth - pred + hit, total - truth), np.nan)
+    return Scores(
+        miou=_mean(iou),
+        pixel_accuracy=float(_ratio(hit.sum(), total)),
+        mean_f1=_mean(f1),
+        mean_sensitivity=_mean(sensitivity),
+        mean_specificity=_mean(specificity),
+        micro_iou=float(_ratio(hit.sum(), 2 * total - hit.sum())),
+        class_iou=iou.tolist(),
+        class_f1=f1.tolist(),
+        class_sensitivity=sensitivity.tolist(),
+        class_specificity=specificity.tolist(),
+    )
+
+
+def majority_baseline(confusion: Any) -> Scores:
+    """Scores of the constant guess that does best on this truth: its most frequent class everywhere."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    truth = counts.sum(1)
+    guess = np.zeros_like(counts)
+    guess[:, int(truth.argmax())] = truth
+    return scores(guess)
+
+
+def _ratio(part: Any, whole: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.asarray(whole) > 0, np.asarray(part) / np.asarray(whole), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if value != value else value

@@ -1,0 +1,56 @@
+"""What can go wrong, as one small tree; each message says the value, the rule and the next step.
+
+    SegrayError            one line for the user, exit code 1
+    ├── ConfigError        a setting is unknown, ill-typed or contradictory
+    ├── DataError          labelled or unlabelled input that cannot be used
+    ├── ModelError         an architecture, encoder or bundle that cannot be used
+    ├── StorageError       a place that cannot be read or written
+    ├── OutputExists       something was written there before, and would be lost
+    └── ClusterError       Ray cannot give what was asked, or lost a worker
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SegrayError(Exception):
+    """Base of every error that a user can mend; `str(error)` is the whole message."""
+
+
+class ConfigError(SegrayError):
+    """A setting is unknown, ill-typed or contradictory."""
+
+
+class DataError(SegrayError):
+    """Labelled or unlabelled input that cannot be used."""
+
+
+class ModelError(SegrayError):
+    """An architecture, encoder or bundle that cannot be used."""
+
+
+class StorageError(SegrayError):
+    """A place that cannot be read or written."""
+
+
+class OutputExists(SegrayError):
+    """Something was written there before, and would be lost."""
+
+
+class ClusterError(SegrayError):
+    """Ray cannot give what was asked, or lost a worker."""
+
+
+def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
+    """A closing sentence that names the nearest valid names.
+
+    >>> nearest("resnet81", ["resnet18", "vgg19"])
+    ' Did you mean resnet18?'
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if close:
+        return f" Did you mean {' or '.join(close)}?"
+    return f" Valid: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}."
