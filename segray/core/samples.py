@@ -6,7 +6,7 @@ where `LabelSpace.ignore_index` marks pixels that count nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -80,7 +80,7 @@ class LabelSpace:
         return mapped.astype(np.uint8)
 
 
-def ids_text(ids: Mapping[int, int] | Sequence[int]) -> str:
+def ids_text(ids: Iterable[int]) -> str:
     """Ids with runs joined.
 
     >>> ids_text([0, 1, 2, 3, 11])
@@ -106,16 +106,15 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of labelled frames and the label space that they share."""
+    """Splits of labelled frames and the label space that they share.
+
+    unpaired: images without a mask and masks without an image; training refuses them, `data check` lists them.
+    """
 
     name: str
     label_space: LabelSpace
     splits: Mapping[str, tuple[SampleRef, ...]]
-
-    def __iter__(self) -> Iterator[tuple[str, SampleRef]]:
-        for split, refs in self.splits.items():
-            for ref in refs:
-                yield split, ref
+    unpaired: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):

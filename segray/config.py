@@ -1,0 +1,248 @@
+"""Settings of every stage as pydantic models, read from YAML and `--set key=value`, strict about names.
+
+One file describes a whole road: each command reads the sections that it needs. An unknown key is an
+error that names the nearest valid one; the resolved settings are saved beside what they made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from segray.errors import ConfigError, nearest
+
+MAX_YAML_BYTES = 1 << 20  # a config is a page; anchors that multiply would need room
+
+
+def parse_size(value: Any) -> Any:
+    """'180x240' (height × width) → (180, 240)."""
+    if isinstance(value, str):
+        parts = value.lower().replace("×", "x").split("x")
+        if len(parts) == 2 and all(part.strip().isdigit() for part in parts):
+            return int(parts[0]), int(parts[1])
+        raise ValueError("give height x width, such as 180x240")
+    return value
+
+
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+    BeforeValidator(parse_size),
+    PlainSerializer(lambda size: f"{size[0]}x{size[1]}", when_used="json"),
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class DataSection(Section):
+    """Labelled frames."""
+
+    format: str = Field("streets", description="layout of the folder: streets, camvid or folder")
+    root: str | None = Field(None, description="the folder; streets draws its own where none is given")
+    size: Size | None = Field(None, description="height x width that the model sees; default: the first frame's")
+    train_split: str = "train"
+    val_split: str = "val"
+    images: str = Field("images", description="folder format: where images are, below root")
+    masks: str = Field("masks", description="folder format: where masks are, below root")
+    classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b], below root")
+    val_share: float = Field(0.2, gt=0, lt=1, description="folder format: share for val where there are no splits")
+    id_map: dict[int, int] = Field(default_factory=dict, description="id in mask files → class, or 255 for void")
+
+
+class ModelSection(Section):
+    """Any smp decoder over any smp encoder."""
+
+    arch: str = "unet"
+    encoder: str = "resnet18"
+    encoder_weights: str = Field("none", description="none, or weights that smp knows, such as imagenet")
+
+
+class AugmentSection(Section):
+    """Random changes of a training batch; ranges are uniform."""
+
+    scale: tuple[float, float] = Field((0.75, 1.5), description="zoom; below 1 shows void around the frame")
+    rotate_deg: float = Field(5.0, ge=0, le=180)
+    flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")
+    brightness: float = Field(0.3, ge=0, lt=1, description="± share")
+    contrast: float = Field(0.3, ge=0, lt=1, description="± share")
+
+
+class TrainSection(Section):
+    """One training run."""
+
+    out: str = "runs/train"
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(8, ge=1, description="images a step, over all workers")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's schedule")
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a rising learning rate")
+    poly_power: float = Field(0.9, ge=0, description="after warm-up: peak × (1 − progress)^power")
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    seed: int = 0
+    max_failures: int = Field(2, ge=0, description="worker deaths to recover from")
+
+
+class SweepSection(Section):
+    """Encoders × learning rates."""
+
+    out: str = "runs/sweep"
+    encoders: list[str] = Field(default_factory=list, description="default: model.encoder alone")
+    learning_rates: str | list[float] = Field(
+        "1e-4..1e-2", description="a..b is drawn log-uniformly; a list is tried out whole"
+    )
+    trials: int = Field(4, ge=1, description="how many, for a range; shared out over the encoders")
+    grace_epochs: int = Field(1, ge=1, description="ASHA: no trial stops before this epoch")
+    reduction_factor: int = Field(2, ge=2, description="ASHA: at each rung the best 1/n go on")
+    concurrent: int | None = Field(None, ge=1, description="trials at once; default: what the cluster holds")
+
+
+class LabelSection(Section):
+    """Masks and figures for unlabelled frames."""
+
+    model: str | None = Field(None, description="a bundle: the folder best/ of a run, local or s3://")
+    inputs: list[str] = Field(default_factory=list, description="images, videos, and folders of them")
+    truth: str | None = Field(None, description="folder of masks with the images' stems, to score against")
+    out: str = "labels"
+    every: int = Field(1, ge=1, description="of a video, every N-th frame")
+    shard_size: int = Field(64, ge=1, description="rows a part: what an interruption can cost")
+    batch_size: int = Field(8, ge=1)
+    actors: int | None = Field(None, ge=1, description="default: one a GPU, or one on a machine without")
+    max_error_rate: float = Field(1.0, ge=0, le=1, description="share of error rows that fails the run")
+
+
+class ReportSection(Section):
+    """One HTML page."""
+
+    runs: list[str] = Field(default_factory=list, description="folders of train or sweep")
+    labels: list[str] = Field(default_factory=list, description="folders of label")
+    out: str = "report.html"
+
+
+class ClusterSection(Section):
+    """Where it runs."""
+
+    address: str | None = Field(None, description="a Ray cluster; default: RAY_ADDRESS, else a Ray of our own")
+    workers: int = Field(1, ge=0, description="training processes of a run; 0 trains in this process, without Ray")
+    cpus_per_worker: int | None = Field(None, ge=1, description="default: the cluster's CPUs, shared out")
+    gpu: bool | None = Field(None, description="default: where the cluster has one for each worker")
+
+
+class Config(Section):
+    """Every stage's settings; all have defaults."""
+
+    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    augment: AugmentSection = Field(default_factory=AugmentSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    sweep: SweepSection = Field(default_factory=SweepSection)
+    label: LabelSection = Field(default_factory=LabelSection)
+    report: ReportSection = Field(default_factory=ReportSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    def to_yaml(self, sections: Iterable[str] | None = None) -> str:
+        """The resolved settings; `load` reads them back to an equal Config."""
+        return yaml.safe_dump(self.model_dump(mode="json", include=set(sections) if sections else None))
+
+    def changed(self, updates: Mapping[str, Any]) -> Config:
+        """A copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
+        data = self.model_dump(mode="json")
+        for key, value in updates.items():
+            _set(data, key, value)
+        return validate(data, "settings")
+
+
+def load(file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Settings from a YAML file (or none), then dotted overrides. ConfigError says file, key, rule."""
+    data: dict[str, Any] = {}
+    if file is not None:
+        data = _read_yaml(file)
+    for key, value in (overrides or {}).items():
+        _set(data, key, value)
+    return validate(data, file or "settings")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'train.epochs=3' → ("train.epochs", 3); the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: give key=value, such as train.epochs=3.")
+    return key.strip(), _safe_load(value, f"--set {text}")
+
+
+def validate(data: Mapping[str, Any], source: str) -> Config:
+    """Plain data → Config; the first problem as one line."""
+    try:
+        return Config(**data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section.")
+        data = child
+    data[last] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown key {key}.{_nearest_key(path)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {key} is {problem['input']!r}; {message[0].lower()}{message[1:]}."
+
+
+def _nearest_key(path: list[str]) -> str:
+    """The hint for an unknown key, among the keys that stand beside it."""
+    siblings: Any = Config
+    for part in path[:-1]:
+        siblings = siblings.model_fields[part].annotation
+    prefix = "".join(f"{part}." for part in path[:-1])
+    return nearest(path[-1], siblings.model_fields, most=1).replace("mean ", f"mean {prefix}", 1)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _safe_load(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain data only
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}: not valid YAML{line}: {problem}.") from None
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    path = Path(file)
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")
+        data = _safe_load(path.read_text(encoding="utf-8"), file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: the file holds {type(data).__name__}; it must hold sections such as train:.")
+    return data

@@ -1,0 +1,224 @@
+"""Places: local paths and s3:// URIs; reading, listing, and creating a file that must not exist yet.
+
+Only these two kinds are opened, because fsspec would also follow http://, zip:: and file-reading
+references that a URI in a list could smuggle in. S3 credentials come from the environment, a profile or
+a role, as botocore finds them, and are never part of a URI.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segray.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored file. stamp changes when the content does: the etag on S3, mtime in ns on a disk."""
+
+    uri: str
+    size: int
+    stamp: str
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def check_uri(uri: str) -> str:
+    """The URI if it is an absolute or relative local path or s3://bucket/key; StorageError otherwise."""
+    if "\0" in uri or not uri:
+        raise StorageError("An empty path, or one with a NUL in it, cannot be opened.")
+    if is_s3(uri):
+        bucket = uri[5:].split("/", 1)[0]
+        if not bucket or "@" in bucket or ":" in bucket or "?" in bucket or "::" in uri:
+            raise StorageError(f"{uri!r} is not s3://bucket/key; credentials come from the environment.")
+        return uri
+    if "://" in uri or "::" in uri:
+        raise StorageError(f"{uri!r}: only local paths and s3:// are read. Copy the data to one of them.")
+    return uri
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every working directory."""
+    return check_uri(uri).rstrip("/") if is_s3(uri) else str(Path(check_uri(uri)).expanduser().absolute())
+
+
+def join(root: str, *names: str) -> str:
+    return "/".join([root.rstrip("/"), *names])
+
+
+def name_of(uri: str) -> str:
+    """The last part of a path or key."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def stem_of(uri: str) -> str:
+    """The last part without its suffix."""
+    return name_of(uri).rsplit(".", 1)[0]
+
+
+def filesystem(uri: str) -> Any:
+    """The fsspec file system of a checked URI, local or s3fs; made where it is used, never pickled."""
+    import fsspec
+
+    check_uri(uri)
+    return fsspec.filesystem("s3" if is_s3(uri) else "file")
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole file. StorageError names the place and the reason."""
+    try:
+        if is_s3(uri):
+            return filesystem(uri).cat_file(uri)
+        return Path(check_uri(uri)).read_bytes()
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+
+
+def open_read(uri: str) -> Any:
+    """A seekable binary file for reading."""
+    try:
+        return filesystem(uri).open(uri, "rb") if is_s3(uri) else Path(check_uri(uri)).open("rb")
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+
+
+def exists(uri: str) -> bool:
+    return filesystem(uri).exists(uri)
+
+
+def stat(uri: str) -> Entry:
+    """Size and stamp of one file."""
+    try:
+        if is_s3(uri):
+            return _s3_entry(filesystem(uri).info(uri, refresh=True))
+        info = Path(check_uri(uri)).stat()
+        return Entry(uri, info.st_size, str(info.st_mtime_ns))
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+
+
+def list_files(root: str) -> list[Entry]:
+    """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
+    if not is_s3(root):
+        top = Path(check_uri(root))
+        return [stat(str(top))] if top.is_file() else sorted(_walk(str(top)), key=lambda entry: entry.uri)
+    fs = filesystem(root)
+    fs.invalidate_cache()
+    # While a prefix gets its first object, find() was seen to return the prefix itself: names are filtered.
+    found = fs.find(root, detail=True).values()
+    return [_s3_entry(info) for info in found if info["type"] == "file" and not info["name"].endswith("/")]
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Create a file with exactly these bytes, whole or not at all; False when the name was taken before.
+
+    Local: written beside, synced, then hard-linked, as link() refuses a taken name where rename() replaces it.
+    S3: one PutObject with `If-None-Match: *`. Two racing writers: one gets True.
+    """
+    return _create_s3(uri, data) if is_s3(uri) else _create_local(Path(check_uri(uri)), data)
+
+
+def replace(uri: str, data: bytes) -> None:
+    """Write a file whole, over whatever was there; readers see the old one or the new one."""
+    if is_s3(uri):
+        filesystem(uri).pipe_file(uri, data)
+        return
+    target = Path(check_uri(uri))
+    temporary = _write_beside(target, data)
+    temporary.replace(target)
+
+
+def remove(root: str) -> None:
+    """Delete a file or a folder with all below it; nothing to delete is fine."""
+    fs = filesystem(root)
+    if fs.exists(root):
+        fs.rm(root, recursive=True)
+
+
+def reason(error: BaseException) -> str:
+    """An OSError's own words, without the path that the message names already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().rstrip(".") or type(error).__name__
+
+
+def _walk(top: str) -> Iterator[Entry]:
+    # scandir, as one undecodable name makes pyarrow's listing of the whole folder fail.
+    try:
+        entries = list(os.scandir(top))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{top} cannot be listed: {reason(error)}.") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif entry.is_file():
+            info = entry.stat()
+            yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
+
+
+def _s3_entry(info: dict[str, Any]) -> Entry:
+    return Entry(f"s3://{info['name']}", int(info["size"]), str(info.get("ETag", "")).strip('"'))
+
+
+def _write_beside(target: Path, data: bytes) -> Path:
+    """A synced temporary file in the target's folder; its name is unique to this attempt, and not a .parquet."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {reason(error)}.") from error
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    if target.exists():
+        return False
+    temporary = _write_beside(target, data)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{target} cannot be created exclusively: {reason(error)}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _create_s3(uri: str, data: bytes) -> bool:
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = uri[5:].partition("/")
+    fs = filesystem(uri)
+    try:
+        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except (OSError, ClientError) as error:
+        # s3fs turns the answer 412 into different errors, by its body; botocore's own is the cause.
+        cause = error if isinstance(error, ClientError) else error.__cause__
+        status = getattr(cause, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(error, FileExistsError) or status == 412:
+            return False
+        raise StorageError(f"{uri} cannot be created: {reason(error)}.") from error
+    fs.invalidate_cache()
+    return True

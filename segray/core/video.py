@@ -1,0 +1,114 @@
+"""Video files: which frames there are, and the frames themselves, by presentation time.
+
+A frame is named by its index in presentation order and keyed by its time stamp (pts), since a constant
+frame rate is a promise that files do not keep. Demuxing the packets lists all of them without decoding one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from segray.core import storage
+from segray.errors import DataError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg"})
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Time stamps of every frame in presentation order; keyframes are indices into it.
+
+    pts: in units of time_base seconds, relative to nothing; time_s(i) counts from the first frame.
+    """
+
+    pts: tuple[int, ...]
+    keyframes: tuple[int, ...]
+    time_base: float
+
+    def time_s(self, index: int) -> float:
+        return (self.pts[index] - self.pts[0]) * self.time_base
+
+
+class Frame(NamedTuple):
+    """pts as in the index; image_hwc uint8 RGB [H, W, 3], upright."""
+
+    pts: int
+    image_hwc: np.ndarray
+
+
+def index_video(uri: str) -> VideoIndex:
+    """Read the packet headers of the first video stream. DataError when there is none, or no frame in it."""
+    with storage.open_read(uri) as file, _open(file, uri) as container:
+        stream = _stream(container, uri)
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.pts is not None and packet.size and not packet.is_discard
+        ]
+        if not packets:
+            raise DataError(f"{uri} holds no video frame with a time stamp.")
+        packets.sort()
+        return VideoIndex(
+            pts=tuple(pts for pts, _ in packets),
+            keyframes=tuple(i for i, (_, is_keyframe) in enumerate(packets) if is_keyframe),
+            time_base=float(stream.time_base),
+        )
+
+
+def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
+    """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
+
+    Decoding starts at the keyframe before the first and ends at the last. DataError when the file cannot be
+    opened as a video; damage inside it ends the iteration, after the good frames.
+    """
+    wanted = set(pts)
+    if not wanted:
+        return
+    first, last = min(wanted), max(wanted)
+    with storage.open_read(uri) as file, _open(file, uri) as container:
+        stream = _stream(container, uri)
+        stream.thread_type = "AUTO"
+        container.seek(first, stream=stream, backward=True)
+        try:
+            for frame in container.decode(stream):
+                if frame.pts in wanted:
+                    wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
+                    yield Frame(frame.pts, _upright(frame))
+                if not wanted or (frame.pts is not None and frame.pts > last):
+                    return
+        except av.FFmpegError:
+            return  # the caller sees which frames are missing, and writes a row for each
+
+
+def read_frame(uri: str, index: int) -> np.ndarray:
+    """One frame by its index in presentation order, uint8 RGB [H, W, 3]."""
+    stamps = index_video(uri).pts
+    if not 0 <= index < len(stamps):
+        raise DataError(f"{uri} has frames 0 to {len(stamps) - 1}; frame {index} was asked.")
+    for frame in read_frames(uri, [stamps[index]]):
+        return frame.image_hwc
+    raise DataError(f"{uri}: frame {index} cannot be decoded.")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # degrees counter-clockwise, from the display matrix
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _open(file: Any, uri: str) -> Any:
+    try:
+        return av.open(file, mode="r")
+    except (av.FFmpegError, ValueError) as error:
+        raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
+
+
+def _stream(container: Any, uri: str) -> Any:
+    if not container.streams.video:
+        raise DataError(f"{uri} holds no video stream.")
+    return container.streams.video[0]
