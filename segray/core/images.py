@@ -49,8 +49,7 @@ def decode_mask(data: bytes, source: str = "mask") -> np.ndarray:
         raise DataError(f"{source} is a JPEG, which invents class ids at edges; store masks as PNG.")
     if image.mode not in ("P", "L", "1"):
         raise DataError(
-            f"{source} has {image.mode} pixels; a mask holds one 8-bit class id a pixel. "
-            "Convert colours to ids first."
+            f"{source} has {image.mode} pixels; a mask holds one 8-bit class id a pixel. Convert colours to ids first."
         )
     try:
         return np.asarray(image).astype(np.uint8)
@@ -105,9 +104,7 @@ def _open(data: bytes, source: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{source} is not an image: {_one_line(error)}.") from error
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(
-            f"{source} is {image.width}×{image.height}; at most {MAX_PIXELS // 10**6} megapixels are read."
-        )
+        raise DataError(f"{source} is {image.width}×{image.height}; at most {MAX_PIXELS // 10**6} megapixels are read.")
     return image
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from segray.config import DataSection
@@ -12,10 +13,20 @@ from segray.core.datasets import camvid, folder, streets
 from segray.core.samples import Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
 
+STREETS_CACHE = Path("~/.cache/segray/streets")
+
+
+def open_streets(config: DataSection) -> Dataset:
+    """Drawn streets, in CamVid's layout: drawn once into `root`, or into a cache where none is given."""
+    root = Path(config.root) if config.root else STREETS_CACHE.expanduser()
+    streets.write(root)
+    return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(str(root.absolute())))
+
+
 FORMATS = {
     "camvid": camvid.open_dataset,
     "folder": folder.open_dataset,
-    "streets": streets.open_dataset,
+    "streets": open_streets,
 }
 
 

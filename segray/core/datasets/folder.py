@@ -1,8 +1,8 @@
 """Any folder of images and masks with a list of classes.
 
-    root/classes.csv            name[,id][,r,g,b], with that header; id is what masks hold, by default the row
-    root/images/train/…         or root/images/… without splits: then a share goes to val, by name
-    root/masks/train/…          the same paths, as PNGs of class ids; 255 is void
+root/classes.csv            name[,id][,r,g,b], with that header; id is what masks hold, by default the row
+root/images/train/…         or root/images/… without splits: then a share goes to val, by name
+root/masks/train/…          the same paths, as PNGs of class ids; 255 is void
 """
 
 from __future__ import annotations

@@ -1,0 +1,229 @@
+"""The Ray side: connect or start, what it has, the Worker of the training loop, and Ray's errors as ours.
+
+Ray is told to be quiet: progress is printed by segray, and full logs stay in Ray's session folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from segray.config import ClusterSection
+from segray.core.samples import LabelSpace, Sample, SampleRef
+from segray.errors import ClusterError, SegrayError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's 2 s are felt in short epochs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
+STORE_SHARE = 0.5  # of the object store that decoded samples may take
+BYTES_A_PIXEL = 4  # RGB and the mask
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the connected cluster has in all."""
+
+    cpus: int
+    gpus: int
+    object_store_bytes: int
+
+
+@contextmanager
+def connected(config: ClusterSection) -> Iterator[Resources]:
+    """A Ray to work on: the one that this process has, else the address given, else one of our own.
+
+    A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield resources()
+        return
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        # A local Ray turns token auth on and makes the token itself; told to, it fails where there is none yet.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
+    _hush()
+    try:
+        yield resources()
+    finally:
+        ray.shutdown()
+
+
+def _hush() -> None:
+    for name in ("ray.data", "ray.train", "ray.tune", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def resources() -> Resources:
+    import ray
+
+    total = ray.cluster_resources()
+    return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), int(total.get("object_store_memory", 0)))
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """What each of `count` processes holds."""
+
+    count: int
+    cpus: int
+    gpus: int
+
+    def check(self, has: Resources) -> None:
+        """ClusterError when the cluster can never hold them: Ray would wait for ever."""
+        for name, asked, there in (
+            ("GPU", self.gpus * self.count, has.gpus),
+            ("CPU", self.cpus * self.count, has.cpus),
+        ):
+            if asked > there:
+                raise ClusterError(
+                    f"{asked} {name}s asked, {there} in the cluster. Lower cluster.workers or add a node in cluster.yaml."
+                )
+
+
+def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1) -> WorkerShape:
+    """The processes of one training run, where `runs_at_once` of them share the cluster."""
+    count = max(1, config.workers)
+    gpu = config.gpu if config.gpu is not None else has.gpus >= count
+    cpus = config.cpus_per_worker or max(1, has.cpus // (count * runs_at_once))
+    worker = WorkerShape(count, cpus, 1 if gpu else 0)
+    worker.check(has)
+    return worker
+
+
+class StoredSamples:
+    """Samples decoded once into Ray's object store, read by position from any process without a copy.
+
+    Blocks are kept mapped after their first use, so they stay in the store as long as a run goes on.
+    """
+
+    def __init__(self, blocks: list[Any], count: int) -> None:
+        self.blocks, self.count = blocks, count
+        self._mapped: dict[int, list[Sample]] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        import ray
+
+        block, offset = divmod(index, BLOCK)
+        if block not in self._mapped:
+            self._mapped[block] = ray.get(self.blocks[block])
+        return self._mapped[block][offset]
+
+
+def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], has: Resources) -> Any:
+    """Samples for every worker: in the object store where they fit, else decoded at each access.
+
+    Plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
+    workers, to start an executor anew each epoch, and to hang on two CPUs; this order is the seed's alone.
+    """
+    import ray
+
+    from segray.core.datasets import FileSamples, read_sample
+
+    if len(refs) * size[0] * size[1] * BYTES_A_PIXEL > STORE_SHARE * has.object_store_bytes:
+        return FileSamples(refs, space, size)
+
+    @ray.remote(num_cpus=1, max_retries=2)
+    def decode(block: tuple[SampleRef, ...]) -> list[Sample]:
+        return [read_sample(ref, space, size) for ref in block]
+
+    blocks = [decode.remote(refs[i : i + BLOCK]) for i in range(0, len(refs), BLOCK)]
+    try:
+        ray.wait(blocks, num_returns=len(blocks), fetch_local=False)
+        for block in blocks:
+            ray.get(block)
+    except ray.exceptions.RayError as error:
+        raise explain(error) from error
+    return StoredSamples(blocks, len(refs))
+
+
+class RayWorker:
+    """The loop's Worker inside a Ray Train process."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def wrap(self, model: Any) -> Any:
+        import ray.train.torch
+
+        return ray.train.torch.prepare_model(model)
+
+    def report(self, row: dict[str, Any]) -> None:
+        import ray.train
+
+        ray.train.report(dict(row))
+
+
+def wait_for(work: Callable[[], Any], poll: Callable[[], None], every_s: float = 0.3) -> Any:
+    """Run `work` in a thread and `poll` in this one until it ends; Ctrl-C reaches the caller at once.
+
+    Ray installs handlers for Ctrl-C only where its own code runs in the main thread.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(every_s)
+        poll()
+    poll()
+    if "error" in outcome:
+        raise explain(outcome["error"]) from outcome["error"]
+    return outcome["result"]
+
+
+def explain(error: BaseException) -> SegrayError:
+    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says."""
+    seen: list[BaseException] = []
+    found: Sequence[BaseException] = [error]
+    while found:
+        for one in found:
+            if isinstance(one, SegrayError):
+                return one
+        seen += found
+        found = [inner for one in found for inner in _inner(one) if inner not in seen]
+    deepest = seen[-1]
+    text = str(deepest).strip().splitlines() or [type(deepest).__name__]
+    return ClusterError(f"{type(deepest).__name__}: {text[-1]}")
+
+
+def _inner(error: BaseException) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", {}).values()
+    named = (getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__"))
+    return [inner for inner in (*failures, *named) if isinstance(inner, BaseException)]

@@ -1,0 +1,186 @@
+"""Labelled frames and settings → a model bundle, trained data-parallel by Ray Train around core.loop.fit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segray import cluster
+from segray.config import Config, load
+from segray.core import loop
+from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
+from segray.core.models import check_names
+from segray.core.samples import LabelSpace, SampleRef
+from segray.errors import ConfigError, DataError, OutputExists
+
+SETTINGS = "config.yaml"
+SECTIONS = ("data", "model", "augment", "train", "cluster")
+FREE_KEYS = {"train.epochs", "train.out", "train.max_failures"}  # may change between a run and its resumption
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """out: the run's folder; best: its bundle; history: a row an epoch."""
+
+    out: Path
+    best: Path
+    history: list[dict[str, Any]]
+
+    @property
+    def best_row(self) -> dict[str, Any]:
+        return max(self.history, key=lambda row: row["miou"] if row["miou"] is not None else -1.0)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The frames of a run before any is decoded."""
+
+    train: tuple[SampleRef, ...]
+    val: tuple[SampleRef, ...]
+    label_space: LabelSpace
+    size: tuple[int, int]
+    data_id: str
+
+
+def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
+    """Train to `train.epochs` in `train.out`; the same call again goes on after the last whole epoch.
+
+    on_row is called in this process for each epoch that ends. With cluster.workers=0 no Ray is started.
+    Raises OutputExists when the folder holds a run with other settings, and a SegrayError for input that
+    cannot be used.
+    """
+    config = absolute(config)
+    out = Path(config.train.out)
+    claim(config, overwrite)
+    plan = plan_data(config)
+    if len(loop.read_history(out)) < config.train.epochs:
+        if config.cluster.workers == 0:
+            data = loop.TrainData(
+                MemorySamples.read(plan.train, plan.label_space, plan.size),
+                MemorySamples.read(plan.val, plan.label_space, plan.size),
+                plan.label_space, plan.size, plan.data_id,
+            )  # fmt: skip
+            loop.fit(_Reporter(on_row), config, data)
+        else:
+            with cluster.connected(config.cluster) as has:
+                worker = cluster.shape(config.cluster, has)
+                data = stored(plan, has)
+                cluster.wait_for(lambda: run(config, data, worker), new_rows(out, on_row))
+    return TrainResult(out, out / loop.BEST, loop.read_history(out))
+
+
+class _Reporter(loop.LocalWorker):
+    def __init__(self, on_row: OnRow) -> None:
+        super().__init__()
+        self.report = on_row
+
+
+def absolute(config: Config) -> Config:
+    """Paths that hold in Ray's worker processes, whose working directory differs."""
+    paths = {"train.out": config.train.out, "data.root": config.data.root}
+    return config.changed({key: str(Path(path).absolute()) for key, path in paths.items() if path is not None})
+
+
+def plan_data(config: Config) -> DataPlan:
+    """The frames that `config` names; everything that can be wrong before the first pixel is."""
+    check_names(config.model)
+    dataset = open_dataset(config.data)
+    train_refs = split_refs(dataset, config.data.train_split)
+    val_refs = split_refs(dataset, config.data.val_split)
+    workers = max(1, config.cluster.workers)
+    if config.train.batch_size % workers:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} cannot be shared by {workers} workers; "
+            f"take a multiple, such as {workers * max(1, round(config.train.batch_size / workers))}."
+        )
+    if len(train_refs) < workers:
+        raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
+    names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
+    data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
+    return DataPlan(train_refs, val_refs, dataset.label_space, input_size(config.data, train_refs), data_id[:12])
+
+
+def stored(plan: DataPlan, has: cluster.Resources) -> loop.TrainData:
+    """The plan's frames, decoded once for every worker of every run in this session."""
+    samples = (cluster.store_samples(refs, plan.label_space, plan.size, has) for refs in (plan.train, plan.val))
+    return loop.TrainData(*samples, plan.label_space, plan.size, plan.data_id)
+
+
+def run(config: Config, data: loop.TrainData, worker: cluster.WorkerShape, callbacks: tuple[Any, ...] = ()) -> None:
+    """core.loop.fit on Ray Train's processes. Blocks; call it inside a connected Ray."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    per_worker = {"CPU": worker.cpus, "GPU": worker.gpus}
+    TorchTrainer(
+        _loop,
+        train_loop_config={"config": config.model_dump(mode="json"), "data": data, "threads": worker.cpus},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=worker.count, use_gpu=worker.gpus > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=".ray",
+            storage_path=config.train.out,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=list(callbacks),
+        ),
+    ).fit()
+    shutil.rmtree(Path(config.train.out) / ".ray", ignore_errors=True)
+
+
+def _loop(given: dict[str, Any]) -> None:
+    """What runs in each process of Ray Train."""
+    import torch
+
+    torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
+    loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"])
+
+
+def claim(config: Config, overwrite: bool) -> None:
+    """Make `train.out` this run's folder. OutputExists when it holds something else, unless `overwrite`."""
+    out = Path(config.train.out)
+    if overwrite and (out / SETTINGS).exists():
+        shutil.rmtree(out)
+    if not (out / SETTINGS).exists():
+        if out.exists() and any(out.iterdir()):
+            raise OutputExists(f"{out} holds files that are no training run; give another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        differences = different(load(str(out / SETTINGS)), config)
+        if differences:
+            raise OutputExists(
+                f"{out} holds a run with other settings ({'; '.join(differences)}). "
+                "Give another --out, or --overwrite to train anew."
+            )
+    (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
+
+
+def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:
+    """The settings that make another model, as `key was a, is b`."""
+    lines = []
+    for section in sections:
+        old, new = (c.model_dump(mode="json")[section] for c in (before, now))
+        for key in old:
+            if old[key] != new[key] and f"{section}.{key}" not in FREE_KEYS:
+                lines.append(f"{section}.{key} was {old[key]}, is {new[key]}")
+    return lines
+
+
+def new_rows(out: Path, on_row: OnRow) -> Callable[[], None]:
+    """A poll that calls on_row for each epoch that is new in the history since now."""
+    seen = len(loop.read_history(out))
+
+    def poll() -> None:
+        nonlocal seen
+        for row in loop.read_history(out)[seen:]:
+            seen += 1
+            on_row(row)
+
+    return poll
