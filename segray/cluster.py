@@ -61,7 +61,8 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         # A local Ray turns token auth on and makes the token itself; told to, it fails where there is none yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _silent_stderr():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
     _hush()
@@ -69,6 +70,19 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         yield resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ core says on stderr that its log level was set; what goes wrong is raised."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _hush() -> None:

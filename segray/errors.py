@@ -3,6 +3,8 @@
     SegrayError            one line for the user, exit code 1
     ├── ConfigError        a setting is unknown, ill-typed or contradictory
     ├── DataError          labelled or unlabelled input that cannot be used
+    │   ├── InputChanged   a file is not the one that the plan saw
+    │   └── InputMissing   a file that the plan saw is gone
     ├── ModelError         an architecture, encoder or bundle that cannot be used
     ├── StorageError       a place that cannot be read or written
     ├── OutputExists       something was written there before, and would be lost
@@ -25,6 +27,14 @@ class ConfigError(SegrayError):
 
 class DataError(SegrayError):
     """Labelled or unlabelled input that cannot be used."""
+
+
+class InputChanged(DataError):
+    """A file is not the one that the plan saw."""
+
+
+class InputMissing(DataError):
+    """A file that the plan saw is gone."""
 
 
 class ModelError(SegrayError):

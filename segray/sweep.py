@@ -81,6 +81,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
         at_once = concurrent(config, has, len(trials))
         worker = cluster.shape(config.cluster, has, at_once)
         polls = [new_rows(trial_out(out, t), lambda row, name=t.name: on_row(name, row)) for t in trials]
+
         def poll() -> None:
             for poll_trial in polls:
                 poll_trial()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segray.errors import StorageError
+from segray.errors import InputChanged, InputMissing, StorageError
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,47 @@ def open_read(uri: str) -> Any:
     try:
         return filesystem(uri).open(uri, "rb") if is_s3(uri) else Path(check_uri(uri)).open("rb")
     except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+
+
+def read_unchanged(uri: str, stamp: str) -> bytes:
+    """A whole file, if it is still the one with this stamp; InputChanged or InputMissing otherwise."""
+    if is_s3(uri):
+        return _read_s3_if(uri, stamp)
+    check_unchanged(uri, stamp)
+    data = read_bytes(uri)
+    check_unchanged(uri, stamp)
+    return data
+
+
+def check_unchanged(uri: str, stamp: str) -> None:
+    """InputChanged when the file's stamp is another one, InputMissing when there is no file."""
+    try:
+        now = stat(uri).stamp
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InputMissing(f"{uri} is gone since the plan was made.") from error
+        raise
+    if now != stamp:
+        raise InputChanged(f"{uri} has changed since the plan was made; label it anew with another --out.")
+
+
+def _read_s3_if(uri: str, etag: str) -> bytes:
+    bucket, _, key = uri[5:].partition("/")
+    fs = filesystem(uri)
+    try:
+        import fsspec.asyn
+
+        async def get() -> bytes:
+            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=etag)
+            return await answer["Body"].read()
+
+        return fsspec.asyn.sync(fs.loop, get)
+    except FileNotFoundError as error:
+        raise InputMissing(f"{uri} is gone since the plan was made.") from error
+    except OSError as error:
+        if _http_status(error) == 412:
+            raise InputChanged(f"{uri} has changed since the plan was made.") from error
         raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
@@ -214,11 +255,14 @@ def _create_s3(uri: str, data: bytes) -> bool:
     try:
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except (OSError, ClientError) as error:
-        # s3fs turns the answer 412 into different errors, by its body; botocore's own is the cause.
-        cause = error if isinstance(error, ClientError) else error.__cause__
-        status = getattr(cause, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if isinstance(error, FileExistsError) or status == 412:
+        if isinstance(error, FileExistsError) or _http_status(error) == 412:
             return False
         raise StorageError(f"{uri} cannot be created: {reason(error)}.") from error
     fs.invalidate_cache()
     return True
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The store's answer: s3fs turns 412 into different errors, by its body; botocore's own is the cause."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
