@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box and a path, however silent it is told to be
+    "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns of four times as many processes
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
@@ -65,7 +68,7 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
-    _hush()
+    hush()
     try:
         yield resources()
     finally:
@@ -85,7 +88,9 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _hush() -> None:
+def hush() -> None:
+    """Keep Ray's loggers and deprecation notes out of the terminal; its log files stay."""
+    warnings.filterwarnings("ignore", module=r"(ray|segray)\..*", category=DeprecationWarning)
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -113,7 +118,8 @@ class WorkerShape:
         ):
             if asked > there:
                 raise ClusterError(
-                    f"{asked} {name}s asked, {there} in the cluster. Lower cluster.workers or add a node in cluster.yaml."
+                    f"{asked} {name}s asked, {there} in the cluster. Lower the number of workers, "
+                    "or add a node to the cluster."
                 )
 
 

@@ -107,6 +107,7 @@ def _label_shards(section: LabelSection, plan: Plan, todo: list[int], has: clust
     """Receipts of the shards, as they are made."""
     import ray.data
 
+    cluster.hush()
     use_gpu = has.gpus > 0 if gpu is None else gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
@@ -125,6 +126,7 @@ def _label_shards(section: LabelSection, plan: Plan, todo: list[int], has: clust
         max_restarts=1,
         max_task_retries=1,
     )
+    cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
     for row in receipts.iter_rows():
         if row["failure"]:
             raise StorageError(row["failure"])

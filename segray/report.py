@@ -35,13 +35,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from segray import __version__
+from segray.config import parse_size
 from segray.core import images, storage, video
 from segray.core.metrics import Scores, majority_baseline
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists, SegrayError
 
-THUMB_PX = 440  # longer side; about 30 kB a JPEG
-GALLERY_ROWS = 32  # in the whole page, shared out over the label folders: below 5 MB of pictures
+THUMB_PX = 400  # longer side; about 20 kB a JPEG
+GALLERY_ROWS = 24  # in the whole page, shared out over the label folders; 10 MB if all were noise
 VIDEOS, VIDEO_POINTS = 4, 240  # charts of class shares in a label folder, and frames drawn in each
 MATRIX_CLASSES = 30  # what a page's width can show; the table has all
 SERIES = 8  # colours of trials in the template's CSS: --s0 … --s7, the last for all others
@@ -245,7 +246,7 @@ def measured_on(config: str, best: Bundle) -> str:
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         settings = ()
     data = {key: value for key, value in settings if isinstance(value, str)}
-    place, size = data.get("root") or data.get("format"), best.facts.get("input_size")
+    place, size = data.get("root") or data.get("format"), parse_size(best.facts.get("input_size"))
     text = f"the {data.get('val_split', 'validation')} split{f' of {place}' if place else ''}"
     text += f" at {size[1]} × {size[0]} pixels" if size else ""
     return f"{text}: {short(int(best.confusion.sum()))} labelled pixels"
@@ -286,7 +287,7 @@ def class_rows(space: LabelSpace, scores: Mapping[str, Any], truth: np.ndarray) 
 def error_rows(rows: pa.Table) -> list[dict[str, Any]]:
     """Errors by code, the most frequent first, each with the first input that had it."""
     failed = rows.filter(pc.equal(rows["status"], "error"))
-    wanted = [([], "count_all"), ("input_id", "first"), ("error_message", "first")]
+    wanted = [([], "count_all"), ("uri", "first"), ("error_message", "first")]
     counts = failed.group_by("error_code", use_threads=False).aggregate(wanted)  # first needs one thread
     return counts.sort_by([("count_all", "descending"), ("error_code", "ascending")]).to_pylist()
 
@@ -346,7 +347,9 @@ def gallery_row(row: dict[str, Any], space: LabelSpace) -> dict[str, Any]:
     size = tuple(max(1, round(side * scale)) for side in pred.shape)
     image = _try(lambda: images.resize_image(read_image(row), size), notes)
     truth = _try(lambda: images.resize_mask(read_truth(row, space), size), notes) if row["truth_uri"] else None
-    return row | {"notes": notes, "panels": panels(image, truth, images.resize_mask(pred, size), space)}
+    name = storage.name_of(row["uri"])
+    name += f" · frame {row['frame_index']}" if row["video_uri"] else ""
+    return row | {"name": name, "notes": notes, "panels": panels(image, truth, images.resize_mask(pred, size), space)}
 
 
 def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray, space: LabelSpace) -> dict[str, str]:
@@ -384,7 +387,7 @@ def read_truth(row: Mapping[str, Any], space: LabelSpace) -> np.ndarray:
 
 def jpeg(image_hwc: np.ndarray) -> str:
     out = io.BytesIO()
-    Image.fromarray(image_hwc).save(out, format="JPEG", quality=82, subsampling=0)
+    Image.fromarray(image_hwc).save(out, format="JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
@@ -477,8 +480,9 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
     top = np.sort(np.argsort(-truth, kind="stable")[:MATRIX_CLASSES])
     share = confusion[np.ix_(top, top)] / np.maximum(truth[top, None], 1)
     labels, n = [clean(names[i])[:24] for i in top], len(top)
+    text_inch = 0.07 * max(map(len, labels))
     with drawing():
-        fig = Figure(figsize=(1.6 + 0.4 * n, 1.4 + 0.4 * n))
+        fig = Figure(figsize=(0.7 + 0.4 * n + 1.5 * text_inch, 0.7 + 0.4 * n + 0.7 * text_inch))
         ax = fig.subplots()
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.005:

@@ -170,8 +170,8 @@ def _tune(
         reduction_factor=config.sweep.reduction_factor,
     )
     tuner = tune.Tuner(
-        # A driver only waits: it holds no CPU, so that it can never keep its own workers from starting.
-        tune.with_resources(driver, {"CPU": 0}),
+        # A driver only waits: it holds no CPU (but Tune wants something), so it can never keep workers from starting.
+        tune.with_resources(driver, {"CPU": 0, "memory": 1}),
         param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
         tune_config=tune.TuneConfig(metric="miou", mode="max", scheduler=scheduler, max_concurrent_trials=at_once),
         run_config=tune.RunConfig(name=".tune", storage_path=config.sweep.out, verbose=0),

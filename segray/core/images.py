@@ -65,8 +65,11 @@ def image_size(data: bytes, source: str = "image") -> tuple[int, int]:
 
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
     """Class ids uint8 [H, W] → palette PNG: the pixels are ids, and any viewer shows the colours."""
-    image = Image.fromarray(np.ascontiguousarray(mask_hw, dtype=np.uint8), mode="L")
-    image.putpalette([channel for color in colors for channel in color])
+    image = Image.fromarray(np.ascontiguousarray(mask_hw, dtype=np.uint8))
+    # All 256 entries: with a short palette Pillow stores fewer bits a pixel, and 255 (void) would come back as 3.
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: len(colors)] = colors
+    image.putpalette(palette.tobytes())
     out = io.BytesIO()
     image.save(out, format="PNG", compress_level=1)
     return out.getvalue()

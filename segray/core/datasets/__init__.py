@@ -19,7 +19,8 @@ STREETS_CACHE = Path("~/.cache/segray/streets")
 def open_streets(config: DataSection) -> Dataset:
     """Drawn streets, in CamVid's layout: drawn once into `root`, or into a cache where none is given."""
     root = Path(config.root) if config.root else STREETS_CACHE.expanduser()
-    streets.write(root)
+    if not (root / "streets.json").exists():
+        streets.write(root)
     return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(str(root.absolute())))
 
 

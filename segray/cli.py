@@ -1,0 +1,335 @@
+"""The command line: parse → settings → one call → print. Every stage's function has its command's name.
+
+Heavy modules are imported inside the commands, so that `segray --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from segray.errors import SegrayError
+
+# Flag → (setting that it gives, help, more for click). What has no flag is given by --set or in a file.
+FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "--format": ("data.format", "Layout of the data: streets, camvid or folder.", {}),
+    "--data": ("data.root", "Folder of labelled frames.", {}),
+    "--size": ("data.size", "Height x width that the model sees, such as 180x240.", {}),
+    "--arch": ("model.arch", "Decoder: unet, fpn, deeplabv3plus, …", {}),
+    "--encoder": ("model.encoder", "Encoder: resnet18, mobilenet_v2, …", {}),
+    "--epochs": ("train.epochs", "Passes over the training frames.", {"type": int}),
+    "--batch-size": ("train.batch_size", "Images a step, over all workers.", {"type": int}),
+    "--lr": ("train.learning_rate", "Peak learning rate.", {"type": float}),
+    "--seed": ("train.seed", "Of weights, order and augmentation.", {"type": int}),
+    "--workers": ("cluster.workers", "Training processes; 0 trains without Ray.", {"type": int}),
+    "--address": ("cluster.address", "Ray cluster; default: RAY_ADDRESS, else a Ray of our own.", {}),
+    "--encoders": ("sweep.encoders", "An encoder to try; give it again for more.", {"multiple": True}),
+    "--lrs": ("sweep.learning_rates", "A range such as 1e-4..1e-2, or a list 1e-3,1e-2.", {}),
+    "--trials": ("sweep.trials", "Trials in all, for a range.", {"type": int}),
+    "--model": ("label.model", "Model bundle: the folder best/ of a run.", {}),
+    "--input": ("label.inputs", "Image, video or folder; give it again for more.", {"multiple": True}),
+    "--truth": ("label.truth", "Folder of masks with the images' stems, to score against.", {}),
+    "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
+    "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
+    "--labels": ("report.labels", "Folder of labels; give it again for more.", {"multiple": True}),
+}
+RENAMED = {"--encoders": "--encoder", "--lrs": "--lr"}  # the sweep's flags, by the names that train's have
+
+
+def flag(name: str) -> Callable[..., Any]:
+    key, text, more = FLAGS[name]
+    return click.option(RENAMED.get(name, name), key.replace(".", "__"), help=text, **more)
+
+
+def stage(*flags: str, out: str, sections: tuple[str, ...]) -> Callable[..., Any]:
+    """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
+            from segray.config import load, parse_override
+
+            values = {
+                key.replace("__", "."): _value(key, value) for key, value in given.items() if value not in (None, ())
+            }
+            config = load(file, {**values, **dict(parse_override(text) for text in sets)})
+            if dry_run:
+                click.echo(config.to_yaml(sections), nl=False)
+            else:
+                function(config, overwrite)
+
+        options = [
+            *(flag(name) for name in flags),
+            click.option("--out", out.replace(".", "__"), help="Where results go."),
+            click.option("--config", "file", help="YAML file of settings; flags go before it."),
+            click.option(
+                "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as train.epochs=3."
+            ),
+            click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing."),
+            click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in --out."),
+        ]
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "sweep__learning_rates":
+        return value if ".." in value else [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Examples(click.Group):
+    """Commands keep the line breaks of their help, so that examples can be copied."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("context_settings", {"max_content_width": 110})
+        return super().command(*args, **kwargs)
+
+
+@click.group(cls=Examples, context_settings={"max_content_width": 110})
+@click.version_option(package_name="segray")
+def cli() -> None:
+    """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.
+
+    \b
+    segray demo                                           the whole road on drawn streets, in minutes
+    segray sweep --format camvid --data DIR --out runs/s  which encoder is best on your frames
+    segray label --model runs/s/best --input DRIVES       masks and figures for unlabelled frames
+    """
+
+
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, help="Where everything goes.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier demo left in --out.")
+def demo(out: str, overwrite: bool) -> None:
+    """Draw streets, sweep two encoders, label frames and a video, write the report.
+
+    \b
+    Example:
+      segray demo --out runs/demo
+    """
+    from segray.demo import demo
+
+    demo(out, overwrite=overwrite)
+
+
+@cli.group(cls=Examples)
+def data() -> None:
+    """Look at labelled frames, or draw some."""
+
+
+@data.command("check")
+@click.argument("root", required=False)
+@click.option("--format", "format_", default="streets", show_default=True, help=FLAGS["--format"][1])
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
+def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
+    """Decode every frame and mask, and say whether training can start; exit code 1 if not.
+
+    \b
+    Example:
+      segray data check --format camvid camvid/
+    """
+    from segray.config import load, parse_override
+    from segray.core.datasets import open_dataset
+    from segray.core.datasets.check import check
+    from segray.terminal import counting, say
+
+    config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
+    dataset = open_dataset(config)
+    total = sum(len(refs) for refs in dataset.splits.values())
+    with counting("frames", total) as advance:
+        result = check(dataset, (config.train_split, config.val_split), lambda: advance(1))
+    show_check(result, dataset.label_space)
+    if not result.ok:
+        say(f"Training cannot start: {len(result.problems)} problem{'s' * (len(result.problems) > 1)}.")
+        raise SystemExit(1)
+    say("Training can start.")
+
+
+def show_check(result: Any, space: Any) -> None:
+    from segray.terminal import say, table
+
+    total, frames = result.pixels.total(), sum(result.sizes.values())
+    rows = []
+    for raw, pixels in sorted(result.pixels.items()):
+        label = space.id_map.get(raw)
+        name = "unknown" if label is None else "void" if label == space.ignore_index else space.names[label]
+        rows.append((raw, name, pixels, f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}"))
+    splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
+    table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
+    for height, width in list(result.sizes)[:1]:
+        if len(result.sizes) == 1:
+            say(f"Every frame is {height}×{width} (height × width).")
+    for note in result.notes:
+        say(f"Note: {note}.")
+    for problem in result.problems[:20]:
+        say(f"Problem: {problem.rstrip('.')}.")
+    if len(result.problems) > 20:
+        say(f"… and {len(result.problems) - 20} more.")
+
+
+@data.command("draw")
+@click.argument("root")
+@click.option("--train", default=48, show_default=True, help="Training frames.")
+@click.option("--val", default=16, show_default=True, help="Validation frames.")
+@click.option("--size", default="180x240", show_default=True, help="Height x width.")
+@click.option("--seed", default=0, show_default=True, help="Another seed draws another town.")
+def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
+    """Draw labelled streets and a video, in CamVid's layout.
+
+    \b
+    Example:
+      segray data draw streets/ --train 200 --size 360x480
+    """
+    from pathlib import Path
+
+    from segray.config import load
+    from segray.core.datasets import streets
+    from segray.terminal import say, waiting
+
+    pixels = load(None, {"data.size": size}).data.size
+    with waiting("Drawing streets"):
+        streets.write(Path(root), train=train, val=val, size=pixels, seed=seed)
+    say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
+
+
+@cli.command()
+@stage(
+    "--format", "--data", "--size", "--arch", "--encoder", "--epochs", "--batch-size", "--lr", "--seed", "--workers",
+    "--address", out="train.out", sections=("data", "model", "augment", "train", "cluster"),
+)  # fmt: skip
+def train(config: Any, overwrite: bool) -> None:
+    """Train one model; the same command again resumes after the last whole epoch.
+
+    \b
+    Example:
+      segray train --format camvid --data camvid/ --arch unet --encoder mobilenet_v2 \\
+                   --size 180x240 --epochs 3 --out runs/camvid
+    """
+    from segray.terminal import epoch_line, say, waiting
+    from segray.train import train
+
+    with waiting("Starting"):
+        result = train(config, overwrite=overwrite, on_row=lambda row: say(epoch_line(row, config.train.epochs)))
+    best = result.best_row
+    say(f"Best: mIoU {best['miou']:.3f} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
+    say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
+
+
+@cli.command()
+@stage(
+    "--format", "--data", "--size", "--arch", "--encoders", "--lrs", "--trials", "--epochs", "--batch-size", "--seed",
+    "--workers", "--address", out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"),
+)  # fmt: skip
+def sweep(config: Any, overwrite: bool) -> None:
+    """Compare encoders and learning rates; poor trials stop early. The same command again resumes.
+
+    \b
+    Example:
+      segray sweep --format camvid --data camvid/ --encoder resnet18 --encoder mobilenet_v2 \\
+                   --lr 1e-4..1e-2 --trials 4 --epochs 3 --out runs/sweep
+    """
+    from segray.sweep import sweep
+    from segray.terminal import epoch_line, say, show_leaderboard, waiting
+
+    with waiting("Sweeping"):
+        result = sweep(
+            config,
+            overwrite=overwrite,
+            on_row=lambda trial, row: say(f"{trial}  {epoch_line(row, config.train.epochs)}"),
+        )
+    show_leaderboard(result.leaderboard)
+    say(f"The best model is in {config.sweep.out}/best.")
+    say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
+
+
+@cli.command()
+@stage(
+    "--model", "--input", "--truth", "--every", "--actors", "--address",
+    out="label.out", sections=("label", "cluster"),
+)  # fmt: skip
+def label(config: Any, overwrite: bool) -> None:
+    """Label images and videos into Parquet; the same command again goes on where it was stopped.
+
+    \b
+    Example:
+      segray label --model runs/sweep/best --input drive.mp4 --every 10 --out labels/drive
+      segray label --model runs/sweep/best --input camvid/val --truth camvid/valannot --out labels/val
+    """
+    from segray.label import label
+    from segray.terminal import labelling, show_labels
+
+    with labelling() as on_receipt:
+        summary = label(config, overwrite=overwrite, on_receipt=on_receipt)
+    show_labels(config.label.out, summary)
+
+
+@cli.command()
+@click.argument("out")
+def verify(out: str) -> None:
+    """Check that finished labels hold every planned row exactly once, each mask whole; exit code 1 if not.
+
+    \b
+    Example:
+      segray verify labels/val
+    """
+    from segray.core import parts, storage
+    from segray.core.plan import load_plan
+    from segray.errors import DataError
+    from segray.terminal import counting, say
+
+    plan = load_plan(storage.absolute(out))
+    if plan is None:
+        raise DataError(f"{out} holds no labels (no _segray/plan.json); give the --out of segray label.")
+    with counting("parts", plan.shards) as advance:
+        problems = parts.verify(plan, lambda: advance(1))
+    for problem in problems[:20]:
+        say(f"Problem: {problem}.")
+    if problems:
+        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {plan.shards} parts.")
+        raise SystemExit(1)
+    say(f"All {plan.rows} rows are there once, in {plan.shards} whole parts.")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1)
+@stage("--labels", out="report.out", sections=("report",))
+def report(config: Any, overwrite: bool) -> None:
+    """Write one HTML page about training runs, sweeps and labels.
+
+    \b
+    Example:
+      segray report runs/sweep --labels labels/val --out report.html
+    """
+    from segray.report import report
+    from segray.terminal import say, waiting
+
+    with waiting("Writing the report"):
+        page = report(config.report.runs, config.report.labels, config.report.out, overwrite=overwrite)
+    say(f"The report is {page}.")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and exit code 1; Ctrl-C is 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SegrayError as error:
+        click.echo(f"segray: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("segray: stopped. The same command goes on from here.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

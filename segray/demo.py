@@ -1,0 +1,89 @@
+"""The main job end to end on drawn streets."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from segray import cluster
+from segray.config import Config
+from segray.core.datasets import streets
+from segray.errors import OutputExists
+from segray.label import label
+from segray.report import report
+from segray.sweep import sweep
+from segray.terminal import duration, epoch_line, labelling, say, show_labels, show_leaderboard, waiting
+
+SIZE = (96, 128)  # small enough for two laptop cores, large enough that a sign has some pixels
+TRAIN, VAL, HELD_OUT = 96, 16, 24
+EPOCHS = 8
+ENCODERS = ["resnet18", "mobilenet_v2"]
+LEARNING_RATES = [1e-3, 3e-3]
+
+
+def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
+    """Draw, sweep, label, report, all in `out`; the report's path. The same call again goes on."""
+    started = time.monotonic()
+    root = _claim(Path(out), overwrite)
+    say(f"1/4  Drawing {TRAIN + VAL + HELD_OUT} streets and a video")
+    drawn = streets.write(root / "streets", train=TRAIN, val=VAL)
+    held_out = streets.write(root / "held-out", train=0, val=HELD_OUT, seed=1, video_s=0)
+    config = _config(root, drawn)
+    with cluster.connected(config.cluster):
+        say(f"2/4  Sweeping {len(ENCODERS)} encoders over {len(LEARNING_RATES)} learning rates")
+        with waiting("Sweeping"):
+            result = sweep(config, on_row=lambda trial, row: say(f"     {trial}  {epoch_line(row, EPOCHS)}"))
+        say("3/4  Labelling held-out streets and the video with the best model")
+        frames = {"label.inputs": [str(held_out / "val")], "label.truth": str(held_out / "valannot")}
+        scored = _label(config.changed({**frames, "label.out": str(root / "labels-frames")}))
+        video = {"label.inputs": [str(drawn / "video.mp4")], "label.out": str(root / "labels-video")}
+        _label(config.changed(video))
+    say("4/4  Writing the report")
+    page = report(
+        [config.sweep.out], [str(root / "labels-frames"), str(root / "labels-video")], str(root / "report.html"),
+        overwrite=True,
+    )  # fmt: skip
+    show_leaderboard(result.leaderboard)
+    show_labels(str(root / "labels-frames"), scored)
+    say(f"Took {duration(time.monotonic() - started)}. The report is {page}")
+    if sys.stdout.isatty():
+        webbrowser.open(page.absolute().as_uri())
+    return page
+
+
+def _label(config: Config) -> dict[str, Any]:
+    with labelling() as on_receipt:
+        return label(config, on_receipt=on_receipt)
+
+
+def _config(root: Path, drawn: Path) -> Config:
+    return Config().changed(
+        {
+            "data.format": "streets",
+            "data.root": str(drawn),
+            "data.size": SIZE,
+            "train.epochs": EPOCHS,
+            "train.batch_size": 4,
+            "sweep.out": str(root / "sweep"),
+            "sweep.encoders": ENCODERS,
+            "sweep.learning_rates": LEARNING_RATES,
+            "sweep.grace_epochs": 2,
+            "label.model": str(root / "sweep" / "best"),
+            "label.shard_size": 16,
+        }
+    )
+
+
+def _claim(root: Path, overwrite: bool) -> Path:
+    mark = root / ".segray-demo"
+    if overwrite and mark.exists():
+        shutil.rmtree(root)
+    if root.exists() and any(root.iterdir()) and not mark.exists():
+        raise OutputExists(f"{root} holds files that are no demo; give another --out.")
+    root.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return root

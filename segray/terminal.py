@@ -1,0 +1,164 @@
+"""What people see while they wait: a live bar or spinner on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on a terminal; elsewhere nothing."""
+    with console.status(what) if console.is_terminal else _nothing():
+        yield
+
+
+class Advance(Protocol):
+    """Told that `count` more are done; `total` when it becomes known, and a note that stands beside."""
+
+    def __call__(self, count: int, note: str = "", total: int | None = None) -> None: ...
+
+
+@contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Advance]:
+    """A bar with the time left on a terminal, else a line every ten seconds."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+            task = progress.add_task(what, total=total, note="")
+            yield lambda count, note="", total=None: progress.update(task, advance=count, note=note, total=total)
+        return
+    done, last = 0, time.monotonic()
+
+    def advance(count: int, note: str = "", total: int | None = total) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            say(f"{what} {done}{f' of {total}' if total else ''}  {note}".rstrip())
+
+    yield advance
+
+
+@contextmanager
+def labelling() -> Iterator[Callable[[Any, Any], None]]:
+    """Progress of `label`: gives its on_receipt. Frames done of all, errors, frames a second."""
+    errors = rows = 0
+    started = time.monotonic()
+    with counting("frames") as advance:
+
+        def on_receipt(receipt: Any, plan: Any) -> None:
+            nonlocal errors, rows
+            errors, rows = errors + receipt.errors, rows + receipt.rows
+            speed = f"{rows / (time.monotonic() - started):.1f} frames/s"
+            advance(receipt.rows, f"{errors} errors, {speed}", plan.rows)
+
+        yield on_receipt
+
+
+def say(text: str) -> None:
+    """A line, as it is."""
+    console.print(text, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns of text and numbers; numbers stand on the right."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    rows = [list(row) for row in rows]
+    for i, name in enumerate(columns):
+        numeric = any(isinstance(row[i], int | float) for row in rows)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(text(cell) for cell in row))
+    console.print(drawn)
+
+
+def text(cell: Any) -> str:
+    """A cell: three decimals for shares and scores, a dash for what is not known."""
+    if cell is None or cell != cell:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if 0.001 <= abs(cell) < 1000 or cell == 0 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '3 min 20 s', '2 h 5 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """A row of history as a line: epoch, loss, scores, speed, time left."""
+    left = (epochs - row["epoch"]) * row["seconds"]
+    miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  val loss {row['val_loss']:.3f}  mIoU {miou}  "
+        f"{row['images_per_s']:.1f} images/s" + (f"  {duration(left)} left" if left else "")
+    )
+
+
+def show_leaderboard(rows: Sequence[Any]) -> None:
+    """The sweep's trials, best first."""
+    columns = ("rank", "architecture", "encoder", "learning rate", "mIoU", "accuracy", "epochs", "status", "parameters")
+    table(
+        "Leaderboard",
+        columns,
+        [
+            (
+                r.rank,
+                r.arch,
+                r.encoder,
+                f"{r.learning_rate:.2e}",
+                r.miou,
+                r.pixel_accuracy,
+                r.epochs,
+                r.status,
+                r.parameters,
+            )
+            for r in rows
+        ],
+    )
+    for row in rows:
+        if row.error:
+            say(f"{row.trial} failed: {row.error}")
+
+
+def show_labels(out: str, summary: dict[str, Any]) -> None:
+    """What a labelling run came to, and its scores where there was truth."""
+    errors = summary["rows"] - summary["ok"]
+    if summary["scores"]:
+        scores = summary["scores"]
+        rows = [(name, scores[key]) for key, name in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))]
+        rows += [("mean F1 (Dice)", scores["mean_f1"]), ("mean sensitivity", scores["mean_sensitivity"])]
+        table(
+            "Scores against truth",
+            ("score", "value"),
+            [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
+        )
+    codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
+    say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
