@@ -1,14 +1,14 @@
 """What can go wrong, as one small tree; each message says the value, the rule and the next step.
 
-    SegrayError            one line for the user, exit code 1
-    ├── ConfigError        a setting is unknown, ill-typed or contradictory
-    ├── DataError          labelled or unlabelled input that cannot be used
-    │   ├── InputChanged   a file is not the one that the plan saw
-    │   └── InputMissing   a file that the plan saw is gone
-    ├── ModelError         an architecture, encoder or bundle that cannot be used
-    ├── StorageError       a place that cannot be read or written
-    ├── OutputExists       something was written there before, and would be lost
-    └── ClusterError       Ray cannot give what was asked, or lost a worker
+SegrayError            one line for the user, exit code 1
+├── ConfigError        a setting is unknown, ill-typed or contradictory
+├── DataError          labelled or unlabelled input that cannot be used
+│   ├── InputChanged   a file is not the one that the plan saw
+│   └── InputMissing   a file that the plan saw is gone
+├── ModelError         an architecture, encoder or bundle that cannot be used
+├── StorageError       a place that cannot be read or written
+├── OutputExists       something was written there before, and would be lost
+└── ClusterError       Ray cannot give what was asked, or lost a worker
 """
 
 from __future__ import annotations

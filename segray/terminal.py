@@ -119,25 +119,9 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def show_leaderboard(rows: Sequence[Any]) -> None:
     """The sweep's trials, best first."""
-    columns = ("rank", "architecture", "encoder", "learning rate", "mIoU", "accuracy", "epochs", "status", "parameters")
-    table(
-        "Leaderboard",
-        columns,
-        [
-            (
-                r.rank,
-                r.arch,
-                r.encoder,
-                f"{r.learning_rate:.2e}",
-                r.miou,
-                r.pixel_accuracy,
-                r.epochs,
-                r.status,
-                r.parameters,
-            )
-            for r in rows
-        ],
-    )
+    columns = ("rank", "trial", "mIoU", "accuracy", "epochs", "status", "parameters")
+    cells = [(r.rank, r.trial, r.miou, r.pixel_accuracy, r.epochs, r.status, r.parameters) for r in rows]
+    table("Leaderboard", columns, cells)
     for row in rows:
         if row.error:
             say(f"{row.trial} failed: {row.error}")
