@@ -57,8 +57,8 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     """
     config = absolute(config)
     out = Path(config.train.out)
-    claim(config, overwrite)
     plan = plan_data(config)
+    claim(config, overwrite)
     if len(loop.read_history(out)) < config.train.epochs:
         if config.cluster.workers == 0:
             data = loop.TrainData(

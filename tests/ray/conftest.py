@@ -1,0 +1,39 @@
+"""One Ray for the whole session, and a small town to learn from."""
+
+import pytest
+
+from segray import cluster
+from segray.config import ClusterSection, load
+from segray.core.datasets import streets
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    with cluster.connected(ClusterSection()) as has:
+        yield has
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory):
+    """11 training and 5 validation frames: neither is a multiple of two workers' shares."""
+    return streets.write(tmp_path_factory.mktemp("town") / "streets", train=11, val=5, size=(64, 96), video_s=1.0)
+
+
+@pytest.fixture
+def settings(town, tmp_path):
+    """A training run of seconds; keyword arguments are settings with __ for the dot."""
+
+    def make(**more):
+        values = {
+            "data.root": str(town),
+            "data.size": "32x48",
+            "model.encoder": "mobilenet_v2",
+            "train.batch_size": 4,
+            "train.epochs": 2,
+            "train.out": str(tmp_path / "run"),
+            "sweep.out": str(tmp_path / "sweep"),
+            "cluster.cpus_per_worker": 1,
+        }
+        return load(None, values | {key.replace("__", "."): value for key, value in more.items()})
+
+    return make

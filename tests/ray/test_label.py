@@ -1,0 +1,99 @@
+"""The labelling promise through Ray Data: every row once, whatever stops the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from segray.config import load
+from segray.core import parts
+from segray.core.plan import load_plan
+from segray.errors import DataError, OutputExists
+from segray.label import label
+
+
+def options(bundle, town, out, **more):
+    values = {"label.model": str(bundle), "label.inputs": [str(town / "train"), str(town / "video.mp4")]}
+    return load(None, values | {"label.out": str(out), "label.shard_size": 4} | more)
+
+
+def problems(out):
+    return parts.verify(load_plan(str(out)))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path):
+    receipts = []
+    summary = label(
+        options(tiny_bundle, town, tmp_path / "out"), on_receipt=lambda receipt, plan: receipts.append(receipt)
+    )
+    assert (summary["rows"], summary["ok"], summary["errors"]) == (21, 21, {})
+    assert sum(receipt.rows for receipt in receipts) == 21
+    assert problems(tmp_path / "out") == []
+    rows = pq.read_table(tmp_path / "out" / "labels").to_pylist()
+    assert len({row["input_id"] for row in rows}) == 21
+    assert [row["frame_index"] for row in rows if row["video_uri"]] == list(range(10))
+
+    assert label(options(tiny_bundle, town, tmp_path / "out")) == summary  # a second run does nothing
+    with pytest.raises(OutputExists, match=r"\(every was 1, is 2\)"):
+        label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "good.jpg").write_bytes(next((town / "train").iterdir()).read_bytes())
+    (tmp_path / "in" / "text.mp4").write_text("no video")
+    config = options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")]})
+    assert label(config)["errors"] == {"decode_error": 2}
+    assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 2
+    with pytest.raises(DataError, match=r"^2 of 3 rows are errors, more than 50%"):
+        label(config.changed({"label.max_error_rate": 0.5}))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
+    command = [
+        *(sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", town / "train"),
+        *("--out", tmp_path / "out", "--set", "label.shard_size=1"),
+    ]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while run.poll() is None and not list(tmp_path.glob("out/labels/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    run.send_signal(sent)
+    assert run.wait(60) == code
+    if sent == signal.SIGINT:
+        assert run.stderr.read() == "segray: stopped. The same command goes on from here.\n"
+    there = {path: path.read_bytes() for path in tmp_path.glob("out/labels/*.parquet")}
+    assert len(there) >= 1
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "11 frames labelled, 0 errors." in done.stdout
+    assert problems(tmp_path / "out") == []
+    assert {path: path.read_bytes() for path in there} == there
+
+
+def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
+    out = f"{s3}/labels"
+    command = [
+        sys.executable,
+        "-m",
+        "segray.cli",
+        "label",
+        "--model",
+        tiny_bundle,
+        "--input",
+        town / "val",
+        "--out",
+        out,
+    ]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    assert parts.verify(load_plan(out)) == []
+    assert parts.read_summary(out)["ok"] == 5

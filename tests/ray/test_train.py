@@ -1,0 +1,106 @@
+"""Ray Train around the loop: any number of workers, resumption, and errors that are ours."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segray.core import loop
+from segray.core.datasets import open_dataset, read_sample, split_refs
+from segray.core.models import bundle
+from segray.errors import ClusterError, DataError, OutputExists
+from segray.train import train
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_stopped(settings):
+    config = settings(cluster__workers=2, train__epochs=1)
+    seen = []
+    first = train(config, on_row=seen.append)
+    dataset = open_dataset(config.data)
+    labelled = sum(
+        int((read_sample(ref, dataset.label_space, (32, 48)).mask_hw != 255).sum())
+        for ref in split_refs(dataset, "val")
+    )
+    assert np.sum(bundle.read_info(str(first.best)).confusion) == labelled
+
+    second = train(config.changed({"train.epochs": 2}), on_row=seen.append)
+    assert [row["epoch"] for row in seen] == [1, 2]
+    assert second.history[0] == first.history[0]
+
+
+def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray(settings, tmp_path):
+    config = settings(train__epochs=1)
+    with_ray = train(config.changed({"train.out": str(tmp_path / "with")})).history[0]
+    without = train(config.changed({"train.out": str(tmp_path / "without"), "cluster.workers": 0})).history[0]
+    assert with_ray["loss"] == pytest.approx(without["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_returned_and_not_trained_again(settings, tmp_path):
+    config = settings(cluster__workers=0, train__epochs=1)
+    train(config)
+    before = (tmp_path / "run" / loop.STATE).stat().st_mtime_ns
+    assert len(train(config).history) == 1
+    assert (tmp_path / "run" / loop.STATE).stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(settings, tmp_path):
+    config = settings(cluster__workers=0, train__epochs=1)
+    train(config)
+    with pytest.raises(OutputExists) as error:
+        train(config.changed({"train.learning_rate": 0.01}))
+    assert str(error.value) == (
+        f"{tmp_path}/run holds a run with other settings (train.learning_rate was 0.001, is 0.01). "
+        "Give another --out, or --overwrite to train anew."
+    )
+    assert train(config.changed({"train.learning_rate": 0.01}), overwrite=True).history[0]["epoch"] == 1
+
+
+def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, tmp_path):
+    root = tmp_path / "camvid"
+    for split in ("train", "val"):
+        for suffix in ("", "annot"):
+            (root / f"{split}{suffix}").mkdir(parents=True)
+        Image.new("RGB", (48, 32)).save(root / split / "a.jpg")
+        Image.new("L", (48, 32), 40).save(root / f"{split}annot" / "a.png")
+    with pytest.raises(DataError) as error:
+        train(settings(data__format="camvid", data__root=str(root)))
+    assert str(error.value) == (
+        f"{root}/trainannot/a.png has class id 40; the label space knows 0–11. "
+        "Map it in data.id_map, to a class or to 255 for void."
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(settings):
+    with pytest.raises(DataError, match=r"^The loss is (nan|inf) in epoch 1; lower train.learning_rate \(1e\+38\)"):
+        train(settings(train__learning_rate=1e38, train__epochs=1))
+
+
+def test_more_gpus_than_there_are_is_said_at_once(settings, ray_session):
+    if ray_session.gpus >= 2:
+        pytest.skip("this machine has the GPUs")
+    with pytest.raises(ClusterError) as error:
+        train(settings(cluster__workers=2, cluster__gpu=True))
+    assert str(error.value) == (
+        f"2 GPUs asked, {ray_session.gpus} in the cluster. Lower the number of workers, or add a node to the cluster."
+    )
+
+
+def test_the_history_is_json_lines_of_plain_numbers(settings, tmp_path):
+    train(settings(cluster__workers=0, train__epochs=1))
+    (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert json.loads(line).keys() == {
+        *(
+            "epoch",
+            "loss",
+            "val_loss",
+            "miou",
+            "pixel_accuracy",
+            "learning_rate",
+            "images_per_s",
+            "wait_share",
+            "seconds",
+        )
+    }

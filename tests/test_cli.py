@@ -1,0 +1,175 @@
+"""The command line from outside: its flags, its help, and one clear line for each kind of bad input."""
+
+import click
+import pytest
+from PIL import Image
+
+from segray import cli
+from segray.config import load
+
+STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
+FROZEN = {
+    "demo": {"out", "overwrite", "help"},
+    "data check": {"format", "set", "help"},
+    "data draw": {"train", "val", "size", "seed", "help"},
+    "train": STAGE | {
+        *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
+    },
+    "sweep": STAGE | {
+        *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
+        "trials",
+    },
+    "label": STAGE | {"model", "input", "truth", "every", "actors", "address"},
+    "verify": {"help"},
+    "report": STAGE | {"labels"},
+}  # fmt: skip
+
+
+def commands(group=cli.cli, prefix=""):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def flags_of(command):
+    context = click.Context(command)
+    return {option[2:] for param in command.get_params(context) for option in param.opts if option.startswith("--")}
+
+
+def run(monkeypatch, capsys, *args):
+    """(exit code, stdout, stderr) of the command, in this process."""
+    monkeypatch.setattr("sys.argv", ["segray", *map(str, args)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    return (code, *capsys.readouterr())
+
+
+def test_the_flags_are_these_and_a_new_one_needs_a_reason():
+    assert {name: flags_of(command) for name, command in commands()} == FROZEN
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_help_carries_an_example(name, command):
+    text = command.get_help(click.Context(command))
+    assert f"segray {name}" in text.split("Example:")[1]
+
+
+def test_every_flag_gives_a_setting_that_exists():
+    for key, _, _ in cli.FLAGS.values():
+        section, field = key.split(".")
+        assert field in getattr(load(), section).__class__.model_fields
+
+
+def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):
+    args = ("train", "--size", "180x240", "--lr", "0.01", "--set", "augment.flip=0", "--dry-run")
+    code, out, _ = run(monkeypatch, capsys, *args)
+    (tmp_path / "c.yaml").write_text(out)
+    config = load(str(tmp_path / "c.yaml"))
+    assert (code, config.data.size, config.train.learning_rate, config.augment.flip) == (0, (180, 240), 0.01, 0)
+
+
+def test_flags_win_over_the_file_and_set_over_flags(monkeypatch, capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("train: {epochs: 1, seed: 1, batch_size: 1}\n")
+    args = (
+        "train",
+        "--config",
+        tmp_path / "c.yaml",
+        "--epochs",
+        "2",
+        "--seed",
+        "2",
+        "--set",
+        "train.seed=3",
+        "--dry-run",
+    )
+    _, out, _ = run(monkeypatch, capsys, *args)
+    assert ("epochs: 2" in out, "seed: 3" in out, "batch_size: 1" in out) == (True, True, True)
+
+
+@pytest.fixture
+def places(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame.png")
+    return tmp_path
+
+
+CAMVID = ("--format", "camvid", "--data")
+BAD = [
+    (("train", *CAMVID, "{}/none"), "{}/none does not exist; give the folder that holds train/ and trainannot/."),
+    (
+        ("train", *CAMVID, "{}/empty"),
+        "{}/empty holds no frames in train/ and trainannot/, val/ and valannot/, test/ and testannot/.",
+    ),
+    (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or unetplusplus?"),
+    (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid?"),
+    (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
+    (("train", "--config", "{}/none.yaml"), "{}/none.yaml cannot be read: No such file or directory."),
+    (("train", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
+    (("sweep", "--lr", "1..", "--dry-run"), None),
+    (("sweep", "--lr", "1e-2..1e-4"), "sweep.learning_rates is '1e-2..1e-4'; give a range such as 1e-4..1e-2, or a list."),
+    (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (("label",), "label.model is not given; name the bundle: --model runs/train/best."),
+    (("label", "--model", "m"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),
+    (
+        ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
+        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+    ),
+    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan.json); give the --out of segray label."),
+    (("report", "{}/none", "--out", "{}/r.html"), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "line"), BAD, ids=[" ".join(args) for args, _ in BAD])
+def test_bad_input_is_one_line_and_a_code(monkeypatch, capsys, places, args, line):
+    monkeypatch.chdir(places)
+    code, _, err = run(monkeypatch, capsys, *(arg.format(places) for arg in args))
+    if "--dry-run" in args:
+        assert code == 0
+    elif line is None:
+        assert (code, err.count("\n"), err.startswith("segray: ")) == (1, 1, True)
+    else:
+        assert (code, err) == (1, f"segray: {line.format(places)}\n")
+    assert (places / "full" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("--input", "{}/none"), "{}/none does not exist; give an image, a video, or a folder of them."),
+        (("--input", "{}/empty"), "No image or video found in {}/empty."),
+        (("--input", "{}/frame.png", "--truth", "{}/empty"), "No mask in {}/empty has the stem of an image; truth pairs by file name."),
+        (("--input", "http://host/a.png"), "'http://host/a.png': only local paths and s3:// are read. Copy the data to one of them."),
+        (("--input", "{}/frame.png", "--out", "{}/full"), "{}/full holds files that are no labels; give another --out."),
+        (("--input", "{}/frame.png", "--out", "{}/full", "--overwrite"), "{}/full holds files that are no labels; give another --out."),
+    ],
+)  # fmt: skip
+def test_bad_labelling_input_is_one_line_and_nothing_is_written(monkeypatch, capsys, places, tiny_bundle, args, line):
+    monkeypatch.chdir(places)
+    before = sorted(places.rglob("*"))
+    code, _, err = run(monkeypatch, capsys, "label", "--model", tiny_bundle, *(arg.format(places) for arg in args))
+    assert (code, err) == (1, f"segray: {line.format(places)}\n")
+    assert sorted(places.rglob("*")) == before
+
+
+def test_data_check_says_what_is_wrong_and_where(monkeypatch, capsys, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / f"{split}annot").mkdir()
+        Image.new("RGB", (6, 4)).save(tmp_path / split / "a.png")
+        Image.new("L", (6, 4), 3).save(tmp_path / f"{split}annot" / "a.png")
+    assert run(monkeypatch, capsys, "data", "check", "--format", "camvid", tmp_path)[0] == 0
+    Image.new("L", (6, 4), 40).save(tmp_path / "valannot" / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "train" / "lonely.png")
+    code, out, _ = run(monkeypatch, capsys, "data", "check", "--format", "camvid", tmp_path)
+    assert code == 1
+    assert f"id 40 is unknown; the label space knows 0–11. In {tmp_path}/valannot/a.png." in out
+    assert f"Problem: {tmp_path}/train/lonely.png has no partner." in out
+    assert "Training cannot start: 2 problems." in out

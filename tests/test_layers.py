@@ -1,0 +1,35 @@
+"""The floors: core never imports ray or click, and the command line answers without torch or ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import segray
+
+ROOT = Path(segray.__file__).parent
+CORE = sorted(
+    "segray." + str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+    for path in (ROOT / "core").rglob("*.py")
+)
+
+
+def loaded_after(code, *suspects):
+    script = f"import sys\n{code}\nprint(*[name for name in {suspects!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")[-2]
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_core_stands_below_ray_and_click(module):
+    assert loaded_after(f"import {module}", "ray", "click") == ""
+
+
+def test_help_loads_nothing_heavy():
+    code = "from segray.cli import cli\ncli.main(['--help'], standalone_mode=False)"
+    assert loaded_after(code, "ray", "torch", "numpy", "pydantic", "rich") == ""
+
+
+def test_the_report_needs_neither_ray_nor_torch():
+    assert loaded_after("import segray.report", "ray", "torch", "click") == ""
