@@ -299,7 +299,7 @@ def verify(out: str) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1)
+@click.argument("report__runs", nargs=-1, metavar="[RUN]...")
 @stage("--labels", out="report.out", sections=("report",))
 def report(config: Any, overwrite: bool) -> None:
     """Write one HTML page about training runs, sweeps and labels.

@@ -65,7 +65,8 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         with _silent_stderr():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            own = {"include_dashboard": False} if address == "local" else {}  # no port is opened that nobody asked for
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
     hush()

@@ -6,6 +6,7 @@ frame rate is a promise that files do not keep. Demuxing the packets lists all o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,7 +74,9 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
     with storage.open_read(uri) as file, _open(file, uri) as container:
         stream = _stream(container, uri)
         stream.thread_type = "AUTO"
-        container.seek(first, stream=stream, backward=True)
+        # A file whose index is cut off cannot be sought in: it is decoded from its beginning.
+        with contextlib.suppress(av.FFmpegError, OSError):
+            container.seek(first, stream=stream, backward=True)
         try:
             for frame in container.decode(stream):
                 if frame.pts in wanted:
@@ -81,7 +84,7 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
                     yield Frame(frame.pts, _upright(frame))
                 if not wanted or (frame.pts is not None and frame.pts > last):
                     return
-        except av.FFmpegError:
+        except (av.FFmpegError, EOFError):
             return  # the caller sees which frames are missing, and writes a row for each
 
 
@@ -104,7 +107,7 @@ def _upright(frame: Any) -> np.ndarray:
 def _open(file: Any, uri: str) -> Any:
     try:
         return av.open(file, mode="r")
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
 
 

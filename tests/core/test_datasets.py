@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from segray.config import DataSection
+from segray.core.datasets import input_size, open_dataset, read_sample, split_refs, streets
+from segray.core.datasets.check import check
+from segray.errors import DataError
+
+
+def put(path, value=0, size=(6, 4), mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    for split in ("train", "val"):
+        put(tmp_path / split / "a.jpg", mode="RGB")
+        put(tmp_path / f"{split}annot" / "a.png", 11)
+    return DataSection(format="camvid", root=str(tmp_path))
+
+
+def problems(config):
+    return check(open_dataset(config), ("train", "val")).problems
+
+
+def test_camvid_gives_stable_ids_and_void(camvid):
+    dataset = open_dataset(camvid)
+    (ref,) = split_refs(dataset, "train")
+    assert ref.sample_id == "train/a"
+    assert np.all(read_sample(ref, dataset.label_space, None).mask_hw == 255)
+    assert input_size(camvid, (ref,)) == (4, 6)
+    assert problems(camvid) == []
+
+
+def test_the_class_map_can_be_changed(camvid):
+    config = camvid.model_copy(update={"id_map": {11: 3}})
+    dataset = open_dataset(config)
+    assert np.all(read_sample(split_refs(dataset, "val")[0], dataset.label_space, None).mask_hw == 3)
+
+
+def test_an_image_without_a_mask_stops_training(camvid, tmp_path):
+    put(tmp_path / "train" / "b.jpg", mode="RGB")
+    with pytest.raises(DataError) as error:
+        split_refs(open_dataset(camvid), "train")
+    assert str(error.value) == (
+        f"{tmp_path}/train/b.jpg has no partner (1 such files); every image needs a mask of the same stem. "
+        "`segray data check` lists them."
+    )
+    assert problems(camvid) == [f"{tmp_path}/train/b.jpg has no partner"]
+
+
+def test_check_names_unknown_ids_with_their_files(camvid, tmp_path):
+    put(tmp_path / "valannot" / "a.png", 40)
+    assert problems(camvid) == [
+        f"id 40 is unknown; the label space knows 0–11. In {tmp_path}/valannot/a.png. "
+        "Map it: --set data.id_map.40=CLASS, or 255 for void"
+    ]
+
+
+def test_check_names_masks_of_another_size_and_rgb_masks(camvid, tmp_path):
+    put(tmp_path / "trainannot" / "a.png", size=(8, 4))
+    put(tmp_path / "valannot" / "a.png", mode="RGB")
+    assert problems(camvid) == [
+        f"{tmp_path}/trainannot/a.png is 4×8, its image 4×6 (height × width)",
+        f"{tmp_path}/valannot/a.png has RGB pixels; a mask holds one 8-bit class id a pixel. Convert colours to ids first.",
+    ]
+
+
+def test_check_knows_binary_masks_when_it_sees_them(camvid, tmp_path):
+    for split in ("train", "val"):
+        mask = Image.new("L", (6, 4))
+        mask.putpixel((0, 0), 255)
+        mask.save(tmp_path / f"{split}annot" / "a.png")
+    result = check(open_dataset(camvid), ("train",))
+    assert not result.ok
+    assert any("0 and 255 alone" in note for note in result.notes)
+
+
+def test_a_folder_with_classes_is_split_by_name_the_same_way_everywhere(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,id,r,g,b\nroad,7,128,64,128\ncar,26,0,0,142\n")
+    for i in range(40):
+        put(tmp_path / "images" / f"{i}.png", mode="RGB")
+        put(tmp_path / "masks" / f"{i}.png", 26)
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert dataset.label_space.names == ("road", "car")
+    assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 34, "val": 6}
+    ref = dataset.splits["val"][0]
+    assert np.all(read_sample(ref, dataset.label_space, (2, 3)).mask_hw == np.ones((2, 3)))
+
+
+def test_a_folder_with_splits_keeps_them(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for split in ("train", "val"):
+        put(tmp_path / "images" / split / "a.png", mode="RGB")
+        put(tmp_path / "masks" / split / "a.png")
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert [ref.sample_id for ref in dataset.splits["val"]] == ["val/a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("road\ncar\n", "needs a header line with `name`"),
+        ("name,id\nroad,1\ncar,1\n", "ids must differ"),
+        ("name,id\nroad,x\n", "id, r, g and b are whole numbers"),
+        ("name,r,g,b\nroad,1,2,300\n", "colour 1,2,300"),
+    ],
+)
+def test_a_wrong_class_list_says_what_is_wrong(tmp_path, text, says):
+    (tmp_path / "classes.csv").write_text(text)
+    put(tmp_path / "images" / "a.png", mode="RGB")
+    put(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=says):
+        open_dataset(DataSection(format="folder", root=str(tmp_path)))
+
+
+def test_two_files_of_one_stem_are_refused(camvid, tmp_path):
+    put(tmp_path / "train" / "a.png", mode="RGB")
+    with pytest.raises(DataError, match="share a stem; keep one of them"):
+        open_dataset(camvid)
+
+
+def test_drawn_streets_are_a_data_set(tmp_path):
+    streets.write(tmp_path / "s", train=2, val=1, video_s=0, size=(32, 48))
+    dataset = open_dataset(DataSection(root=str(tmp_path / "s")))
+    assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert check(dataset, ("train", "val")).ok
