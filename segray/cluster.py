@@ -230,18 +230,20 @@ def wait_for(work: Callable[[], Any], poll: Callable[[], None], every_s: float =
 
 
 def explain(error: BaseException) -> SegrayError:
-    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says."""
+    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says.
+
+    A RayTaskError is of its cause's class as well, with a traceback as its text: what has a cause is not the bottom.
+    """
     seen: list[BaseException] = []
     found: Sequence[BaseException] = [error]
     while found:
-        for one in found:
-            if isinstance(one, SegrayError):
-                return one
         seen += found
         found = [inner for one in found for inner in _inner(one) if inner not in seen]
-    deepest = seen[-1]
-    text = str(deepest).strip().splitlines() or [type(deepest).__name__]
-    return ClusterError(f"{type(deepest).__name__}: {text[-1]}")
+    for one in reversed(seen):
+        if isinstance(one, SegrayError):
+            return one
+    text = str(seen[-1]).strip().splitlines() or [""]
+    return ClusterError(f"{type(seen[-1]).__name__}: {text[-1]}")
 
 
 def _inner(error: BaseException) -> list[BaseException]:

@@ -4,7 +4,8 @@ SegrayError            one line for the user, exit code 1
 ├── ConfigError        a setting is unknown, ill-typed or contradictory
 ├── DataError          labelled or unlabelled input that cannot be used
 │   ├── InputChanged   a file is not the one that the plan saw
-│   └── InputMissing   a file that the plan saw is gone
+│   ├── InputMissing   a file that the plan saw is gone
+│   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
 ├── StorageError       a place that cannot be read or written
 ├── OutputExists       something was written there before, and would be lost
@@ -35,6 +36,10 @@ class InputChanged(DataError):
 
 class InputMissing(DataError):
     """A file that the plan saw is gone."""
+
+
+class TrainingDiverged(DataError):
+    """The loss is not a number any more; every worker raises it in the same step of the run."""
 
 
 class ModelError(SegrayError):

@@ -15,7 +15,7 @@ from segray.core import loop
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
 from segray.core.models import check_names
 from segray.core.samples import LabelSpace, SampleRef
-from segray.errors import ConfigError, DataError, OutputExists
+from segray.errors import ConfigError, DataError, OutputExists, SegrayError, TrainingDiverged
 
 SETTINGS = "config.yaml"
 SECTIONS = ("data", "model", "augment", "train", "cluster")
@@ -118,7 +118,7 @@ def run(config: Config, data: loop.TrainData, worker: cluster.WorkerShape, callb
     from ray.train.torch import TorchTrainer
 
     per_worker = {"CPU": worker.cpus, "GPU": worker.gpus}
-    TorchTrainer(
+    result = TorchTrainer(
         _loop,
         train_loop_config={"config": config.model_dump(mode="json"), "data": data, "threads": worker.cpus},
         scaling_config=ray.train.ScalingConfig(
@@ -132,15 +132,21 @@ def run(config: Config, data: loop.TrainData, worker: cluster.WorkerShape, callb
             callbacks=list(callbacks),
         ),
     ).fit()
+    if isinstance(result.return_value, SegrayError):
+        raise result.return_value
     shutil.rmtree(Path(config.train.out) / ".ray", ignore_errors=True)
 
 
-def _loop(given: dict[str, Any]) -> None:
-    """What runs in each process of Ray Train."""
+def _loop(given: dict[str, Any]) -> SegrayError | None:
+    """What runs in each process of Ray Train. An error that another try would meet again is returned, not raised."""
     import torch
 
     torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
-    loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"])
+    try:
+        loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"])
+    except TrainingDiverged as error:
+        return error
+    return None
 
 
 def claim(config: Config, overwrite: bool) -> None:

@@ -32,7 +32,7 @@ from segray.core.losses import LOSSES
 from segray.core.models import build, bundle, forward
 from segray.core.samples import LabelSpace, Samples
 from segray.core.transforms import augment, normalize, to_float
-from segray.errors import DataError, ModelError
+from segray.errors import ModelError, TrainingDiverged
 
 READ_THREADS = 2
 PREFETCH_BATCHES = 2
@@ -82,7 +82,7 @@ class TrainData:
 
 
 def fit(worker: Worker, config: Config, data: TrainData) -> None:
-    """Train from the last whole epoch in `train.out` to `train.epochs`. DataError when the loss is not finite."""
+    """Train from the last whole epoch in `train.out` to `train.epochs`. Raises TrainingDiverged."""
     out = Path(config.train.out)
     torch.manual_seed(config.train.seed)
     model = build(config.model, data.label_space.num_classes, pretrained=worker.rank == 0)
@@ -142,7 +142,7 @@ def train_epoch(
         loss_sum += loss.detach()
     mean_loss = float(all_reduce(worker, loss_sum)) / len(steps) / worker.world_size
     if not math.isfinite(mean_loss):
-        raise DataError(
+        raise TrainingDiverged(
             f"The loss is {mean_loss} in epoch {epoch}; lower train.learning_rate "
             f"({config.train.learning_rate:g}). What was trained before is kept."
         )

@@ -6,7 +6,6 @@ frame rate is a promise that files do not keep. Demuxing the packets lists all o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -71,21 +70,25 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
     if not wanted:
         return
     first, last = min(wanted), max(wanted)
-    with storage.open_read(uri) as file, _open(file, uri) as container:
-        stream = _stream(container, uri)
-        stream.thread_type = "AUTO"
-        # A file whose index is cut off cannot be sought in: it is decoded from its beginning.
-        with contextlib.suppress(av.FFmpegError, OSError):
-            container.seek(first, stream=stream, backward=True)
-        try:
-            for frame in container.decode(stream):
-                if frame.pts in wanted:
-                    wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
-                    yield Frame(frame.pts, _upright(frame))
-                if not wanted or (frame.pts is not None and frame.pts > last):
-                    return
-        except (av.FFmpegError, EOFError):
-            return  # the caller sees which frames are missing, and writes a row for each
+    for seeking in (True, False):
+        with storage.open_read(uri) as file, _open(file, uri) as container:
+            stream = _stream(container, uri)
+            stream.thread_type = "AUTO"
+            try:
+                if seeking:
+                    container.seek(first, stream=stream, backward=True)
+            except (av.FFmpegError, OSError):
+                continue  # a file whose index is cut off is decoded from its beginning
+            try:
+                for frame in container.decode(stream):
+                    if frame.pts in wanted:
+                        wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
+                        yield Frame(frame.pts, _upright(frame))
+                    if not wanted or (frame.pts is not None and frame.pts > last):
+                        return
+            except (av.FFmpegError, EOFError):
+                pass  # the caller sees which frames are missing, and writes a row for each
+            return
 
 
 def read_frame(uri: str, index: int) -> np.ndarray:

@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -60,8 +61,8 @@ def test_broken_bytes_are_a_data_error_that_names_the_file():
 def test_a_bomb_is_stopped_by_its_header():
     header = bytearray(encoded(Image.new("L", (1, 1))))
     header[16:24] = (40000).to_bytes(4, "big") * 2
-    header[29:33] = __import__("zlib").crc32(header[12:29]).to_bytes(4, "big")
-    with pytest.raises(DataError, match="a.png is 40000×40000; at most 268 megapixels are read"):
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"^a\.png is 40000×40000; at most 268 megapixels are read\.$"):
         decode_image(bytes(header), "a.png")
 
 
@@ -76,7 +77,7 @@ def test_every_id_survives_the_palette_png():
 def test_masks_that_would_invent_ids_are_refused():
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents class ids at edges; store masks as PNG\.$"):
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
-    with pytest.raises(DataError, match="m.png has RGB pixels; a mask holds one 8-bit class id a pixel"):
+    with pytest.raises(DataError, match=r"^m\.png has RGB pixels; a mask holds one 8-bit class id a pixel\."):
         decode_mask(encoded(Image.new("RGB", (8, 8))), "m.png")
 
 

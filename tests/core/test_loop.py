@@ -89,7 +89,7 @@ def test_the_workers_share_each_global_batch():
         shares = [
             loop.epoch_batches(20, config, 5, SimpleNamespace(rank=rank, world_size=world)) for rank in range(world)
         ]
-        steps = [sum((share[k] for share in shares), []) for k in range(3)]
+        steps = [[i for share in shares for i in share[k]] for k in range(3)]
         assert steps == loop.epoch_batches(20, config, 5, SimpleNamespace(rank=0, world_size=1))
     assert len({i for step in steps for i in step}) == 18
 

@@ -184,7 +184,7 @@ def test_duckdb_reads_the_parts_and_the_hub_sees_images(town, predictor, tmp_pat
     plan = planned(tmp_path, town / "val")
     labelled(plan, predictor)
     query = f"select count(*), min(octet_length(mask.bytes)), sum(list_sum(class_pixels)) from '{tmp_path}/labels/*.parquet'"
-    count, smallest, pixels = duckdb.sql(query).fetchone()
+    count, smallest, pixels = duckdb.sql(query).fetchall()[0]
     assert (count, smallest > 50, pixels) == (6, True, 6 * 48 * 64)
     schema = pq.read_schema(tmp_path / "labels" / storage.name_of(plan.part_uri(0)))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["mask"] == {"_type": "Image"}

@@ -10,12 +10,13 @@ from segray.errors import DataError
 
 def write(path, codec="libx264", pts=range(30), **options):
     """Frames of growing brightness, a keyframe every 8, at 10 ticks a second."""
+    texture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options={"g": "8", **options})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 10)
         for i, time in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 7 * i, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(7 * i + texture // 16, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

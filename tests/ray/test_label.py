@@ -62,14 +62,14 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
         *(sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", town / "train"),
         *("--out", tmp_path / "out", "--set", "label.shard_size=1"),
     ]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while run.poll() is None and not list(tmp_path.glob("out/labels/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+        time.sleep(0.005)
     run.send_signal(sent)
     assert run.wait(60) == code
     if sent == signal.SIGINT:
-        assert run.stderr.read() == "segray: stopped. The same command goes on from here.\n"
+        assert run.stderr.read().lstrip() == "segray: stopped. The same command goes on from here.\n"
     there = {path: path.read_bytes() for path in tmp_path.glob("out/labels/*.parquet")}
     assert len(there) >= 1
     assert not (tmp_path / "out" / "_SUCCESS").exists()

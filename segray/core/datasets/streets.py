@@ -8,6 +8,7 @@ texture and light. So the two cannot disagree, and a later time_s is a later fra
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import random
@@ -31,22 +32,16 @@ DRAWING = 1  # goes up when the same seed gives other pixels, so that `write` do
 
 Color = tuple[float, float, float]
 Point = tuple[float, float, float]
+Outline = tuple[tuple[float, float], ...]
+Limb = tuple[Any, ...]  # colour slot, radius_m, swing, and two ends as (right, up, ahead)
 
 LENGTH_M = 120.0  # the street repeats: what falls behind the camera comes back far ahead, in the haze
-BEHIND_M, NEAR_M, EYE_M = 3.0, 0.5, 1.35
+BEHIND_M, NEAR_M = 3.0, 0.5
+EGO_M, EYE_M = 1.55, 1.35  # the camera's place: in the right lane, as high as a driver's eye
 CORNERS = 12  # every outline is padded to as many points, so that one array holds them all
+TEXTURES = ("plain", "bricks", "house", "brickhouse", "glass", "leaves", "boards", "pickets")
+TEXTURES += ("asphalt", "slabs", "clouds", "tiles")
 TERRAIN, GROUND, MARKING, OBJECT, BONNET = range(5)  # painted in this order; objects among themselves by depth
-
-# One paint box for walls, fences, cars, signs and clothes: colour alone must not tell classes apart.
-PAINTS: tuple[Color, ...] = (
-    *((236, 236, 232), (200, 200, 198), (150, 152, 156), (104, 106, 110), (66, 68, 72), (38, 39, 43)),
-    *((176, 92, 70), (142, 66, 50), (190, 50, 44), (120, 40, 52), (204, 180, 146), (222, 208, 178)),
-    *((164, 134, 100), (110, 84, 60), (58, 92, 150), (92, 130, 172), (40, 56, 92), (70, 110, 76)),
-    *((104, 124, 64), (214, 172, 64), (218, 120, 50), (150, 168, 160), (182, 146, 150), (128, 104, 132)),
-)
-SKIN: tuple[Color, ...] = ((236, 200, 176), (214, 168, 136), (168, 118, 84), (110, 74, 54))
-LEAVES: tuple[Color, ...] = ((78, 116, 48), (62, 98, 54), (104, 130, 58), (84, 104, 70), (170, 122, 50), (150, 86, 52))
-SIGN_COLORS: tuple[Color, ...] = ((204, 36, 40), (36, 84, 168), (240, 196, 40), (30, 110, 74), (235, 235, 235))
 
 
 class Weather(NamedTuple):
@@ -59,16 +54,6 @@ class Weather(NamedTuple):
     haze_per_m: float
     clouds: float  # 0 blue sky, 1 closed cover
     softness: float  # of shadows, share of the picture's width
-
-
-WEATHERS = (
-    Weather((0.72, 0.68, 0.60), (0.42, 0.45, 0.50), (92, 146, 214), (190, 212, 232), 0.004, 0.5, 0.004),
-    Weather((0.66, 0.62, 0.56), (0.46, 0.48, 0.50), (130, 170, 214), (214, 222, 228), 0.006, 0.9, 0.006),
-    Weather((0.10, 0.10, 0.10), (0.74, 0.76, 0.80), (178, 186, 196), (206, 210, 214), 0.007, 1.0, 0.025),
-    Weather((0.80, 0.56, 0.34), (0.36, 0.37, 0.44), (120, 150, 196), (240, 204, 160), 0.007, 0.6, 0.005),
-    Weather((0.12, 0.10, 0.12), (0.36, 0.38, 0.50), (70, 84, 130), (214, 150, 120), 0.006, 0.7, 0.020),
-    Weather((0.16, 0.16, 0.15), (0.66, 0.67, 0.68), (188, 192, 196), (204, 206, 206), 0.018, 0.8, 0.020),
-)
 
 
 class Shape(NamedTuple):
@@ -105,10 +90,10 @@ class Thing(NamedTuple):
 class Street(NamedTuple):
     """What holds for a whole scene."""
 
+    seed: int
     weather: Weather
     sun_xz: tuple[float, float]  # how far the sun stands aside and ahead for every metre of its height
-    half_m: float  # road from -half_m to half_m, the camera in the lane at ego_m
-    ego_m: float
+    half_m: float  # road from -half_m to half_m
     pavement_m: float
     parking: bool
     bend_per_m: float  # x grows by bend · z²: a road of constant curvature
@@ -116,6 +101,17 @@ class Street(NamedTuple):
     speed_m_s: float
     horizon: float  # share of the height
     exposure: float
+
+
+class Body(NamedTuple):
+    """A vehicle: outline from rear to front and side windows as shares of half its length and of its height."""
+
+    length_m: float
+    width_m: float
+    height_m: float
+    outline: Outline
+    glass: tuple[int, ...]  # which edges of the outline are windows
+    windows: Outline
 
 
 class World(NamedTuple):
@@ -135,10 +131,90 @@ class World(NamedTuple):
     layer: np.ndarray  # [T]
 
 
+# --- literal tables --------------------------------------------------------------------------------------
+
+# One paint box for walls, fences, cars, signs and clothes: colour alone must not tell classes apart.
+PAINTS: tuple[Color, ...] = (
+    *((236, 236, 232), (200, 200, 198), (150, 152, 156), (104, 106, 110), (66, 68, 72), (38, 39, 43)),
+    *((176, 92, 70), (142, 66, 50), (190, 50, 44), (120, 40, 52), (204, 180, 146), (222, 208, 178)),
+    *((164, 134, 100), (110, 84, 60), (58, 92, 150), (92, 130, 172), (40, 56, 92), (70, 110, 76)),
+    *((104, 124, 64), (214, 172, 64), (218, 120, 50), (150, 168, 160), (182, 146, 150), (128, 104, 132)),
+)
+WHITE, INK = (236, 236, 230), (24, 24, 26)
+SKIN: tuple[Color, ...] = ((236, 200, 176), (214, 168, 136), (168, 118, 84), (110, 74, 54))
+HAIR: tuple[Color, ...] = ((66, 60, 58), (40, 36, 34), (110, 84, 60), (204, 180, 146), (190, 50, 44))
+LEAVES: tuple[Color, ...] = ((78, 116, 48), (62, 98, 54), (104, 130, 58), (84, 104, 70), (170, 122, 50), (150, 86, 52))
+SIGN_COLORS: tuple[Color, ...] = ((204, 36, 40), (36, 84, 168), (240, 196, 40), (30, 130, 84), (235, 235, 235))
+
+WEATHERS = (
+    Weather((0.76, 0.71, 0.62), (0.42, 0.45, 0.50), (70, 128, 206), (196, 216, 234), 0.004, 0.45, 0.004),  # clear
+    Weather((0.68, 0.64, 0.58), (0.46, 0.48, 0.50), (112, 158, 210), (220, 226, 230), 0.005, 0.9, 0.006),  # clouds
+    Weather((0.10, 0.10, 0.10), (0.76, 0.78, 0.82), (172, 182, 194), (210, 214, 218), 0.006, 1.0, 0.025),  # overcast
+    Weather((0.84, 0.60, 0.36), (0.38, 0.39, 0.46), (112, 148, 200), (242, 208, 162), 0.006, 0.6, 0.005),  # evening
+    Weather((0.12, 0.10, 0.12), (0.38, 0.40, 0.52), (70, 84, 130), (214, 150, 120), 0.006, 0.7, 0.020),  # dusk
+    Weather((0.16, 0.16, 0.15), (0.68, 0.69, 0.70), (190, 194, 198), (206, 208, 208), 0.016, 0.8, 0.020),  # mist
+)
+
+# fmt: off
+BODIES = (
+    Body(4.0, 1.75, 1.50, ((-1, .2), (-.98, .6), (-.8, .97), (-.05, 1), (.38, .64), (.92, .52), (1, .2)),
+         (1, 3), ((-.88, .64), (-.76, .92), (-.08, .94), (.26, .66))),
+    Body(4.6, 1.80, 1.44, ((-1, .2), (-1, .62), (-.68, .66), (-.42, .98), (.05, 1), (.42, .66), (.94, .54), (1, .2)),
+         (2, 4), ((-.58, .67), (-.38, .92), (.03, .94), (.32, .68))),
+    Body(4.5, 1.85, 1.72, ((-1, .22), (-1, .58), (-.9, .98), (.05, 1), (.42, .64), (.95, .56), (1, .22)),
+         (1, 3), ((-.92, .62), (-.84, .93), (.03, .95), (.34, .66))),
+    Body(5.2, 1.95, 2.25, ((-1, .12), (-1, .98), (.45, 1), (.7, .62), (.97, .5), (1, .12)),
+         (2,), ((.2, .62), (.2, .92), (.42, .92), (.6, .62))),
+    Body(9.5, 2.45, 3.10, ((-1, .12), (-1, 1), (.98, 1), (1, .4), (1, .12)),
+         (2,), ((-.95, .45), (-.95, .85), (.93, .85), (.93, .45))),
+)
+
+# Colour slots of limbs: 0 top, 1 trousers, 2 skin, 3 hair or helmet, 4 bag or frame, 5 tyre.
+WALKER: tuple[Limb, ...] = (
+    (0, .22, 0, (0, .6, 0), (0, .95, 0)), (4, .16, 0, (.05, 1.05, -.2), (.05, 1.3, -.2)),
+    (0, .19, 0, (0, .99, 0), (0, 1.34, 0)), (0, .09, 0, (-.14, 1.4, 0), (.14, 1.4, 0)),
+    (1, .1, 1, (-.1, .9, 0), (-.11, .1, 0)), (1, .1, -1, (.1, .9, 0), (.11, .1, 0)),
+    (0, .065, -.6, (-.23, 1.4, 0), (-.28, .88, .05)), (0, .065, .6, (.23, 1.4, 0), (.28, .88, .05)),
+    (2, .115, 0, (0, 1.63, .03), (0, 1.58, .03)), (3, .115, 0, (0, 1.67, -.03), (0, 1.64, -.05)),
+)
+CIRCLE = tuple((math.cos(math.tau * i / CORNERS), math.sin(math.tau * i / CORNERS)) for i in range(CORNERS))
+RIDER: tuple[Limb, ...] = (
+    *((5, .04, 0, (0, .35 + .32 * a[1], hub + .32 * a[0]), (0, .35 + .32 * b[1], hub + .32 * b[0]))
+      for hub in (-.52, .52) for a, b in itertools.pairwise((*CIRCLE, CIRCLE[0]))),
+    (4, .035, 0, (0, .35, -.52), (0, .45, -.05)), (4, .035, 0, (0, .45, -.05), (0, .92, -.2)),
+    (4, .035, 0, (0, .8, -.17), (0, .85, .35)), (4, .035, 0, (0, .45, -.05), (0, .85, .35)),
+    (4, .035, 0, (0, .35, .52), (0, 1.02, .36)), (4, .035, 0, (-.26, 1.04, .4), (.26, 1.04, .4)),
+    (1, .095, 0, (-.1, .97, -.2), (-.13, .82, .16)), (1, .07, 0, (-.13, .82, .16), (-.12, .47, .04)),
+    (1, .095, 0, (.1, .97, -.2), (.13, .62, .14)), (1, .07, 0, (.13, .62, .14), (.12, .24, -.04)),
+    (0, .06, 0, (-.2, 1.42, .1), (-.24, 1.08, .38)), (0, .06, 0, (.2, 1.42, .1), (.24, 1.08, .38)),
+    (0, .19, 0, (0, 1.02, -.18), (0, 1.36, .06)), (0, .09, 0, (-.13, 1.42, .1), (.13, 1.42, .1)),
+    (2, .11, 0, (0, 1.66, .2), (0, 1.6, .2)), (3, .125, 0, (0, 1.7, .15), (0, 1.69, .15)),
+)
+
+
+def _square(x0: float, x1: float, y0: float, y1: float) -> Outline:
+    return (x0, y0), (x1, y0), (x1, y1), (x0, y1)
+
+
+# Outlines in units of a sign's size, and colour slots: 0–2 vary, 3 red, 4 white, 5 black, 6–8 lamps.
+SIGNS: tuple[tuple[tuple[Outline, int], ...], ...] = (
+    ((CIRCLE, 0), (tuple((.74 * x, .74 * y) for x, y in CIRCLE), 1), (_square(-.5, .5, -.15, .15), 2)),
+    ((((-1.1, -.9), (1.1, -.9), (0, 1)), 3), (((-.7, -.65), (.7, -.65), (0, .55)), 4), (_square(-.1, .1, -.5, .2), 5)),
+    ((_square(-1.6, 1.6, -.8, .8), 0), (_square(-1.3, .9, -.5, -.2), 2), (_square(-1.3, .3, .15, .45), 2)),
+    ((_square(-.45, .45, -1.2, 1.2), 5), *((tuple((.28 * x, .28 * y + .75 * i) for x, y in CIRCLE), 7 - i)
+                                          for i in (-1, 0, 1))),
+)
+# fmt: on
+
+
+# --- the doors -------------------------------------------------------------------------------------------
+
+
 def draw(seed: int, size: tuple[int, int] = (180, 240), time_s: float = 0.0) -> Sample:
     """One frame of the street `seed`: image_hwc uint8 RGB [*size, 3], mask_hw uint8 ids 0–10 and 11 for void.
 
-    time_s moves the camera ahead and cars, riders and walkers along. The same arguments give the same pixels.
+    seed and time_s are 0 or more. time_s moves the camera ahead and cars, riders and walkers along, so that
+    draws of one seed are a video. The same arguments give the same pixels.
     """
     return render(world_of(seed), size, time_s)
 
@@ -161,7 +237,8 @@ def write(
     a root with the same settings is returned as it is. Raises OutputExists for any other root that is not
     empty, DataError for a video of odd size.
     """
-    settings = dict(train=train, val=val, video_s=video_s, fps=fps, size=list(size), seed=seed, drawing=DRAWING)
+    settings = {"train": train, "val": val, "video_s": video_s, "fps": fps}
+    settings |= {"size": list(size), "seed": seed, "drawing": DRAWING}
     frames = round(video_s * fps)
     if frames and (size[0] % 2 or size[1] % 2):
         raise DataError(f"size {size[0]}×{size[1]} is odd; H.264 video needs even sides. Add or take one pixel.")
@@ -178,7 +255,7 @@ def write(
         (folder / "streets.json").write_text(json.dumps(settings, indent=2) + "\n")
         try:
             folder.rename(root)
-        except OSError:  # another process was quicker
+        except OSError:  # root is no longer free: another process was quicker
             if not _is_written(root, settings):
                 raise
     return root
@@ -226,16 +303,13 @@ def _write_video(folder: Path, seed: int, frames: int, fps: int, size: tuple[int
 
 @functools.lru_cache(maxsize=4)
 def world_of(seed: int) -> World:
-    """The street `seed`, the same in every process; later frames of a video read it again."""
-    rng = random.Random(seed)  # ten times quicker than NumPy for single numbers, and as reproducible
-    street = _street(rng)
-    things = [*_ground(rng, street), _far_end(rng, street)]
+    """The street `seed`, the same in every process; the frames of a video read it again and again."""
+    rng = random.Random(seed)  # quicker than NumPy where numbers are drawn one by one, and as reproducible
+    street = _street(rng, seed)
+    things = [*_ground(rng, street), _far_end(rng, street), _bonnet(rng, street)]
     for side in (-1, 1):
-        things += [*_frontage(rng, street, side), *_kerbside(rng, street, side), *_walkers(rng, street, side)]
-    things += [*_traffic(rng, street), *_riders(rng, street)]
-    if rng.random() < 0.75:
-        things.append(_bonnet(rng, street))
-    return _table(street, things)
+        things += [*_frontage(rng, street, side), *_kerbside(rng, street, side), *_people(rng, street, side)]
+    return _table(street, things + _traffic(rng, street))
 
 
 def _table(street: Street, things: list[Thing]) -> World:
@@ -257,34 +331,37 @@ def _table(street: Street, things: list[Thing]) -> World:
     )
 
 
-def _street(rng: random.Random) -> Street:
+def _street(rng: random.Random, seed: int) -> Street:
     weather = rng.choice(WEATHERS)
-    tint = [rng.gauss(1, 0.05) for _ in range(3)]
-    weather = weather._replace(
-        zenith=tuple(channel * t for channel, t in zip(weather.zenith, tint, strict=True)),
-        haze_per_m=weather.haze_per_m * rng.uniform(0.6, 1.4),
-    )
     angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1.5) * (weather.sun[0] > 0.2)
-    parking = rng.random() < 0.5
+    parking = rng.random() < 0.4
     return Street(
-        weather=weather,
+        seed=seed,
+        weather=weather._replace(
+            zenith=_mixed(rng, [weather.zenith], 8),
+            haze=_mixed(rng, [weather.haze], 6),
+            haze_per_m=weather.haze_per_m * rng.uniform(0.6, 1.4),
+        ),
         sun_xz=(slope * math.sin(angle), slope * math.cos(angle)),
-        half_m=5.4 if parking else 3.4,
-        ego_m=1.65,
-        pavement_m=rng.uniform(2.2, 4.0),
+        half_m=5.1 if parking else 3.2,
+        pavement_m=rng.uniform(2.4, 4.4),
         parking=parking,
         bend_per_m=rng.triangular(-0.0028, 0.0028),
         mirror=rng.choice((-1, 1)),
         speed_m_s=rng.uniform(4, 9),
         horizon=rng.uniform(0.38, 0.48),
-        exposure=rng.uniform(0.85, 1.12),
+        exposure=rng.uniform(0.92, 1.15),
     )
 
 
 def _mixed(rng: random.Random, colors: Sequence[Color], spread: float = 12) -> Color:
     """One of the colours, a little off and a little lighter or darker."""
     grey = rng.gauss(0, spread)
-    return tuple(min(max(channel + grey + rng.gauss(0, spread / 3), 12), 250) for channel in rng.choice(colors))
+    return tuple(min(max(c + grey + rng.gauss(0, spread / 3), 12), 250) for c in rng.choice(colors))
+
+
+def _blend(a: Color, b: Color, share: float) -> Color:
+    return tuple(x + share * (y - x) for x, y in zip(a, b, strict=True))
 
 
 def _spots(rng: random.Random, gap_m: tuple[float, float], start_m: float = 0.0) -> Iterator[float]:
@@ -295,12 +372,6 @@ def _spots(rng: random.Random, gap_m: tuple[float, float], start_m: float = 0.0)
         z += rng.uniform(*gap_m)
 
 
-def _turn(heading_rad: float) -> Callable[[float, float, float], Point]:
-    """(right, up, ahead) → (x, y, z) for someone who heads away from the camera at 0, to the right at π / 2."""
-    sin, cos = math.sin(heading_rad), math.cos(heading_rad)
-    return lambda right, up, ahead: (right * cos + ahead * sin, up, ahead * cos - right * sin)
-
-
 def _facing(x0: float, x1: float, y0: float, y1: float, z: float) -> tuple[Point, ...]:
     return (x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)
 
@@ -309,46 +380,40 @@ def _alongside(x: float, z0: float, z1: float, y0: float, y1: float) -> tuple[Po
     return (x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)
 
 
-def _flat(x0: float, x1: float, z0: float, z1: float) -> tuple[Point, ...]:
-    return (x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)
+def _lying(x0: float, x1: float, z0: float, z1: float, y: float = 0.0) -> tuple[Point, ...]:
+    return (x0, y, z0), (x1, y, z0), (x1, y, z1), (x0, y, z1)
 
 
-def _disc(x: float, y: float, z: float, radius_m: float, facing: bool) -> tuple[Point, ...]:
-    turns = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
-    rim = [(radius_m * math.cos(t), radius_m * math.sin(t)) for t in turns]
-    return tuple((x + a, y + b, z) if facing else (x, y + b, z + a) for a, b in rim)
+def _far_first(shapes: list[Shape]) -> list[Shape]:
+    return sorted(shapes, key=lambda shape: -sum(z for _, _, z in shape.points) / len(shape.points))
 
 
 def _ground(rng: random.Random, street: Street) -> list[Thing]:
-    half, speed = street.half_m, street.speed_m_s
-    grey = rng.uniform(74, 150)
+    """Sky, far ground, road, kerbs, pavements, and the lines and patches on the road."""
+    half, speed, weather = street.half_m, street.speed_m_s, street.weather
+    grey = rng.uniform(78, 150)
     road = (grey, grey * rng.uniform(0.97, 1.02), grey * rng.uniform(0.95, 1.06))
     paving = _mixed(rng, [(132, 132, 130), (164, 156, 144), (110, 112, 116), (150, 112, 96), road])
-    stone = tuple(channel * 0.6 + 80 for channel in paving)
-    line = (228, 226, 214) if rng.random() < 0.8 else (222, 186, 72)
-    sky = Shape(SKY, _flat(-1, 1, 0, 1), street.weather.zenith, "clouds", _clouds(street.weather), (120, 120))
-    sky = sky._replace(points=[(x, 55 + EYE_M, z) for x, _, z in sky.points])
-    plain = Shape(PAVEMENT, _flat(-900, 900, 0, 2000), paving)
-    things = [Thing(0, 1, [sky], speed, layer=TERRAIN), Thing(0, 0, [plain], speed, layer=TERRAIN)]
-    slabs = rng.choice(("slabs", "slabs", "asphalt", "bricks"))
-    strips = [Shape(ROAD, _flat(-half, half, -10, 0), road, "asphalt", tuple(c * 0.7 for c in road), (5, 5))]
+    slabs, line = rng.choice(("slabs", "slabs", "asphalt", "bricks")), rng.choice((WHITE, WHITE, (222, 186, 72)))
+    clouds = _blend(weather.zenith, weather.haze, weather.clouds)
+    sky = Shape(SKY, _lying(-1, 1, 0, 1, 45), weather.zenith, "clouds", clouds, (120, 120))
+    plain = Shape(PAVEMENT, _lying(-900, 900, 0, 300), paving)
+    strips = [Shape(ROAD, _lying(-half, half, -10, 0), road, "asphalt", _blend(road, INK, 0.25), (5, 5))]
     for side in (-1, 1):
         kerb, wall = side * (half + 0.22), side * (half + street.pavement_m + 0.3)
-        strips.append(Shape(PAVEMENT, _flat(kerb, wall, -10, 0), paving, slabs, road, (2.5, 2.5)))
-        strips.append(Shape(PAVEMENT, _flat(side * half, kerb, -10, 0), stone))
+        strips.append(Shape(PAVEMENT, _lying(kerb, wall, -10, 0), paving, slabs, road, (2.5, 2.5)))
+        strips.append(Shape(PAVEMENT, _lying(side * half, kerb, -10, 0), _blend(paving, WHITE, 0.3)))
         if rng.random() < 0.5:
-            edge = side * (half - (2.1 if street.parking else 0.3))
-            strips.append(Shape(ROAD, _flat(edge - 0.06, edge + 0.06, -10, 0), line))
-    things += [Thing(0, z, strips, layer=GROUND) for z in range(10, int(LENGTH_M) + 1, 10)]
-    dash = [Shape(ROAD, _flat(-0.07, 0.07, -rng.choice((3, 4, 8)), 0), line)]
-    things += [Thing(0, z, dash, layer=MARKING) for z in range(8, int(LENGTH_M) + 1, 8)]
-    patch = Shape(ROAD, _flat(-0.8, 0.8, -3, 0), tuple(c * 0.8 for c in road), "asphalt")
-    things += [Thing(rng.uniform(-2.5, 2.5), z, [patch], layer=MARKING) for z in _spots(rng, (10, 50))]
-    return things
-
-
-def _clouds(weather: Weather) -> Color:
-    return tuple(z + weather.clouds * (h - z) for z, h in zip(weather.zenith, weather.haze, strict=True))
+            edge = side * (half - (2.0 if street.parking else 0.3))
+            strips.append(Shape(ROAD, _lying(edge - 0.06, edge + 0.06, -10, 0), line))
+    dash = Shape(ROAD, _lying(-0.07, 0.07, -rng.choice((3, 4, 8)), 0), line)
+    patch = Shape(ROAD, _lying(-0.8, 0.8, -3, 0), _blend(road, INK, 0.2), "asphalt")
+    return [
+        *(Thing(0, 0, [shape], speed, layer=TERRAIN) for shape in (sky, plain)),
+        *(Thing(0, z, strips, layer=GROUND) for z in range(10, int(LENGTH_M) + 1, 10)),
+        *(Thing(0, z, [dash], layer=MARKING) for z in range(8, int(LENGTH_M) + 1, 8)),
+        *(Thing(rng.uniform(-2, 2), z, [patch], layer=MARKING) for z in _spots(rng, (10, 50))),
+    ]
 
 
 def _far_end(rng: random.Random, street: Street) -> Thing:
@@ -361,367 +426,226 @@ def _far_end(rng: random.Random, street: Street) -> Thing:
         else:
             front = _facing(x - rng.uniform(3, 7), x + rng.uniform(3, 7), 0, rng.uniform(4, 14), 0)
             shapes.append(Shape(BUILDING, front, _mixed(rng, PAINTS[:12]), "house", period_m=(10, 12)))
-    return Thing(street.ego_m, LENGTH_M - BEHIND_M - 0.5, shapes, street.speed_m_s)
+    return Thing(EGO_M, LENGTH_M - BEHIND_M - 0.5, shapes, street.speed_m_s)
 
 
 def _bonnet(rng: random.Random, street: Street) -> Thing:
-    rim = [(0.1 * i, 0.76 - 0.11 * (0.1 * i / 0.9) ** 2, 0) for i in range(-9, 10, 2)]
-    shape = Shape(VOID_ID, [(-0.9, -2, 0), (0.9, -2, 0), *reversed(rim)], _mixed(rng, PAINTS))
-    return Thing(street.ego_m, 1.3, [shape], street.speed_m_s, layer=BONNET)
+    """The own car's, seen in most scenes."""
+    top = rng.choice((0.74, 0.76, 0.78, 0.3))
+    rim = [(0.1 * i, top - 0.11 * (0.1 * i / 0.9) ** 2, 0) for i in range(9, -10, -2)]
+    shape = Shape(VOID_ID, [(-0.9, -2, 0), (0.9, -2, 0), *rim], _mixed(rng, PAINTS))
+    return Thing(EGO_M, 1.3, [shape], street.speed_m_s, layer=BONNET)
 
 
 def _frontage(rng: random.Random, street: Street, side: int) -> list[Thing]:
     """Behind the pavement: houses at the line, houses behind gardens, parks."""
-    things, z, leafy = [], 0.0, rng.uniform(0.1, 0.9)
+    things, z, leafy = [], 0.0, rng.uniform(0.15, 0.95)
     fence, floors = _fence_style(rng), rng.uniform(1.5, 5)
     while z < LENGTH_M - 5:
         width = min(rng.uniform(7, 15), LENGTH_M - z)
-        shapes = []
-        if rng.random() > leafy:
-            shapes += _house(rng, street, side, width, 0.0, floors)
-        else:
-            back = rng.uniform(3, 7)
-            if rng.random() < 0.6:
-                shapes += _house(rng, street, side, width * 0.8, back, min(floors, 2.5))
+        back = 0.0 if rng.random() > leafy else rng.uniform(3, 7)
+        shapes = _house(rng, street, side, width, back, floors) if back == 0 or rng.random() < 0.6 else []
+        if back:
             for _ in range(rng.randint(0, 3)):
-                shapes += _moved(_tree(rng), side * rng.uniform(1.5, back), -rng.uniform(1, width - 1))
+                shapes += _tree(rng, side * rng.uniform(1.5, back), -rng.uniform(1, width - 1))
             shapes += _border(rng, width, fence)
         z += width
         things.append(Thing(side * (street.half_m + street.pavement_m), z, shapes))
     return things
 
 
-def _moved(shapes: list[Shape], x: float, z: float) -> list[Shape]:
-    return [s._replace(points=[(a + x, b, c + z) for a, b, c in s.points]) for s in shapes]
-
-
 def _house(rng: random.Random, street: Street, side: int, width: float, back: float, floors: float) -> list[Shape]:
-    """A house whose street front is `back` metres behind the line, from -width to 0 along the street."""
-    wall = tuple(0.75 * c + 0.25 * g for c, g in zip(_mixed(rng, PAINTS), (160, 150, 140), strict=True))
-    dusk = street.weather.ambient[0] < 0.4
-    pane = _mixed(rng, [(60, 68, 82), (44, 48, 56), (110, 124, 140), *([(620, 470, 250)] if dusk else [])])
-    pane = (560.0, 430.0, 230.0) if dusk and rng.random() < 0.6 else pane
-    height = 3 * max(1, round(rng.gauss(floors, 0.8))) + 0.5
-    x, far, rise = side * back, side * (back + rng.uniform(7, 10)), rng.choice((0, 2.5, 3.5))
+    """A house from -width to 0 along the street, its front `back` metres behind the line; roof, shop or door."""
+    wall, roof = (
+        _blend(_mixed(rng, PAINTS), (160, 150, 140), 0.25),
+        _mixed(rng, [(120, 66, 52), (84, 84, 92), (96, 72, 60)]),
+    )
+    lit = street.weather.ambient[0] < 0.4 and rng.random() < 0.7  # at dusk, brighter than any wall
+    pane = (560, 430, 230) if lit else _mixed(rng, [(60, 68, 82), (44, 48, 56), (110, 124, 140)])
+    height, rise = 3 * max(1, round(rng.gauss(floors if back == 0 else 2, 0.8))) + 0.5, rng.choice((0, 2.5, 3.5))
+    near, far, eaves = side * back, side * (back + rng.uniform(7, 10)), side * (back - 0.3)
+    ridge, top = (near + far) / 2, height + rise
     style = rng.choice(("house", "brickhouse", "brickhouse", "glass" if height > 9 else "house"))
-    look = {"texture": style, "second": pane, "period_m": (4 * width / max(1, round(width / 2.7)), 12)}
-    blind = look if rng.random() < 0.4 else look | {"texture": "bricks" if style == "brickhouse" else "plain"}
-    shapes = []
-    if rise:
-        roof, ridge = _mixed(rng, [(120, 66, 52), (84, 84, 92), (96, 72, 60)]), (x + far) / 2
-        eaves, top = x - side * 0.4, height + rise
-        slope = ((eaves, height, -width), (eaves, height, 0), (ridge, top, 0), (ridge, top, -width))
-        gable = ((x, height, -width), (far, height, -width), (ridge, top, -width))
-        chimney = _facing(ridge - 0.5, ridge + 0.5, top - 1, top + 1.2, -width / 2)
-        shapes += [Shape(BUILDING, chimney, wall, "bricks"), Shape(BUILDING, slope, roof, "tiles", period_m=(4, 4))]
-        shapes.append(Shape(BUILDING, gable, wall, blind["texture"], pane, (12, 12)))
-    shapes.append(Shape(BUILDING, _facing(x, far, 0, height, -width), wall, **blind))
-    shapes.append(Shape(BUILDING, _alongside(x, -width, 0, 0, height), wall, **look))
-    ground_floor, door_z = _mixed(rng, PAINTS), -rng.uniform(1.5, width - 1)
-    if back == 0 and rng.random() < 0.4:
-        shop = _alongside(x - side * 0.05, -width + 0.3, -0.3, 0, 3)
-        shapes.append(Shape(BUILDING, shop, ground_floor, "glass", pane, (width, 12)))
-        awning = ((x, 3.1, -width + 1), (x, 3.1, -1), (x - side * 1.1, 2.5, -1), (x - side * 1.1, 2.5, -width + 1))
-        shapes.append(Shape(BUILDING, awning, _mixed(rng, PAINTS), "boards"))
-    else:
-        shapes.append(Shape(BUILDING, _alongside(x - side * 0.05, door_z - 1, door_z, 0, 2.2), ground_floor))
-    if not rise:
-        shapes.append(
-            Shape(BUILDING, _alongside(x - side * 0.15, -width, 0, height - 0.4, height + 0.2), stone_of(wall))
-        )
-    return shapes
-
-
-def stone_of(color: Color) -> Color:
-    return tuple(0.7 * c + 60 for c in color)
+    period_m = (4 * width / max(1, round(width / 2.7)), 12)
+    wall_of = functools.partial(Shape, BUILDING, color=wall, texture=style, second=pane, period_m=period_m)
+    gable = ((near, height, -width), (far, height, -width), (ridge, top, -width))
+    slope = ((eaves, height, -width), (eaves, height, 0), (ridge, top, 0), (ridge, top, -width))
+    shapes = [
+        Shape(BUILDING, _facing(ridge - 0.5, ridge + 0.5, height, top + 1.2, -width / 2), wall, "bricks"),
+        Shape(BUILDING, slope, roof, "tiles"),
+        wall_of(points=gable, texture=rng.choice(("bricks", "plain"))),
+    ]
+    shapes = [*(shapes if rise else ()), wall_of(points=_facing(near, far, 0, height, -width))]
+    shapes.append(wall_of(points=_alongside(near, -width, 0, 0, height)))
+    door, paint = -rng.uniform(1.5, width - 1), _mixed(rng, PAINTS)
+    if back or rng.random() < 0.5:
+        return [*shapes, Shape(BUILDING, _alongside(near - 0.05 * side, door - 1, door, 0, 2.2), paint)]
+    shop, (a, b), out = _alongside(near - 0.05 * side, 0.3 - width, -0.3, 0, 3), (1 - width, -1), near - 1.1 * side
+    awning = Shape(
+        BUILDING, ((near, 3.1, a), (near, 3.1, b), (out, 2.5, b), (out, 2.5, a)), _mixed(rng, PAINTS), "boards"
+    )
+    return [*shapes, Shape(BUILDING, shop, paint, "glass", pane, (width, 12)), awning]
 
 
 def _fence_style(rng: random.Random) -> Shape:
-    """Texture, colours and, as its radius, height of the fences along one side."""
-    texture = rng.choice(("boards", "pickets", "pickets"))
-    height_m = rng.uniform(1.3, 1.9) if texture == "boards" else rng.uniform(0.9, 1.4)
+    """A fence without its place; points[0] holds its height."""
+    texture, height_m = rng.choice((("boards", 1.7), ("pickets", 1.0), ("pickets", 1.3)))
     behind = _mixed(rng, [(70, 86, 54), (90, 92, 86), (120, 116, 106)])
-    return Shape(FENCE, (), _mixed(rng, PAINTS), texture, behind, (2.4, 2 * height_m), height_m)
+    return Shape(FENCE, [(0, height_m, 0)], _mixed(rng, PAINTS), texture, behind, (2.4, 2 * height_m))
 
 
 def _border(rng: random.Random, width: float, fence: Shape) -> list[Shape]:
     """A fence along the line, or now and then a hedge."""
-    height = fence.radius_m
+    height = fence.points[0][1]
     if rng.random() < 0.2:
-        hedge = _mixed(rng, LEAVES[:4])
-        side = Shape(TREE, _alongside(0, -width, 0, 0, height), hedge, "leaves", stone_of(hedge), (3, 3))
-        return [side._replace(points=_facing(-0.4, 0.4, 0, height, -width)), side]
-    panel = fence._replace(points=_alongside(0, -width, 0, 0, height), radius_m=0.0)
-    posts = int(width / 2.4) + 1
-    return [panel] + [
-        Shape(FENCE, ((0, 0, -i * 2.4), (0, height + 0.05, -i * 2.4)), fence.color, radius_m=0.07) for i in range(posts)
-    ]
+        leaf = _mixed(rng, LEAVES[:4])
+        hedge = Shape(TREE, _alongside(0, -width, 0, 0, height), leaf, "leaves", _blend(leaf, INK, 0.5), (3, 3))
+        return [hedge._replace(points=_facing(-0.4, 0.4, 0, height, -width)), hedge]
+    posts = [((0, 0, -2.4 * i), (0, height + 0.05, -2.4 * i)) for i in range(int(width / 2.4) + 1)]
+    panel = fence._replace(points=_alongside(0, -width, 0, 0, height))
+    return [panel, *(Shape(FENCE, post, fence.color, radius_m=0.07) for post in posts)]
 
 
 def _kerbside(rng: random.Random, street: Street, side: int) -> list[Thing]:
-    """Trees, lamps, signs, bins and rails between road and walkers."""
-    things, trees, gap = [], rng.random(), rng.uniform(4, 9)
-    x, rail = side * (street.half_m + 0.55), _fence_style(rng)._replace(texture="pickets", radius_m=1.0)
-    for z in _spots(rng, (gap, gap + 5)):
-        kind = rng.choices(("tree", "lamp", "sign", "bin", "bollards", "rail"), (3 * trees, 1.2, 2, 0.4, 0.5, 0.5))[0]
-        if kind == "tree":
-            shapes = _tree(rng)
-        elif kind == "lamp":
-            shapes = _lamp(rng, side)
-        elif kind == "sign":
-            shapes = _sign(rng)
-        elif kind == "bin":
-            shapes = [Shape(VOID_ID, ((0, 0.25, 0), (0, 0.8, 0)), _mixed(rng, PAINTS), radius_m=0.28)]
-        elif kind == "bollards":
-            ends = [((0, 0, -1.5 * i), (0, 0.95, -1.5 * i)) for i in range(3)]
-            shapes = [Shape(POLE, end, _mixed(rng, PAINTS[2:6]), radius_m=0.09) for end in ends]
-        else:
-            shapes = _border(rng, 5, rail)
-        things.append(Thing(x, z, shapes))
-    return things
-
-
-def _tree(rng: random.Random) -> list[Shape]:
-    height, spread = rng.uniform(4.5, 9), rng.uniform(1.0, 2.0)
-    leaf, bark, slim = (
-        _mixed(rng, LEAVES),
-        _mixed(rng, [(92, 74, 58), (110, 104, 94), (64, 54, 46)]),
-        rng.random() < 0.25,
+    """Trees, lamps, signs, rails, bollards and bins between road and walkers."""
+    rail, gap, x = _fence_style(rng), rng.uniform(4, 8), side * (street.half_m + 0.55)
+    bollards = [((0, 0.1, -1.5 * i), (0, 0.95, -1.5 * i)) for i in range(3)]
+    kinds: tuple[Callable[[], list[Shape]], ...] = (
+        lambda: _tree(rng, 0, 0),
+        lambda: _lamp(rng, side),
+        lambda: _sign(rng),
+        lambda: _border(rng, 5, rail),
+        lambda: [Shape(POLE, ends, _mixed(rng, PAINTS[:6]), radius_m=0.09) for ends in bollards],
+        lambda: [Shape(VOID_ID, ((0, 0.25, 0), (0, 0.8, 0)), _mixed(rng, PAINTS), radius_m=0.28)],
     )
-    shapes = [Shape(TREE, ((0, 0, 0), (0, height * 0.6, 0)), bark, "leaves", radius_m=rng.uniform(0.12, 0.22))]
+    weights = (rng.uniform(0, 3), 1.2, 2.2, 0.8, 0.5, 0.4)
+    return [Thing(x, z, rng.choices(kinds, weights)[0]()) for z in _spots(rng, (gap, gap + 4))]
+
+
+def _tree(rng: random.Random, x: float, z: float) -> list[Shape]:
+    height, spread, slim = rng.uniform(4.5, 9), rng.uniform(1.0, 2.0), rng.random() < 0.25
+    leaf, bark = _mixed(rng, LEAVES), _mixed(rng, [(92, 74, 58), (110, 104, 94), (64, 54, 46)])
+    trunk = ((x, 0.1, z), (x, height * 0.6, z))
     balls = []
     for _ in range(16):
-        up = rng.random()
-        reach = spread * (0.5 * (1 - up) + 0.15 if slim else math.sin(math.pi * (0.15 + 0.8 * up)))
-        angle = rng.uniform(0, 2 * math.pi)
-        middle = (reach * math.cos(angle), height * (0.42 + 0.55 * up), reach * math.sin(angle))
-        shade = 0.82 + 0.3 * up
-        color = tuple(c * shade for c in leaf)
-        size = rng.uniform(0.35, 0.6) * (spread if not slim else 1)
-        balls.append(Shape(TREE, (middle, middle), color, "leaves", tuple(c * 0.5 for c in leaf), (2.5, 2.5), size))
-    return shapes + _far_first(balls)
-
-
-def _far_first(shapes: list[Shape]) -> list[Shape]:
-    return sorted(shapes, key=lambda shape: -sum(z for _, _, z in shape.points) / len(shape.points))
+        up, angle = rng.random(), rng.uniform(0, 2 * math.pi)
+        reach = 0.7 * (1 - up) if slim else spread * math.sin(math.pi * (0.15 + 0.8 * up))
+        middle = (x + reach * math.cos(angle), height * (0.42 + 0.55 * up), z + reach * math.sin(angle))
+        color, radius_m = _blend(INK, leaf, 0.8 + 0.3 * up), rng.uniform(0.35, 0.6) * (1 if slim else spread)
+        dark = _blend(color, INK, 0.5)
+        balls.append(Shape(TREE, (middle, middle), color, "leaves", dark, (2.5, 2.5), radius_m))
+    return [Shape(TREE, trunk, bark, "leaves", radius_m=rng.uniform(0.12, 0.2)), *_far_first(balls)]
 
 
 def _lamp(rng: random.Random, side: int) -> list[Shape]:
-    height, color = rng.uniform(4.5, 7.5), _mixed(rng, PAINTS[1:6])
-    arm = -side * rng.uniform(0.4, 1.8)
-    limbs = [
-        ((0, 0, 0), (0, 1.1, 0), 0.15),
-        ((0, 1, 0), (0, height, 0), 0.09),
-        ((0, height, 0), (arm, height + 0.3, 0), 0.06),
-    ]
-    limbs.append(((arm, height + 0.25, 0), (arm * 1.4, height + 0.3, 0), 0.13))
-    return [Shape(POLE, (a, b), color, radius_m=radius) for a, b, radius in limbs]
+    high, arm, color = rng.uniform(4.5, 7.5), -side * rng.uniform(0.4, 1.8), _mixed(rng, PAINTS[:6])
+    pole, bracket = ((0, 0.1, 0), (0, high, 0), 0.1), ((0, high, 0), (arm, high + 0.3, 0), 0.06)
+    limbs = (pole, bracket, ((arm, high + 0.25, 0), (arm * 1.4, high + 0.3, 0), 0.13))
+    return [Shape(POLE, (a, b), color, radius_m=radius_m) for a, b, radius_m in limbs]
 
 
 def _sign(rng: random.Random) -> list[Shape]:
     """A disc, a triangle, a board or a traffic light on a pole."""
-    high, size, color = rng.uniform(2.1, 2.9), rng.uniform(0.42, 0.6), _mixed(rng, SIGN_COLORS)
-    pole = Shape(POLE, ((0, 0, 0), (0, high + size, 0)), _mixed(rng, PAINTS[1:5]), radius_m=rng.uniform(0.06, 0.1))
-    plate = functools.partial(Shape, SIGN)
-    kind, white, ink = rng.choice(("disc", "disc", "triangle", "board", "light")), (238, 238, 236), (30, 30, 34)
-    if kind == "disc":
-        inner = _mixed(rng, [white, white, color])
-        bar = _facing(-size * 0.5, size * 0.5, high - size * 0.15, high + size * 0.15, 0)
-        faces = [plate(_disc(0, high, 0, size, True), color), plate(_disc(0, high, 0, size * 0.74, True), inner)]
-        faces.append(plate(bar, rng.choice((white, ink, ink))))
-    elif kind == "triangle":
-        tips = [
-            [(s * k, high - size * 0.8 * k, 0), (-s * k, high - size * 0.8 * k, 0), (0, high + size * 0.9 * k, 0)]
-            for k, s in ((1.1, size * 1.05), (0.7, size * 1.05))
-        ]
-        faces = [
-            plate(tips[0], (204, 40, 42)),
-            plate(tips[1], white),
-            plate(_facing(-0.05, 0.05, high - 0.25, high + 0.15, 0), ink),
-        ]
-    elif kind == "board":
-        wide, tall = rng.uniform(0.5, 1.0), rng.uniform(0.3, 0.6)
-        lines = [
-            _facing(-wide * 0.75, wide * rng.uniform(0.1, 0.75), high + tall * y, high + tall * (y + 0.25), 0)
-            for y in (-0.5, 0.2)
-        ]
-        faces = [plate(_facing(-wide, wide, high - tall, high + tall, 0), color)] + [
-            plate(line, white) for line in lines
-        ]
-    else:
-        lit = rng.randrange(3)
-        lamps = [((225, 40, 36), (240, 180, 40), (60, 210, 110))[i] if i == lit else (58, 54, 52) for i in range(3)]
-        faces = [plate(_facing(-0.25, 0.25, high - 0.6, high + 0.6, 0), ink)]
-        faces += [plate(_disc(0, high + 0.37 * (1 - i), 0, 0.15, True), lamp) for i, lamp in enumerate(lamps)]
-    return [pole, *faces]
+    high, size = rng.uniform(2.1, 2.9), rng.uniform(0.42, 0.62)
+    main, lit = _mixed(rng, SIGN_COLORS), rng.randrange(3)
+    lamps = [(60, 56, 54)] * lit + [SIGN_COLORS[(0, 2, 3)[lit]]] + [(60, 56, 54)] * (2 - lit)
+    colors = (main, rng.choice((WHITE, main)), rng.choice((WHITE, INK)), SIGN_COLORS[0], WHITE, INK, *lamps)
+    faces = [
+        Shape(SIGN, [(x * size, high + y * size, 0) for x, y in outline], colors[slot])
+        for outline, slot in rng.choice(SIGNS)
+    ]
+    pole = ((0, 0.1, 0), (0, high + size * 0.9, 0))
+    return [Shape(POLE, pole, _mixed(rng, PAINTS[1:5]), radius_m=rng.uniform(0.07, 0.1)), *faces]
 
 
-def _walkers(rng: random.Random, street: Street, side: int) -> list[Thing]:
-    """People along the pavement, and a few who cross the road ahead."""
-    gap, things = rng.uniform(3, 16), []
+def _people(rng: random.Random, street: Street, side: int) -> list[Thing]:
+    """Walkers along the pavement, riders along the road, and a few of both who cross it ahead."""
+    things, gap = [], rng.uniform(2.5, 12)
     for z in _spots(rng, (gap, 2 * gap)):
-        speed = rng.choice((0, 1, 1, -1, -1)) * rng.uniform(0.8, 1.6)
-        heading = rng.uniform(0, 6.28) if speed == 0 else math.pi * (speed < 0) + rng.gauss(0, 0.2)
-        x = side * (street.half_m + rng.uniform(0.9, max(street.pavement_m - 0.5, 1.0)))
-        things.append(Thing(x, z, _person(rng, heading, walks=speed != 0), speed))
+        speed, x = rng.choice((0, 1, 1, -1, -1)) * rng.uniform(0.8, 1.6), rng.uniform(0.9, street.pavement_m - 0.5)
+        heading = math.pi * (speed < 0) + rng.gauss(0, 0.2) if speed else rng.uniform(0, 6)
+        things.append(Thing(side * (street.half_m + x), z, _walker(rng, heading, 0.3 if speed else 0.04), speed))
+    speed, gap = side * rng.uniform(3, 5), rng.uniform(9, 30)
+    for z in _spots(rng, (gap, 2 * gap), 3) if rng.random() < 0.55 else ():
+        things.append(Thing(side * 2.75, z, _rider(rng, (side < 0) * math.pi + rng.gauss(0, 0.25)), speed))
     for z in _spots(rng, (12, 50), 6) if rng.random() < 0.4 else ():
-        cross = side * rng.uniform(1.0, 1.5) / street.speed_m_s
-        shapes = _person(rng, side * math.pi / 2, walks=True) if rng.random() < 0.7 else _rider(rng, side * math.pi / 2)
+        heading, cross = side * math.pi / 2, side * rng.uniform(1.0, 1.5) / street.speed_m_s
+        shapes = _walker(rng, heading, 0.3) if rng.random() < 0.7 else _rider(rng, heading)
         things.append(Thing(side * rng.uniform(3, 8), z, shapes, cross=cross))
     return things
 
 
-def _person(rng: random.Random, heading: float, walks: bool) -> list[Shape]:
-    at, tall = _turn(heading), rng.choice((rng.gauss(1.75, 0.09), rng.gauss(1.72, 0.09), rng.uniform(1.05, 1.4)))
-    top, trousers, skin, hair = (
-        _mixed(rng, colors) for colors in (PAINTS, PAINTS, SKIN, [*PAINTS[4:6], (110, 84, 60), (204, 180, 146)])
-    )
-    k, stride = tall / 1.75, (0.3 if walks else 0.05)
-    step = (stride * math.sin(heading), stride * math.cos(heading))
-    part = functools.partial(Shape, PEDESTRIAN)
-    shapes = [part((at(0, 0.99 * k, 0), at(0, 1.34 * k, 0)), top, radius_m=0.19 * k)]
-    shapes.append(part((at(-0.14 * k, 1.4 * k, 0), at(0.14 * k, 1.4 * k, 0)), top, radius_m=0.09 * k))
-    for s in (-1, 1):
-        swing = (s * step[0], s * step[1])
-        back = (-0.6 * swing[0], -0.6 * swing[1])
-        shapes.append(
-            part((at(s * 0.09 * k, 0.9 * k, 0), at(s * 0.1 * k, 0.09, 0)), trousers, radius_m=0.095 * k, swing_m=swing)
-        )
-        shapes.append(
-            part((at(s * 0.23 * k, 1.4 * k, 0), at(s * 0.27 * k, 0.88 * k, 0.05)), top, radius_m=0.06 * k, swing_m=back)
-        )
-    if rng.random() < 0.3:
-        shapes.append(part((at(0, 0.6 * k, 0), at(0, 0.95 * k, 0)), top, radius_m=0.21 * k))
-    if rng.random() < 0.3:
-        shapes.append(part((at(0, 1.05 * k, -0.2), at(0, 1.3 * k, -0.2)), _mixed(rng, PAINTS), radius_m=0.15 * k))
-    shapes.append(part((at(0, 1.63 * k, 0.03), at(0, 1.58 * k, 0.03)), skin, radius_m=0.115 * k))
-    shapes.append(part((at(0, 1.67 * k, -0.03), at(0, 1.64 * k, -0.05)), hair, radius_m=0.115 * k))
-    return _far_first(shapes)
-
-
-def _riders(rng: random.Random, street: Street) -> list[Thing]:
-    things = []
-    for side in (-1, 1):
-        speed, gap = side * rng.uniform(3, 5), rng.uniform(9, 30)
-        x = 3.05 if street.parking else 2.85
-        for z in _spots(rng, (gap, 2 * gap), 2) if rng.random() < 0.65 else ():
-            heading = (0 if side > 0 else math.pi) + rng.gauss(0, 0.25)
-            things.append(Thing(side * x, z, _rider(rng, heading), speed))
-    return things
+def _walker(rng: random.Random, heading: float, stride_m: float) -> list[Shape]:
+    """Some with a coat, a bag or both; one in four is a child."""
+    limbs = rng.choice((WALKER, WALKER[1:], WALKER[2:], WALKER[2:]))
+    return _figure(rng, PEDESTRIAN, limbs, heading, rng.choice((0.65, 0.95, 1.0, 1.05)) * rng.gauss(1, 0.03), stride_m)
 
 
 def _rider(rng: random.Random, heading: float) -> list[Shape]:
-    at = _turn(heading)
-    top, trousers, metal, helmet = (_mixed(rng, PAINTS) for _ in range(4))
-    limbs = []
-    for hub in (-0.52, 0.52):
-        turns = [2 * math.pi * i / 10 for i in range(11)]
-        rim = [at(0, 0.35 + 0.32 * math.sin(t), hub + 0.32 * math.cos(t)) for t in turns]
-        limbs += [(a, b, 0.04, (36, 36, 38)) for a, b in zip(rim, rim[1:], strict=False)]
-    bones = [
-        (at(0, 0.35, -0.52), at(0, 0.45, -0.05)),
-        (at(0, 0.45, -0.05), at(0, 0.92, -0.2)),
-        (at(0, 0.8, -0.17), at(0, 0.85, 0.35)),
-    ]
-    bones += [
-        (at(0, 0.45, -0.05), at(0, 0.85, 0.35)),
-        (at(0, 0.35, 0.52), at(0, 1.02, 0.36)),
-        (at(-0.26, 1.04, 0.4), at(0.26, 1.04, 0.4)),
-    ]
-    limbs += [(a, b, 0.035, metal) for a, b in bones]
-    pedal = rng.uniform(-0.17, 0.17)
-    for s in (-1, 1):
-        knee, foot = at(s * 0.13, 0.72 + s * pedal, 0.16), at(s * 0.12, 0.36 + s * pedal, 0.0)
-        limbs += [(at(s * 0.1, 0.97, -0.2), knee, 0.095, trousers), (knee, foot, 0.07, trousers)]
-        limbs += [(at(s * 0.2, 1.42, 0.1), at(s * 0.24, 1.08, 0.38), 0.06, top)]
-    limbs += [
-        (at(0, 1.02, -0.18), at(0, 1.36, 0.06), 0.19, top),
-        (at(-0.13, 1.42, 0.1), at(0.13, 1.42, 0.1), 0.09, top),
-    ]
-    limbs += [
-        (at(0, 1.66, 0.2), at(0, 1.6, 0.2), 0.11, _mixed(rng, SKIN)),
-        (at(0, 1.7, 0.15), at(0, 1.69, 0.15), 0.125, helmet),
-    ]
-    return _far_first([Shape(BICYCLIST, (a, b), color, radius_m=radius) for a, b, radius, color in limbs])
+    return _figure(rng, BICYCLIST, RIDER, heading, 1.0, 0.0)
 
 
-class Body(NamedTuple):
-    """A vehicle: outline from rear to front and side windows as shares of half its length and of its height."""
-
-    length_m: float
-    width_m: float
-    height_m: float
-    outline: tuple[tuple[float, float], ...]
-    glass: tuple[int, ...]  # which outline edges are windows
-    windows: tuple[tuple[float, float], ...]
-
-
-BODIES = (
-    Body(4.0, 1.75, 1.50, ((-1, 0.2), (-0.98, 0.6), (-0.8, 0.97), (-0.05, 1), (0.38, 0.64), (0.92, 0.52), (1, 0.2)),
-         (1, 3), ((-0.88, 0.64), (-0.76, 0.92), (-0.08, 0.94), (0.26, 0.66))),
-    Body(4.6, 1.80, 1.44, ((-1, 0.2), (-1, 0.62), (-0.68, 0.66), (-0.42, 0.98), (0.05, 1), (0.42, 0.66), (0.94, 0.54), (1, 0.2)),
-         (2, 4), ((-0.58, 0.67), (-0.38, 0.92), (0.03, 0.94), (0.32, 0.68))),
-    Body(4.5, 1.85, 1.72, ((-1, 0.22), (-1, 0.58), (-0.9, 0.98), (0.05, 1), (0.42, 0.64), (0.95, 0.56), (1, 0.22)),
-         (1, 3), ((-0.92, 0.62), (-0.84, 0.93), (0.03, 0.95), (0.34, 0.66))),
-    Body(5.2, 1.95, 2.25, ((-1, 0.12), (-1, 0.98), (0.45, 1), (0.7, 0.62), (0.97, 0.5), (1, 0.12)),
-         (2,), ((0.2, 0.62), (0.2, 0.92), (0.42, 0.92), (0.6, 0.62))),
-    Body(9.5, 2.45, 3.10, ((-1, 0.12), (-1, 1), (0.98, 1), (1, 0.4), (1, 0.12)),
-         (2,), ((-0.95, 0.45), (-0.95, 0.85), (0.93, 0.85), (0.93, 0.45))),
-)  # fmt: skip
-
-
-def _car(rng: random.Random, ahead: int, seen_side: int, body: Body) -> list[Shape]:
-    """A vehicle that heads away (ahead 1) or towards the camera (-1), with the side that the camera sees."""
-    half, tall, wide = body.length_m / 2, body.height_m, body.width_m / 2
-    paint, pane = _mixed(rng, PAINTS), _mixed(rng, [(36, 42, 50), (70, 80, 92), (100, 112, 124)])
-    dark, part = (24, 24, 26), functools.partial(Shape, CAR)
-
-    def reach(y: float) -> float:
-        return wide * (1 - 0.3 * max(y - 0.6, 0) * (tall < 2))
-
-    def side_of(points: Sequence[tuple[float, float]], out: float) -> list[Point]:
-        return [(seen_side * (reach(y) + out), y * tall, ahead * z * half) for z, y in points]
-
-    shapes = [part(side_of(body.outline, 0), paint), part(side_of(body.windows, 0.01), pane)]
-    for z in (-0.6, 0.62):
-        for radius, color in ((0.34, dark), (0.2, (140, 142, 146))):
-            shapes.append(part(_disc(seen_side * (wide + 0.02), 0.34, ahead * z * half, radius, False), color))
-    panels = []
-    for i, ((z0, y0), (z1, y1)) in enumerate(zip(body.outline, body.outline[1:], strict=False)):
-        a, b = (ahead * z0 * half, y0), (ahead * z1 * half, y1)
-        corners = [
-            (-reach(a[1]), a[1], a[0]),
-            (reach(a[1]), a[1], a[0]),
-            (reach(b[1]), b[1], b[0]),
-            (-reach(b[1]), b[1], b[0]),
-        ]
-        panels.append(part([(x, y * tall, z) for x, y, z in corners], pane if i in body.glass else paint))
-    shapes += panels[::-ahead]
-    z = -half - 0.02
-    light = (200, 30, 34) if ahead > 0 else (252, 246, 220)
-    if ahead > 0 and tall > 2:
-        shapes.append(part(_facing(-wide * 0.8, wide * 0.8, tall * 0.55, tall * 0.88, z), pane))
-    for s in (-1, 1):
-        shapes.append(part(_facing(s * wide * 0.55, s * wide * 0.95, tall * 0.4, tall * 0.4 + 0.18, z), light))
-        shapes.append(part(_facing(s * wide * 0.6, s * wide * 0.92, 0, tall * 0.22, z), dark))
-    shapes.append(part(_facing(-wide, wide, tall * 0.14, tall * 0.26, z), tuple(0.4 * c for c in paint)))
-    shapes.append(part(_facing(-0.26, 0.26, tall * 0.27, tall * 0.27 + 0.12, z - 0.02), (232, 226, 190)))
-    return shapes
+def _figure(
+    rng: random.Random, label: int, limbs: Sequence[Limb], heading: float, scale: float, stride_m: float
+) -> list[Shape]:
+    """Limbs turned from heading away (0) to heading right (π / 2), each colour slot with a colour of its own."""
+    colors = [_mixed(rng, box) for box in (PAINTS, PAINTS, SKIN, HAIR, PAINTS, [(38, 38, 40)])]
+    sin, cos = math.sin(heading) * scale, math.cos(heading) * scale
+    shapes = []
+    for slot, radius_m, swing, *ends in limbs:
+        points = [(right * cos + ahead * sin, up * scale, ahead * cos - right * sin) for right, up, ahead in ends]
+        swing_m = (swing * stride_m * sin, swing * stride_m * cos)
+        shapes.append(Shape(label, points, colors[slot], radius_m=radius_m * scale, swing_m=swing_m))
+    return _far_first(shapes)
 
 
 def _traffic(rng: random.Random, street: Street) -> list[Thing]:
     """Cars ahead in the own lane, which keep their distance; oncoming ones; parked ones."""
-    ego, things = street.ego_m, []
-    lanes = [(ego, street.speed_m_s, 1, (14, 50), 6, 0.7), (-ego, -rng.uniform(5, 10), -1, (10, 50), 0, 0.8)]
+    lanes = [(EGO_M, street.speed_m_s, 1, (14, 50), 8, 0.65), (-EGO_M, -rng.uniform(5, 10), -1, (10, 50), 0, 0.8)]
     if street.parking:
-        crowd = rng.uniform(5.6, 14)
-        lanes += [(side * (street.half_m - 1.05), 0.0, side, (5.6, crowd + 4), 0, 0.9) for side in (-1, 1)]
+        gap_m = (5.6, rng.uniform(7, 24))
+        lanes += [(side * (street.half_m - 1), 0.0, side, gap_m, 0, 0.8) for side in (-1, 1)]
+    things = []
     for x, speed, ahead, gap_m, start_m, chance in lanes:
         for z in _spots(rng, gap_m, start_m) if rng.random() < chance else ():
-            body = rng.choices(BODIES, (5, 4, 4, 2, 0 if speed == 0 else 0.8))[0]
-            seen_side = 1 if x < ego else -1
-            things.append(Thing(x + rng.gauss(0, 0.08), z, _car(rng, ahead, seen_side, body), speed))
+            body = rng.choices(BODIES, (5, 4, 4, 2, 0.8 * (speed != 0)))[0]
+            things.append(Thing(x + rng.gauss(0, 0.06), z, _car(rng, ahead, 1 if x < EGO_M else -1, body), speed))
     return things
+
+
+def _car(rng: random.Random, ahead: int, flank: int, body: Body) -> list[Shape]:
+    """A vehicle that heads away (ahead 1) or towards the camera (-1), which sees its left (-1) or right flank."""
+    half, tall, wide = body.length_m / 2, body.height_m, body.width_m / 2
+    paint, pane = _mixed(rng, PAINTS), _mixed(rng, [(36, 42, 50), (70, 80, 92), (100, 112, 124)])
+    lights, part = ((252, 246, 220), (200, 30, 34))[ahead > 0], functools.partial(Shape, CAR)
+
+    def at(x: int, out_m: float, point: tuple[float, float]) -> Point:
+        taper = 0.3 * max(point[1] - 0.6, 0) * (tall < 2)
+        return x * (wide * (1 - taper) + out_m), point[1] * tall, ahead * point[0] * half
+
+    shapes = [
+        part([at(flank, 0, p) for p in body.outline], paint),
+        part([at(flank, 0.01, p) for p in body.windows], pane),
+    ]
+    for z in (-0.6, 0.62):
+        for radius_m, color in ((0.34, INK), (0.2, (140, 142, 146))):
+            tyre = [(flank * (wide + 0.02), 0.34 + radius_m * y, ahead * z * half + radius_m * x) for x, y in CIRCLE]
+            shapes.append(part(tyre, color))
+    edges = list(itertools.pairwise(body.outline))
+    panels = [
+        part([at(-1, 0, a), at(1, 0, a), at(1, 0, b), at(-1, 0, b)], pane if i in body.glass else paint)
+        for i, (a, b) in enumerate(edges)
+    ]
+    shapes += panels[::-ahead]
+    for x0, x1, y0, y1, color in (
+        (-0.8, 0.8, 0.55, 0.88 if ahead > 0 and tall > 2 else 0.55, pane),
+        *((s * 0.55, s * 0.95, 0.38, 0.5, lights) for s in (-1, 1)),
+        *((s * 0.6, s * 0.92, 0.0, 0.22, INK) for s in (-1, 1)),
+        (-1, 1, 0.14, 0.26, _blend(paint, INK, 0.6)),
+        (-0.3, 0.3, 0.27, 0.36, (232, 226, 190)),
+    ):
+        shapes.append(part(_facing(x0 * wide, x1 * wide, y0 * tall, y1 * tall, -half - 0.02), color))
+    return shapes
 
 
 # --- world → frame ---------------------------------------------------------------------------------------
@@ -738,14 +662,14 @@ def render(world: World, size: tuple[int, int], time_s: float = 0.0) -> Sample:
     fine = lens * [[2], [2], [1]]
     distance_m, corners, shadows, frames = _place(world, time_s)
     far_m, layer = distance_m[world.thing], world.layer[world.thing]
-    ids = _paint(Image.new("I", (2 * width, 2 * height)), corners, range(len(far_m)), np.lexsort((-far_m, layer)), fine)
-    casting = np.flatnonzero((layer == OBJECT) & (far_m < 60))
-    shade = Image.fromarray(_paint(Image.new("L", (width, height)), shadows, [255] * len(far_m), casting, lens))
-    shade = shade.filter(ImageFilter.GaussianBlur(world.street.weather.softness * width)).resize(
-        (2 * width, 2 * height)
-    )
-    image = _shine(world, ids, frames, fine, np.asarray(shade))
-    grain = np.random.default_rng(round(time_s * 1000)).integers(-5, 6, (*size, 3), dtype=np.int16)
+    canvas, ground = Image.new("I", (2 * width, 2 * height)), Image.new("L", (width, height))
+    _paint(canvas, corners, range(len(far_m)), np.lexsort((-far_m, layer)), fine)
+    _paint(ground, shadows, [255] * len(far_m), np.flatnonzero((layer == OBJECT) & (far_m < 60)), lens)
+    soft = ground.filter(ImageFilter.GaussianBlur(world.street.weather.softness * width)).resize(canvas.size)
+    ids = np.asarray(canvas)
+    image = _shine(world, ids, frames, fine, np.asarray(soft))
+    noise = np.random.default_rng([world.street.seed, round(time_s * 1000)])
+    grain = noise.integers(-5, 6, (*size, 3), dtype=np.int16)
     pixels = np.asarray(Image.fromarray(image).reduce(2), dtype=np.int16) + grain
     return Sample(np.clip(pixels, 0, 255).astype(np.uint8), world.label[ids[1::2, 1::2]])
 
@@ -760,9 +684,9 @@ def _place(world: World, time_s: float) -> tuple[np.ndarray, ...]:
     z = (z + (speed - street.speed_m_s) * time_s + BEHIND_M) % LENGTH_M - BEHIND_M
     side = street.half_m + 0.6 * street.pavement_m
     x = np.where(cross == 0, x, np.clip(x - cross * z, -side, side))
-    corners = world.points + np.stack([x - street.ego_m, np.full_like(x, -EYE_M), z], axis=-1)[world.thing, None]
+    corners = world.points + np.stack([x - EGO_M, np.full_like(x, -EYE_M), z], axis=-1)[world.thing, None]
     limb = world.radius_m > 0
-    steps = np.sin(7.0 * time_s + 2.1 * world.thing + np.pi * (np.arange(len(limb)) % 2))[limb, None]
+    steps = np.sin(7.0 * time_s + 2.1 * world.thing)[limb, None]
     corners[limb, 1:, ::2] += (world.swing_m[limb] * steps)[:, None]
     corners[..., 0] += street.bend_per_m * corners[..., 2] ** 2
     corners[..., 0] *= street.mirror
@@ -789,6 +713,7 @@ def _outline(ends: np.ndarray, radius_m: np.ndarray, view: np.ndarray) -> tuple[
     along = _unit(np.cross(view, across))
     turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False) + np.pi / CORNERS
     rim = np.cos(turn)[:, None] * across[:, None] + np.sin(turn)[:, None] * along[:, None]
+    rim *= 1 + np.where(radius_m > 0.3, 0.13, 0)[:, None, None] * np.sin(5.0 * np.arange(CORNERS))[:, None]  # leaves
     return np.repeat(ends[:, ::-1], CORNERS // 2, axis=1) + radius_m[:, None, None] * rim, across, along
 
 
@@ -796,10 +721,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
-def _paint(
-    canvas: Image.Image, corners: np.ndarray, fills: Sequence[int], rank: np.ndarray, lens: np.ndarray
-) -> np.ndarray:
-    """Fill the polygons [N, 12, 3] in the order of rank, cut at NEAR_M; the canvas as an array."""
+def _paint(canvas: Image.Image, corners: np.ndarray, fills: Sequence[int], rank: np.ndarray, lens: np.ndarray) -> None:
+    """Fill those of the polygons [N, 12, 3] that rank names, in its order, cut at NEAR_M."""
     pen = ImageDraw.Draw(canvas)
     behind = corners[..., 2] < NEAR_M
     cut = behind.any(axis=1)
@@ -812,19 +735,18 @@ def _paint(
     flat = pixels.reshape(len(pixels), -1).tolist()
     for i in rank[seen[rank]].tolist():
         pen.polygon(_cut(projected[i]) if cut[i] else flat[i], fill=fills[i])
-    return np.asarray(canvas)
 
 
 def _cut(projected: np.ndarray) -> list[float]:
     """The part of a polygon [n, 3] beyond NEAR_M, as flat pixel coordinates (Sutherland–Hodgman)."""
-    kept = []
-    for a, b in zip(projected, np.roll(projected, -1, axis=0), strict=True):
+    points, kept = projected.tolist(), []
+    for a, b in zip(points, points[1:] + points[:1], strict=True):
         if a[2] >= NEAR_M:
             kept.append(a)
         if (a[2] >= NEAR_M) != (b[2] >= NEAR_M):
-            kept.append(a + (b - a) * (NEAR_M - a[2]) / (b[2] - a[2]))
-    points = np.array(kept)
-    return (points[:, :2] / points[:, 2:]).ravel().tolist()
+            share = (NEAR_M - a[2]) / (b[2] - a[2])
+            kept.append([p + share * (q - p) for p, q in zip(a, b, strict=True)])
+    return [c / point[2] for point in kept for c in point[:2]]
 
 
 def _shine(world: World, ids: np.ndarray, frames: np.ndarray, lens: np.ndarray, shade: np.ndarray) -> np.ndarray:
@@ -885,9 +807,7 @@ def _light(world: World, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # --- textures --------------------------------------------------------------------------------------------
 
-TEXTURES = ("plain", "bricks", "house", "brickhouse", "glass", "leaves", "boards", "pickets", "asphalt", "slabs")
-TEXTURES += ("clouds", "tiles")
-TEXELS, LEVELS = 128, 4
+TEXELS, LEVELS = 128, 4  # a texture's side, and how many blurs of it, against shimmer in the distance
 
 
 def _look_up(texture: np.ndarray, u: np.ndarray, v: np.ndarray, texels_per_px: np.ndarray) -> tuple[np.ndarray, ...]:
