@@ -13,7 +13,7 @@ from segray.core.datasets import camvid, folder, streets
 from segray.core.samples import Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
 
-STREETS_CACHE = Path("~/.cache/segray/streets")
+STREETS_CACHE = Path(f"~/.cache/segray/streets-{streets.DRAWING}")
 
 
 def open_streets(config: DataSection) -> Dataset:
