@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 import webbrowser
@@ -17,6 +16,7 @@ from segray.label import label
 from segray.report import report
 from segray.sweep import sweep
 from segray.terminal import duration, epoch_line, labelling, say, show_labels, show_leaderboard, waiting
+from segray.train import clear
 
 SIZE = (96, 128)  # small enough for two laptop cores, large enough that a sign has some pixels
 TRAIN, VAL, HELD_OUT = 96, 16, 24
@@ -80,10 +80,10 @@ def _config(root: Path, drawn: Path) -> Config:
 
 def _claim(root: Path, overwrite: bool) -> Path:
     mark = root / ".segray-demo"
-    if overwrite and mark.exists():
-        shutil.rmtree(root)
     if root.exists() and any(root.iterdir()) and not mark.exists():
         raise OutputExists(f"{root} holds files that are no demo; give another --out.")
+    if overwrite:
+        clear(root, ("streets", "held-out", "sweep", "labels-frames", "labels-video", "report.html"))
     root.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return root

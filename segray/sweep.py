@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from segray import cluster
-from segray.config import Config, ModelSection, load
+from segray.config import Config, ModelSection
 from segray.core import loop, storage
 from segray.core.models import bundle, check_names
-from segray.errors import ConfigError, OutputExists, SegrayError
-from segray.train import SETTINGS, DataPlan, absolute, claim, different, new_rows, plan_data, run, stored
+from segray.errors import ConfigError, SegrayError
+from segray.train import (
+    SETTINGS,
+    DataPlan,
+    absolute,
+    claim,
+    claim_folder,
+    different,
+    new_rows,
+    plan_data,
+    run,
+    stored,
+)
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
 OnRow = Callable[[str, dict[str, Any]], None]
@@ -235,19 +246,16 @@ def _publish(out: Path, board: list[LeaderboardRow]) -> None:
 
 
 def _claim(config: Config, overwrite: bool) -> None:
+    def differences(before: Config) -> list[str]:
+        # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.
+        lines = different(before, config, ("data", "augment", "train"))
+        if before.train.epochs != config.train.epochs:
+            lines.append(f"train.epochs was {before.train.epochs}, is {config.train.epochs}")
+        return lines
+
     out = Path(config.sweep.out)
-    if overwrite and (out / SETTINGS).exists():
-        shutil.rmtree(out)
-    if (out / SETTINGS).exists():
-        before = load(str(out / SETTINGS))
-        # Other encoders and rates are more trials of the same sweep; another model or recipe is another sweep.
-        differences = different(before, config, ("data", "augment", "train"))
-        if differences or before.train.epochs != config.train.epochs:
-            what = "; ".join(differences) or f"train.epochs was {before.train.epochs}, is {config.train.epochs}"
-            raise OutputExists(f"{out} holds a sweep with other settings ({what}). Give another --out, or --overwrite.")
-    elif out.exists() and any(out.iterdir()):
-        raise OutputExists(f"{out} holds files that are no sweep; give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
+    made = (SETTINGS, "trials", loop.BEST, "leaderboard.json", "leaderboard.parquet", ".tune")
+    claim_folder(out, "sweep", made, overwrite, differences)
     (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
 
 

@@ -151,21 +151,39 @@ def _loop(given: dict[str, Any]) -> SegrayError | None:
 
 def claim(config: Config, overwrite: bool) -> None:
     """Make `train.out` this run's folder. OutputExists when it holds something else, unless `overwrite`."""
-    out = Path(config.train.out)
-    if overwrite and (out / SETTINGS).exists():
-        shutil.rmtree(out)
-    if not (out / SETTINGS).exists():
-        if out.exists() and any(out.iterdir()):
-            raise OutputExists(f"{out} holds files that are no training run; give another --out.")
-        out.mkdir(parents=True, exist_ok=True)
-    else:
-        differences = different(load(str(out / SETTINGS)), config)
-        if differences:
+    made = (SETTINGS, loop.STATE, loop.HISTORY, loop.BEST, ".ray")
+    claim_folder(Path(config.train.out), "training run", made, overwrite, lambda before: different(before, config))
+    (Path(config.train.out) / SETTINGS).write_text(config.to_yaml(SECTIONS))
+
+
+def claim_folder(
+    out: Path, kind: str, made: tuple[str, ...], overwrite: bool, differences: Callable[[Config], list[str]]
+) -> None:
+    """Make `out` a folder for a run of this kind, or find that it is one with the same settings.
+
+    overwrite deletes what such a run makes, and nothing else. OutputExists for any other folder that holds files.
+    """
+    if (out / SETTINGS).exists():
+        changed = differences(load(str(out / SETTINGS)))
+        if overwrite:
+            clear(out, made)
+        elif changed:
             raise OutputExists(
-                f"{out} holds a run with other settings ({'; '.join(differences)}). "
-                "Give another --out, or --overwrite to train anew."
+                f"{out} holds a {kind} with other settings ({'; '.join(changed)}). "
+                "Give another --out, or --overwrite to begin anew."
             )
-    (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
+    elif out.exists() and any(out.iterdir()):
+        raise OutputExists(f"{out} holds files that are no {kind}; give another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def clear(out: Path, made: tuple[str, ...]) -> None:
+    """Delete these files and folders of `out`."""
+    for path in (out / name for name in made):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:

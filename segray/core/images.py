@@ -57,12 +57,6 @@ def decode_mask(data: bytes, source: str = "mask") -> np.ndarray:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
 
 
-def image_size(data: bytes, source: str = "image") -> tuple[int, int]:
-    """(height, width) from the header, before EXIF rotation."""
-    image = _open(data, source)
-    return image.height, image.width
-
-
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
     """Class ids uint8 [H, W] → palette PNG: the pixels are ids, and any viewer shows the colours."""
     image = Image.fromarray(np.ascontiguousarray(mask_hw, dtype=np.uint8))

@@ -52,10 +52,13 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(settings, tmp_p
     with pytest.raises(OutputExists) as error:
         train(config.changed({"train.learning_rate": 0.01}))
     assert str(error.value) == (
-        f"{tmp_path}/run holds a run with other settings (train.learning_rate was 0.001, is 0.01). "
-        "Give another --out, or --overwrite to train anew."
+        f"{tmp_path}/run holds a training run with other settings (train.learning_rate was 0.001, is 0.01). "
+        "Give another --out, or --overwrite to begin anew."
     )
-    assert train(config.changed({"train.learning_rate": 0.01}), overwrite=True).history[0]["epoch"] == 1
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    anew = train(config.changed({"train.learning_rate": 0.01}), overwrite=True)
+    assert [row["epoch"] for row in anew.history] == [1]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, tmp_path):
