@@ -65,8 +65,8 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         with _silent_stderr():
-            own = {"include_dashboard": False} if address == "local" else {}  # no port is opened that nobody asked for
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            # With the dashboard (on loopback): without it, Ray cannot tell that a trial was stopped, and keeps its CPUs.
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
     hush()
