@@ -65,7 +65,7 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         with _silent_stderr():
-            # With the dashboard (on loopback): without it, Ray cannot tell that a trial was stopped, and keeps its CPUs.
+            # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
