@@ -30,7 +30,7 @@ from segray.config import Config, TrainSection
 from segray.core import metrics
 from segray.core.losses import LOSSES
 from segray.core.models import build, bundle, forward
-from segray.core.samples import LabelSpace, Samples
+from segray.core.samples import IGNORE_INDEX, LabelSpace, Samples
 from segray.core.transforms import augment, normalize, to_float
 from segray.errors import ModelError, TrainingDiverged
 
@@ -159,7 +159,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(worker: Worker, model: torch.nn.Module, config: Config, data: TrainData) -> tuple[np.ndarray, float]:
-    """(confusion int64 [C, C], mean loss) over the whole val split at the model's size, each pixel once.
+    """(confusion int64 [C, C], mean loss a labelled pixel) over the val split at the model's size, each pixel once.
 
     Every rank takes each world_size-th sample; counts are integers, so the number of workers changes nothing.
     """
@@ -175,9 +175,8 @@ def evaluate(worker: Worker, model: torch.nn.Module, config: Config, data: Train
         with autocast(config.train, worker.device):
             logits = forward(model, images)
         confusion += metrics.confusion_matrix(masks, logits.argmax(1), classes)
-        losses += torch.stack(
-            [LOSSES[config.train.loss](logits, masks).double() * len(masks), losses.new_tensor(len(masks))]
-        )
+        labelled = (masks != IGNORE_INDEX).sum().double()
+        losses += torch.stack([LOSSES[config.train.loss](logits, masks).double() * labelled, labelled])
     losses = all_reduce(worker, losses)
     return all_reduce(worker, confusion).cpu().numpy(), float(losses[0] / losses[1])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import av
@@ -17,6 +18,10 @@ from segray.core import storage
 from segray.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg"})
+
+# A seek can land after the time that was asked: mp4 is searched by decoding order, and .ts between keyframes
+# (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts). None: from the beginning, without a seek.
+SEEK_EARLY_S = (0, 2, 20, None)
 
 
 @dataclass(frozen=True)
@@ -63,24 +68,22 @@ def index_video(uri: str) -> VideoIndex:
 def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
     """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
-    Decoding starts at the keyframe before the first and ends at the last. DataError when the file cannot be
+    Decoding starts at a keyframe at or before the first and ends at the last. DataError when the file cannot be
     opened as a video; damage inside it ends the iteration, after the good frames.
     """
     wanted = set(pts)
     if not wanted:
         return
     first, last = min(wanted), max(wanted)
-    for seeking in (True, False):
+    for early_s in SEEK_EARLY_S:
         with storage.open_read(uri) as file, _open(file, uri) as container:
             stream = _stream(container, uri)
             stream.thread_type = "AUTO"
+            packets = _packets(container, stream, first, early_s)
+            if packets is None:
+                continue
             try:
-                if seeking:
-                    container.seek(first, stream=stream, backward=True)
-            except (av.FFmpegError, OSError):
-                continue  # a file whose index is cut off is decoded from its beginning
-            try:
-                for frame in container.decode(stream):
+                for frame in (frame for packet in packets for frame in packet.decode()):
                     if frame.pts in wanted:
                         wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
                         yield Frame(frame.pts, _upright(frame))
@@ -89,6 +92,19 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
             except (av.FFmpegError, EOFError):
                 pass  # the caller sees which frames are missing, and writes a row for each
             return
+
+
+def _packets(container: Any, stream: Any, first: int, early_s: float | None) -> Iterator[Any] | None:
+    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
+    packets = container.demux(stream)
+    if early_s is None:
+        return packets
+    try:
+        container.seek(first - round(early_s / stream.time_base), stream=stream, backward=True)
+        key = next((packet for packet in packets if packet.is_keyframe), None)
+    except (av.FFmpegError, OSError):
+        return None
+    return chain([key], packets) if key is not None and key.pts is not None and key.pts <= first else None
 
 
 def read_frame(uri: str, index: int) -> np.ndarray:
