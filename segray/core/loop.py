@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,6 +97,8 @@ def fit(worker: Worker, config: Config, data: TrainData) -> None:
         row = train_epoch(worker, wrapped, optimizer, config, data, epoch)
         broadcast_buffers(worker, model)
         confusion, val_loss = evaluate(worker, model, config, data)
+        if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
+            raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
         row |= {"val_loss": val_loss, "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
         if worker.rank == 0:
@@ -142,10 +145,7 @@ def train_epoch(
         loss_sum += loss.detach()
     mean_loss = float(all_reduce(worker, loss_sum)) / len(steps) / worker.world_size
     if not math.isfinite(mean_loss):
-        raise TrainingDiverged(
-            f"The loss is {mean_loss} in epoch {epoch}; lower train.learning_rate "
-            f"({config.train.learning_rate:g}). What was trained before is kept."
-        )
+        raise TrainingDiverged(_diverged("loss", mean_loss, config, epoch))
     seconds = time.perf_counter() - started
     return {
         "epoch": epoch,
@@ -155,6 +155,13 @@ def train_epoch(
         "wait_share": waited / seconds,
         "seconds": seconds,
     }
+
+
+def _diverged(what: str, value: float, config: Config, epoch: int) -> str:
+    return (
+        f"The {what} is {value} in epoch {epoch}; lower train.learning_rate "
+        f"({config.train.learning_rate:g}). What was trained before is kept."
+    )
 
 
 @torch.inference_mode()
@@ -286,9 +293,10 @@ def load_state(
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ModelError(f"{path} cannot be continued from: {str(error).splitlines()[0]}") from error
-    return state["history"]
+        return state["history"]
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        text = [*str(error).splitlines(), type(error).__name__][0]  # an empty file's EOFError says nothing
+        raise ModelError(f"{path} cannot be continued from: {text}") from error
 
 
 def write_history(out: Path, history: list[dict[str, Any]]) -> None:

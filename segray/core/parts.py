@@ -231,8 +231,10 @@ def _verify_part(plan: Plan, planned: list[dict[str, Any]], shard: int, totals: 
     try:
         file = _open_part(plan.part_uri(shard))
         rows = file.read().to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]
+    if not file.schema_arrow.equals(ROW_SCHEMA) or b"segray" not in (file.schema_arrow.metadata or {}):
+        return [f"{name} has other columns than a part, or no totals"]
     if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
         return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
     counted = _part_totals(file)
@@ -242,7 +244,11 @@ def _verify_part(plan: Plan, planned: list[dict[str, Any]], shard: int, totals: 
     for row in rows:
         if row["mask"] is None:
             continue
-        mask = images.decode_mask(row["mask"]["bytes"], row["uri"])
+        try:
+            mask = images.decode_mask(row["mask"]["bytes"], "its PNG")
+        except DataError as error:
+            problems.append(f"{name}: the mask of {row['input_id']} cannot be read: {error}")
+            continue
         pixels = np.bincount(mask.ravel(), minlength=len(seen))
         seen += pixels[: len(seen)]
         if mask.shape != (row["height_px"], row["width_px"]) or pixels.tolist() != row["class_pixels"]:
