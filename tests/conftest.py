@@ -39,6 +39,7 @@ def s3():
         "AWS_SECRET_ACCESS_KEY": "canary-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",  # one that is set outside would come before the other
     }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)

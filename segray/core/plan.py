@@ -1,7 +1,7 @@
 """Inputs → a frozen plan of shards: every row that the run will write, in order, before the first is made.
 
-    OUT/_segray/plan.json            settings, classes, counts, plan id
-    OUT/_segray/plan-00000.parquet   a row an output row; row group k is shard k
+    OUT/_segray/plan.json              settings, classes, counts, plan id
+    OUT/_segray/plan-<plan8>.parquet   a row an output row; row group k is shard k
 
 A plan is made once and then loaded: a rerun does not list the inputs again, and so cannot miss or double one.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,8 @@ class PlanReader:
     """Rows of a plan by shard; the file's footer is read once."""
 
     def __init__(self, out: str) -> None:
-        self._file = pq.ParquetFile(storage.open_read(_rows_uri(out)))
+        plan_id = json.loads(storage.read_bytes(_json_uri(out)))["plan_id"]
+        self._file = pq.ParquetFile(storage.open_read(_rows_uri(out, plan_id)))
 
     def shard(self, shard: int) -> list[dict[str, Any]]:
         return self._file.read_row_group(shard).to_pylist()
@@ -98,7 +100,7 @@ def make_plan(out: str, settings: dict[str, Any], label_space: LabelSpace) -> Pl
     count = sum(len(rows) for rows in groups)
     plan = Plan(out, digest.hexdigest(), len(groups), count, settings["model_id"], label_space, settings)
     # plan.json is created last: it says that the rows are there, and names the file that holds them.
-    storage.replace(_rows_uri(out), _to_parquet(groups))
+    storage.replace(_rows_uri(out, plan.plan_id), _to_parquet(groups))
     storage.create(_json_uri(out), plan.to_json())
     return load_plan(out) or plan
 
@@ -135,13 +137,14 @@ def _shards(inputs: Sequence[str], truth: str | None, every: int, shard_size: in
         raise DataError(f"No mask in {truth} has the stem of an image; truth pairs by file name.")
     for start in range(0, len(images), shard_size):
         chunk = images[start : start + shard_size]
-        yield [_row(entry, truth_uri=truths.get(storage.stem_of(entry.uri))) for entry in chunk]
+        yield [_image_row(entry, truths) for entry in chunk]
     for entry in videos:
         yield from _video_shards(entry, every, shard_size)
 
 
 def _video_shards(entry: Entry, every: int, shard_size: int) -> Iterator[list[dict[str, Any]]]:
     try:
+        _check_name(entry.uri)
         index = index_video(entry.uri)
     except DataError as error:
         yield [_row(entry, error=str(error))]  # an input has a row, also one that cannot be opened
@@ -169,10 +172,28 @@ def _list_inputs(inputs: Sequence[str]) -> tuple[list[Entry], list[Entry]]:
     return next(by_kind), next(by_kind)
 
 
+def _image_row(entry: Entry, truths: dict[str, str]) -> dict[str, Any]:
+    try:
+        _check_name(entry.uri)
+    except DataError as error:
+        return _row(entry, error=str(error))
+    return _row(entry, truth_uri=truths.get(storage.stem_of(entry.uri)))
+
+
+def _check_name(uri: str) -> None:
+    """DataError for a name on disk that is not UTF-8: Python opens it, but Parquet and JSON cannot hold it."""
+    if _printable(uri) != uri:
+        raise DataError(f"{_printable(uri)} has a name that is not UTF-8; rename it.")
+
+
+def _printable(uri: str) -> str:
+    return os.fsencode(uri).decode(errors="backslashreplace")
+
+
 def _row(entry: Entry, **more: Any) -> dict[str, Any]:
     text = entry.uri if more.get("frame_index") is None else f"{entry.uri}#{more['frame_index']}"
     input_id = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    return {"input_id": input_id, "uri": entry.uri, "size": entry.size, "stamp": entry.stamp, **more}
+    return {"input_id": input_id, "uri": _printable(entry.uri), "size": entry.size, "stamp": entry.stamp, **more}
 
 
 def _to_parquet(groups: list[list[dict[str, Any]]]) -> bytes:
@@ -193,5 +214,6 @@ def _json_uri(out: str) -> str:
     return storage.join(out, "_segray", "plan.json")
 
 
-def _rows_uri(out: str) -> str:
-    return storage.join(out, "_segray", "plan-00000.parquet")
+def _rows_uri(out: str, plan_id: str) -> str:
+    """A name of its own for each plan: one that loses a race must not write over the rows of the winner."""
+    return storage.join(out, "_segray", f"plan-{plan_id[:8]}.parquet")

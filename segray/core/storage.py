@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from segray.errors import InputChanged, InputMissing, StorageError
+
+# botocore's own, as for missing credentials or a server that does not answer, are no OSErrors.
+FAILURES = (OSError, BotoCoreError, ClientError)
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,14 @@ def stem_of(uri: str) -> str:
 
 
 def filesystem(uri: str) -> Any:
-    """The fsspec file system of a checked URI, local or s3fs; made where it is used, never pickled."""
+    """The fsspec file system of a checked URI, local or s3fs; made where it is used, never pickled.
+
+    Without s3fs's cache of listings, which does not see what other processes create, change and delete.
+    """
     import fsspec
 
     check_uri(uri)
-    return fsspec.filesystem("s3" if is_s3(uri) else "file")
+    return fsspec.filesystem("s3", use_listings_cache=False) if is_s3(uri) else fsspec.filesystem("file")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -77,7 +85,7 @@ def read_bytes(uri: str) -> bytes:
         if is_s3(uri):
             return filesystem(uri).cat_file(uri)
         return Path(check_uri(uri)).read_bytes()
-    except OSError as error:
+    except FAILURES as error:
         raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
@@ -85,7 +93,7 @@ def open_read(uri: str) -> Any:
     """A seekable binary file for reading."""
     try:
         return filesystem(uri).open(uri, "rb") if is_s3(uri) else Path(check_uri(uri)).open("rb")
-    except OSError as error:
+    except FAILURES as error:
         raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
@@ -108,7 +116,11 @@ def check_unchanged(uri: str, stamp: str) -> None:
             raise InputMissing(f"{uri} is gone since the plan was made.") from error
         raise
     if now != stamp:
-        raise InputChanged(f"{uri} has changed since the plan was made; label it anew with another --out.")
+        raise InputChanged(_changed(uri))
+
+
+def _changed(uri: str) -> str:
+    return f"{uri} has changed since the plan was made; label it anew with another --out."
 
 
 def _read_s3_if(uri: str, etag: str) -> bytes:
@@ -124,14 +136,17 @@ def _read_s3_if(uri: str, etag: str) -> bytes:
         return fsspec.asyn.sync(fs.loop, get)
     except FileNotFoundError as error:
         raise InputMissing(f"{uri} is gone since the plan was made.") from error
-    except OSError as error:
+    except FAILURES as error:
         if _http_status(error) == 412:
-            raise InputChanged(f"{uri} has changed since the plan was made.") from error
+            raise InputChanged(_changed(uri)) from error
         raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
 def exists(uri: str) -> bool:
-    return filesystem(uri).exists(uri)
+    try:
+        return filesystem(uri).exists(uri)
+    except FAILURES as error:
+        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
 def stat(uri: str) -> Entry:
@@ -141,19 +156,21 @@ def stat(uri: str) -> Entry:
             return _s3_entry(filesystem(uri).info(uri, refresh=True))
         info = Path(check_uri(uri)).stat()
         return Entry(uri, info.st_size, str(info.st_mtime_ns))
-    except OSError as error:
+    except FAILURES as error:
         raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
 def list_files(root: str) -> list[Entry]:
     """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
     if not is_s3(root):
-        top = Path(check_uri(root))
-        return [stat(str(top))] if top.is_file() else sorted(_walk(str(top)), key=lambda entry: entry.uri)
-    fs = filesystem(root)
-    fs.invalidate_cache()
+        top = str(Path(check_uri(root)))
+        is_file = os.path.isfile(top)  # noqa: PTH113, as Path.is_file raises for a name that is too long
+        return [stat(top)] if is_file else sorted(_walk(top), key=lambda entry: entry.uri)
+    try:
+        found = filesystem(root).find(root, detail=True).values()
+    except FAILURES as error:
+        raise StorageError(f"{root} cannot be listed: {reason(error)}.") from error
     # While a prefix gets its first object, find() was seen to return the prefix itself: names are filtered.
-    found = fs.find(root, detail=True).values()
     return [_s3_entry(info) for info in found if info["type"] == "file" and not info["name"].endswith("/")]
 
 
@@ -168,41 +185,62 @@ def create(uri: str, data: bytes) -> bool:
 
 def replace(uri: str, data: bytes) -> None:
     """Write a file whole, over whatever was there; readers see the old one or the new one."""
-    if is_s3(uri):
-        filesystem(uri).pipe_file(uri, data)
-        return
-    target = Path(check_uri(uri))
-    temporary = _write_beside(target, data)
-    temporary.replace(target)
+    try:
+        if is_s3(uri):
+            filesystem(uri).pipe_file(uri, data)
+            return
+        target = Path(check_uri(uri))
+        temporary = _write_beside(target, data)
+        try:
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FAILURES as error:
+        raise StorageError(f"{uri} cannot be written: {reason(error)}.") from error
 
 
 def remove(root: str) -> None:
     """Delete a file or a folder with all below it; nothing to delete is fine."""
     fs = filesystem(root)
-    if fs.exists(root):
-        fs.rm(root, recursive=True)
+    try:
+        if not is_s3(root):
+            if fs.exists(root):
+                fs.rm(root, recursive=True)
+            return
+        # fs.rm takes a name for a pattern: for out[1] it deletes out1.
+        import fsspec.asyn
+
+        uris = [entry.uri for entry in list_files(root)]
+        for start in range(0, len(uris), 1000):  # as many as one DeleteObjects takes
+            fsspec.asyn.sync(fs.loop, fs._bulk_delete, uris[start : start + 1000])
+    except FAILURES as error:
+        raise StorageError(f"{root} cannot be deleted: {reason(error)}.") from error
 
 
 def reason(error: BaseException) -> str:
-    """An OSError's own words, without the path that the message names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.strip().rstrip(".") or type(error).__name__
+    """An error's own words on one line, without the path that the message names already."""
+    if isinstance(error, FileNotFoundError) and not error.strerror and error.__cause__ is None:
+        return "No such file"  # s3fs says the key and nothing else
+    text = getattr(error, "strerror", None) or str(error)  # FFmpeg's errors have one, and are no OSErrors
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
-def _walk(top: str) -> Iterator[Entry]:
+def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
     # scandir, as one undecodable name makes pyarrow's listing of the whole folder fail.
+    real = os.path.realpath(top)
+    if real in above:
+        return  # a link to a folder that it stands in
     try:
-        entries = list(os.scandir(top))
+        for entry in os.scandir(top):
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {real})
+            elif entry.is_file():
+                info = entry.stat()
+                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
     except FileNotFoundError:
         return
     except OSError as error:
         raise StorageError(f"{top} cannot be listed: {reason(error)}.") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path)
-        elif entry.is_file():
-            info = entry.stat()
-            yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
 
 
 def _s3_entry(info: dict[str, Any]) -> Entry:
@@ -228,7 +266,7 @@ def _write_beside(target: Path, data: bytes) -> Path:
 
 
 def _create_local(target: Path, data: bytes) -> bool:
-    if target.exists():
+    if os.path.lexists(target):
         return False
     temporary = _write_beside(target, data)
     try:
@@ -248,17 +286,14 @@ def _create_local(target: Path, data: bytes) -> bool:
 
 
 def _create_s3(uri: str, data: bytes) -> bool:
-    from botocore.exceptions import ClientError
-
     bucket, _, key = uri[5:].partition("/")
     fs = filesystem(uri)
     try:
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except (OSError, ClientError) as error:
+    except FAILURES as error:
         if isinstance(error, FileExistsError) or _http_status(error) == 412:
             return False
         raise StorageError(f"{uri} cannot be created: {reason(error)}.") from error
-    fs.invalidate_cache()
     return True
 
 

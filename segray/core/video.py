@@ -23,6 +23,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".t
 # (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts). None: from the beginning, without a seek.
 SEEK_EARLY_S = (0, 2, 20, None)
 
+# What reading raises inside a damaged file; IndexError is PyAV's for a packet of a stream that was not announced.
+DAMAGE = (av.FFmpegError, EOFError, IndexError)
+
 
 @dataclass(frozen=True)
 class VideoIndex:
@@ -47,14 +50,19 @@ class Frame(NamedTuple):
 
 
 def index_video(uri: str) -> VideoIndex:
-    """Read the packet headers of the first video stream. DataError when there is none, or no frame in it."""
+    """Read the packet headers of the first video stream, up to the first damage, if any.
+
+    DataError when there is no video stream, or no frame in it.
+    """
     with storage.open_read(uri) as file, _open(file, uri) as container:
         stream = _stream(container, uri)
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.pts is not None and packet.size and not packet.is_discard
-        ]
+        packets = []
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is not None and packet.size and not packet.is_discard:
+                    packets.append((packet.pts, packet.is_keyframe))
+        except DAMAGE:
+            pass  # the frames before it are good
         if not packets:
             raise DataError(f"{uri} holds no video frame with a time stamp.")
         packets.sort()
@@ -89,7 +97,7 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
                         yield Frame(frame.pts, _upright(frame))
                     if not wanted or (frame.pts is not None and frame.pts > last):
                         return
-            except (av.FFmpegError, EOFError):
+            except DAMAGE:
                 pass  # the caller sees which frames are missing, and writes a row for each
             return
 
@@ -99,10 +107,12 @@ def _packets(container: Any, stream: Any, first: int, early_s: float | None) -> 
     packets = container.demux(stream)
     if early_s is None:
         return packets
+    if container.format.name == "mpeg":
+        return None  # not every packet of .mpg has a time stamp, and those filled in differ after a seek
     try:
         container.seek(first - round(early_s / stream.time_base), stream=stream, backward=True)
         key = next((packet for packet in packets if packet.is_keyframe), None)
-    except (av.FFmpegError, OSError):
+    except DAMAGE:
         return None
     return chain([key], packets) if key is not None and key.pts is not None and key.pts <= first else None
 

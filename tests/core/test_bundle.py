@@ -4,6 +4,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from segray.core import storage
 from segray.core.models import bundle
 from segray.errors import ModelError
 
@@ -55,3 +56,23 @@ def test_the_model_id_follows_preprocessing_and_is_stable(tiny_bundle, tmp_path)
 def test_parameters_are_counted_from_the_file(tiny_bundle):
     model, _ = bundle.load(str(tiny_bundle))
     assert bundle.count_parameters(str(tiny_bundle)) == sum(p.numel() for p in model.state_dict().values())
+
+
+def test_a_bundle_on_s3_is_the_same_model(tiny_bundle, s3, tmp_path):
+    there = f"{s3}/{tmp_path.name}/best"
+    for file in tiny_bundle.iterdir():
+        storage.create(f"{there}/{file.name}", file.read_bytes())
+    (theirs, info), (model, ours) = bundle.load(there), bundle.load(str(tiny_bundle))
+    assert info == ours
+    image = torch.randn(1, 3, 32, 64)
+    with torch.inference_mode():
+        assert torch.equal(theirs(image), model(image))
+
+
+def test_a_save_that_fails_keeps_the_bundle_that_was_there(copy, monkeypatch):
+    model, info = bundle.load(str(copy))
+    monkeypatch.setattr(bundle, "_model_id", lambda info: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bundle.save(copy, model, info)
+    assert bundle.load(str(copy))[1] == info
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]

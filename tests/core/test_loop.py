@@ -1,5 +1,6 @@
 """The training loop without Ray, on frames of 32×32."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,8 +58,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
         except KeyboardInterrupt:
             continue
     assert [row["epoch"] for row in loop.read_history(tmp_path / "other")] == [1, 2, 3]
+    resumed = weights(stopped)
     for name, tensor in weights(whole).items():
-        assert torch.equal(tensor, weights(stopped)[name]), name
+        assert torch.equal(tensor, resumed[name]), name
 
 
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
@@ -81,6 +83,26 @@ def test_evaluation_does_not_depend_on_the_batch(settings, data, batch_size):
     again, same = loop.evaluate(loop.LocalWorker(), build(ModelSection(encoder="mobilenet_v2"), 11), settings(), data)
     assert np.abs(confusion - again).sum() <= 4  # a tie may fall otherwise, as sums differ in their last bit
     assert loss == pytest.approx(same, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_each_labelled_pixel_is_counted_once_whatever_the_batch(settings, data, batch_size):
+    model = build(ModelSection(encoder="mobilenet_v2"), 11)
+    confusion, _ = loop.evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
+    truths = np.stack([sample.mask_hw for sample in data.val.samples])
+    assert confusion.sum(1).tolist() == np.bincount(truths[truths != 255], minlength=11).tolist()
+
+
+def test_two_workers_together_evaluate_each_sample_once(settings, data, monkeypatch):
+    monkeypatch.setattr(loop, "all_reduce", lambda worker, tensor: tensor)  # each keeps its own share
+    model = build(ModelSection(encoder="mobilenet_v2"), 11)
+    whole, _ = loop.evaluate(loop.LocalWorker(), model, settings(train__batch_size=1), data)
+    shares = []
+    for rank in (0, 1):
+        worker = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
+        shares.append(loop.evaluate(worker, model, settings(train__batch_size=2), data)[0])
+    assert (shares[0] + shares[1]).tolist() == whole.tolist()
+    assert all(share.any() for share in shares)
 
 
 def test_the_workers_share_each_global_batch():
@@ -113,9 +135,35 @@ def test_a_loss_that_is_not_finite_keeps_what_was_trained(settings, data):
     good = settings(train__epochs=1)
     loop.fit(loop.LocalWorker(), good, data)
     before = weights(good)
-    with pytest.raises(DataError, match=r"^The loss is (nan|inf) in epoch 2; lower train.learning_rate"):
+    with pytest.raises(DataError) as error:
         loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__learning_rate=1e38), data)
+    assert str(error.value) in [
+        f"The loss is {value} in epoch 2; lower train.learning_rate (1e+38). What was trained before is kept."
+        for value in ("nan", "inf")
+    ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
+
+
+def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_path):
+    """One step an epoch: its loss is of the weights before it, and still finite."""
+    good = settings(train__epochs=1, train__batch_size=6)
+    loop.fit(loop.LocalWorker(), good, data)
+    before, best = weights(good), bundle.read_info(str(tmp_path / "run" / "best"))
+    with pytest.raises(
+        DataError, match=r"^The validation loss is (nan|inf) in epoch 2; lower train.learning_rate \(1e\+38\)"
+    ):
+        loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
+    assert bundle.read_info(str(tmp_path / "run" / "best")) == best
+    assert [row["epoch"] for row in loop.read_history(tmp_path / "run")] == [1]
+
+
+def test_a_val_split_of_void_alone_ends_no_run(settings, data):
+    void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.val.samples])
+    config = settings(train__epochs=1)
+    loop.fit(loop.LocalWorker(), config, loop.TrainData(data.train, void, SPACE, (32, 32)))
+    (row,) = loop.read_history(Path(config.train.out))
+    assert row["miou"] is None
 
 
 def test_a_state_that_was_cut_is_refused(settings, data, tmp_path):
@@ -127,6 +175,100 @@ def test_a_state_that_was_cut_is_refused(settings, data, tmp_path):
         loop.fit(loop.LocalWorker(), settings(train__epochs=2), data)
 
 
+@pytest.mark.parametrize(
+    ("data_on_disk", "why"),
+    [
+        (b"", "EOFError"),
+        (b"<html>", "Weights only load failed. "),
+        (bytes(100), "Weights only load failed. "),
+    ],
+)
+def test_a_state_that_is_none_is_refused(settings, data, tmp_path, data_on_disk, why):
+    config = settings(train__epochs=1)
+    (tmp_path / "run" / "last.pt").write_bytes(data_on_disk)
+    with pytest.raises(ModelError) as error:
+        loop.fit(loop.LocalWorker(), config, data)
+    assert str(error.value).startswith(f"{tmp_path}/run/last.pt cannot be continued from: {why}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("state", [{}, [1], {"model": {}, "optimizer": {}, "history": []}, {"model": 3}])
+def test_a_state_of_something_else_is_refused(settings, data, tmp_path, state):
+    config = settings(train__epochs=1)
+    torch.save(state, tmp_path / "run" / "last.pt")
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/run/last.pt cannot be continued from: "):
+        loop.fit(loop.LocalWorker(), config, data)
+
+
+def test_a_state_of_another_encoder_is_refused(settings, data, tmp_path):
+    loop.fit(loop.LocalWorker(), settings(train__epochs=1), data)
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/run/last.pt cannot be continued from: "):
+        loop.fit(loop.LocalWorker(), settings(train__epochs=2, model__encoder="resnet18"), data)
+
+
+def test_a_failing_read_ahead_is_told_and_not_swallowed(data):
+    class Broken(MemorySamples):
+        def __getitem__(self, index):
+            if index == 2:
+                raise DataError("frame 2 cannot be decoded")
+            return super().__getitem__(index)
+
+    batches = loop.read_batches(Broken(data.train.samples), [[0], [1], [2], [3]])
+    assert next(batches)[0].shape == (1, 32, 32, 3)
+    assert next(batches)[1].shape == (1, 32, 32)
+    with pytest.raises(DataError, match=r"^frame 2 cannot be decoded$"):
+        next(batches)
+
+
+def test_batches_hold_the_samples_that_were_asked_for(data):
+    for (images, masks), step in zip(
+        loop.read_batches(data.train, [[3, 0], [5], [1, 1]]), [[3, 0], [5], [1, 1]], strict=True
+    ):
+        assert images.tolist() == [data.train[i].image_hwc.tolist() for i in step]
+        assert masks.tolist() == [data.train[i].mask_hw.tolist() for i in step]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_epoch_is_one_order_of_all_samples_and_another_each_time(epoch):
+    config = load(None, {"train.batch_size": 5}).train
+    steps = loop.epoch_batches(20, config, epoch, loop.LocalWorker())
+    assert sorted(i for step in steps for i in step) == list(range(20))
+    assert steps == loop.epoch_batches(20, config, epoch, loop.LocalWorker())
+    assert steps != loop.epoch_batches(20, config, epoch + 1, loop.LocalWorker())
+
+
+def test_without_warm_up_the_rate_begins_at_its_peak():
+    config = load(None, {"train.learning_rate": 0.5, "train.warmup": 0}).train
+    assert [loop.learning_rate(config, 0, n) for n in (1, 10)] == [0.5, 0.5]
+    assert loop.learning_rate(config, 5, 10) == pytest.approx(0.5 * 0.5**0.9)
+
+
+def test_the_best_epoch_is_the_first_of_the_highest():
+    def best(*scores):
+        return loop.is_best([{"miou": score} for score in scores])
+
+    assert best(0.1)
+    assert best(float("nan"))
+    assert best(0.1, 0.2)
+    assert not best(0.2, 0.2)
+    assert not best(0.2, 0.1)
+    assert not best(0.0, float("nan"))
+    assert best(float("nan"), 0.0)
+
+
+def test_padding_is_on_the_right_and_below_and_is_cut_off():
+    class Seen(torch.nn.Module):
+        def forward(self, images):
+            self.shape = tuple(images.shape)
+            return images
+
+    model, images = Seen(), torch.randn(2, 3, 33, 47)
+    assert torch.equal(forward(model, images), images)
+    assert model.shape == (2, 3, 64, 64)
+    forward(model, images[..., :32, :32])
+    assert model.shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize("arch", ["unet", "fpn", "deeplabv3plus"])
 @pytest.mark.parametrize("size", [(33, 47), (64, 32), (1, 1)])
 def test_every_size_goes_through_every_decoder(arch, size):
@@ -136,5 +278,14 @@ def test_every_size_goes_through_every_decoder(arch, size):
 
 
 def test_unknown_names_come_with_the_nearest():
-    with pytest.raises(ModelError, match=r"^model\.encoder 'resnet81' is unknown\. Did you mean resnet18"):
-        build(ModelSection(encoder="resnet81"), 2)
+    for names, text in (
+        (
+            {"encoder": "resnet81"},
+            "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?",
+        ),
+        ({"arch": "unett"}, "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
+        ({"encoder": "tu-nonexistent"}, "unet with tu-nonexistent and no weights: Unknown model (nonexistent)"),
+    ):
+        with pytest.raises(ModelError) as error:
+            build(ModelSection(**names), 2)
+        assert str(error.value) == text

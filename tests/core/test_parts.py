@@ -1,18 +1,24 @@
 """The labelling protocol without Ray: every planned row once, whatever the inputs are."""
 
 import json
+import os
 
 import duckdb
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
-from segray.core import images, metrics, parts, storage
+from segray.core import images, metrics, parts, quality, storage
+from segray.core import plan as planning
 from segray.core.datasets import streets
 from segray.core.plan import PlanReader, check_same, load_plan, make_plan, plan_settings
 from segray.core.predictor import Predictor
-from segray.errors import OutputExists
+from segray.core.transforms import normalize, to_float
+from segray.errors import DataError, OutputExists
 
 SPACE = streets.LABEL_SPACE
 
@@ -41,6 +47,10 @@ def rows_of(plan):
     return pq.read_table(storage.join(plan.out, "labels")).to_pylist()
 
 
+def part(plan, shard):
+    return pq.read_table(storage.open_read(plan.part_uri(shard)))
+
+
 @pytest.fixture(params=["local", "s3"])
 def out(request, tmp_path):
     return str(tmp_path / "out") if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
@@ -51,6 +61,12 @@ def test_every_image_and_frame_has_one_whole_row(town, predictor, out):
     receipts = labelled(plan, predictor)
     assert (plan.rows, plan.shards, sum(receipt.rows for receipt in receipts)) == (16, 5, 16)
     assert parts.done_shards(plan) == set(range(5))
+    planned_ids = [row["input_id"] for k in range(plan.shards) for row in PlanReader(out).shard(k)]
+    written = [row for k in range(plan.shards) for row in part(plan, k).to_pylist()]
+    assert [row["input_id"] for row in written] == planned_ids
+    assert len(set(planned_ids)) == 16
+    assert [row["frame_index"] for row in written] == [None] * 6 + list(range(10))
+    assert [row["time_s"] for row in written[6:]] == pytest.approx([i / 10 for i in range(10)])
     summary = parts.finish(plan, {"seconds": 1.0})
     assert (summary["rows"], summary["ok"], summary["errors"], summary["scores"]) == (16, 16, {}, None)
     assert sum(summary["class_pixels"]) == 16 * 48 * 64
@@ -103,12 +119,78 @@ def test_a_bad_input_is_a_row_and_its_neighbours_are_fine(town, predictor, tmp_p
     assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 5
 
 
+NAMES = [b"new\nline.png", "🚗.png".encode(), b"=cmd.png", b"<script>.png", b"a::b.png", b"\xff\xfe.png", b"\xff.mp4"]
+
+
+def test_any_name_on_a_disk_is_labelled_or_an_error_row(town, predictor, tmp_path):
+    frames = tmp_path / "in"
+    frames.mkdir()
+    for name in NAMES:
+        (frames / os.fsdecode(name)).write_bytes(next((town / "val").iterdir()).read_bytes())
+    plan = planned(tmp_path / "out", frames)
+    labelled(plan, predictor)
+    rows = {storage.name_of(row["uri"]): row for row in rows_of(plan)}
+    assert {name: row["error_message"] for name, row in rows.items()} == {
+        "new\nline.png": None,
+        "🚗.png": None,
+        "=cmd.png": None,
+        "<script>.png": None,
+        "a::b.png": f"'{frames}/a::b.png': only local paths and s3:// are read. Copy the data to one of them.",
+        "\\xff\\xfe.png": f"{frames}/\\xff\\xfe.png has a name that is not UTF-8; rename it.",
+        "\\xff.mp4": f"{frames}/\\xff.mp4 has a name that is not UTF-8; rename it.",
+    }
+    parts.finish(plan, {})
+    assert parts.verify(plan) == []
+
+
+def test_frames_before_the_damage_of_a_video_are_labelled(town, predictor, tmp_path):
+    """The video is cut after the plan was made, with its time stamp kept: the plan knows of 10 frames."""
+    video = tmp_path / "a.mkv"
+    remux(town / "video.mp4", video)
+    plan = planned(tmp_path / "out", video)
+    before = video.stat()
+    video.write_bytes(video.read_bytes()[: before.st_size * 6 // 10])
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    labelled(plan, predictor)
+    rows = rows_of(plan)
+    assert [row["frame_index"] for row in rows] == list(range(10))
+    assert (rows[0]["status"], rows[9]["status"]) == ("ok", "error")
+    assert {row["error_message"] for row in rows if row["status"] == "error"} == {
+        f"{video}: the decoder gave no frame at this time stamp; the file is damaged or truncated."
+    }
+
+
+def remux(source, target):
+    import av
+
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+
+
+@pytest.mark.parametrize(("change", "code"), [("touch", "input_changed"), ("unlink", "input_missing")])
+def test_a_video_that_changed_or_went_since_the_plan_is_error_rows(town, predictor, tmp_path, change, code):
+    video = tmp_path / "a.mp4"
+    video.write_bytes((town / "video.mp4").read_bytes())
+    plan = planned(tmp_path / "out", video)
+    os.utime(video, ns=(0, 0)) if change == "touch" else video.unlink()
+    labelled(plan, predictor)
+    assert [row["error_code"] for row in rows_of(plan)] == [code] * 10
+
+
 def test_an_input_that_changed_since_the_plan_is_not_labelled(town, predictor, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     plan = planned(tmp_path / "out", tmp_path / "a.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     labelled(plan, predictor)
-    assert rows_of(plan)[0]["error_code"] == "input_changed"
+    (row,) = rows_of(plan)
+    assert (row["status"], row["error_code"], row["mask"]) == ("error", "input_changed", None)
+    assert row["error_message"] == (
+        f"{tmp_path}/a.png has changed since the plan was made; label it anew with another --out."
+    )
 
 
 def test_a_truth_that_does_not_fit_is_an_error_and_counts_nowhere(town, predictor, tmp_path):
@@ -121,6 +203,12 @@ def test_a_truth_that_does_not_fit_is_an_error_and_counts_nowhere(town, predicto
     rows = rows_of(plan)
     assert [row["error_code"] for row in rows] == ["truth_error"] * 2 + [None] * 4
     assert all(row["mask"] for row in rows)
+    assert rows[0]["error_message"] == f"{rows[0]['truth_uri']} is (8, 8), its image (48, 64) (height, width)."
+    assert rows[1]["error_message"] == (
+        f"{rows[1]['truth_uri']} has class id 40; the label space knows 0–11. "
+        "Map it in data.id_map, to a class or to 255 for void."
+    )
+    assert rows[0]["miou"] is None
     assert np.sum(parts.finish(plan, {})["confusion"]) == 4 * 48 * 64
 
 
@@ -131,6 +219,27 @@ def test_labelling_a_shard_twice_changes_nothing(town, predictor, out):
     again = labelled(plan, predictor)
     assert [receipt.created for receipt in again] == [False, False]
     assert storage.read_bytes(plan.part_uri(0)) == before
+
+
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(town, predictor, tmp_path):
+    whole = planned(tmp_path / "whole", town / "val", town / "video.mp4")
+    labelled(whole, predictor)
+    stopped = planned(tmp_path / "stopped", town / "val", town / "video.mp4")
+    for k in (3, 0):
+        parts.label_shard(stopped, PlanReader(stopped.out).shard(k), k, predictor, batch_size=3)
+    assert parts.done_shards(stopped) == {0, 3}
+    for k in (1, 2, 4):
+        parts.label_shard(stopped, PlanReader(stopped.out).shard(k), k, predictor, batch_size=3)
+    for k in range(5):
+        assert storage.read_bytes(stopped.part_uri(k)) == storage.read_bytes(whole.part_uri(k))
+    assert parts.finish(stopped, {}) == parts.finish(whole, {})
+
+
+def test_a_part_of_another_plan_is_not_done(town, predictor, tmp_path):
+    plan = planned(tmp_path, town / "val")
+    storage.create(plan.part_uri(0).replace(plan.plan_id[:8], "01234567"), b"another's")
+    storage.create(f"{plan.part_uri(0)}.tmp", b"half")
+    assert parts.done_shards(plan) == set()
 
 
 def test_a_failure_while_a_part_is_built_leaves_nothing(town, predictor, tmp_path, monkeypatch):
@@ -155,6 +264,47 @@ def test_the_plan_is_the_same_for_the_same_inputs_and_refuses_others(town, tmp_p
     )
 
 
+def test_of_two_plans_that_race_the_first_one_stays_whole(town, tmp_path, monkeypatch):
+    """The second lists one frame more, and is frozen between the listing and the writing of the first."""
+    frames = tmp_path / "in"
+    frames.mkdir()
+    names = sorted((town / "val").iterdir())
+    (frames / "0.jpg").write_bytes(names[0].read_bytes())
+    to_parquet, others = planning._to_parquet, []
+
+    def meanwhile(groups):
+        monkeypatch.setattr(planning, "_to_parquet", to_parquet)
+        (frames / "1.jpg").write_bytes(names[1].read_bytes())
+        others.append(planned(tmp_path / "out", frames))
+        return to_parquet(groups)
+
+    monkeypatch.setattr(planning, "_to_parquet", meanwhile)
+    plan = planned(tmp_path / "out", frames)
+    assert plan == others[0] == load_plan(str(tmp_path / "out"))
+    assert len(PlanReader(plan.out).shard(0)) == plan.rows == 2
+
+
+def test_a_plan_needs_something_to_label(town, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for inputs, truth, text in (
+        (tmp_path / "none", None, f"{tmp_path}/none does not exist; give an image, a video, or a folder of them."),
+        (tmp_path / "empty", None, f"No image or video found in {tmp_path}/empty."),
+        (
+            town / "val",
+            town / "videoannot",
+            f"No mask in {town}/videoannot has the stem of an image; truth pairs by file name.",
+        ),
+    ):
+        with pytest.raises(DataError) as error:
+            planned(tmp_path / "out", inputs, truth=truth)
+        assert str(error.value) == text
+    assert load_plan(str(tmp_path / "out")) is None
+
+
+def test_an_input_given_twice_is_planned_once(town, tmp_path):
+    assert planned(tmp_path, town / "val", town / "val", sorted((town / "val").iterdir())[0]).rows == 6
+
+
 def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val", shard_size=2)
     labelled(plan, predictor)
@@ -177,7 +327,39 @@ def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     )
     names[0].write_bytes(whole[0])
     pq.write_table(changed, names[2])
-    assert len(parts.verify(plan)) == 2  # the row's mask, and the part's totals
+    row = rows_of(plan)[4]
+    assert parts.verify(plan) == [
+        f"{names[2].name}: the mask of {row['input_id']} is not what its row says",
+        f"{names[2].name}: its totals are not those of its rows",
+    ]
+
+    broken = [[{**column[0], "bytes": b"no PNG"}, column[1]]]
+    pq.write_table(table.set_column(table.schema.get_field_index("mask"), table.schema.field("mask"), broken), names[2])
+    assert parts.verify(plan) == [
+        f"{names[2].name}: the mask of {row['input_id']} cannot be read: its PNG is not an image: cannot identify image file.",
+        f"{names[2].name}: its totals are not those of its rows",
+    ]
+    pandas.read_parquet(names[2]).to_parquet(names[2])
+    assert parts.verify(plan) == [f"{names[2].name} has other columns than a part, or no totals"]
+
+    names[2].write_bytes(whole[2])
+    said = json.loads((tmp_path / "_SUCCESS").read_text())
+    (tmp_path / "_SUCCESS").write_text(json.dumps({**said, "ok": 5}))
+    assert parts.verify(plan) == ["_SUCCESS says ok 5, the parts 6"]
+
+
+def test_verify_survives_any_flipped_byte(town, predictor, tmp_path):
+    plan = planned(tmp_path, town / "val", shard_size=2)
+    labelled(plan, predictor)
+    parts.finish(plan, {})
+    name = tmp_path / "labels" / storage.name_of(plan.part_uri(0))
+    whole, found = name.read_bytes(), 0
+    for at in np.random.default_rng(0).integers(0, len(whole), 60):
+        flipped = bytearray(whole)
+        flipped[at] ^= 0xFF
+        name.write_bytes(flipped)
+        found += bool(parts.verify(plan))
+    assert found > 20  # a figure that differs, or a byte that nobody reads, is not noticed
 
 
 def test_duckdb_reads_the_parts_and_the_hub_sees_images(town, predictor, tmp_path):
@@ -188,6 +370,9 @@ def test_duckdb_reads_the_parts_and_the_hub_sees_images(town, predictor, tmp_pat
     assert (count, smallest > 50, pixels) == (6, True, 6 * 48 * 64)
     schema = pq.read_schema(tmp_path / "labels" / storage.name_of(plan.part_uri(0)))
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["mask"] == {"_type": "Image"}
+    frame = pandas.read_parquet(tmp_path / "labels")
+    assert frame["status"].tolist() == ["ok"] * 6
+    assert images.decode_mask(frame["mask"][0]["bytes"]).shape == (48, 64)
 
 
 def test_overwriting_takes_only_what_labelling_wrote(town, predictor, tmp_path):
@@ -196,3 +381,52 @@ def test_overwriting_takes_only_what_labelling_wrote(town, predictor, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     parts.clear(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_flicker_is_the_share_of_pixels_that_differ_from_the_frame_before(town, predictor, tmp_path):
+    plan = planned(tmp_path, town / "video.mp4")
+    labelled(plan, predictor)
+    rows = rows_of(plan)
+    masks = [images.decode_mask(row["mask"]["bytes"]) for row in rows]
+    for i, row in enumerate(rows):
+        expected = None if i % 4 == 0 else float((masks[i] != masks[i - 1]).mean())  # a shard begins anew
+        assert row["flicker_share"] == expected
+
+
+def test_figures_of_masks_small_enough_to_check_by_eye():
+    mask = np.array([[0, 0, 1], [0, 0, 1]], np.uint8)
+    assert quality.boundary_share(mask) == pytest.approx(2 / 6)  # the two zeros beside the ones
+    assert quality.boundary_share(np.zeros((1, 1), np.uint8)) == 0
+    assert quality.flicker_share(mask, np.zeros_like(mask)) == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (32, 48), (200, 20)])
+def test_a_mask_is_the_highest_logit_at_source_size(predictor, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    (prediction,) = predictor.predict([predictor.prepare(image)], [size])
+    assert prediction.mask_hw.shape == size
+    assert prediction.mask_hw.dtype == np.uint8
+    seen = normalize(to_float(torch.from_numpy(np.stack([images.resize_image(image, (32, 48))]))))
+    with torch.inference_mode():
+        padded = predictor.model(functional.pad(seen, (0, 16)))[..., :48]
+    logits = functional.interpolate(padded, size, mode="bilinear", align_corners=False)[0].numpy()
+    assert (prediction.mask_hw != logits.argmax(0)).mean() < 0.001
+
+
+def test_figures_of_confidence_are_those_of_the_softmax():
+    from segray.core.predictor import _figures
+
+    logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])  # one pixel torn between two classes, and one that is sure
+    confidence, entropy, low = _figures(logits)[0].tolist()
+    assert (confidence, entropy, low) == (pytest.approx(0.75, abs=1e-4), pytest.approx(0.5, abs=1e-4), 0.5)
+
+
+def test_scores_add_up_over_shards_as_over_pixels(town, predictor, tmp_path):
+    """The same frames in shards of 1 and of 6: parts differ, totals do not."""
+    summaries = []
+    for size in (1, 6):
+        plan = planned(tmp_path / str(size), town / "val", truth=town / "valannot", shard_size=size)
+        labelled(plan, predictor)
+        summaries.append(parts.finish(plan, {}))
+    for key in ("rows", "ok", "errors", "class_pixels", "confusion", "scores", "baseline_miou"):
+        assert summaries[0][key] == summaries[1][key]
