@@ -28,6 +28,11 @@ def parse_size(value: Any) -> Any:
     return value
 
 
+def _one_loss(value: Any) -> Any:
+    """'dice' → {'dice': 1.0}."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
 Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
     BeforeValidator(parse_size),
@@ -42,7 +47,7 @@ class Section(BaseModel):
 class DataSection(Section):
     """Labelled frames."""
 
-    format: str = Field("streets", description="layout of the folder: streets, camvid or folder")
+    format: str = Field("streets", description="layout of the folder, by its name in `segray data formats`")
     root: str | None = Field(None, description="the folder; streets draws its own where none is given")
     size: Size | None = Field(None, description="height x width that the model sees; default: the first frame's")
     train_split: str = "train"
@@ -52,24 +57,48 @@ class DataSection(Section):
     classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b], below root")
     val_share: float = Field(0.2, gt=0, lt=1, description="folder format: share for val where there are no splits")
     id_map: dict[int, int] = Field(default_factory=dict, description="id in mask files → class, or 255 for void")
+    class_map: dict[str, str | None] = Field(
+        default_factory=dict, description="class → new name; one name for several merges them, null makes void"
+    )
+    min_confidence: float = Field(0.0, ge=0, le=1, description="labels format: rows below it are dropped")
+    min_pixel_confidence: float = Field(
+        0.0, ge=0, le=1, description="labels format: pixels below it are void; needs label.confidence_maps"
+    )
 
 
 class ModelSection(Section):
-    """Any smp decoder over any smp encoder."""
+    """An architecture of `segray models` over an encoder."""
 
     arch: str = "unet"
     encoder: str = "resnet18"
-    encoder_weights: str = Field("none", description="none, or weights that smp knows, such as imagenet")
+    encoder_weights: str = Field(
+        "none",
+        description="none, a name that smp knows such as imagenet, or a .safetensors or .pth file",
+    )
+    weights_dir: str | None = Field(None, description="folder or s3:// of weight files, for machines without internet")
+    batch_norm: bool = Field(True, description="unet-plain: normalise between convolution and ReLU")
+    one_logit: bool = Field(False, description="two classes from one logit a pixel; the other's is 0")
+    options: dict[str, Any] = Field(default_factory=dict, description="more arguments of smp's decoder")
 
 
 class AugmentSection(Section):
     """Random changes of a training batch; ranges are uniform."""
 
-    scale: tuple[float, float] = Field((0.75, 1.5), description="zoom; below 1 shows void around the frame")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="zoom; below 1 shows void around the frame")
+    crop: Size | None = Field(None, description="height x width that training sees; default: data.size")
+    max_class_share: float = Field(0.75, gt=0, le=1, description="a crop with more of one class is drawn anew")
     rotate_deg: float = Field(5.0, ge=0, le=180)
     flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")
     brightness: float = Field(0.3, ge=0, lt=1, description="± share")
     contrast: float = Field(0.3, ge=0, lt=1, description="± share")
+    saturation: float = Field(0.3, ge=0, lt=1, description="± share")
+    hue_deg: float = Field(0.0, ge=0, le=180, description="± degrees around the colour circle")
+    blur: float = Field(0.0, ge=0, le=1, description="share blurred by a Gaussian of up to 1.5 pixels")
+    mix: Literal["none", "cutmix", "classmix"] = Field("none", description="paste of another frame of the batch")
+    mix_share: float = Field(0.5, ge=0, le=1, description="share of frames that get a paste")
+
+
+LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 
 
 class TrainSection(Section):
@@ -78,14 +107,40 @@ class TrainSection(Section):
     out: str = "runs/train"
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(8, ge=1, description="images a step, over all workers")
-    learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's schedule")
-    weight_decay: float = Field(1e-2, ge=0)
+    accumulate: int = Field(1, ge=1, description="steps whose gradients are averaged before the weights move")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(1e-2, ge=0, description="of weights, not of norms and biases")
+    schedule: Literal["poly", "cosine", "onecycle", "step", "constant"] = "poly"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a rising learning rate")
     poly_power: float = Field(0.9, ge=0, description="after warm-up: peak × (1 − progress)^power")
-    loss: Literal["cross_entropy"] = "cross_entropy"
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    milestones: list[float] = Field([0.6, 0.9], description="step schedule: shares of progress where ×0.1 comes")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    loss: Annotated[dict[LossName, float], BeforeValidator(_one_loss)] = Field(
+        {"cross_entropy": 1.0}, description="a loss, or a weight for each of several", min_length=1
+    )
+    class_weights: list[Annotated[float, Field(ge=0)]] | Literal["none", "median"] = Field(
+        "none", description="of cross_entropy, focal and ohem; median: by median frequency balancing"
+    )
+    focal_gamma: float = Field(2.0, ge=0)
+    ohem_threshold: float = Field(0.7, gt=0, le=1, description="pixels whose class has more probability are left out")
+    ohem_min_share: float = Field(0.0625, ge=0, le=1, description="share of labelled pixels that ohem keeps at least")
+    aux_weight: float = Field(0.4, ge=0, description="of the loss of each auxiliary output, where a model has them")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then evaluated")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better mIoU")
+    freeze_encoder: bool = Field(False, description="train the decoder alone; batch-norm statistics stand too")
+    unfreeze_after: int | None = Field(None, ge=1, description="epochs after which a frozen encoder trains too")
+    encoder_lr: float = Field(1.0, ge=0, description="the encoder's learning rate, as a multiple of the decoder's")
+    teacher: str | None = Field(None, description="a bundle whose soft labels are learned too")
+    teacher_weight: float = Field(1.0, ge=0)
+    teacher_temperature: float = Field(2.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    compile: bool = Field(False, description="torch.compile the model")
+    sync_batch_norm: bool | None = Field(None, description="default: on GPUs, where a worker has under 4 images a step")
     seed: int = 0
     max_failures: int = Field(2, ge=0, description="worker deaths to recover from")
+    mlflow: str | None = Field(None, description="MLflow tracking URI that gets settings and epochs; needs the extra")
 
 
 class SweepSection(Section):
@@ -114,6 +169,29 @@ class LabelSection(Section):
     batch_size: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1, description="default: one a GPU, or one on a machine without")
     max_error_rate: float = Field(1.0, ge=0, le=1, description="share of error rows that fails the run")
+    confidence_maps: bool = Field(False, description="also write each pixel's confidence, as a grey PNG")
+
+
+class InferSection(Section):
+    """How a model is applied to a frame, by label and evaluate."""
+
+    window: Size | None = Field(None, description="slide a window of this size over the frame at its own size")
+    overlap: float = Field(0.33, ge=0, lt=1, description="of neighbouring windows, as a share of a side")
+    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1, description="sizes that are averaged")
+    flip: bool = Field(False, description="average with the mirrored frame")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="evaluate: a pixel whose best probability is not above it counts as missed"
+    )
+
+
+class EvaluateSection(Section):
+    """Scores of a bundle on labelled frames at their own size."""
+
+    model: str | None = Field(None, description="a bundle, or a ready model by name")
+    split: str = "val"
+    out: str = "runs/evaluation"
+    batch_size: int = Field(8, ge=1)
+    pictures: int = Field(3, ge=0, description="frames shown of the best and of the worst")
 
 
 class ReportSection(Section):
@@ -141,6 +219,8 @@ class Config(Section):
     augment: AugmentSection = Field(default_factory=AugmentSection)
     train: TrainSection = Field(default_factory=TrainSection)
     sweep: SweepSection = Field(default_factory=SweepSection)
+    infer: InferSection = Field(default_factory=InferSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     label: LabelSection = Field(default_factory=LabelSection)
     report: ReportSection = Field(default_factory=ReportSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
@@ -195,7 +275,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(error: ValidationError, source: str) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # pydantic's own: [key], list[…]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown key {key}.{_nearest_key(path)}"

@@ -138,7 +138,7 @@ def train_epoch(
         images, masks = images.to(worker.device), masks.to(worker.device)
         images, masks = augment(images, masks, config.augment, generator)
         with autocast(config.train, worker.device):
-            loss = LOSSES[config.train.loss](forward(model, images), masks)
+            loss = LOSSES[next(iter(config.train.loss))](forward(model, images), masks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -183,7 +183,7 @@ def evaluate(worker: Worker, model: torch.nn.Module, config: Config, data: Train
             logits = forward(model, images)
         confusion += metrics.confusion_matrix(masks, logits.argmax(1), classes)
         labelled = (masks != IGNORE_INDEX).sum().double()
-        losses += torch.stack([LOSSES[config.train.loss](logits, masks).double() * labelled, labelled])
+        losses += torch.stack([LOSSES[next(iter(config.train.loss))](logits, masks).double() * labelled, labelled])
     losses = all_reduce(worker, losses)
     return all_reduce(worker, confusion).cpu().numpy(), float(losses[0] / losses[1])
 
