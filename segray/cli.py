@@ -16,11 +16,17 @@ from segray.errors import SegrayError
 
 # Flag → (setting that it gives, help, more for click). What has no flag is given by --set or in a file.
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "--format": ("data.format", "Layout of the data: streets, camvid or folder.", {}),
+    "--format": ("data.format", "Layout of the data; `segray data formats` lists them.", {}),
     "--data": ("data.root", "Folder of labelled frames.", {}),
     "--size": ("data.size", "Height x width that the model sees, such as 180x240.", {}),
-    "--arch": ("model.arch", "Decoder: unet, fpn, deeplabv3plus, …", {}),
+    "--arch": ("model.arch", "Architecture; `segray models` lists them.", {}),
     "--encoder": ("model.encoder", "Encoder: resnet18, mobilenet_v2, …", {}),
+    "--weights": ("model.encoder_weights", "Encoder's start: none, imagenet, or a .safetensors or .pth file.", {}),
+    "--weights-dir": ("model.weights_dir", "Folder or s3:// of weight files, without internet.", {}),
+    "--loss": ("train.loss", "cross_entropy, focal, dice, lovasz or ohem; sums of them by --set.", {}),
+    "--freeze-encoder": ("train.freeze_encoder", "Train the decoder alone.", {"is_flag": True, "default": None}),
+    "--teacher": ("train.teacher", "Bundle whose soft labels are learned too.", {}),
+    "--compile": ("train.compile", "torch.compile the model.", {"is_flag": True, "default": None}),
     "--epochs": ("train.epochs", "Passes over the training frames.", {"type": int}),
     "--batch-size": ("train.batch_size", "Images a step, over all workers.", {"type": int}),
     "--lr": ("train.learning_rate", "Peak learning rate.", {"type": float}),
@@ -35,6 +41,9 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--truth": ("label.truth", "Folder of masks with the images' stems, to score against.", {}),
     "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
     "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
+    "--split": ("evaluate.split", "Split that is scored.", {}),
+    "--window": ("infer.window", "Slide a window of this height x width over frames at their own size.", {}),
+    "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
     "--labels": ("report.labels", "Folder of labels; give it again for more.", {"multiple": True}),
 }
 RENAMED = {"--encoders": "--encoder", "--lrs": "--lr"}  # the sweep's flags, by the names that train's have
@@ -122,7 +131,7 @@ def demo(out: str, overwrite: bool) -> None:
 
 @cli.group(cls=Examples)
 def data() -> None:
-    """Look at labelled frames, or draw some."""
+    """Look at labelled frames, download or draw some."""
 
 
 @data.command("check")
@@ -200,10 +209,68 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
 
 
+@data.command("formats")
+def data_formats() -> None:
+    """List the layouts of labelled frames that --format knows.
+
+    \b
+    Example:
+      segray data formats
+    """
+    from segray.core.datasets import FORMATS
+    from segray.terminal import table
+
+    table("Layouts", ("--format", "below --data"), [(name, row.layout) for name, row in FORMATS.items()])
+
+
+@data.command("get")
+@click.argument("name")
+@click.argument("root")
+@click.option("--url", help="A mirror, or a file:// of the archive.")
+def data_get(name: str, root: str, url: str | None) -> None:
+    """Download a published data set: camvid or voc. The others need an account with their owners.
+
+    \b
+    Example:
+      segray data get camvid camvid/
+    """
+    from pathlib import Path
+
+    from segray.core.datasets.download import SOURCES, get
+    from segray.terminal import counting, say
+
+    with counting("bytes") as advance:
+        get(name, Path(root), url, lambda new, total: advance(new, total=total))
+    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check {root}")
+
+
+@cli.command()
+@click.argument("text", default="")
+def models(text: str) -> None:
+    """List architectures, encoders and ready models; TEXT filters by name, tu-… looks among timm's.
+
+    \b
+    Example:
+      segray models resnet
+      segray models tu-convnext
+    """
+    from segray.core.models.listing import list_models
+    from segray.terminal import say, table, waiting
+
+    with waiting("Counting parameters"):
+        found = list_models(text)
+    for title, columns, rows in found:
+        if rows:
+            table(title, columns, rows)
+    if not any(rows for _, _, rows in found):
+        say(f"Nothing is called {text!r}. Encoders of timm begin with tu-, such as tu-convnext_tiny.")
+
+
 @cli.command()
 @stage(
-    "--format", "--data", "--size", "--arch", "--encoder", "--epochs", "--batch-size", "--lr", "--seed", "--workers",
-    "--address", out="train.out", sections=("data", "model", "augment", "train", "cluster"),
+    "--format", "--data", "--size", "--arch", "--encoder", "--weights", "--weights-dir", "--freeze-encoder",
+    "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
+    out="train.out", sections=("data", "model", "augment", "train", "cluster"),
 )  # fmt: skip
 def train(config: Any, overwrite: bool) -> None:
     """Train one model; the same command again resumes after the last whole epoch.
@@ -212,6 +279,9 @@ def train(config: Any, overwrite: bool) -> None:
     Example:
       segray train --format camvid --data camvid/ --arch unet --encoder mobilenet_v2 \\
                    --size 180x240 --epochs 3 --out runs/camvid
+      segray train --format cityscapes --data cityscapes/ --arch deeplabv3plus --encoder resnet50 \\
+                   --weights imagenet --set augment.crop=512x1024 --set train.ema=0.999
+      segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
     """
     from segray.terminal import epoch_line, say, waiting
     from segray.train import train
@@ -219,14 +289,18 @@ def train(config: Any, overwrite: bool) -> None:
     with waiting("Starting"):
         result = train(config, overwrite=overwrite, on_row=lambda row: say(epoch_line(row, config.train.epochs)))
     best = result.best_row
-    say(f"Best: mIoU {best['miou']:.3f} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
+    if len(result.history) < config.train.epochs:
+        say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")
+    miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
+    say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
     say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
 
 
 @cli.command()
 @stage(
-    "--format", "--data", "--size", "--arch", "--encoders", "--lrs", "--trials", "--epochs", "--batch-size", "--seed",
-    "--workers", "--address", out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"),
+    "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--trials",
+    "--epochs", "--batch-size", "--seed", "--workers", "--address",
+    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"),
 )  # fmt: skip
 def sweep(config: Any, overwrite: bool) -> None:
     """Compare encoders and learning rates; poor trials stop early. The same command again resumes.
@@ -251,9 +325,35 @@ def sweep(config: Any, overwrite: bool) -> None:
 
 
 @cli.command()
+@click.argument("evaluate__model", metavar="MODEL", required=False)
 @stage(
-    "--model", "--input", "--truth", "--every", "--actors", "--address",
-    out="label.out", sections=("label", "cluster"),
+    "--format", "--data", "--split", "--window", "--flip", "--weights-dir",
+    out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
+)  # fmt: skip
+def evaluate(config: Any, overwrite: bool) -> None:
+    """Score a model on labelled frames at their own size: by class, by frame, at boundaries, with pictures.
+
+    \b
+    Example:
+      segray evaluate runs/camvid/best --format camvid --data camvid/ --out runs/camvid-val
+      segray evaluate runs/city/best --format cityscapes --data cityscapes/ --window 512x1024 --flip \\
+                      --set infer.scales='[0.75, 1, 1.25]'
+      segray evaluate deeplabv3-coco --format cityscapes --data cityscapes/
+    """
+    from segray.evaluate import PICTURES, evaluate
+    from segray.terminal import counting, say, show_scores
+
+    with counting("frames") as advance:
+        result = evaluate(config, overwrite=overwrite, on_frame=lambda done, total: advance(1, total=total))
+    show_scores(result)
+    out = config.evaluate.out
+    say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
+
+
+@cli.command()
+@stage(
+    "--model", "--input", "--truth", "--every", "--window", "--flip", "--actors", "--address",
+    out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
 def label(config: Any, overwrite: bool) -> None:
     """Label images and videos into Parquet; the same command again goes on where it was stopped.
@@ -316,10 +416,10 @@ def report(config: Any, overwrite: bool) -> None:
     say(f"The report is {page}.")
 
 
-def main() -> None:
-    """Entry point: errors of ours are one line and exit code 1; Ctrl-C is 130."""
+def main(command: click.Command = cli) -> None:
+    """Run a command: errors of ours are one line and exit code 1; Ctrl-C is 130."""
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -183,6 +183,19 @@ def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[in
     return StoredSamples(blocks, len(refs))
 
 
+def put(value: Any) -> Any:
+    """A value for `get` in other processes, kept once in the object store; None stays None."""
+    import ray
+
+    return None if value is None else [ray.put(value)]  # in a list, or Ray would hand over the value itself
+
+
+def get(stored: Any) -> Any:
+    import ray
+
+    return None if stored is None else ray.get(stored[0])
+
+
 class RayWorker:
     """The loop's Worker inside a Ray Train process."""
 
@@ -197,7 +210,8 @@ class RayWorker:
     def wrap(self, model: Any) -> Any:
         import ray.train.torch
 
-        return ray.train.torch.prepare_model(model)
+        # A static graph also lets parameters be that no output hangs on, as some encoders' last stages.
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
 
     def report(self, row: dict[str, Any]) -> None:
         import ray.train

@@ -28,6 +28,11 @@ def parse_size(value: Any) -> Any:
     return value
 
 
+def _mask_id(value: Any) -> Any:
+    """'#800040' → the id of that colour, as core.samples.color_id."""
+    return 1 << 24 | int(value[1:], 16) if isinstance(value, str) and value.startswith("#") else value
+
+
 def _one_loss(value: Any) -> Any:
     """'dice' → {'dice': 1.0}."""
     return {value: 1.0} if isinstance(value, str) else value
@@ -56,7 +61,9 @@ class DataSection(Section):
     masks: str = Field("masks", description="folder format: where masks are, below root")
     classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b], below root")
     val_share: float = Field(0.2, gt=0, lt=1, description="folder format: share for val where there are no splits")
-    id_map: dict[int, int] = Field(default_factory=dict, description="id in mask files → class, or 255 for void")
+    id_map: dict[Annotated[int, BeforeValidator(_mask_id)], int] = Field(
+        default_factory=dict, description="id or #RRGGBB in mask files → class, or 255 for void"
+    )
     class_map: dict[str, str | None] = Field(
         default_factory=dict, description="class → new name; one name for several merges them, null makes void"
     )

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from segray import cluster
-from segray.config import Config, LabelSection
+from segray.config import Config, InferSection, LabelSection
 from segray.core import parts, storage
 from segray.core.models import bundle
 from segray.core.parts import Receipt
@@ -37,7 +37,7 @@ def label(
     section = absolute(config.label)
     if overwrite:
         parts.clear(section.out)
-    plan = _plan(section)
+    plan = _plan(section, config.infer)
     summary = parts.read_summary(plan.out)
     if summary is None:
         started = time.perf_counter()
@@ -61,7 +61,7 @@ def absolute(section: LabelSection) -> LabelSection:
         raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
     return section.model_copy(
         update={
-            "model": storage.absolute(section.model),
+            "model": storage.absolute(bundle.resolve(section.model)),
             "inputs": [storage.absolute(place) for place in section.inputs],
             "truth": storage.absolute(section.truth) if section.truth else None,
             "out": storage.absolute(section.out),
@@ -69,9 +69,10 @@ def absolute(section: LabelSection) -> LabelSection:
     )
 
 
-def _plan(section: LabelSection) -> Plan:
+def _plan(section: LabelSection, infer: InferSection) -> Plan:
     info = bundle.read_info(section.model)
-    settings = plan_settings(section.inputs, section.truth, section.every, section.shard_size, info.model_id)
+    how = {**infer.model_dump(mode="json", exclude={"threshold"}), "confidence_maps": section.confidence_maps}
+    settings = plan_settings(section.inputs, section.truth, section.every, section.shard_size, info.model_id, how)
     plan = load_plan(section.out)
     if plan is None:
         parts.check_empty(section.out)
@@ -91,7 +92,7 @@ def _run(config: Config, section: LabelSection, plan: Plan, on_receipt: OnReceip
         return 0
     with cluster.connected(config.cluster) as has:
         for _ in range(ROUNDS):
-            for receipt in _label_shards(section, plan, todo, has, config.cluster.gpu):
+            for receipt in _label_shards(config, section, plan, todo, has):
                 rows += receipt.rows
                 on_receipt(receipt, plan)
             todo = sorted(set(todo) - parts.done_shards(plan))
@@ -103,12 +104,12 @@ def _run(config: Config, section: LabelSection, plan: Plan, on_receipt: OnReceip
     )
 
 
-def _label_shards(section: LabelSection, plan: Plan, todo: list[int], has: cluster.Resources, gpu: bool | None) -> Any:
+def _label_shards(config: Config, section: LabelSection, plan: Plan, todo: list[int], has: cluster.Resources) -> Any:
     """Receipts of the shards, as they are made."""
     import ray.data
 
     cluster.hush()
-    use_gpu = has.gpus > 0 if gpu is None else gpu
+    use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
     shape.check(has)
@@ -118,7 +119,7 @@ def _label_shards(section: LabelSection, plan: Plan, todo: list[int], has: clust
     context.max_errored_blocks = -1  # a shard whose actor died is found by listing, and tried again
     receipts = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo)).map_batches(
         Labeller,
-        fn_constructor_args=(section.model, plan, section.batch_size, shape.cpus, "cuda" if use_gpu else "cpu"),
+        fn_constructor_args=(section, config.infer, plan, shape.cpus, "cuda" if use_gpu else "cpu"),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=shape.cpus,
@@ -136,14 +137,14 @@ def _label_shards(section: LabelSection, plan: Plan, todo: list[int], has: clust
 class Labeller:
     """An actor of Ray Data's pool: the model, and the shards that it is given."""
 
-    def __init__(self, model: str, plan: Plan, batch_size: int, threads: int, device: str) -> None:
+    def __init__(self, section: LabelSection, infer: InferSection, plan: Plan, threads: int, device: str) -> None:
         import torch
 
         from segray.core.predictor import Predictor
 
         torch.set_num_threads(threads)
-        self.plan, self.batch_size = plan, batch_size
-        self.predictor = Predictor(model, device)
+        self.plan, self.batch_size = plan, section.batch_size
+        self.predictor = Predictor(section.model, device, infer, confidence_maps=section.confidence_maps)
         self.reader = PlanReader(plan.out)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

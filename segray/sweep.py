@@ -11,13 +11,15 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segray import cluster
+from segray import cluster, trackers
 from segray.config import Config, ModelSection
 from segray.core import loop, storage
+from segray.core.checkpoint import BEST, is_finished, read_history
 from segray.core.models import bundle, check_names
 from segray.errors import ConfigError, SegrayError
 from segray.train import (
@@ -30,6 +32,7 @@ from segray.train import (
     new_rows,
     plan_data,
     run,
+    start_weights,
     stored,
 )
 
@@ -91,18 +94,19 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     with cluster.connected(config.cluster) as has:
         at_once = concurrent(config, has, len(trials))
         worker = cluster.shape(config.cluster, has, at_once)
-        polls = [new_rows(trial_out(out, t), lambda row, name=t.name: on_row(name, row)) for t in trials]
+        with ExitStack() as stack:
+            polls = [_follow(trial_config(config, trial), trial.name, on_row, stack) for trial in trials]
 
-        def poll() -> None:
-            for poll_trial in polls:
-                poll_trial()
+            def poll() -> None:
+                for poll_trial in polls:
+                    poll_trial()
 
-        errors = cluster.wait_for(lambda: _tune(config, trials, plan, has, worker, at_once), poll)
+            errors = cluster.wait_for(lambda: _tune(config, trials, plan, has, worker, at_once), poll)
     board = leaderboard(config, trials, errors)
     if board[0].miou is None:
         raise SegrayError(f"All {len(trials)} trials failed; the first: {board[0].error}")
     _publish(out, board)
-    return SweepResult(out, out / loop.BEST, board)
+    return SweepResult(out, out / BEST, board)
 
 
 def list_trials(config: Config) -> list[Trial]:
@@ -160,6 +164,18 @@ def trial_config(config: Config, trial: Trial) -> Config:
     )
 
 
+def _follow(config: Config, name: str, on_row: OnRow, stack: ExitStack) -> Callable[[], None]:
+    """A poll of one trial's new rows, for its trackers and for on_row."""
+    claim(config, overwrite=False)
+    track = stack.enter_context(trackers.tracking(config))
+
+    def tell(row: dict[str, Any]) -> None:
+        track(row)
+        on_row(name, row)
+
+    return new_rows(Path(config.train.out), tell)
+
+
 def _tune(
     config: Config,
     trials: list[Trial],
@@ -173,7 +189,11 @@ def _tune(
     from ray.tune.schedulers import ASHAScheduler
 
     data = stored(plan, has)
-    driver = tune.with_parameters(_drive, config=config.model_dump(mode="json"), data=data, worker=worker)
+    weights = {trial.encoder: trial_config(config, trial) for trial in trials}
+    weights = {encoder: cluster.put(start_weights(one)) for encoder, one in weights.items()}
+    driver = tune.with_parameters(
+        _drive, config=config.model_dump(mode="json"), data=data, worker=worker, weights=weights
+    )
     scheduler = ASHAScheduler(
         time_attr="epoch",
         max_t=config.train.epochs,
@@ -192,26 +212,32 @@ def _tune(
     return {r.config["trial"]["name"]: str(cluster.explain(r.error)) for r in results if r.error}
 
 
-def _drive(params: dict[str, Any], config: dict[str, Any], data: loop.TrainData, worker: cluster.WorkerShape) -> None:
+def _drive(
+    params: dict[str, Any],
+    config: dict[str, Any],
+    data: loop.TrainData,
+    worker: cluster.WorkerShape,
+    weights: dict[str, Any],
+) -> None:
     """One trial, in a process of Tune's: its past epochs are reported first, then it trains on."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     trial = trial_config(Config(**config), Trial(**params["trial"]))
     claim(trial, overwrite=False)
-    history = loop.read_history(Path(trial.train.out))
+    history = read_history(Path(trial.train.out))
     for row in history:
         tune.report(row)
-    if len(history) < trial.train.epochs:
-        run(trial, data, worker, callbacks=(TuneReportCallback(),))
+    if not is_finished(trial.train, history):
+        run(trial, data, worker, weights[trial.model.encoder], callbacks=(TuneReportCallback(),))
 
 
 def _row(config: Config, trial: Trial, error: str | None) -> LeaderboardRow:
     folder = trial_out(Path(config.sweep.out), trial)
-    history = loop.read_history(folder)
+    history = read_history(folder)
     scored = [row for row in history if row["miou"] is not None]
     best = max(scored, key=lambda row: row["miou"], default={})
-    status = "failed" if error else "finished" if len(history) >= config.train.epochs else "stopped"
+    status = "failed" if error else "finished" if is_finished(config.train, history) else "stopped"
     return LeaderboardRow(
         rank=0,
         trial=trial.name,
@@ -222,7 +248,7 @@ def _row(config: Config, trial: Trial, error: str | None) -> LeaderboardRow:
         pixel_accuracy=best.get("pixel_accuracy"),
         epochs=len(history),
         status=status,
-        parameters=bundle.count_parameters(str(folder / loop.BEST)) if best else None,
+        parameters=bundle.count_parameters(str(folder / BEST)) if best else None,
         images_per_s=best.get("images_per_s"),
         seconds=sum(row["seconds"] for row in history),
         error=error,
@@ -241,8 +267,8 @@ def _publish(out: Path, board: list[LeaderboardRow]) -> None:
     storage.replace(str(out / "leaderboard.json"), json.dumps(rows, indent=2).encode())
     copy = out / ".best.tmp"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(out / "trials" / board[0].trial / loop.BEST, copy)
-    bundle.swap(copy, out / loop.BEST)
+    shutil.copytree(out / "trials" / board[0].trial / BEST, copy)
+    bundle.swap(copy, out / BEST)
 
 
 def _claim(config: Config, overwrite: bool) -> None:
@@ -254,7 +280,7 @@ def _claim(config: Config, overwrite: bool) -> None:
         return lines
 
     out = Path(config.sweep.out)
-    made = (SETTINGS, "trials", loop.BEST, "leaderboard.json", "leaderboard.parquet", ".tune")
+    made = (SETTINGS, "trials", BEST, "leaderboard.json", "leaderboard.parquet", ".tune")
     claim_folder(out, "sweep", made, overwrite, differences)
     (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
 

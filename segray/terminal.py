@@ -146,3 +146,32 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """What `evaluate` found: a line a class, then the averages under their own names."""
+    scores = result["scores"]
+    columns = {
+        "IoU": "class_iou",
+        "precision": "class_precision",
+        "sensitivity": "class_sensitivity",
+        "specificity": "class_specificity",
+        "F1 = Dice": "class_f1",
+        "boundary IoU": "class_boundary",
+    }
+    rows = [[name, *(scores[key][i] for key in columns.values())] for i, name in enumerate(result["classes"])]
+    means = ["miou", "mean_precision", "mean_sensitivity", "mean_specificity", "mean_f1", "boundary_miou"]
+    table(
+        f"{result['frames']} frames of {result['split']}",
+        ("class", *columns),
+        [*rows, ["mean", *(scores[m] for m in means)]],
+    )
+    say(
+        f"Pixel accuracy {text(scores['pixel_accuracy'])}, frequency-weighted IoU {text(scores['fw_iou'])}, "
+        f"micro IoU {text(scores['micro_iou'])}; mean of the frames' own mIoU {text(scores['image_miou'])}; "
+        f"the best constant guess has mIoU {text(result['baseline_miou'])}."
+    )
+    if result["undecided_share"]:
+        say(f"Undecided: {result['undecided_share']:.1%} of the labelled pixels.")
+    if result["not_covered"]:
+        say(f"Not covered by this model: {', '.join(result['not_covered'])}.")

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segray import cluster
+from segray import cluster, trackers
 from segray.config import Config, load
-from segray.core import loop
+from segray.core import loop, storage
+from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
-from segray.core.models import check_names
-from segray.core.samples import LabelSpace, SampleRef
-from segray.errors import ConfigError, DataError, OutputExists, SegrayError, TrainingDiverged
+from segray.core.models import bundle, check_names, encoder_weights
+from segray.core.samples import LabelSpace, SampleRef, Samples
+from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
 
 SETTINGS = "config.yaml"
 SECTIONS = ("data", "model", "augment", "train", "cluster")
-FREE_KEYS = {"train.epochs", "train.out", "train.max_failures"}  # may change between a run and its resumption
+FREE_KEYS = {  # may change between a run and its resumption
+    "train.epochs", "train.out", "train.max_failures", "train.patience", "train.mlflow", "train.compile",
+    "model.weights_dir",
+}  # fmt: skip
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -34,7 +38,7 @@ class TrainResult:
 
     @property
     def best_row(self) -> dict[str, Any]:
-        return max(self.history, key=lambda row: row["miou"] if row["miou"] is not None else -1.0)
+        return self.history[best_epoch(self.history) - 1]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class DataPlan:
     label_space: LabelSpace
     size: tuple[int, int]
     data_id: str
+
+    def with_samples(self, train: Samples, val: Samples) -> loop.TrainData:
+        ids = tuple(ref.sample_id for ref in self.train)
+        return loop.TrainData(train, val, self.label_space, self.size, self.data_id, ids)
 
 
 def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
@@ -59,20 +67,24 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     out = Path(config.train.out)
     plan = plan_data(config)
     claim(config, overwrite)
-    if len(loop.read_history(out)) < config.train.epochs:
+    if is_finished(config.train, read_history(out)):
+        return TrainResult(out, out / BEST, read_history(out))
+    weights = start_weights(config)
+    with trackers.tracking(config) as track:
+
+        def tell(row: dict[str, Any]) -> None:
+            track(row)
+            on_row(row)
+
         if config.cluster.workers == 0:
-            data = loop.TrainData(
-                MemorySamples.read(plan.train, plan.label_space, plan.size),
-                MemorySamples.read(plan.val, plan.label_space, plan.size),
-                plan.label_space, plan.size, plan.data_id,
-            )  # fmt: skip
-            loop.fit(_Reporter(on_row), config, data)
+            splits = (MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+            loop.fit(_Reporter(tell), config, plan.with_samples(*splits), weights)
         else:
             with cluster.connected(config.cluster) as has:
                 worker = cluster.shape(config.cluster, has)
-                data = stored(plan, has)
-                cluster.wait_for(lambda: run(config, data, worker), new_rows(out, on_row))
-    return TrainResult(out, out / loop.BEST, loop.read_history(out))
+                data, stored_weights = stored(plan, has), cluster.put(weights)
+                cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
+    return TrainResult(out, out / BEST, read_history(out))
 
 
 class _Reporter(loop.LocalWorker):
@@ -83,8 +95,9 @@ class _Reporter(loop.LocalWorker):
 
 def absolute(config: Config) -> Config:
     """Paths that hold in Ray's worker processes, whose working directory differs."""
-    paths = {"train.out": config.train.out, "data.root": config.data.root}
-    return config.changed({key: str(Path(path).absolute()) for key, path in paths.items() if path is not None})
+    paths = {"train.out": config.train.out, "data.root": config.data.root, "train.teacher": config.train.teacher,
+             "model.weights_dir": config.model.weights_dir}  # fmt: skip
+    return config.changed({key: storage.absolute(path) for key, path in paths.items() if path is not None})
 
 
 def plan_data(config: Config) -> DataPlan:
@@ -101,26 +114,50 @@ def plan_data(config: Config) -> DataPlan:
         )
     if len(train_refs) < workers:
         raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
+    if config.train.teacher:
+        check_teacher(config.train.teacher, dataset.label_space)
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
     data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
     return DataPlan(train_refs, val_refs, dataset.label_space, input_size(config.data, train_refs), data_id[:12])
 
 
+def check_teacher(uri: str, space: LabelSpace) -> None:
+    """ModelError when the teacher's classes are not those of the data."""
+    theirs = tuple(bundle.read_info(uri).label_space["names"])
+    if theirs != space.names:
+        raise ModelError(
+            f"train.teacher {uri} knows {len(theirs)} classes ({', '.join(theirs[:5])}, …), the data "
+            f"{space.num_classes} ({', '.join(space.names[:5])}, …); a teacher has the data's classes."
+        )
+
+
+def start_weights(config: Config) -> dict[str, Any] | None:
+    """What the encoder of a new run starts from, fetched here once; None for random, or for a run that goes on."""
+    return None if (Path(config.train.out) / STATE).exists() else encoder_weights(config.model)
+
+
 def stored(plan: DataPlan, has: cluster.Resources) -> loop.TrainData:
     """The plan's frames, decoded once for every worker of every run in this session."""
     samples = (cluster.store_samples(refs, plan.label_space, plan.size, has) for refs in (plan.train, plan.val))
-    return loop.TrainData(*samples, plan.label_space, plan.size, plan.data_id)
+    return plan.with_samples(*samples)
 
 
-def run(config: Config, data: loop.TrainData, worker: cluster.WorkerShape, callbacks: tuple[Any, ...] = ()) -> None:
-    """core.loop.fit on Ray Train's processes. Blocks; call it inside a connected Ray."""
+def run(
+    config: Config, data: loop.TrainData, worker: cluster.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
+) -> None:
+    """core.loop.fit on Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
     per_worker = {"CPU": worker.cpus, "GPU": worker.gpus}
     result = TorchTrainer(
         _loop,
-        train_loop_config={"config": config.model_dump(mode="json"), "data": data, "threads": worker.cpus},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "data": data,
+            "threads": worker.cpus,
+            "weights": weights,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=worker.count, use_gpu=worker.gpus > 0, resources_per_worker=per_worker
         ),
@@ -143,15 +180,15 @@ def _loop(given: dict[str, Any]) -> SegrayError | None:
 
     torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
     try:
-        loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"])
-    except TrainingDiverged as error:
+        loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"], cluster.get(given["weights"]))
+    except SegrayError as error:
         return error
     return None
 
 
 def claim(config: Config, overwrite: bool) -> None:
     """Make `train.out` this run's folder. OutputExists when it holds something else, unless `overwrite`."""
-    made = (SETTINGS, loop.STATE, loop.HISTORY, loop.BEST, ".ray")
+    made = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, ".ray")
     claim_folder(Path(config.train.out), "training run", made, overwrite, lambda before: different(before, config))
     (Path(config.train.out) / SETTINGS).write_text(config.to_yaml(SECTIONS))
 
@@ -199,11 +236,11 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
 
 def new_rows(out: Path, on_row: OnRow) -> Callable[[], None]:
     """A poll that calls on_row for each epoch that is new in the history since now."""
-    seen = len(loop.read_history(out))
+    seen = len(read_history(out))
 
     def poll() -> None:
         nonlocal seen
-        for row in loop.read_history(out)[seen:]:
+        for row in read_history(out)[seen:]:
             seen += 1
             on_row(row)
 

@@ -12,14 +12,19 @@ FROZEN = {
     "demo": {"out", "overwrite", "help"},
     "data check": {"format", "set", "help"},
     "data draw": {"train", "val", "size", "seed", "help"},
+    "data formats": {"help"},
+    "data get": {"url", "help"},
+    "models": {"help"},
     "train": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
+        *("weights", "weights-dir", "loss", "freeze-encoder", "teacher", "compile"),
     },
     "sweep": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
-        "trials",
+        *("trials", "weights", "weights-dir"),
     },
-    "label": STAGE | {"model", "input", "truth", "every", "actors", "address"},
+    "evaluate": STAGE | {"format", "data", "split", "window", "flip", "weights-dir"},
+    "label": STAGE | {"model", "input", "truth", "every", "window", "flip", "actors", "address"},
     "verify": {"help"},
     "report": STAGE | {"labels"},
 }  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from segray.core.samples import COLOR
 from segray.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -43,18 +44,24 @@ def decode_image(data: bytes, source: str = "image") -> np.ndarray:
 
 
 def decode_mask(data: bytes, source: str = "mask") -> np.ndarray:
-    """An encoded mask → the ids that stand in it, uint8 [H, W]; palette and grey PNGs, 8 bits or fewer."""
+    """An encoded mask → the ids that stand in it, [H, W]: uint8 of palette and grey masks, uint16 of deep ones.
+
+    A pixel of an RGB mask has the id of its colour, uint32 (samples.color_id); alpha is left out.
+    """
     image = _open(data, source)
     if image.format == "JPEG":
         raise DataError(f"{source} is a JPEG, which invents class ids at edges; store masks as PNG.")
-    if image.mode not in ("P", "L", "1"):
-        raise DataError(
-            f"{source} has {image.mode} pixels; a mask holds one 8-bit class id a pixel. Convert colours to ids first."
-        )
     try:
-        return np.asarray(image).astype(np.uint8)
+        if image.mode in ("P", "L", "1"):
+            return np.asarray(image).astype(np.uint8)
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint16)
+        if image.mode in ("RGB", "RGBA"):
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.uint32), -1, 0)
+            return COLOR | red << 16 | green << 8 | blue
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
+    raise DataError(f"{source} has {image.mode} pixels; a mask holds a class id of 8 or 16 bits, or a colour, a pixel.")
 
 
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:

@@ -1,17 +1,159 @@
-"""Logits [B, C, H, W] and class ids [B, H, W] → a scalar loss; void pixels have no part in it."""
+"""Logits [B, C, H, W] and class ids [B, H, W] → a scalar loss; void pixels have no part in it.
+
+A new loss is a function `(logits, masks, options) -> scalar` and a row in LOSSES. Each computes in float32,
+whatever the precision around it, and is 0 for a batch without a labelled pixel.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from segray.config import TrainSection
 from segray.core.samples import IGNORE_INDEX
 
 
-def cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean over the labelled pixels; 0 for a batch without any, where torch's own mean is nan."""
-    total = functional.cross_entropy(logits.float(), masks, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (masks != IGNORE_INDEX).sum().clamp(min=1)
+@dataclass(frozen=True)
+class LossOptions:
+    """class_weights: float [C] for cross_entropy, focal and ohem; None weighs all alike."""
+
+    class_weights: torch.Tensor | None = None
+    focal_gamma: float = 2.0
+    ohem_threshold: float = 0.7
+    ohem_min_share: float = 0.0625
 
 
-LOSSES = {"cross_entropy": cross_entropy}
+PLAIN = LossOptions()
+
+
+def cross_entropy(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
+    """Mean over the labelled pixels, weighted by class."""
+    return _mean(_pixels(logits, masks, options), masks, options)
+
+
+def focal(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
+    """Lin et al. 2017, equation 4: cross-entropy × (1 − p)^γ, p being the true class's probability."""
+    plain = _pixels(logits, masks, LossOptions())
+    # expm1 keeps small 1 − p exact; the clamp keeps 0^γ from an infinite gradient
+    easy = (-torch.expm1(-plain)).clamp_min(1e-6)
+    return _mean(plain * easy**options.focal_gamma * _weight_of(masks, options), masks, options)
+
+
+def ohem(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
+    """Cross-entropy of hard pixels alone (online hard example mining, Shrivastava et al. 2016; for pixels as in
+    BiSeNet, Yu et al. 2018): those whose class has at most `ohem_threshold` of the probability, and at least the
+    hardest `ohem_min_share` of the labelled ones."""
+    pixels = _pixels(logits, masks, options).flatten()
+    labelled = (masks != IGNORE_INDEX).flatten()
+    hardness = torch.where(labelled, _pixels(logits.detach(), masks, LossOptions()).flatten(), -1.0)
+    rank = (labelled.sum() * options.ohem_min_share).long()
+    kth = hardness.sort(descending=True).values[rank.clamp(1, hardness.numel()) - 1]
+    limit = torch.minimum(kth, hardness.new_tensor(-math.log(options.ohem_threshold)))
+    kept = labelled & (hardness >= limit)
+    weights = _weight_of(masks, options).flatten() * kept
+    return (pixels * kept).sum() / weights.sum().clamp_min(1e-12)
+
+
+def dice(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
+    """1 − soft Dice (Milletari et al. 2016), of the batch as a whole, averaged over the classes that it holds."""
+    labelled = (masks != IGNORE_INDEX).unsqueeze(1)
+    probabilities = logits.float().softmax(1) * labelled
+    truth = functional.one_hot(masks.where(masks != IGNORE_INDEX, 0), logits.shape[1]).movedim(-1, 1) * labelled
+    hit, total = (x.sum((0, 2, 3)) for x in (probabilities * truth, probabilities + truth))
+    there = truth.sum((0, 2, 3)) > 0
+    scores = 2 * hit / total.clamp_min(1e-7)
+    return ((1 - scores) * there).sum() / there.sum().clamp(min=1)
+
+
+def lovasz(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
+    """Lovász-softmax (Berman et al. 2018, equation 11) of the batch as a whole, over the classes that it holds.
+
+    A smooth stand-in for 1 − mIoU: each class's errors, sorted, weighted by what they cost in IoU (algorithm 1).
+    """
+    classes = logits.shape[1]
+    probabilities = logits.float().softmax(1).movedim(1, -1).reshape(-1, classes)
+    truth = masks.flatten()
+    labelled = (truth != IGNORE_INDEX).float()
+    losses, there = [], []
+    for label in range(classes):
+        mine = (truth == label).float()
+        # Void errors are 0 and come last, where they weigh nothing: no pixel need be picked out.
+        errors, order = ((mine - probabilities[:, label]).abs() * labelled).sort(descending=True)
+        mine, others = mine[order], (labelled - mine)[order]
+        union = mine.sum() + others.cumsum(0)
+        jaccard = 1 - (mine.sum() - mine.cumsum(0)) / union.clamp_min(1e-7)
+        steps = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+        losses.append((errors * steps).sum())
+        there.append((mine.sum() > 0).float())
+    held = torch.stack(there)
+    return (torch.stack(losses) * held).sum() / held.sum().clamp(min=1)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, LossOptions], torch.Tensor]
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "focal": focal,
+    "dice": dice,
+    "lovasz": lovasz,
+    "ohem": ohem,
+}
+
+
+def combine(
+    config: TrainSection, class_weights: torch.Tensor | None
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The weighted sum that `train.loss` names, as a function of logits and masks."""
+    options = LossOptions(class_weights, config.focal_gamma, config.ohem_threshold, config.ohem_min_share)
+
+    def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return sum(weight * LOSSES[name](logits, masks, options) for name, weight in config.loss.items())
+
+    return loss
+
+
+def distillation(student: torch.Tensor, teacher: torch.Tensor, masks: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T² · KL(teacher ‖ student) of softened probabilities (Hinton et al. 2015, section 2), a mean over all pixels.
+
+    Void pixels too: there the teacher is the only one who knows. masks are looked at for their shape alone.
+    """
+    assert student.shape[-2:] == masks.shape[-2:]
+    ours = functional.log_softmax(student.float() / temperature, 1)
+    theirs = functional.log_softmax(teacher.float() / temperature, 1)
+    return functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(1).mean() * temperature**2
+
+
+def median_frequencies(pixels: torch.Tensor, frame_pixels: torch.Tensor) -> torch.Tensor:
+    """Class weights, float [C], by median frequency balancing (Eigen & Fergus 2015, section 6.3.2).
+
+    pixels: of each class, int [C]. frame_pixels: labelled pixels of the frames that hold the class, int [C]. A
+    class's frequency is their ratio, its weight the median frequency over its own; absent classes weigh 1.
+    """
+    there = pixels > 0
+    frequency = pixels.double() / frame_pixels.clamp(min=1)
+    if not bool(there.any()):
+        return torch.ones(len(pixels))
+    middle = frequency[there].quantile(0.5)
+    return torch.where(there, middle / frequency.clamp_min(1e-12), 1.0).float()
+
+
+def _pixels(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """Cross-entropy of each pixel, [B, H, W], weighted by class; 0 at void ones."""
+    return functional.cross_entropy(
+        logits.float(), masks, weight=options.class_weights, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+
+
+def _weight_of(masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """The class weight of each pixel, [B, H, W]; 0 at void ones."""
+    labelled = masks != IGNORE_INDEX
+    if options.class_weights is None:
+        return labelled.float()
+    return options.class_weights[masks.where(labelled, 0)] * labelled
+
+
+def _mean(pixels: torch.Tensor, masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    return pixels.sum() / _weight_of(masks, options).sum().clamp_min(1e-12)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+HEADLINES = ("miou", "pixel_accuracy", "mean_f1", "mean_sensitivity", "mean_specificity", "fw_iou")
+
 
 def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int = 255) -> Any:
     """Counts of (true, predicted) pairs, int64 [C, C].
@@ -39,11 +41,14 @@ class Scores:
     mean_f1: float
     mean_sensitivity: float
     mean_specificity: float
+    mean_precision: float
     micro_iou: float
+    fw_iou: float
     class_iou: list[float]
     class_f1: list[float]
     class_sensitivity: list[float]
     class_specificity: list[float]
+    class_precision: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, with None for undefined ones, so that JSON can hold them."""
@@ -53,15 +58,18 @@ class Scores:
 def scores(confusion: Any) -> Scores:
     """Every score of a confusion matrix, int [C, C]. F1 equals Dice, as both are of pixel counts.
 
-    Means are over the classes for which the score is defined (macro); micro_iou adds counts over classes first.
+    Means are over the classes for which the score is defined (macro); micro_iou adds counts over classes first;
+    fw_iou weighs each class's IoU by its share of the true pixels (Long et al. 2015, section 5). Sensitivity is
+    also called recall. With one more column, [C, C + 1], the last one counts pixels that were left undecided:
+    misses of their class, and false alarms of none.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     hit = np.diag(counts)
-    truth, pred, total = counts.sum(1), counts.sum(0), counts.sum()
+    truth, pred, total = counts.sum(1), counts.sum(0)[: len(counts)], counts.sum()
     seen = truth + pred > 0
     iou = _ratio(hit, truth + pred - hit)
     f1 = _ratio(2 * hit, truth + pred)
-    sensitivity = _ratio(hit, truth)
+    sensitivity, precision = _ratio(hit, truth), _ratio(hit, pred)
     specificity = np.where(seen, _ratio(total - truth - pred + hit, total - truth), np.nan)
     return Scores(
         miou=_mean(iou),
@@ -69,11 +77,14 @@ def scores(confusion: Any) -> Scores:
         mean_f1=_mean(f1),
         mean_sensitivity=_mean(sensitivity),
         mean_specificity=_mean(specificity),
-        micro_iou=float(_ratio(hit.sum(), 2 * total - hit.sum())),
+        mean_precision=_mean(precision),
+        micro_iou=float(_ratio(hit.sum(), truth.sum() + pred.sum() - hit.sum())),
+        fw_iou=float(_ratio(np.nansum(truth * iou), total)),
         class_iou=iou.tolist(),
         class_f1=f1.tolist(),
         class_sensitivity=sensitivity.tolist(),
         class_specificity=specificity.tolist(),
+        class_precision=precision.tolist(),
     )
 
 
@@ -99,3 +110,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if value != value else value
+
+
+def boundary_counts(truth: Any, pred: Any, num_classes: int, ignore_index: int = 255, ratio: float = 0.02) -> Any:
+    """(intersection, union) in pixels of each class's boundary regions in one frame, int64 numpy [C, 2].
+
+    Cheng et al. 2021, Boundary IoU: the region is a mask without its erosion by `ratio` of the frame's diagonal
+    (at least 1 pixel), the frame's edge being boundary too, as in the authors' mask_to_boundary. Void pixels are
+    in neither region. Counts add up over frames; a class's boundary IoU is one division at the end.
+    """
+    import torch
+    from torch.nn import functional
+
+    truth, pred = torch.as_tensor(truth), torch.as_tensor(pred)
+    height, width = truth.shape
+    reach = max(1, round(ratio * (height**2 + width**2) ** 0.5))
+    counts = np.zeros((num_classes, 2), np.int64)
+    labelled = truth != ignore_index
+
+    def region(mask: Any) -> Any:
+        outside = functional.pad((~mask).float()[None, None], [reach] * 4, value=1.0)
+        side = 2 * reach + 1
+        near = functional.max_pool2d(functional.max_pool2d(outside, (1, side), 1), (side, 1), 1)[0, 0]
+        return mask & (near > 0) & labelled
+
+    for label in range(num_classes):
+        mine, theirs = truth == label, pred == label
+        if bool(mine.any()) or bool(theirs.any()):
+            a, b = region(mine), region(theirs)
+            counts[label] = int((a & b).sum()), int((a | b).sum())
+    return counts

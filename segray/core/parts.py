@@ -31,7 +31,8 @@ from segray.errors import DataError, InputChanged, InputMissing, OutputExists, S
 DECODE_THREADS = 2
 SCORES = ("pixel_accuracy", "miou", "mean_f1", "mean_sensitivity", "mean_specificity")
 FIGURES = ("confidence_mean", "entropy_mean", "low_margin_share", "boundary_share", "flicker_share")
-HUGGINGFACE = {"info": {"features": {"mask": {"_type": "Image"}}}}  # the Hub's viewer then shows masks
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 
 ROW_SCHEMA = pa.schema(
     [
@@ -43,7 +44,8 @@ ROW_SCHEMA = pa.schema(
         ("truth_uri", pa.string()),
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
-        ("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("mask", IMAGE),
+        ("confidence", IMAGE),
         ("class_pixels", pa.list_(pa.int64())),
         *[(name, pa.float64()) for name in FIGURES],
         ("status", pa.string()),
@@ -333,6 +335,7 @@ def _ok_row(
         "height_px": mask.shape[0],
         "width_px": mask.shape[1],
         "mask": {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": f"{row['input_id']}.png"},
+        "confidence": _confidence_map(prediction, row),
         "class_pixels": pixels.tolist(),
         "confidence_mean": prediction.confidence_mean,
         "entropy_mean": prediction.entropy_mean,
@@ -342,6 +345,13 @@ def _ok_row(
         "status": "ok",
         **_score(row["truth_uri"], mask, plan.label_space, totals),
     }
+
+
+def _confidence_map(prediction: Prediction, row: dict[str, Any]) -> dict[str, Any] | None:
+    if prediction.confidence_hw is None:
+        return None
+    grey = images.encode_mask(prediction.confidence_hw, [(i, i, i) for i in range(256)])
+    return {"bytes": grey, "path": f"{row['input_id']}-confidence.png"}
 
 
 def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace, totals: Totals) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import storage
-from segray.core.datasets.pairs import find_images
+from segray.core.datasets.pairs import find_truth, pair_key
 from segray.core.images import IMAGE_SUFFIXES
 from segray.core.samples import LabelSpace
 from segray.core.storage import Entry
@@ -106,7 +106,12 @@ def make_plan(out: str, settings: dict[str, Any], label_space: LabelSpace) -> Pl
 
 
 def plan_settings(
-    inputs: Sequence[str], truth: str | None, every: int, shard_size: int, model_id: str
+    inputs: Sequence[str],
+    truth: str | None,
+    every: int,
+    shard_size: int,
+    model_id: str,
+    infer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What decides a plan beside the files themselves."""
     return {
@@ -115,6 +120,7 @@ def plan_settings(
         "every": every,
         "shard_size": shard_size,
         "model_id": model_id,
+        "infer": dict(infer or {}),
         "schema_version": SCHEMA_VERSION,
     }
 
@@ -131,9 +137,9 @@ def check_same(plan: Plan, settings: dict[str, Any]) -> None:
 
 def _shards(inputs: Sequence[str], truth: str | None, every: int, shard_size: int) -> Iterator[list[dict[str, Any]]]:
     """Rows of each shard: images by `shard_size`, and spans of one video that start at keyframes."""
-    truths = find_images(truth) if truth else {}
+    truths = find_truth(truth) if truth else {}
     images, videos = _list_inputs(inputs)
-    if truth and not any(storage.stem_of(entry.uri) in truths for entry in images):
+    if truth and not any(pair_key(storage.stem_of(entry.uri)) in truths for entry in images):
         raise DataError(f"No mask in {truth} has the stem of an image; truth pairs by file name.")
     for start in range(0, len(images), shard_size):
         chunk = images[start : start + shard_size]
@@ -177,7 +183,7 @@ def _image_row(entry: Entry, truths: dict[str, str]) -> dict[str, Any]:
         _check_name(entry.uri)
     except DataError as error:
         return _row(entry, error=str(error))
-    return _row(entry, truth_uri=truths.get(storage.stem_of(entry.uri)))
+    return _row(entry, truth_uri=truths.get(pair_key(storage.stem_of(entry.uri))))
 
 
 def _check_name(uri: str) -> None:

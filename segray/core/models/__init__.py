@@ -1,57 +1,137 @@
-"""Names → models: any decoder of segmentation-models-pytorch over any of its encoders."""
+"""Names → models, all with one contract: normalised images [B, 3, H, W] in, logits a pixel out.
+
+A new architecture is a module with a builder `(config, outputs) -> nn.Module` and a row in ARCHITECTURES.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from segray.config import ModelSection
+from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
 from segray.errors import ModelError, nearest
 
-STRIDE = 32  # sides of smp's inputs must be multiples of the deepest encoder stage's
+encoder_weights, preprocessing = weights.encoder_weights, weights.preprocessing
+STRIDE = 32  # sides of an input must be multiples of the deepest stage's stride; 32 suits every encoder of stages
+NO_ENCODER = ("none",)
 
 
-def architectures() -> dict[str, type]:
-    """smp's decoders by their lower-case names: unet, fpn, deeplabv3plus, …"""
+@dataclass(frozen=True)
+class Architecture:
+    """build: (settings, output channels) → model with random weights. encoders: the names it takes; None: smp's.
+
+    auxiliary: whether training gives more outputs than the main one. pooled: whether it normalises pooled
+    features, which takes two images a worker. least_px: sides that it cannot go below; smaller input is padded.
+    """
+
+    build: Callable[[ModelSection, int], torch.nn.Module]
+    about: str
+    encoders: tuple[str, ...] | None = None
+    auxiliary: bool = False
+    pooled: bool = False
+    least_px: int = 1
+
+
+def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
     import segmentation_models_pytorch as smp
 
-    return dict(smp.MODEL_ARCHITECTURES_MAPPING)
+    options = dict(config.options)
+    if config.arch == "dpt":
+        options.setdefault("dynamic_img_size", True)  # a ViT's positions are resized to the frame
+    return smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "unet": Architecture(_smp, "U-Net decoder with skip connections (Ronneberger et al. 2015)"),
+    "unetplusplus": Architecture(_smp, "nested, dense skip connections (Zhou et al. 2018)"),
+    "manet": Architecture(_smp, "multi-scale attention (Fan et al. 2020)"),
+    "linknet": Architecture(_smp, "U-Net that adds instead of joining; light (Chaurasia & Culurciello 2017)"),
+    "fpn": Architecture(_smp, "feature pyramid (Kirillov et al. 2017)"),
+    "pspnet": Architecture(_smp, "pyramid pooling; coarse and fast (Zhao et al. 2017)", pooled=True),
+    "pan": Architecture(_smp, "pyramid attention (Li et al. 2018)", pooled=True, least_px=128),
+    "deeplabv3": Architecture(_smp, "atrous pyramid, output stride 8 (Chen et al. 2017)", pooled=True),
+    "deeplabv3plus": Architecture(_smp, "atrous pyramid and a decoder (Chen et al. 2018)", pooled=True),
+    "upernet": Architecture(_smp, "pyramid pooling over a feature pyramid (Xiao et al. 2018)", pooled=True),
+    "segformer": Architecture(_smp, "all stages through one MLP; made for mit_b0…b5 (Xie et al. 2021)"),
+    "dpt": Architecture(_smp, "dense prediction from a ViT, such as tu-vit_base_patch16_224 (Ranftl et al. 2021)"),
+    "unet-plain": Architecture(unet_plain.build, "the U-Net of 2015, from scratch, without an encoder", NO_ENCODER),
+    "danet": Architecture(danet.build, "position and channel attention (Fu et al. 2019)", auxiliary=True),
+    "deeplabv3-torchvision": Architecture(
+        torchvision_deeplab.build, "torchvision's DeepLabV3", tuple(torchvision_deeplab.BUILDERS), True, True
+    ),
+}
 
 
 def check_names(config: ModelSection) -> None:
-    """ModelError with the nearest names when smp does not know the architecture or the encoder."""
+    """ModelError with the nearest names for an unknown architecture, or an encoder that it does not take."""
     import segmentation_models_pytorch as smp
 
-    if config.arch.lower() not in architectures():
-        raise ModelError(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), architectures())}")
-    encoders = smp.encoders.get_encoder_names()
+    if config.arch not in ARCHITECTURES:
+        raise ModelError(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
+    if ARCHITECTURES[config.arch].encoders == NO_ENCODER:
+        return
+    encoders = ARCHITECTURES[config.arch].encoders or smp.encoders.get_encoder_names()
     # tu-… encoders are timm's, thousands of them, resolved by smp when the model is built.
     if config.encoder not in encoders and not config.encoder.startswith("tu-"):
         raise ModelError(f"model.encoder {config.encoder!r} is unknown.{nearest(config.encoder, encoders)}")
 
 
-def build(config: ModelSection, num_classes: int, pretrained: bool = True) -> torch.nn.Module:
-    """A model with 3 input channels and `num_classes` logits a pixel.
+def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
+    """A model with random weights for `num_classes` classes.
 
-    pretrained=False leaves out the download of `encoder_weights`: ranks that get rank 0's weights.
-    Raises ModelError for names that smp does not know, or weights that cannot be had.
+    Raises ModelError for unknown names, and for an encoder or options that the architecture cannot be built with.
     """
-    import segmentation_models_pytorch as smp
-
     check_names(config)
-    weights = config.encoder_weights if pretrained and config.encoder_weights != "none" else None
+    if config.one_logit and num_classes != 2:
+        raise ModelError(f"model.one_logit is for two classes, the data has {num_classes}; merge with data.class_map.")
     try:
-        return smp.create_model(config.arch, config.encoder, encoder_weights=weights, classes=num_classes)
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        model = ARCHITECTURES[config.arch].build(config, 1 if config.one_logit else num_classes)
+    except (KeyError, ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         text = str(error).strip("'\"").splitlines()[0]
-        raise ModelError(f"{config.arch} with {config.encoder} and {weights or 'no'} weights: {text}") from error
+        raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}") from error
+    model.least_px = ARCHITECTURES[config.arch].least_px
+    return model
 
 
 def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Normalised images [B, 3, H, W] of any size → logits [B, C, H, W]: padded to the stride, cropped back.
+    """Images of any size → the main logits [B, C, H, W]."""
+    return forward_all(model, images)[0]
 
-    Zeros are padded on the right and below: the mean colour.
+
+def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Images of any size → main logits [B, C, H, W], then the auxiliary ones: padded to the stride, cropped back.
+
+    Zeros are padded on the right and below: the mean colour. One logit z becomes the two logits (0, z), whose
+    softmax is z's sigmoid: losses, scores and labelling know no special case.
     """
     height, width = images.shape[-2:]
-    pad = (0, -width % STRIDE, 0, -height % STRIDE)
-    return model(functional.pad(images, pad))[..., :height, :width]
+    stride, least = stride_of(model), getattr(getattr(model, "module", model), "least_px", 1)
+    down, right = (max(side + -side % stride, least) - side for side in (height, width))
+    outputs = model(functional.pad(images, (0, right, 0, down)))
+    if isinstance(outputs, dict):  # torchvision's
+        outputs = tuple(outputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = tuple(output[..., :height, :width] for output in outputs)
+    return tuple(torch.cat([torch.zeros_like(o), o], 1) if o.shape[1] == 1 else o for o in outputs)
+
+
+def stride_of(model: torch.nn.Module) -> int:
+    """32, or a ViT's patch where that does not divide 32."""
+    stride = getattr(encoder_of(model), "output_stride", STRIDE)
+    return STRIDE if STRIDE % stride == 0 else stride
+
+
+def load_encoder(model: torch.nn.Module, state: weights.Weights) -> None:
+    """Start the model's encoder from a state dict. ModelError when it is another encoder's."""
+    weights.load_encoder(encoder_of(model), state)
+
+
+def encoder_of(model: torch.nn.Module) -> Any:
+    """The part that is pretrained, frozen, or given a rate of its own; None where there is none."""
+    model = getattr(model, "module", model)  # inside DistributedDataParallel
+    return getattr(model, "encoder", None) or getattr(model, "backbone", None)

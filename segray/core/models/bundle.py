@@ -13,7 +13,7 @@ import shutil
 import uuid
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -35,7 +35,7 @@ class BundleInfo(BaseModel):
     model: ModelSection
     label_space: dict[str, Any]
     input_size: Size
-    resize: str = "stretch"  # the frame is resized to input_size, and the logits back to the frame
+    resize: Literal["stretch", "short_side"] = "stretch"  # to input_size, or to its shorter side; and logits back
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     weights_sha256: str = ""
@@ -52,7 +52,7 @@ def save(folder: Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
     """Write the bundle beside `folder` and swap it in; what was there before is replaced. Gives info with its ids."""
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        model.save_pretrained(str(temporary))
+        save_model(temporary, model, info.model)
         info = info.model_copy()
         info.weights_sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         info.model_id = _model_id(info)
@@ -63,6 +63,20 @@ def save(folder: Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return info
+
+
+def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> None:
+    """Weights and config.json: as smp writes them for its own, in the same files for others."""
+    from safetensors.torch import save_file
+
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(str(folder))
+        return
+    folder.mkdir(parents=True)
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(
+        section.model_dump_json(indent=2, include={"arch", "encoder", "batch_norm", "options"})
+    )
 
 
 def swap(new: Path, target: Path) -> None:
@@ -95,12 +109,22 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
     data = storage.read_bytes(storage.join(uri, WEIGHTS))
     if hashlib.sha256(data).hexdigest() != info.weights_sha256:
         raise ModelError(f"{uri}/{WEIGHTS} is not the file that was saved (sha256 differs); copy the bundle again.")
-    model = build(info.model, len(info.label_space["names"]), pretrained=False)
+    model = build(info.model, len(info.label_space["names"]))
     try:
         model.load_state_dict(load_weights(data))
     except (SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{uri}/{WEIGHTS} does not fit {info.model.arch} over {info.model.encoder}.") from error
+        raise ModelError(
+            f"{uri}/{WEIGHTS} does not fit {info.model.arch} over {info.model.encoder} with "
+            f"{len(info.label_space['names'])} classes, as {INFO} says: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return model.eval(), info
+
+
+def resolve(uri: str, weights_dir: str | None = None) -> str:
+    """A bundle's place: itself, or where the ready model of that name is kept, made there at first use."""
+    from segray.core.models import ready
+
+    return ready.bundle_of(uri, weights_dir) if ready.is_ready(uri) else uri
 
 
 def label_space(info: BundleInfo) -> LabelSpace:

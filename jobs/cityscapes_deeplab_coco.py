@@ -1,0 +1,35 @@
+"""torchvision's DeepLabV3 from COCO on Cityscapes frames, untrained there: scores, segmentation maps, overlays.
+
+Command:   python -m jobs.cityscapes_deeplab_coco --data cityscapes/
+Data:      Cityscapes in its official layout; six classes are known to both: the others are not covered
+Hardware:  any; 500 frames take about 2 minutes on a GPU, an hour on 8 cores (about 160 MB are fetched)
+Scores:    not run with COCO's weights yet
+"""
+
+from pathlib import Path
+
+import torch
+
+from jobs.common import job, score
+from segray.config import Config, ModelSection
+from segray.core.datasets import voc
+from segray.core.models import build, bundle
+
+
+def run(config: Config, quick: bool) -> None:
+    out = Path(config.train.out)
+    model = untrained(out / "untrained") if quick else config.evaluate.model
+    score(config, model, out / "evaluation")
+
+
+def untrained(folder: Path) -> str:
+    """A bundle of the same kind with random weights: what a smoke test has without a network."""
+    torch.manual_seed(0)
+    section = ModelSection(arch="deeplabv3-torchvision", encoder="mobilenet_v3_large")
+    info = bundle.BundleInfo(model=section, label_space=voc.LABEL_SPACE.to_dict(), input_size=(64, 96))
+    bundle.save(folder, build(section, voc.LABEL_SPACE.num_classes), info)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    job(__file__, __doc__, run)

@@ -1,0 +1,67 @@
+"""A run's folder ↔ what training needs to go on: last.pt is the one commit point of an epoch.
+
+last.pt         weights, averaged weights, optimizer, scaler, and the history, after the last whole epoch
+history.jsonl   a line an epoch, written anew from last.pt's
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segray.config import TrainSection
+from segray.errors import ModelError
+
+STATE, HISTORY, BEST = "last.pt", "history.jsonl", "best"
+
+
+def save_state(out: Path, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """parts: name → something with state_dict()."""
+    temporary = out / f".{STATE}.tmp"
+    torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, temporary)
+    temporary.replace(out / STATE)
+    write_history(out, history)
+
+
+def load_state(out: Path, parts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+    """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
+    path = out / STATE
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state["history"]
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        text = [*str(error).splitlines(), type(error).__name__][0]  # an empty file's EOFError says nothing
+        raise ModelError(f"{path} cannot be continued from: {text}") from error
+
+
+def write_history(out: Path, history: list[dict[str, Any]]) -> None:
+    temporary = out / f".{HISTORY}.tmp"
+    plain = [{key: None if value != value else value for key, value in row.items()} for row in history]
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in plain))
+    temporary.replace(out / HISTORY)
+
+
+def read_history(out: Path) -> list[dict[str, Any]]:
+    """The rows of a run so far; [] before its first epoch ends."""
+    path = out / HISTORY
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none."""
+    scores = [-1.0 if row["miou"] is None or row["miou"] != row["miou"] else row["miou"] for row in history]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def is_finished(config: TrainSection, history: list[dict[str, Any]]) -> bool:
+    """Whether every epoch is done, or `patience` of them went by without a better mIoU."""
+    tired = config.patience is not None and len(history) - best_epoch(history) >= config.patience
+    return len(history) >= config.epochs or tired

@@ -1,0 +1,36 @@
+"""Two label spaces → how masks of one are scored by a model of the other: classes are matched by name."""
+
+from __future__ import annotations
+
+from segray.core.samples import IGNORE_INDEX, LabelSpace
+
+# Names that mean the same, by what annotators of COCO/VOC, Cityscapes and CamVid were told. A rider is a person to
+# VOC; its cars exclude trucks; CamVid's cars include vans; CamVid's bicyclist is a person with a bicycle: neither's.
+SYNONYMS = (
+    {"person", "pedestrian", "rider"},
+    {"motorbike", "motorcycle"},
+    {"sidewalk", "pavement"},
+    {"vegetation", "tree"},
+    {"traffic sign", "sign symbol", "sign"},
+)
+BACKGROUND = "background"
+
+
+def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], list[str]]:
+    """(id in the truth's files → class of the model or 255, names of the truth's classes that are not covered).
+
+    A class that the model does not know is its background where it has one, else void. Where the model tells two
+    synonyms apart (rider, person), each is matched by its own name first.
+    """
+    target = [_match(name, model.names) for name in truth.names]
+    unknown = model.names.index(BACKGROUND) if BACKGROUND in model.names else IGNORE_INDEX
+    id_map = {
+        raw: IGNORE_INDEX if label == IGNORE_INDEX else unknown if target[label] is None else target[label]
+        for raw, label in truth.id_map.items()
+    }
+    return id_map, [name for name, found in zip(truth.names, target, strict=True) if found is None]
+
+
+def _match(name: str, names: tuple[str, ...]) -> int | None:
+    same = next((group for group in SYNONYMS if name in group), {name})
+    return next((names.index(known) for known in (name, *sorted(same)) if known in names), None)

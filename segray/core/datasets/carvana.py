@@ -1,0 +1,24 @@
+"""Carvana as Kaggle gives it: train/CAR_VIEW.jpg and train_masks/CAR_VIEW_mask.gif, of ids 0 and 1.
+
+All views of a car are in one split, as its name's hash says; `data.val_share` of the cars are validated on.
+"""
+
+from __future__ import annotations
+
+from segray.config import DataSection
+from segray.core import storage
+from segray.core.datasets.pairs import check_root, pair, split
+from segray.core.samples import Dataset, LabelSpace
+from segray.errors import DataError
+
+LABEL_SPACE = LabelSpace(("background", "car"), ((0, 0, 0), (0, 0, 142)), {0: 0, 1: 1, 255: 1})
+
+
+def open_dataset(config: DataSection) -> Dataset:
+    """Splits train and val, out of Kaggle's train/."""
+    root = check_root(config.root, "train/ and train_masks/")
+    refs, unpaired = pair(storage.join(root, "train"), storage.join(root, "train_masks"))
+    if not refs and not unpaired:
+        raise DataError(f"{root} holds no frames in train/ and train_masks/.")
+    splits = split(refs, config, lambda ref: ref.sample_id.rpartition("_")[0])
+    return Dataset("carvana", LABEL_SPACE, splits, tuple(unpaired))

@@ -1,0 +1,60 @@
+"""A frame's place → its pixels: an image file, a row of label Parquet, or a frame of a video.
+
+frames/a.png                     a file
+labels/part.parquet#row=17       a mask in a row; with `,0.8`, pixels below that confidence are void
+drive.mp4#frame=120              a video frame, by its index in presentation order
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.core import images, storage
+from segray.core.samples import IGNORE_INDEX
+from segray.core.video import index_video, read_frames
+from segray.errors import DataError
+
+ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
+FRAME = re.compile(r"(.*)#frame=(\d+)")
+
+
+def read_image(place: str) -> np.ndarray:
+    """uint8 RGB [H, W, 3]. DataError for what cannot be decoded."""
+    if found := FRAME.fullmatch(place):
+        stamps = _stamps(found[1])
+        for frame in read_frames(found[1], [stamps[int(found[2])]]):
+            return frame.image_hwc
+        raise DataError(f"{place} cannot be decoded.")
+    return images.decode_image(storage.read_bytes(place), place)
+
+
+def read_mask(place: str) -> np.ndarray:
+    """The ids that stand in the mask, unsigned [H, W]. DataError for what cannot be decoded."""
+    if not (found := ROW.fullmatch(place)):
+        return images.decode_mask(storage.read_bytes(place), place)
+    row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
+    mask_hw = images.decode_mask(row["mask"]["bytes"], place)
+    if found[3]:
+        if row["confidence"] is None:
+            raise DataError(
+                f"{place} has no confidence map for data.min_pixel_confidence; "
+                "label again with --set label.confidence_maps=true."
+            )
+        confidence_hw = images.decode_mask(row["confidence"]["bytes"], place)
+        mask_hw[confidence_hw < 255 * float(found[3])] = IGNORE_INDEX
+    return mask_hw
+
+
+@lru_cache(maxsize=8)
+def _part(uri: str) -> pa.Table:
+    return pq.read_table(storage.open_read(uri), columns=["mask", "confidence"])
+
+
+@lru_cache(maxsize=4)
+def _stamps(uri: str) -> tuple[int, ...]:
+    return tuple(index_video(uri).pts)

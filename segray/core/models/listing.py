@@ -1,0 +1,67 @@
+"""What `segray models` shows: every name that a model can be made of, with what it costs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from segray.core.models import ARCHITECTURES
+from segray.core.models.ready import READY
+
+Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
+
+
+def list_models(text: str = "") -> list[Table]:
+    """(title, columns, rows) of architectures, encoders and ready models whose name holds `text`.
+
+    Encoders are built without memory (torch's meta device) to count their parameters. timm's, which smp takes as
+    tu-NAME, are thousands: they are listed by name where the text begins with tu-.
+    """
+    text = text.lower()
+    architectures = [
+        (name, row.about, "yes" if row.auxiliary else "", ", ".join(row.encoders or ("any",)))
+        for name, row in ARCHITECTURES.items()
+        if text in name
+    ]
+    ready = [(name, row.encoder, "COCO, VOC's 21 classes") for name, row in READY.items() if text in name]
+    if "smp-hub/segformer-b0-512x512-ade-160k".startswith(text) or text.startswith("smp-hub"):
+        ready.append(("smp-hub/NAME", "as published", "smp's checkpoints on the Hugging Face hub"))
+    return [
+        ("Architectures (--arch)", ("name", "what it is", "auxiliary outputs", "encoders"), architectures),
+        ("Encoders (--encoder)", ("name", "parameters", "output stride", "pretrained weights"), _encoders(text)),
+        ("Ready models (--model, evaluate)", ("name", "encoder", "trained on"), ready),
+    ]
+
+
+def _encoders(text: str) -> list[tuple[Any, ...]]:
+    if text.startswith("tu-"):
+        import timm
+
+        wanted = text.removeprefix("tu-")
+        pretrained = set(timm.list_models(f"*{wanted}*", pretrained=True))
+        return [
+            (f"tu-{name}", None, None, "yes" if any(p.split(".")[0] == name for p in pretrained) else "")
+            for name in timm.list_models(f"*{wanted}*")
+        ]
+    from segmentation_models_pytorch.encoders import encoders
+
+    rows = []
+    for name, about in sorted(encoders.items()):
+        if text in name:
+            parameters, stride = _cost(name)
+            rows.append((name, parameters, stride, ", ".join(about["pretrained_settings"])))
+    return rows
+
+
+def _cost(name: str) -> tuple[str | None, int | None]:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            encoder = get_encoder(name, weights=None)
+    except (RuntimeError, NotImplementedError):  # an encoder that looks at its own numbers while it is built
+        encoder = get_encoder(name, weights=None)
+    return f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M", encoder.output_stride

@@ -1,0 +1,126 @@
+"""Published models as bundles, for labelling without training: made once in a cache, from upstream's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from segray.config import ModelSection
+from segray.core import storage
+from segray.core.datasets import cityscapes, voc
+from segray.core.models import build, bundle
+from segray.core.samples import LabelSpace
+from segray.errors import ModelError, StorageError
+
+CACHE = Path("~/.cache/segray/models")
+HUB = "smp-hub/"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """file: torchvision's name of the weights, whose last part is the beginning of their sha256."""
+
+    encoder: str
+    file: str
+    url: str = "https://download.pytorch.org/models/"
+    short_side: int = 520  # upstream's evaluation resizes frames to it
+
+
+READY = {
+    "deeplabv3-coco": Ready("resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth"),
+    "deeplabv3-resnet101-coco": Ready("resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth"),
+    "deeplabv3-mobilenet-coco": Ready("mobilenet_v3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth"),
+}
+
+
+def is_ready(name: str) -> bool:
+    """Whether this is a ready model's name and not a folder."""
+    return name in READY or name.startswith(HUB)
+
+
+def bundle_of(name: str, weights_dir: str | None = None) -> str:
+    """The folder of a ready model's bundle. Its weights come from `weights_dir`, or are downloaded.
+
+    Raises ModelError that names the file, its address and where to put it.
+    """
+    folder = CACHE.expanduser() / name.replace("/", "--")
+    if not (folder / bundle.INFO).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith(HUB):
+            model, info = _from_hub(name, weights_dir)
+        else:
+            model, info = _from_torchvision(READY[name], weights_dir)
+        bundle.save(folder, model, info)
+    return str(folder)
+
+
+def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
+    section = ModelSection(arch="deeplabv3-torchvision", encoder=ready.encoder)
+    model = build(section, voc.LABEL_SPACE.num_classes)
+    model.load_state_dict(_weights(ready, weights_dir))
+    side = ready.short_side
+    return model, _info(section, voc.LABEL_SPACE, side)
+
+
+def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
+    """The state dict, its sha256 checked against the file's name."""
+    import io
+
+    address = ready.url + ready.file
+    try:
+        if weights_dir is not None:
+            data = storage.read_bytes(storage.join(storage.absolute(weights_dir), ready.file))
+        else:
+            kept = Path(torch.hub.get_dir()) / "checkpoints" / ready.file
+            if not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(address, str(kept), progress=False)
+            data = kept.read_bytes()
+    except (StorageError, OSError) as error:
+        raise ModelError(
+            f"{ready.file} cannot be had ({str(error).rstrip('.')}). Fetch {address}, put it into a folder, and name "
+            "that: --weights-dir FOLDER."
+        ) from error
+    if not hashlib.sha256(data).hexdigest().startswith(ready.file.split("-")[-1].removesuffix(".pth")):
+        raise ModelError(f"{ready.file} is not the published file (its sha256 differs); fetch {address} again.")
+    return torch.load(io.BytesIO(data), "cpu", weights_only=True)
+
+
+def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
+    """A model that smp's authors published; `weights_dir` holds it as a folder of the name's last part."""
+    import segmentation_models_pytorch as smp
+
+    place = name if weights_dir is None else str(Path(weights_dir) / name.removeprefix(HUB))
+    try:
+        model = smp.from_pretrained(place)
+    except Exception as error:  # what fails differs with the hub's client: connection, cache, name
+        text = [*str(error).splitlines(), type(error).__name__][0][:160]
+        raise ModelError(
+            f"{name} cannot be had ({text}). Put its config.json and model.safetensors into "
+            f"FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
+        ) from error
+    options = {key: value for key, value in model.config.items() if value is not None}
+    classes = options.pop("classes")
+    encoder = options.pop("encoder_name")
+    for key in ("encoder_weights", "in_channels"):
+        options.pop(key, None)
+    section = ModelSection(arch=type(model).__name__.lower(), encoder=encoder, options=options)
+    side = re.search(r"(\d+)x\d+", name)
+    return model, _info(section, _hub_classes(name, classes), int(side[1]) if side else 512)
+
+
+def _hub_classes(name: str, classes: int) -> LabelSpace:
+    if "city" in name and classes == cityscapes.LABEL_SPACE.num_classes:
+        return cityscapes.LABEL_SPACE
+    names = tuple(f"class {i}" for i in range(classes))
+    return LabelSpace(names, tuple((37 * i % 256, 91 * i % 256, 151 * i % 256) for i in range(classes)))
+
+
+def _info(section: ModelSection, space: LabelSpace, side: int) -> bundle.BundleInfo:
+    return bundle.BundleInfo(
+        model=section, label_space=space.to_dict(), input_size=(side, side), resize="short_side"
+    )  # fmt: skip

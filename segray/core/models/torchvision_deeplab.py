@@ -1,0 +1,21 @@
+"""torchvision's DeepLabV3 (Chen et al. 2017), with its auxiliary output; the one that has weights from COCO."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segray.config import ModelSection
+
+BUILDERS = {
+    "resnet50": "deeplabv3_resnet50",
+    "resnet101": "deeplabv3_resnet101",
+    "mobilenet_v3_large": "deeplabv3_mobilenet_v3_large",
+}
+
+
+def build(config: ModelSection, outputs: int) -> nn.Module:
+    """A model whose forward gives {"out": logits, "aux": logits}, both at input size."""
+    from torchvision.models import segmentation
+
+    make = getattr(segmentation, BUILDERS[config.encoder])
+    return make(weights=None, weights_backbone=None, num_classes=outputs, aux_loss=True, **config.options)

@@ -1,0 +1,138 @@
+"""Where pretrained encoders come from, and the pixels that they expect."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from segray.config import ModelSection
+from segray.core import storage
+from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segray.errors import ModelError, StorageError
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+HALF = (0.5, 0.5, 0.5)
+DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
+# Encoders whose weights were trained on other pixels than ImageNet's usual: timm's pretrained_cfg of the same files.
+OTHER_PIXELS = {
+    "inception": (HALF, HALF),
+    "xception": (HALF, HALF),
+    "dpn": DPN,
+    "timm-tf_efficientnet_lite": (HALF, HALF),
+}
+PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def encoder_weights(config: ModelSection) -> Weights | None:
+    """What `model.encoder_weights` names, as a state dict; None for `none`. Fetched once, by the driver of a run.
+
+    A name is looked up in `model.weights_dir` as <encoder>.<name>.safetensors where that is given, else loaded
+    by smp (timm for tu- encoders) into the Hugging Face cache. A path ending in .safetensors, .pth or .pt is read,
+    never unpickled. Raises ModelError that says which file belongs where.
+    """
+    name = config.encoder_weights
+    if name == "none":
+        return None
+    if config.arch == "unet-plain":
+        raise ModelError(f"unet-plain has no encoder for {name} weights; it trains from scratch: leave them out.")
+    if name.endswith(SUFFIXES):
+        return _read(name)
+    if config.weights_dir is not None:
+        return _read(storage.join(storage.absolute(config.weights_dir), file_name(config)))
+    return _download(config)
+
+
+def file_name(config: ModelSection) -> str:
+    return f"{config.encoder}.{config.encoder_weights}.safetensors"
+
+
+def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
+    """Put the weights into the encoder. ModelError when they are another one's."""
+    mine = encoder.state_dict()
+    found = _without_prefix(dict(weights), mine)
+    missing = [key for key in mine if key not in found]
+    other = [key for key in mine if key in found and found[key].shape != mine[key].shape]
+    if missing or other:
+        problem = f"no {missing[0]}" if missing else f"{other[0]} of another shape"
+        raise ModelError(
+            f"The weights are another encoder's: of {len(mine)} tensors {len(missing) + len(other)} do not fit, as "
+            f"they have {problem}. Give the weights of the encoder that model.encoder names."
+        )
+    encoder.load_state_dict({key: found[key] for key in mine})  # what is more is a classifier's head
+
+
+def preprocessing(config: ModelSection) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of RGB in 0..1 that the encoder's weights were trained with; ImageNet's usual for random ones."""
+    name = config.encoder
+    if config.encoder_weights == "none" or config.encoder_weights.endswith(SUFFIXES):
+        return IMAGENET_MEAN, IMAGENET_STD
+    if name.startswith("tu-"):
+        import timm
+
+        about = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        return (tuple(about.mean), tuple(about.std)) if about else (IMAGENET_MEAN, IMAGENET_STD)
+    if config.encoder_weights == "advprop":
+        return HALF, HALF
+    return next(
+        (pixels for start, pixels in OTHER_PIXELS.items() if name.startswith(start)), (IMAGENET_MEAN, IMAGENET_STD)
+    )
+
+
+def _read(uri: str) -> Weights:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = storage.read_bytes(uri)
+        state: Any = (
+            load(data) if uri.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
+        )
+    except StorageError as error:
+        raise ModelError(f"{error} Put the encoder's weights there; `segray models` lists which there are.") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        text = [*str(error).splitlines(), type(error).__name__][0]
+        raise ModelError(f"{uri} holds no weights that can be read safely: {text}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{uri} holds {type(state).__name__}, not a state dict of tensors.")
+    return state
+
+
+def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    for prefix in PREFIXES:
+        cut = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if len(cut.keys() & mine.keys()) > len(weights.keys() & mine.keys()):
+            weights = cut
+    return weights
+
+
+def _download(config: ModelSection) -> Weights:
+    """Through smp's own loader, so that a cached file is used without the network."""
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.encoders.get(config.encoder, {}).get("pretrained_settings")
+    if known is not None and config.encoder_weights not in known:
+        raise ModelError(
+            f"model.encoder_weights {config.encoder_weights!r} is none of {config.encoder}'s: "
+            f"{', '.join(known) or 'it has no pretrained ones'}. Or give none, or a file."
+        )
+    options = {"dynamic_img_size": True} if config.arch == "dpt" else {}
+    arch = config.arch if config.arch in smp.MODEL_ARCHITECTURES_MAPPING else "unet"
+    try:
+        model = smp.create_model(arch, config.encoder, encoder_weights=config.encoder_weights, **options)
+    except Exception as error:  # what fails differs with the loader: connection, cache, hub, hash
+        where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
+        text = [*str(error).splitlines(), type(error).__name__][0][:160]
+        raise ModelError(
+            f"The {config.encoder_weights} weights of {config.encoder} cannot be fetched ({text}). "
+            f"Without internet, put {where}."
+        ) from error
+    return model.encoder.state_dict()

@@ -1,0 +1,110 @@
+"""How weights move: optimizers, the learning rate at a step, frozen encoders, averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from segray.config import TrainSection
+from segray.core.models import encoder_of
+from segray.errors import ModelError
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD over four groups: encoder or not, decayed or not; `scale` multiplies a group's rate.
+
+    Norms and biases (parameters of one dimension) are not decayed (He et al. 2019, Bag of Tricks, 3.1).
+    """
+    encoder = encoder_of(model)
+    in_encoder = {id(p) for p in encoder.parameters()} if encoder is not None else set()
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault((id(parameter) in in_encoder, parameter.ndim > 1), []).append(parameter)
+    params = [
+        {
+            "params": members,
+            "scale": config.encoder_lr if encoded else 1.0,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (encoded, decayed), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=config.learning_rate, momentum=config.momentum)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer](params, lr=config.learning_rate)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def learning_rate(config: TrainSection, step: int, total: int) -> float:
+    """The rate at `step` of `total`: linear warm-up to the peak, then the schedule by the share of what is left.
+
+    poly: peak × (1 − progress)^power (Chen et al. 2017, DeepLab). cosine: half a wave down to 0 (Loshchilov &
+    Hutter 2017). onecycle: the warm-up is half a wave from peak/25, the rest half a wave to 0 (Smith 2018, as
+    torch's OneCycleLR). step: × 0.1 at each of `milestones`.
+    """
+    warmup = round(config.warmup * total)
+    if step < warmup:
+        if config.schedule == "onecycle":
+            return config.learning_rate * (1 - 24 / 25 * _half_wave(step / warmup))
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    match config.schedule:
+        case "constant":
+            factor = 1.0
+        case "poly":
+            factor = (1 - progress) ** config.poly_power
+        case "step":
+            factor = 0.1 ** sum(progress >= milestone for milestone in config.milestones)
+        case _:
+            factor = _half_wave(progress)
+    return config.learning_rate * factor
+
+
+def _half_wave(progress: float) -> float:
+    """1 at 0, 0 at 1."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def is_frozen(config: TrainSection, epoch: int) -> bool:
+    """Whether the encoder stands still in this epoch (the first is 1)."""
+    return config.freeze_encoder and (config.unfreeze_after is None or epoch <= config.unfreeze_after)
+
+
+def freeze(model: torch.nn.Module, frozen: bool) -> None:
+    """Training mode; a frozen encoder gets no gradients, and its batch-norm statistics stand.
+
+    ModelError for a model without an encoder of its own.
+    """
+    encoder = encoder_of(model)
+    model.train()
+    if encoder is None:
+        if frozen:
+            raise ModelError("train.freeze_encoder: this architecture has no encoder to freeze; leave it out.")
+        return
+    encoder.requires_grad_(not frozen)
+    if frozen:
+        encoder.eval()
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """A copy whose weights and statistics follow the model's as an exponential mean.
+
+    The decay rises with the count of updates, min(decay, (1 + n) / (10 + n)), so that short runs are not held
+    back by their random beginning (as in TensorFlow's ExponentialMovingAverage).
+    """
+
+    def follow(kept: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor | int) -> None:
+        n = int(updates)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        if torch.is_floating_point(kept[0]):
+            torch._foreach_lerp_(kept, current, weight)
+        else:
+            for mine, theirs in zip(kept, current, strict=True):  # counts of batches that norms have seen
+                mine.copy_(theirs)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)

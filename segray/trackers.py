@@ -1,0 +1,90 @@
+"""Rows of history → the places where people look at curves: TensorBoard always, MLflow where it is asked for.
+
+Written by the process that started the run, from the same rows as history.jsonl; a resumed run goes on in the
+same places, without doubling an epoch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segray.config import Config
+from segray.core.checkpoint import read_history
+from segray.errors import ConfigError
+
+TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"
+
+Track = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def tracking(config: Config) -> Iterator[Track]:
+    """Give a function that takes each new row of `train.out`'s history."""
+    out = Path(config.train.out)
+    out.mkdir(parents=True, exist_ok=True)
+    history = read_history(out)
+    board = _TensorBoard(out, history)
+    flow = _mlflow(config, out, history) if config.train.mlflow else None
+
+    def track(row: Mapping[str, Any]) -> None:
+        board.add(row)
+        if flow is not None:
+            flow(row)
+
+    try:
+        yield track
+    finally:
+        board.writer.close()
+
+
+class _TensorBoard:
+    """OUT/tensorboard, written anew from the history, so that a resumed run has one file and one curve."""
+
+    def __init__(self, out: Path, history: list[dict[str, Any]]) -> None:
+        from tensorboardX import SummaryWriter
+
+        shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
+        self.writer = SummaryWriter(str(out / TENSORBOARD))
+        for row in history:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+
+def _mlflow(config: Config, out: Path, history: list[dict[str, Any]]) -> Track:
+    """A run of the experiment `segray`, named as the folder; its id is kept beside the run."""
+    try:
+        from mlflow import MlflowClient
+    except ImportError:
+        raise ConfigError("train.mlflow is set, but mlflow is not installed: pip install 'segray[mlflow]'.") from None
+    client = MlflowClient(config.train.mlflow)
+    kept = out / MLFLOW_RUN
+    if history and kept.exists():
+        run_id = kept.read_text()
+    else:
+        experiment = client.get_experiment_by_name("segray")
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment("segray")
+        run_id = client.create_run(experiment_id, run_name=out.name).info.run_id
+        kept.write_text(run_id)
+        for section in ("data", "model", "augment", "train"):
+            for key, value in config.model_dump(mode="json")[section].items():
+                client.log_param(run_id, f"{section}.{key}", value)
+
+    def log(row: Mapping[str, Any]) -> None:
+        for name, value in _numbers(row).items():
+            client.log_metric(run_id, name, value, step=row["epoch"])
+
+    for row in history[len(client.get_metric_history(run_id, "loss")) :]:
+        log(row)
+    return log
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if value is not None and name != "epoch"}

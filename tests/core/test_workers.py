@@ -1,0 +1,77 @@
+"""Several real processes over gloo: what they compute together does not depend on how many they are."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from segray.config import ModelSection, load
+from segray.core import loop
+from segray.core.datasets import MemorySamples, streets
+from segray.core.models import build
+from segray.core.samples import Sample
+
+SPACE = streets.LABEL_SPACE
+
+
+def samples(count, first=0):
+    drawn = [streets.draw(first + i, (32, 32)) for i in range(count)]
+    return MemorySamples([Sample(image, SPACE.apply(mask, "")) for image, mask in drawn])
+
+
+class GlooWorker:
+    device = torch.device("cpu")
+
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
+
+    def wrap(self, model):
+        return DistributedDataParallel(model, static_graph=True)
+
+    def report(self, row):
+        pass
+
+
+def work(rank, world_size, store, out):
+    """Score a model, train two epochs with the encoder thawing in between, and keep what came of both."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    worker = GlooWorker(rank, world_size) if world_size > 1 else loop.LocalWorker()
+    data = loop.TrainData(samples(7), samples(5, 50), SPACE, (32, 32))
+    (out / "run").mkdir(exist_ok=True)
+    settings = {
+        "train.out": str(out / "run"), "train.epochs": 2, "train.batch_size": 6, "model.encoder": "mobilenet_v2",
+        "train.freeze_encoder": True, "train.unfreeze_after": 1, "train.ema": 0.9, "train.class_weights": "median",
+    }  # fmt: skip
+    config = load(None, settings)
+    scored = {}
+    for count in (1, 4, 5):
+        torch.manual_seed(3)
+        model = build(ModelSection(encoder="mobilenet_v2"), SPACE.num_classes)
+        part = loop.TrainData(data.train, MemorySamples(data.val.samples[:count]), SPACE, (32, 32))
+        one_by_one = config.changed({"train.batch_size": world_size})  # equal sums to the last bit need equal batches
+        confusion, loss = loop.evaluate(worker, model, one_by_one, part, loop.make_objective(worker, config, part))
+        scored[count] = (confusion.tolist(), loss)
+    loop.fit(worker, config, data)
+    if rank == 0:
+        torch.save(scored, out / "scored.pt")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+def test_scores_are_equal_for_1_2_and_3_workers_on_any_number_of_frames(tmp_path):
+    scored = []
+    for world_size in (1, 2, 3):
+        out = tmp_path / str(world_size)
+        out.mkdir()
+        mp.spawn(work, (world_size, out / "store", out), nprocs=world_size)
+        scored.append(torch.load(out / "scored.pt", weights_only=True))
+        assert (out / "run" / "best" / "segray.json").exists()
+    for count in (1, 4, 5):
+        confusion, loss = scored[0][count]
+        for other in scored[1:]:
+            assert other[count][0] == confusion
+            assert other[count][1] == pytest.approx(loss, rel=1e-6)

@@ -1,0 +1,34 @@
+"""The pinned jobs: each runs its own model, loss and schedule on drawn streets, as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_runs_in_smoke_form(name, tmp_path):
+    out = tmp_path / name
+    command = [sys.executable, "-m", f"jobs.{name}", "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(out.rglob("frames.png"))) == len(list(out.rglob("scores.json"))) > 0
+    if name != "cityscapes_deeplab_coco":
+        rows = json.loads((out / "results.json").read_text())
+        assert all(0 <= row[key] <= 1 for row in rows for key in ("miou", "pixel_accuracy", "mean_f1"))
+        assert {"curves.png", "report.html"} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_jobs_header_says_what_a_user_must_know(name):
+    header = (ROOT / "jobs" / f"{name}.py").read_text().split('"""')[1]
+    for fact in ("Command:", "Data:", "Hardware:", "Scores:"):
+        assert f"\n{fact}" in header
+    assert f"python -m jobs.{name}" in header
+    assert yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text())
