@@ -114,7 +114,7 @@ BAD = [
     ),
     (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
-    (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid?"),
+    (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
     (("train", "--config", "{}/none.yaml"), "{}/none.yaml cannot be read: No such file or directory."),
     (("train", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
