@@ -1,0 +1,119 @@
+"""Downloads from a real server on this machine, which breaks off when it is told to."""
+
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+
+import pytest
+from PIL import Image
+
+from segray.core.datasets import download
+from segray.core.datasets.download import Source, get
+from segray.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def archive():
+    """A zip as GitHub makes it, and the digest of its folder."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for i in range(3):
+            png = io.BytesIO()
+            Image.effect_noise((64, 64), 40 + i).save(png, format="PNG")
+            file.writestr(f"repo/Set/train/{i}.png", png.getvalue())
+        file.writestr("repo/README.md", "not wanted")
+    return out.getvalue()
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    data, cut, ranges, asked = b"", None, True, []
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        Server.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and Server.ranges else 0
+        if start >= len(Server.data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(Server.data) - start))
+        self.end_headers()
+        end, Server.cut = Server.cut or len(Server.data), None
+        self.wfile.write(Server.data[start:end])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def url(archive, monkeypatch, tmp_path):
+    Server.data, Server.cut, Server.ranges, Server.asked = archive, None, True, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        file.extractall(tmp_path / "known")
+    address = f"http://127.0.0.1:{server.server_port}/set.zip"
+    source = Source(address, "drawn", "repo/Set", digest=download.digest_of(tmp_path / "known" / "repo" / "Set"))
+    monkeypatch.setitem(download.SOURCES, "drawn", source)
+    yield address
+    server.shutdown()
+
+
+def files(root):
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+
+
+def test_a_set_is_fetched_checked_and_unpacked(url, tmp_path):
+    seen = []
+    get("drawn", tmp_path / "new" / "set", on_bytes=lambda new, total: seen.append((new, total)))
+    assert files(tmp_path / "new" / "set") == ["train/0.png", "train/1.png", "train/2.png"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
+    assert sum(new for new, _ in seen) == seen[-1][1] == len(Server.data)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_broke_goes_on_where_the_server_can(url, tmp_path, ranges):
+    Server.cut, Server.ranges = 5000, ranges
+    with pytest.raises(
+        DataError, match=r"broke off at 5000 of \d+ bytes\. The same command goes on\.|cannot be fetched"
+    ):
+        get("drawn", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    get("drawn", tmp_path / "set")
+    assert Server.asked == [None, "bytes=5000-"]
+    assert len(files(tmp_path / "set")) == 3
+
+
+def test_a_whole_file_that_was_not_unpacked_is_not_fetched_again(url, tmp_path):
+    (tmp_path / ".set.drawn.part").write_bytes(Server.data)
+    get("drawn", tmp_path / "set")
+    assert len(files(tmp_path / "set")) == 3
+
+
+@pytest.mark.parametrize("checksum", ["md5", "digest"])
+def test_another_file_is_refused_and_deleted(url, tmp_path, monkeypatch, checksum):
+    wrong = {"md5": hashlib.md5(b"").hexdigest()} if checksum == "md5" else {"digest": "0" * 64}
+    monkeypatch.setitem(download.SOURCES, "drawn", Source(url, "", "repo/Set", **wrong))
+    with pytest.raises(
+        DataError, match=r"set\.zip is not what was published \(its checksum differs\); it was deleted\."
+    ):
+        get("drawn", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["known"]
+
+
+def test_a_local_archive_will_do(archive, url, tmp_path):
+    (tmp_path / "mine.zip").write_bytes(archive)
+    get("drawn", tmp_path / "set", (tmp_path / "mine.zip").as_uri())
+    assert len(files(tmp_path / "set")) == 3
+    assert Server.asked == []
+
+
+def test_bad_requests_are_one_line(url, tmp_path):
+    with pytest.raises(ConfigError, match=r"^Data set 'camvit' is unknown\. Did you mean camvid"):
+        get("camvit", tmp_path / "x")
+    with pytest.raises(DataError, match=r"known exists; give a folder that does not\.$"):
+        get("drawn", tmp_path / "known")
+    with pytest.raises(DataError, match=r"^http://127\.0\.0\.1:1/ cannot be fetched: .*refused"):
+        get("drawn", tmp_path / "x", "http://127.0.0.1:1/")

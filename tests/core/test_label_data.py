@@ -1,0 +1,90 @@
+"""segray's own labels as training data: a teacher's masks, with what it was not sure of left out."""
+
+import numpy as np
+import pytest
+
+from segray.config import DataSection, InferSection
+from segray.core import parts, storage
+from segray.core.datasets import open_dataset, read_sample, split_refs, streets
+from segray.core.plan import PlanReader, make_plan, plan_settings
+from segray.core.predictor import Predictor
+from segray.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return streets.write(tmp_path_factory.mktemp("label-data") / "streets", train=6, val=2, size=(48, 64), video_s=0.6)
+
+
+@pytest.fixture(scope="module")
+def labelled(town, tiny_bundle, tmp_path_factory):
+    def make(*inputs, maps=True):
+        out = str(tmp_path_factory.mktemp("labels") / "out")
+        predictor = Predictor(str(tiny_bundle), infer=InferSection(), confidence_maps=maps)
+        settings = plan_settings([str(town / i) for i in inputs], None, 1, 4, predictor.info.model_id)
+        plan = make_plan(out, settings, predictor.label_space)
+        for shard in range(plan.shards):
+            parts.label_shard(plan, PlanReader(out).shard(shard), shard, predictor, 3)
+        parts.finish(plan, {})
+        return out
+
+    return make
+
+
+def test_rows_are_frames_with_the_teachers_masks(labelled, town):
+    out = labelled("train", "video.mp4")
+    dataset = open_dataset(DataSection(format="labels", root=out, val_share=0.4))
+    refs = [ref for split in dataset.splits.values() for ref in split]
+    assert len(refs) == 6 + 6
+    assert dataset.label_space.names == streets.LABEL_SPACE.names
+    rows = {row["input_id"]: row for shard in (0, 1, 2, 3) for row in _part(out, shard)}
+    for ref in refs:
+        sample = read_sample(ref, dataset.label_space, None)
+        assert sample.image_hwc.shape == (48, 64, 3)
+        assert np.bincount(sample.mask_hw.ravel(), minlength=11).tolist() == rows[ref.sample_id]["class_pixels"]
+    frames = [ref.image for ref in refs if "#frame=" in ref.image]
+    assert len(frames) == 6
+    homes = {split for split, members in dataset.splits.items() for ref in members if "#frame=" in ref.image}
+    assert len(homes) == 1  # neighbours in one video are in one split
+
+
+def _part(out, shard):
+    import pyarrow.parquet as pq
+
+    from segray.core.plan import load_plan
+
+    plan = load_plan(out)
+    return pq.read_table(storage.open_read(plan.part_uri(shard))).to_pylist() if shard < plan.shards else []
+
+
+def test_a_lone_video_is_cut_in_time(labelled):
+    dataset = open_dataset(DataSection(format="labels", root=labelled("video.mp4"), val_share=0.34))
+    last = [int(ref.image.split("=")[1]) for ref in dataset.splits["val"]]
+    assert [int(ref.image.split("=")[1]) for ref in dataset.splits["train"]] == [0, 1, 2, 3]
+    assert last == [4, 5]
+
+
+def test_rows_and_pixels_below_a_confidence_are_left_out(labelled):
+    out = labelled("train")
+    rows = [row for shard in (0, 1) for row in _part(out, shard)]
+    middle = float(np.median([row["confidence_mean"] for row in rows]))
+    dataset = open_dataset(DataSection(format="labels", root=out, min_confidence=middle, val_share=0.01))
+    assert len(split_refs(dataset, "train")) == 3
+    pixel = open_dataset(DataSection(format="labels", root=out, min_pixel_confidence=middle, val_share=0.01))
+    shares = [(read_sample(ref, pixel.label_space, None).mask_hw == 255).mean() for ref in split_refs(pixel, "train")]
+    assert 0.1 < np.mean(shares) < 0.9
+    with pytest.raises(DataError, match=r"^None of 6 rows in .* has a confidence of 1\.0; lower it\.$"):
+        open_dataset(DataSection(format="labels", root=out, min_confidence=1.0))
+
+
+def test_pixel_confidence_needs_its_maps(labelled):
+    dataset = open_dataset(DataSection(format="labels", root=labelled("train", maps=False), min_pixel_confidence=0.5))
+    with pytest.raises(
+        DataError, match=r"has no confidence map for data\.min_pixel_confidence; label again with --set"
+    ):
+        read_sample(split_refs(dataset, "train")[0], dataset.label_space, None)
+
+
+def test_labels_that_are_not_finished_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no finished labels; run segray label until it has _SUCCESS\.$"):
+        open_dataset(DataSection(format="labels", root=str(tmp_path)))

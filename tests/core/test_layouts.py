@@ -1,0 +1,224 @@
+"""Published data sets, written small in their exact layout and names, and read."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segray.config import DataSection
+from segray.core.datasets import FORMATS, cityscapes, map_classes, open_dataset, read_sample, split_refs, voc
+from segray.core.datasets.check import check
+from segray.core.samples import color_id
+from segray.errors import ConfigError, DataError, SegrayError
+
+
+def jpeg(path, size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 60)).save(path)
+
+
+def ids(path, rows, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array(rows, np.uint8))
+    if palette is not None:
+        image.putpalette(np.array(palette, np.uint8).tobytes())
+    image.save(path)
+
+
+def colors(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(rows, np.uint8)).save(path)
+
+
+def masks(config, split="train"):
+    dataset = open_dataset(config)
+    return {
+        ref.sample_id: read_sample(ref, dataset.label_space, None).mask_hw.tolist()
+        for ref in split_refs(dataset, split)
+    }
+
+
+@pytest.fixture
+def city(tmp_path):
+    """Two cities, the labels' other files beside them."""
+    for split, name in (("train", "aachen_000000_000019"), ("val", "frankfurt_000001_000576")):
+        place = name.split("_")[0]
+        jpeg(tmp_path / "leftImg8bit" / split / place / f"{name}_leftImg8bit.png", (3, 2))
+        fine = tmp_path / "gtFine" / split / place
+        ids(fine / f"{name}_gtFine_labelIds.png", [[7, 8, 0], [33, 1, 26]])
+        colors(fine / f"{name}_gtFine_color.png", np.zeros((2, 3, 3)))
+        Image.fromarray(np.zeros((2, 3), np.uint16)).save(fine / f"{name}_gtFine_instanceIds.png")
+        ids(fine / f"{name}_gtFine_labelTrainIds.png", np.zeros((2, 3)))
+        (fine / f"{name}_gtFine_polygons.json").write_text("{}")
+    return tmp_path
+
+
+def test_cityscapes_scores_19_classes_and_the_rest_is_void(city):
+    config = DataSection(format="cityscapes", root=str(city))
+    assert masks(config) == {"train/aachen/aachen_000000_000019": [[0, 1, 255], [18, 255, 13]]}
+    assert masks(config, "val") == {"val/frankfurt/frankfurt_000001_000576": [[0, 1, 255], [18, 255, 13]]}
+    space = cityscapes.LABEL_SPACE
+    assert (space.num_classes, space.names[18], space.colors[13]) == (19, "bicycle", (0, 0, 142))
+    assert masks(config.model_copy(update={"format": "cityscapes34"}))["train/aachen/aachen_000000_000019"] == [
+        [7, 8, 0],
+        [33, 1, 26],
+    ]
+
+
+def test_cityscapes_tables_are_the_official_ones():
+    labels = pytest.importorskip("cityscapesscripts.helpers.labels")
+    for label in labels.labels:
+        if 0 <= label.id < 34:
+            name, scored, color = cityscapes.LABELS[label.id]
+            assert (name, color, scored) == (label.name, label.color, label.trainId not in (255, -1))
+            assert cityscapes.LABEL_SPACE.id_map[label.id] == (label.trainId if scored else 255)
+
+
+def test_original_camvid_colours_are_merged_into_segnets_classes(tmp_path):
+    for name in ("0001TP_006690", "0016E5_00390"):
+        jpeg(tmp_path / "701_StillsRaw_full" / f"{name}.png", (4, 1))
+        row = [[(128, 128, 128), (64, 192, 0), (128, 0, 192), (0, 0, 0)]]  # sky, wall, lane marking, void
+        colors(tmp_path / "LabeledApproved_full" / f"{name}_L.png", row)
+    (tmp_path / "train.txt").write_text("0001TP_006690.png\n")
+    (tmp_path / "val.txt").write_text("/data/0016E5_00390.png extra\n")
+    config = DataSection(format="camvid-color", root=str(tmp_path))
+    assert masks(config) == {"0001TP_006690": [[0, 1, 3, 255]]}
+    assert masks(config, "val") == {"0016E5_00390": [[0, 1, 3, 255]]}
+
+
+def test_every_original_camvid_label_is_in_one_class_or_void():
+    from segray.core.datasets.camvid import COLOR_SPACE
+
+    assert len(COLOR_SPACE.id_map) == 32
+    assert sorted(set(COLOR_SPACE.id_map.values())) == [*range(11), 255]
+
+
+def test_an_unknown_colour_is_named_as_people_write_it(tmp_path):
+    jpeg(tmp_path / "701_StillsRaw_full" / "a.png", (1, 1))
+    colors(tmp_path / "LabeledApproved_full" / "a_L.png", [[(1, 2, 3)]])
+    config = DataSection(format="camvid-color", root=str(tmp_path), val_share=0.01)
+    with pytest.raises(DataError, match=r"a_L\.png has class id #010203; the label space knows #000000, #000040, "):
+        masks(config)
+    assert any("id #010203 is unknown" in line for line in check(open_dataset(config), ()).problems)
+    fixed = config.model_copy(update={"id_map": {color_id(1, 2, 3): 4}})
+    assert masks(fixed) == {"a": [[4]]}
+
+
+def test_a_colour_is_a_key_of_id_map_in_settings():
+    assert DataSection(id_map={"#010203": 4}).id_map == {color_id(1, 2, 3): 4}
+
+
+def test_carvana_reads_gifs_and_keeps_a_cars_views_together(tmp_path):
+    for car in range(12):
+        for view in ("01", "02", "16"):
+            jpeg(tmp_path / "train" / f"car{car}_{view}.jpg", (2, 1))
+            path = tmp_path / "train_masks" / f"car{car}_{view}_mask.gif"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
+    dataset = open_dataset(DataSection(format="carvana", root=str(tmp_path), val_share=0.4))
+    cars = {split: {ref.sample_id.split("_")[0] for ref in refs} for split, refs in dataset.splits.items()}
+    assert cars["train"] & cars["val"] == set()
+    assert len(cars["train"] | cars["val"]) == 12
+    assert masks(DataSection(format="carvana", root=str(tmp_path), val_share=0.4))[
+        "car0_01" if "car0" in cars["train"] else next(iter(cars["train"])) + "_01"
+    ] == [[0, 1]]
+
+
+@pytest.mark.parametrize("inside", [".", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_reads_palette_masks_by_its_lists(tmp_path, inside):
+    root = tmp_path / inside
+    for name in ("2007_000032", "2007_000039", "2008_000008"):
+        jpeg(root / "JPEGImages" / f"{name}.jpg", (3, 1))
+    for name in ("2007_000032", "2007_000039"):  # most images have no mask
+        ids(root / "SegmentationClass" / f"{name}.png", [[0, 15, 255]], [voc.color_of(i) for i in range(256)])
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000032\n")
+    (lists / "val.txt").write_text("2007_000039\n")
+    (lists / "trainval.txt").write_text("2007_000032\n2007_000039\n")
+    config = DataSection(format="voc", root=str(tmp_path))
+    assert masks(config) == {"2007_000032": [[0, 15, 255]]}
+    assert len(masks(config, "trainval")) == 2
+    assert voc.color_of(15) == (192, 128, 128)  # person, as in the devkit
+    (lists / "val.txt").write_text("2007_000039\n2008_000008\n")
+    with pytest.raises(DataError, match=r"val\.txt lists 2008_000008, which has no image with a mask \(1 such\)"):
+        open_dataset(config)
+
+
+def test_ade20k_counts_from_one_and_reads_its_names(tmp_path):
+    for folder, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        jpeg(tmp_path / "images" / folder / f"{name}.jpg", (3, 1))
+        ids(tmp_path / "annotations" / folder / f"{name}.png", [[0, 1, 150]])
+    config = DataSection(format="ade20k", root=str(tmp_path))
+    assert masks(config) == {"train/ADE_train_00000001": [[255, 0, 149]]}
+    assert masks(config, "val") == {"val/ADE_val_00000001": [[255, 0, 149]]}
+    lines = ["Idx\tRatio\tTrain\tVal\tName", *(f"{i}\t0.1\t1\t1\tname{i}, other" for i in range(1, 151))]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    assert open_dataset(config).label_space.names[:2] == ("name1", "name2")
+
+
+@pytest.mark.parametrize("kind", ["ids", "palette", "rgb"])
+@pytest.mark.parametrize("classes", ["classes.csv", "classes.yaml"])
+def test_a_folder_has_masks_of_ids_or_of_the_classes_colours(tmp_path, kind, classes):
+    table = [("road", 4, (128, 64, 128)), ("car", 9, (0, 0, 142))]
+    if classes == "classes.csv":
+        lines = [f"{name},{i},{r},{g},{b}" for name, i, (r, g, b) in table]
+        (tmp_path / classes).write_text("\n".join(["name,id,r,g,b", *lines]))
+    else:
+        rows = [{"name": name, "id": i, "color": list(color)} for name, i, color in table]
+        (tmp_path / classes).write_text(json.dumps(rows))
+    jpeg(tmp_path / "images" / "train" / "a.jpg", (2, 1))
+    target = tmp_path / "masks" / "train" / "a.png"
+    if kind == "rgb":
+        colors(target, [[(0, 0, 142), (128, 64, 128)]])
+    else:
+        ids(target, [[9, 4]], [[i, 0, 0] for i in range(256)] if kind == "palette" else None)
+    config = DataSection(format="folder", root=str(tmp_path), classes=classes)
+    assert masks(config) == {"train/a": [[1, 0]]}
+    assert open_dataset(config).label_space.colors == ((128, 64, 128), (0, 0, 142))
+
+
+def test_a_list_of_names_is_enough(tmp_path):
+    (tmp_path / "classes.yml").write_text("[road, car]")
+    jpeg(tmp_path / "images" / "train" / "a.jpg", (2, 1))
+    ids(tmp_path / "masks" / "train" / "a.png", [[1, 0]])
+    assert masks(DataSection(format="folder", root=str(tmp_path), classes="classes.yml")) == {"train/a": [[1, 0]]}
+    (tmp_path / "classes.yml").write_text("road: 1")
+    with pytest.raises(DataError, match=r"classes\.yml must be a list of class names"):
+        open_dataset(DataSection(format="folder", root=str(tmp_path), classes="classes.yml"))
+
+
+def test_classes_are_merged_renamed_and_made_void(city):
+    class_map = {"person": "human", "rider": "human", "car": None}
+    space = map_classes(cityscapes.LABEL_SPACE, class_map)
+    assert space.num_classes == 17
+    assert space.names[11] == "human"
+    assert space.colors[11] == (220, 20, 60)
+    assert space.id_map[24] == space.id_map[25] == 11
+    assert space.id_map[26] == 255
+    assert space.id_map[27] == 12  # truck moves up
+    config = DataSection(format="cityscapes", root=str(city), class_map=class_map)
+    assert masks(config)["train/aachen/aachen_000000_000019"] == [[0, 1, 255], [16, 255, 255]]
+    with pytest.raises(ConfigError, match=r"^data\.class_map names 'rood'\. Did you mean road"):
+        map_classes(cityscapes.LABEL_SPACE, {"rood": "x"})
+    with pytest.raises(ConfigError, match=r"^data\.class_map makes every class void; keep one\.$"):
+        map_classes(cityscapes.LABEL_SPACE, dict.fromkeys(cityscapes.LABEL_SPACE.names))
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"streets", "labels"}))
+def test_an_empty_folder_is_one_line(name, tmp_path):
+    with pytest.raises(SegrayError) as error:
+        open_dataset(DataSection(format=name, root=str(tmp_path)))
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_truth_of_cityscapes_pairs_with_its_frames_in_labelling(city, tiny_bundle, tmp_path):
+    from segray.core.plan import PlanReader, make_plan, plan_settings
+    from segray.core.samples import LabelSpace
+
+    places = ([str(city / "leftImg8bit" / "val")], str(city / "gtFine" / "val"))
+    make_plan(str(tmp_path / "out"), plan_settings(*places, 1, 64, "m"), LabelSpace(("a",), ((0, 0, 0),)))
+    (row,) = PlanReader(str(tmp_path / "out")).shard(0)
+    assert row["truth_uri"].endswith("frankfurt_000001_000576_gtFine_labelIds.png")
