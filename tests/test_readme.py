@@ -9,9 +9,12 @@ import pytest
 
 from segray import cli
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [line.split("  #")[0].strip() for line in BLOCKS.splitlines() if line.strip().startswith("segray ")]
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", PAGES, flags=re.DOTALL)).replace("\\\n", " ")
+LINES = [line.split("  #")[0].strip() for line in BLOCKS.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("segray ") and "--config" not in line]  # no file to read
 
 
 def test_the_readme_shows_every_command():
@@ -31,6 +34,16 @@ def test_a_readme_command_parses(line):
             args = args[1:]
             command = command.commands[args[0]]
         command.make_context(args[0], args[1:])
+
+
+def test_every_layout_loss_architecture_and_job_is_on_a_page():
+    from segray.core.datasets import FORMATS
+    from segray.core.losses import LOSSES
+    from segray.core.models import ARCHITECTURES
+
+    jobs = [path.stem for path in (ROOT / "jobs").glob("*.yaml")]
+    for name in (*FORMATS, *LOSSES, *ARCHITECTURES, *jobs):
+        assert re.search(rf"\b{name}\b", PAGES), name
 
 
 def test_make_knows_the_targets_that_the_readme_names():
