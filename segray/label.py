@@ -34,7 +34,7 @@ def label(
     Raises OutputExists when the folder was made from other inputs, model or settings, DataError when more than
     `label.max_error_rate` of the rows are errors.
     """
-    section = absolute(config.label)
+    section = absolute(config.label, config.model.weights_dir)
     if overwrite:
         parts.clear(section.out)
     plan = _plan(section, config.infer)
@@ -53,15 +53,18 @@ def label(
     return summary
 
 
-def absolute(section: LabelSection) -> LabelSection:
-    """Places that hold in Ray's worker processes. ConfigError when model or inputs are not given."""
+def absolute(section: LabelSection, weights_dir: str | None = None) -> LabelSection:
+    """Places that hold in Ray's worker processes. ConfigError when model or inputs are not given.
+
+    weights_dir: where a ready model's weights are, on machines without internet.
+    """
     if not section.model:
         raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
     if not section.inputs:
         raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
     return section.model_copy(
         update={
-            "model": storage.absolute(bundle.resolve(section.model)),
+            "model": storage.absolute(bundle.resolve(section.model, weights_dir)),
             "inputs": [storage.absolute(place) for place in section.inputs],
             "truth": storage.absolute(section.truth) if section.truth else None,
             "out": storage.absolute(section.out),

@@ -14,7 +14,7 @@ from segray.config import Config, load
 from segray.core import loop, storage
 from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
-from segray.core.models import bundle, check_names, encoder_weights
+from segray.core.models import ARCHITECTURES, bundle, check_names, encoder_weights
 from segray.core.samples import LabelSpace, SampleRef, Samples
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
 
@@ -111,6 +111,11 @@ def plan_data(config: Config) -> DataPlan:
         raise ConfigError(
             f"train.batch_size {config.train.batch_size} cannot be shared by {workers} workers; "
             f"take a multiple, such as {workers * max(1, round(config.train.batch_size / workers))}."
+        )
+    if ARCHITECTURES[config.model.arch].pooled and config.train.batch_size // workers < 2:
+        raise ConfigError(
+            f"{config.model.arch} normalises pooled features, which takes 2 images a worker; "
+            f"train.batch_size is {config.train.batch_size} for {workers}: take {2 * workers} or more."
         )
     if len(train_refs) < workers:
         raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
