@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from segray.core import loop
+from segray.core import checkpoint
 from segray.errors import OutputExists
 from segray.sweep import list_trials, sweep
 
@@ -25,7 +25,7 @@ def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_tr
     assert pq.read_table(tmp_path / "sweep" / "leaderboard.parquet")["trial"].to_pylist() == [r.trial for r in board]
     assert json.loads((tmp_path / "sweep" / "leaderboard.json").read_text())[0]["trial"] == board[0].trial
 
-    (state,) = tmp_path.rglob(loop.STATE)  # the failed trial never ended an epoch
+    (state,) = tmp_path.rglob(checkpoint.STATE)  # the failed trial never ended an epoch
     stamp = state.stat().st_mtime_ns
     assert [row.trial for row in sweep(config).leaderboard] == [row.trial for row in board]
     assert state.stat().st_mtime_ns == stamp

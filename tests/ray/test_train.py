@@ -1,15 +1,22 @@
 """Ray Train around the loop: any number of workers, resumption, and errors that are ours."""
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from segray.core import loop
+from segray.config import ModelSection
+from segray.core import checkpoint, metrics
 from segray.core.datasets import open_dataset, read_sample, split_refs
-from segray.core.models import bundle
-from segray.errors import ClusterError, DataError, OutputExists
+from segray.core.models import build, bundle, encoder_of
+from segray.core.samples import LabelSpace
+from segray.errors import ClusterError, DataError, ModelError, OutputExists, SegrayError
 from segray.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -41,9 +48,9 @@ def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray(settings, tmp
 def test_a_finished_run_is_returned_and_not_trained_again(settings, tmp_path):
     config = settings(cluster__workers=0, train__epochs=1)
     train(config)
-    before = (tmp_path / "run" / loop.STATE).stat().st_mtime_ns
+    before = (tmp_path / "run" / checkpoint.STATE).stat().st_mtime_ns
     assert len(train(config).history) == 1
-    assert (tmp_path / "run" / loop.STATE).stat().st_mtime_ns == before
+    assert (tmp_path / "run" / checkpoint.STATE).stat().st_mtime_ns == before
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_named(settings, tmp_path):
@@ -77,7 +84,7 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(settings):
-    with pytest.raises(DataError, match=r"^The loss is (nan|inf) in epoch 1; lower train.learning_rate \(1e\+30\)"):
+    with pytest.raises(DataError, match=r"^The loss is (nan|inf) in epoch 1, step 2, frames train/street_\d+, "):
         train(settings(train__learning_rate=1e30, train__epochs=1))
 
 
@@ -95,15 +102,65 @@ def test_the_history_is_json_lines_of_plain_numbers(settings, tmp_path):
     train(settings(cluster__workers=0, train__epochs=1))
     (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert json.loads(line).keys() == {
-        *(
-            "epoch",
-            "loss",
-            "val_loss",
-            "miou",
-            "pixel_accuracy",
-            "learning_rate",
-            "images_per_s",
-            "wait_share",
-            "seconds",
-        )
+        *("epoch", "loss", "val_loss", "learning_rate", "images_per_s", "wait_share", "seconds"),
+        *metrics.HEADLINES,
     }
+
+
+def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(settings, ray_session, tmp_path):
+    config = settings(train__epochs=4)
+    whole = train(config.changed({"train.out": str(tmp_path / "whole")}))
+    killed = []
+
+    def kill(row):
+        if row["epoch"] == 2 and not killed:
+            for place in Path("/proc").glob("[0-9]*/cmdline"):
+                if b"TrainWorker" in place.read_bytes():  # Ray names its processes after their actors
+                    killed.append(int(place.parent.name))
+                    os.kill(killed[-1], signal.SIGKILL)
+
+    result = train(config, on_row=kill)
+    assert killed
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
+    assert [row["loss"] for row in result.history] == pytest.approx([row["loss"] for row in whole.history], rel=0.01)
+
+
+def test_the_driver_fetches_pretrained_weights_and_every_worker_starts_from_them(settings, ray_session, tmp_path):
+    encoder = encoder_of(build(ModelSection(encoder="mobilenet_v2"), 2))
+    for parameter in encoder.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    save_file(encoder.state_dict(), tmp_path / "mobilenet_v2.imagenet.safetensors")
+    more = {"model.encoder_weights": "imagenet", "model.weights_dir": str(tmp_path), "train.freeze_encoder": True}
+    result = train(settings(cluster__workers=2, train__epochs=1).changed(more))
+    model, _ = bundle.load(str(result.best))
+    assert all((parameter == 0.01).all() for parameter in encoder_of(model).parameters())
+
+
+def test_more_than_can_be_is_said_before_anything_starts(settings):
+    for more, text in (
+        (
+            {"cluster__workers": 12, "train__batch_size": 12},
+            "11 training frames for 12 workers; lower cluster.workers.",
+        ),
+        (
+            {"model__arch": "pspnet", "train__batch_size": 1},
+            "pspnet normalises pooled features, which takes 2 images a worker;",
+        ),
+        ({"data__val_split": "vall"}, "streets has no split 'vall'. Did you mean val?"),
+    ):
+        with pytest.raises(SegrayError) as error:
+            train(settings(**more))
+        assert str(error.value).startswith(text)
+
+
+def test_a_teacher_of_other_classes_is_refused(settings, tmp_path):
+    space = LabelSpace(("road", "car"), ((0, 0, 0),) * 2)
+    section = ModelSection(encoder="mobilenet_v2")
+    info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=(32, 32))
+    bundle.save(tmp_path / "teacher", build(section, 2), info)
+    with pytest.raises(ModelError) as error:
+        train(settings(train__teacher=str(tmp_path / "teacher")))
+    assert str(error.value) == (
+        f"train.teacher {tmp_path}/teacher knows 2 classes (road, car, …), the data 11 "
+        "(sky, building, pole, road, pavement, …); a teacher has the data's classes."
+    )
