@@ -96,12 +96,13 @@ def write_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> N
     """Loss (dotted: training), pixel accuracy and mIoU by epoch, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     for axis, (title, key) in zip(
-        axes, {"loss": "val_loss", "accuracy": "pixel_accuracy", "mIoU": "miou"}.items(), strict=True
+        axes, {"loss (dotted: training)": "val_loss", "accuracy": "pixel_accuracy", "mIoU": "miou"}.items(), strict=True
     ):
         for i, (name, rows) in enumerate(histories.items()):
             epochs = [row["epoch"] for row in rows]
@@ -109,6 +110,7 @@ def write_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> N
             if key == "val_loss":
                 axis.plot(epochs, [row["loss"] for row in rows], ":", color=f"C{i}")
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
     figure.savefig(path, dpi=100)

@@ -166,13 +166,13 @@ def _chosen(rows: list[dict[str, Any]], count: int) -> list[tuple[str, SampleRef
 def write_pictures(
     path: Path, predictor: Predictor, frames: Sequence[tuple[str, SampleRef]], space: LabelSpace
 ) -> None:
-    """One picture, a line a frame: the frame, its truth, the prediction over the frame, and where it is wrong."""
+    """One picture, a line a frame: the frame, its truth, the prediction alone and over the frame, and its errors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 3.2 * len(frames)), layout="constrained")
+    figure = Figure(figsize=(20, 3.2 * len(frames)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(frames), 4, squeeze=False)
+    axes = figure.subplots(len(frames), 5, squeeze=False)
     for line, (caption, ref) in zip(axes, frames, strict=True):
         sample = read_sample(ref, space, None)
         shape = sample.mask_hw.shape
@@ -181,7 +181,8 @@ def write_pictures(
         panels = (
             (caption, sample.image_hwc),
             ("truth", images.colorize(sample.mask_hw, space.colors)),
-            ("prediction", overlay(sample.image_hwc, pred_hw, space)),
+            ("prediction", images.colorize(pred_hw, space.colors)),
+            ("prediction over the frame", overlay(sample.image_hwc, pred_hw, space)),
             (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], sample.image_hwc // 2 + 90)),
         )
         for axis, (title, picture) in zip(line, panels, strict=True):

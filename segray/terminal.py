@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -78,7 +79,9 @@ def say(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Columns of text and numbers; numbers stand on the right."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    drawn = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     rows = [list(row) for row in rows]
     for i, name in enumerate(columns):
         numeric = any(isinstance(row[i], int | float) for row in rows)
@@ -149,15 +152,15 @@ def _nothing() -> Iterator[None]:
 
 
 def show_scores(result: dict[str, Any]) -> None:
-    """What `evaluate` found: a line a class, then the averages under their own names."""
+    """What `evaluate` found: a line a class (F1 is Dice, boundary is boundary IoU), then averages by their names."""
     scores = result["scores"]
     columns = {
         "IoU": "class_iou",
         "precision": "class_precision",
         "sensitivity": "class_sensitivity",
         "specificity": "class_specificity",
-        "F1 = Dice": "class_f1",
-        "boundary IoU": "class_boundary",
+        "F1": "class_f1",
+        "boundary": "class_boundary",
     }
     rows = [[name, *(scores[key][i] for key in columns.values())] for i, name in enumerate(result["classes"])]
     means = ["miou", "mean_precision", "mean_sensitivity", "mean_specificity", "mean_f1", "boundary_miou"]

@@ -209,9 +209,8 @@ def coco(tmp_path, monkeypatch):
     model = segmentation.deeplabv3_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=21, aux_loss=True
     )
-    file = "deeplabv3_mobilenet_v3_large-.pth"
-    torch.save(model.state_dict(), tmp_path / file)
-    monkeypatch.setitem(ready.READY, "deeplabv3-mobilenet-coco", ready.Ready("mobilenet_v3_large", file))
+    monkeypatch.setattr(ready.Ready, "file", "deeplabv3_mobilenet_v3_large-.pth")
+    torch.save(model.state_dict(), tmp_path / "deeplabv3_mobilenet_v3_large-.pth")
     monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
     return model.eval()
 
@@ -231,7 +230,7 @@ def test_a_ready_model_without_its_file_says_where_to_put_it(tmp_path, monkeypat
     monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
     with pytest.raises(ModelError) as error:
         bundle.resolve("deeplabv3-coco", str(tmp_path))
-    address = "https://download.pytorch.org/models/deeplabv3_resnet50_coco-cd0a2569.pth"
+    address = segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
     assert f"Fetch {address}, put it into a folder" in str(error.value)
     (tmp_path / "deeplabv3_resnet50_coco-cd0a2569.pth").write_bytes(b"another")
     with pytest.raises(ModelError, match=r"^deeplabv3_resnet50_coco-cd0a2569.pth is not the published file"):

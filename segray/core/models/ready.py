@@ -12,7 +12,7 @@ import torch
 from segray.config import ModelSection
 from segray.core import storage
 from segray.core.datasets import cityscapes, voc
-from segray.core.models import build, bundle
+from segray.core.models import build, bundle, weights
 from segray.core.samples import LabelSpace
 from segray.errors import ModelError, StorageError
 
@@ -22,18 +22,27 @@ HUB = "smp-hub/"
 
 @dataclass(frozen=True)
 class Ready:
-    """file: torchvision's name of the weights, whose last part is the beginning of their sha256."""
+    """weights: torchvision's enum of them, whose file name ends with the beginning of its sha256."""
 
     encoder: str
-    file: str
-    url: str = "https://download.pytorch.org/models/"
+    weights: str
     short_side: int = 520  # upstream's evaluation resizes frames to it
+
+    @property
+    def url(self) -> str:
+        from torchvision.models import segmentation
+
+        return getattr(segmentation, self.weights).COCO_WITH_VOC_LABELS_V1.url
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
 
 
 READY = {
-    "deeplabv3-coco": Ready("resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth"),
-    "deeplabv3-resnet101-coco": Ready("resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth"),
-    "deeplabv3-mobilenet-coco": Ready("mobilenet_v3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth"),
+    "deeplabv3-coco": Ready("resnet50", "DeepLabV3_ResNet50_Weights"),
+    "deeplabv3-resnet101-coco": Ready("resnet101", "DeepLabV3_ResNet101_Weights"),
+    "deeplabv3-mobilenet-coco": Ready("mobilenet_v3_large", "DeepLabV3_MobileNet_V3_Large_Weights"),
 }
 
 
@@ -62,15 +71,13 @@ def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.M
     section = ModelSection(arch="deeplabv3-torchvision", encoder=ready.encoder)
     model = build(section, voc.LABEL_SPACE.num_classes)
     model.load_state_dict(_weights(ready, weights_dir))
-    side = ready.short_side
-    return model, _info(section, voc.LABEL_SPACE, side)
+    return model, _info(section, voc.LABEL_SPACE, ready.short_side)
 
 
 def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
     """The state dict, its sha256 checked against the file's name."""
     import io
 
-    address = ready.url + ready.file
     try:
         if weights_dir is not None:
             data = storage.read_bytes(storage.join(storage.absolute(weights_dir), ready.file))
@@ -78,15 +85,15 @@ def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
             kept = Path(torch.hub.get_dir()) / "checkpoints" / ready.file
             if not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(address, str(kept), progress=False)
+                torch.hub.download_url_to_file(ready.url, str(kept), progress=False)
             data = kept.read_bytes()
     except (StorageError, OSError) as error:
         raise ModelError(
-            f"{ready.file} cannot be had ({str(error).rstrip('.')}). Fetch {address}, put it into a folder, and name "
+            f"{ready.file} cannot be had ({str(error).rstrip('.')}). Fetch {ready.url}, put it into a folder, and name "
             "that: --weights-dir FOLDER."
         ) from error
     if not hashlib.sha256(data).hexdigest().startswith(ready.file.split("-")[-1].removesuffix(".pth")):
-        raise ModelError(f"{ready.file} is not the published file (its sha256 differs); fetch {address} again.")
+        raise ModelError(f"{ready.file} is not the published file (its sha256 differs); fetch {ready.url} again.")
     return torch.load(io.BytesIO(data), "cpu", weights_only=True)
 
 
@@ -96,11 +103,11 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bund
 
     place = name if weights_dir is None else str(Path(weights_dir) / name.removeprefix(HUB))
     try:
-        model = smp.from_pretrained(place)
+        with weights.quiet_hub():
+            model = smp.from_pretrained(place)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name
-        text = [*str(error).splitlines(), type(error).__name__][0][:160]
         raise ModelError(
-            f"{name} cannot be had ({text}). Put its config.json and model.safetensors into "
+            f"{name} cannot be had ({weights.first_words(error)}). Put its config.json and model.safetensors into "
             f"FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
         ) from error
     options = {key: value for key, value in model.config.items() if value is not None}

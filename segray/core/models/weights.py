@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +86,23 @@ def preprocessing(config: ModelSection) -> tuple[tuple[float, ...], tuple[float,
     )
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the hub's lines about its retries; what it fails with at last is raised."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def first_words(error: BaseException) -> str:
+    """The first sentence of a long error."""
+    return [*str(error).splitlines(), type(error).__name__][0].split(". ")[0].rstrip(".")
+
+
 def _read(uri: str) -> Weights:
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -127,12 +146,12 @@ def _download(config: ModelSection) -> Weights:
     options = {"dynamic_img_size": True} if config.arch == "dpt" else {}
     arch = config.arch if config.arch in smp.MODEL_ARCHITECTURES_MAPPING else "unet"
     try:
-        model = smp.create_model(arch, config.encoder, encoder_weights=config.encoder_weights, **options)
+        with quiet_hub():
+            model = smp.create_model(arch, config.encoder, encoder_weights=config.encoder_weights, **options)
     except Exception as error:  # what fails differs with the loader: connection, cache, hub, hash
         where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
-        text = [*str(error).splitlines(), type(error).__name__][0][:160]
         raise ModelError(
-            f"The {config.encoder_weights} weights of {config.encoder} cannot be fetched ({text}). "
+            f"The {config.encoder_weights} weights of {config.encoder} cannot be fetched ({first_words(error)}). "
             f"Without internet, put {where}."
         ) from error
     return model.encoder.state_dict()
