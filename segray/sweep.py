@@ -189,8 +189,10 @@ def _tune(
     from ray.tune.schedulers import ASHAScheduler
 
     data = stored(plan, has)
-    weights = {trial.encoder: trial_config(config, trial) for trial in trials}
-    weights = {encoder: cluster.put(start_weights(one)) for encoder, one in weights.items()}
+    weights: dict[str, Any] = {}
+    for trial in trials:  # once an encoder, for its first trial that is new
+        if weights.get(trial.encoder) is None:
+            weights[trial.encoder] = cluster.put(start_weights(trial_config(config, trial)))
     driver = tune.with_parameters(
         _drive, config=config.model_dump(mode="json"), data=data, worker=worker, weights=weights
     )

@@ -103,7 +103,8 @@ def _choose(masks: torch.Tensor, config: AugmentSection, draw: Draw, size: tuple
     tries = torch.stack([_affine(masks.shape, config, draw, size) for _ in range(CROP_TRIES)])  # [T, B, 2, 3]
     count = masks.shape[0]
     look = tuple(min(side, LOOK_PX) for side in size)
-    repeated = (masks.float() + 1).unsqueeze(1).repeat(CROP_TRIES, 1, 1, 1)
+    step = max(1, min(masks.shape[1:]) // (4 * LOOK_PX))
+    repeated = (masks[:, ::step, ::step].float() + 1).unsqueeze(1).repeat(CROP_TRIES, 1, 1, 1)
     seen = _warp(repeated, tries.flatten(0, 1).to(masks.device), look, "nearest").long().flatten(1)  # class + 1
     seen = seen.masked_fill_(seen == IGNORE_INDEX + 1, 0)
     counts = torch.zeros(len(seen), IGNORE_INDEX + 1, device=masks.device)
