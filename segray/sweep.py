@@ -18,9 +18,10 @@ from typing import Any
 
 from segray import cluster, trackers
 from segray.config import Config, ModelSection
-from segray.core import loop, storage
+from segray.core import storage
 from segray.core.checkpoint import BEST, is_finished, read_history
 from segray.core.models import bundle, check_names
+from segray.core.samples import TrainData
 from segray.errors import ConfigError, SegrayError
 from segray.train import (
     SETTINGS,
@@ -217,7 +218,7 @@ def _tune(
 def _drive(
     params: dict[str, Any],
     config: dict[str, Any],
-    data: loop.TrainData,
+    data: TrainData,
     worker: cluster.WorkerShape,
     weights: dict[str, Any],
 ) -> None:

@@ -15,7 +15,8 @@ from segray.core import loop, storage
 from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
 from segray.core.models import ARCHITECTURES, bundle, check_names, encoder_weights
-from segray.core.samples import LabelSpace, SampleRef, Samples
+from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
+from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
 
 SETTINGS = "config.yaml"
@@ -51,9 +52,9 @@ class DataPlan:
     size: tuple[int, int]
     data_id: str
 
-    def with_samples(self, train: Samples, val: Samples) -> loop.TrainData:
+    def with_samples(self, train: Samples, val: Samples) -> TrainData:
         ids = tuple(ref.sample_id for ref in self.train)
-        return loop.TrainData(train, val, self.label_space, self.size, self.data_id, ids)
+        return TrainData(train, val, self.label_space, self.size, self.data_id, ids)
 
 
 def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
@@ -87,7 +88,7 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     return TrainResult(out, out / BEST, read_history(out))
 
 
-class _Reporter(loop.LocalWorker):
+class _Reporter(LocalWorker):
     def __init__(self, on_row: OnRow) -> None:
         super().__init__()
         self.report = on_row
@@ -141,14 +142,14 @@ def start_weights(config: Config) -> dict[str, Any] | None:
     return None if (Path(config.train.out) / STATE).exists() else encoder_weights(config.model)
 
 
-def stored(plan: DataPlan, has: cluster.Resources) -> loop.TrainData:
+def stored(plan: DataPlan, has: cluster.Resources) -> TrainData:
     """The plan's frames, decoded once for every worker of every run in this session."""
     samples = (cluster.store_samples(refs, plan.label_space, plan.size, has) for refs in (plan.train, plan.val))
     return plan.with_samples(*samples)
 
 
 def run(
-    config: Config, data: loop.TrainData, worker: cluster.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
+    config: Config, data: TrainData, worker: cluster.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
 ) -> None:
     """core.loop.fit on Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray."""
     import ray.train

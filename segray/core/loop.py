@@ -11,76 +11,40 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 
 from segray.config import Config, TrainSection
-from segray.core import losses, metrics, optim
+from segray.core import metrics, optim
 from segray.core.checkpoint import BEST, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
-from segray.core.samples import IGNORE_INDEX, LabelSpace, Samples
+from segray.core.objective import Objective, make_objective
+from segray.core.samples import IGNORE_INDEX, Samples, TrainData
 from segray.core.transforms import augment, normalize, to_float
-from segray.errors import ConfigError, DataError, TrainingDiverged
+from segray.core.workers import Worker, all_reduce, autocast, broadcast_buffers, check_device, sync_batch_norm
+from segray.errors import DataError, TrainingDiverged
 
 READ_THREADS = 2
 PREFETCH_BATCHES = 2
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 NAMED = 8  # frames of a batch that an error names
-FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
 
 
-class Worker(Protocol):
-    """Where the loop runs: its rank of world_size processes, its device, and who is told of an epoch."""
+@dataclass
+class Learner:
+    """What a step changes. model: as it is called, wrapped for its worker; ema: the averaged copy, if there is one."""
 
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on the device, with gradients averaged over the workers."""
-        ...
-
-    def report(self, row: dict[str, Any]) -> None:
-        """Called by every rank after an epoch, with rank 0's numbers on rank 0."""
-        ...
-
-
-class LocalWorker:
-    """One process without Ray."""
-
-    rank, world_size = 0, 1
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = torch.device(device)
-
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        return model.to(self.device)
-
-    def report(self, row: dict[str, Any]) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """What is learned from. size: (height, width) of every sample; data_id: hash of names and classes."""
-
-    train: Samples
-    val: Samples
-    label_space: LabelSpace
-    size: tuple[int, int]
-    data_id: str = ""
-    train_ids: tuple[str, ...] = ()
-
-
-Objective = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor]
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    objective: Objective
+    ema: Any = None
 
 
 def fit(
@@ -105,20 +69,20 @@ def fit(
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
     state = {"model": model, "optimizer": optimizer, "scaler": scaler} | ({"ema": ema} if ema else {})
     history = load_state(out, state, worker.device)
-    objective = make_objective(worker, config, data)
-    wrapped, was_frozen = None, None
+    learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
+    was_frozen = None
     while not is_finished(train, history):
         epoch = len(history) + 1
         frozen = optim.is_frozen(train, epoch)
         optim.freeze(model, frozen)
         if frozen != was_frozen:  # anew when an encoder thaws: gradients are averaged for what was trainable then
-            wrapped, was_frozen = worker.wrap(model), frozen
+            learner.model, was_frozen = worker.wrap(model), frozen
             if train.compile:
-                wrapped.compile()
-        row = train_epoch(worker, wrapped, optimizer, config, data, epoch, objective, scaler, ema)
+                learner.model.compile()
+        row = train_epoch(worker, learner, config, data, epoch)
         kept = ema.module if ema else model
         broadcast_buffers(worker, kept)
-        confusion, val_loss = evaluate(worker, kept, config, data, objective)
+        confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
         if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
@@ -130,17 +94,7 @@ def fit(
         worker.report(history[-1])
 
 
-def train_epoch(
-    worker: Worker,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    data: TrainData,
-    epoch: int,
-    objective: Objective,
-    scaler: torch.amp.GradScaler,
-    ema: Any = None,
-) -> dict[str, Any]:
+def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> dict[str, Any]:
     """One pass over this worker's share of the training samples; the row of history that it gives."""
     train, device = config.train, worker.device
     torch.manual_seed(_seed(train.seed, epoch, worker.rank))
@@ -156,21 +110,14 @@ def train_epoch(
         images, masks = next(batches)
         waited += time.perf_counter() - asked
         rate = optim.learning_rate(train, (epoch - 1) * len(steps) + step, len(steps) * train.epochs)
-        optim.set_rate(optimizer, rate)
+        optim.set_rate(learner.optimizer, rate)
         images, masks = augment(images.to(device), masks.to(device), config.augment, generator, mean=mean, std=std)
         with autocast(train, device):
-            outputs = forward_all(model, images)
-        loss = objective(images, masks, outputs)
-        scaler.scale(loss / train.accumulate).backward()
+            outputs = forward_all(learner.model, images)
+        loss = learner.objective(images, masks, outputs)
+        learner.scaler.scale(loss / train.accumulate).backward()
         if (step + 1) % train.accumulate == 0 or step + 1 == len(steps):
-            if train.gradient_clip is not None:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), train.gradient_clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            if ema is not None:
-                ema.update_parameters(model)
+            move(learner, train)
         step_losses[step] = loss.detach()
         labelled += (masks != IGNORE_INDEX).sum()
         if (step + 1) % CHECK_EVERY == 0:
@@ -189,59 +136,16 @@ def train_epoch(
     }
 
 
-def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective:
-    """(images, masks, outputs of forward_all) → what is minimised: the losses of main and auxiliary outputs, and
-    the distance from the teacher's soft labels (Hinton et al. 2015) where there is a teacher."""
-    train = config.train
-    weights = train.class_weights
-    if weights == "median":
-        weights = median_weights(worker, data)
-    classes = data.label_space.num_classes
-    if weights != "none" and len(weights) != classes:
-        raise ConfigError(f"train.class_weights holds {len(weights)} numbers for {classes} classes; give one each.")
-    loss = losses.combine(train, None if weights == "none" else torch.tensor(weights, device=worker.device))
-    teach = make_teacher(worker, config) if train.teacher else None
-
-    def objective(images: torch.Tensor, masks: torch.Tensor, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        main, *aux = outputs
-        total = loss(main, masks) + sum(train.aux_weight * loss(output, masks) for output in aux)
-        if teach is not None and torch.is_grad_enabled():
-            soft = losses.distillation(main, teach(images), masks, train.teacher_temperature)
-            total = total + train.teacher_weight * soft
-        return total
-
-    return objective
-
-
-def make_teacher(worker: Worker, config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images as the student sees them → the teacher's logits. The teacher sees the student's size and crops."""
-    teacher, info = bundle.load(config.train.teacher)
-    teacher = teacher.to(worker.device, memory_format=torch.channels_last).requires_grad_(False)
-    mean, std = preprocessing(config.model)
-
-    @torch.no_grad()
-    def teach(images: torch.Tensor) -> torch.Tensor:
-        if (mean, std) != (info.mean, info.std):
-            images = normalize(images * _channel(std, images) + _channel(mean, images), info.mean, info.std)
-        with autocast(config.train, worker.device):
-            return forward(teacher, images)
-
-    return teach
-
-
-def _channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device).view(1, -1, 1, 1)
-
-
-def median_weights(worker: Worker, data: TrainData) -> list[float]:
-    """Class weights from the training masks, by median frequency balancing; every rank counts its share."""
-    counts = torch.zeros(2, data.label_space.num_classes, dtype=torch.int64)
-    for i in range(worker.rank, len(data.train), worker.world_size):
-        mask_hw = data.train[i].mask_hw
-        pixels = torch.bincount(torch.from_numpy(mask_hw.ravel()).long(), minlength=256)[: counts.shape[1]]
-        counts += torch.stack([pixels, (pixels > 0) * int((mask_hw != IGNORE_INDEX).sum())])
-    pixels, frames = all_reduce(worker, counts.to(worker.device)).cpu()
-    return losses.median_frequencies(pixels, frames).tolist()
+def move(learner: Learner, config: TrainSection) -> None:
+    """Weights along the gradients that have gathered, and their average after them."""
+    if config.gradient_clip is not None:
+        learner.scaler.unscale_(learner.optimizer)
+        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.gradient_clip)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.ema is not None:
+        learner.ema.update_parameters(learner.model)
 
 
 def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data: TrainData, epoch: int) -> float:
@@ -263,40 +167,14 @@ def _diverged(what: str, value: float, config: Config, epoch: int, where: str = 
     )
 
 
-def check_device(config: TrainSection, worker: Worker) -> None:
-    """ConfigError for a precision that this device is slow at or lacks; TF32 on where there is a GPU."""
-    if worker.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    elif config.precision == "fp16":
-        raise ConfigError("train.precision fp16 needs a GPU; take fp32, or auto.")
-    elif config.precision == "bf16" and not cpu_has_bf16():
-        raise ConfigError("train.precision bf16: this CPU lacks the instructions and would be ten times slower; "
-                          "take fp32, or auto.")  # fmt: skip
-    if config.sync_batch_norm and worker.device.type != "cuda":
-        raise ConfigError("train.sync_batch_norm needs GPUs; leave it out.")
-
-
-def cpu_has_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch; what cannot be seen is not there
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:
-    """Whether norms see the batch of all workers: as asked, else where a worker's share of it is too small."""
-    if worker.world_size == 1 or worker.device.type != "cuda":
-        return False
-    few = config.batch_size // worker.world_size < FEW_IMAGES
-    return few if config.sync_batch_norm is None else config.sync_batch_norm
-
-
 @torch.inference_mode()
 def evaluate(
     worker: Worker, model: torch.nn.Module, config: Config, data: TrainData, objective: Objective
 ) -> tuple[np.ndarray, float]:
-    """(confusion int64 [C, C], mean loss a labelled pixel) over the val split at the model's size, each pixel once.
+    """(confusion int64 [C, C], loss) over the val split at the model's size, each pixel once.
 
-    Every rank takes each world_size-th sample; counts are integers, so the number of workers changes nothing.
+    The loss is the batches' mean, weighted by their labelled pixels. Every rank takes each world_size-th sample;
+    counts are integers, so the number of workers changes nothing.
     """
     model.eval()
     classes = data.label_space.num_classes
@@ -349,31 +227,6 @@ def read_batches(samples: Samples, steps: Iterable[Sequence[int]]) -> Iterator[t
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision that is asked for; auto is bf16 where a GPU has it, else fp32."""
-    if config.precision == "fp16":
-        return torch.autocast(device.type, dtype=torch.float16)
-    if config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    ):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over the workers."""
-    if worker.world_size > 1:
-        torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def broadcast_buffers(worker: Worker, model: torch.nn.Module) -> None:
-    """Rank 0's batch-norm statistics for everyone: one model is evaluated, and it is the one that is saved."""
-    if worker.world_size > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
 
 
 def describe(

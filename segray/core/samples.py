@@ -147,3 +147,15 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """What is learned from. size: (height, width) of every sample; data_id: hash of names and classes."""
+
+    train: Samples
+    val: Samples
+    label_space: LabelSpace
+    size: tuple[int, int]
+    data_id: str = ""
+    train_ids: tuple[str, ...] = ()

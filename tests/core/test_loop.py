@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from segray.config import ModelSection, load
-from segray.core import checkpoint, loop, optim
+from segray.core import checkpoint, loop, objective, optim, workers
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build, bundle, forward
-from segray.core.samples import Sample
+from segray.core.samples import Sample, TrainData
+from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError
 
 SPACE = streets.LABEL_SPACE
@@ -25,7 +26,7 @@ def samples(count, first=0):
 @pytest.fixture(scope="module")
 def data():
     torch.set_num_threads(1)  # sums in one order: equal means equal
-    return loop.TrainData(samples(6), samples(3, 100), SPACE, (32, 32), train_ids=tuple("abcdef"))
+    return TrainData(samples(6), samples(3, 100), SPACE, (32, 32), train_ids=tuple("abcdef"))
 
 
 @pytest.fixture
@@ -43,20 +44,20 @@ def weights(config):
 
 
 def evaluate(worker, model, config, data):
-    return loop.evaluate(worker, model, config, data, loop.make_objective(worker, config, data))
+    return loop.evaluate(worker, model, config, data, objective.make_objective(worker, config, data))
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, data, tmp_path):
     whole = settings(train__epochs=3)
-    loop.fit(loop.LocalWorker(), whole, data)
+    loop.fit(LocalWorker(), whole, data)
 
-    class Killed(loop.LocalWorker):
+    class Killed(LocalWorker):
         def report(self, row):
             raise KeyboardInterrupt
 
     (tmp_path / "other").mkdir()
     stopped = settings(train__epochs=3, train__out=str(tmp_path / "other"))
-    for worker in (Killed(), Killed(), loop.LocalWorker()):
+    for worker in (Killed(), Killed(), LocalWorker()):
         try:
             loop.fit(worker, stopped, data)
         except KeyboardInterrupt:
@@ -68,7 +69,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
 
 
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
-    loop.fit(loop.LocalWorker(), settings(train__epochs=12, train__learning_rate=3e-3), data)
+    loop.fit(LocalWorker(), settings(train__epochs=12, train__learning_rate=3e-3), data)
     history = checkpoint.read_history(tmp_path / "run")
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     best = max(history, key=lambda row: row["miou"])
@@ -82,9 +83,9 @@ def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_pa
 def test_evaluation_does_not_depend_on_the_batch(settings, data, batch_size):
     torch.manual_seed(0)
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    confusion, loss = evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
+    confusion, loss = evaluate(LocalWorker(), model, settings(train__batch_size=batch_size), data)
     torch.manual_seed(0)
-    again, same = evaluate(loop.LocalWorker(), build(ModelSection(encoder="mobilenet_v2"), 11), settings(), data)
+    again, same = evaluate(LocalWorker(), build(ModelSection(encoder="mobilenet_v2"), 11), settings(), data)
     assert np.abs(confusion - again).sum() <= 4  # a tie may fall otherwise, as sums differ in their last bit
     assert loss == pytest.approx(same, rel=1e-4)
 
@@ -92,7 +93,7 @@ def test_evaluation_does_not_depend_on_the_batch(settings, data, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_each_labelled_pixel_is_counted_once_whatever_the_batch(settings, data, batch_size):
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    confusion, _ = evaluate(loop.LocalWorker(), model, settings(train__batch_size=batch_size), data)
+    confusion, _ = evaluate(LocalWorker(), model, settings(train__batch_size=batch_size), data)
     truths = np.stack([sample.mask_hw for sample in data.val.samples])
     assert confusion.sum(1).tolist() == np.bincount(truths[truths != 255], minlength=11).tolist()
 
@@ -100,7 +101,7 @@ def test_each_labelled_pixel_is_counted_once_whatever_the_batch(settings, data, 
 def test_two_workers_together_evaluate_each_sample_once(settings, data, monkeypatch):
     monkeypatch.setattr(loop, "all_reduce", lambda worker, tensor: tensor)  # each keeps its own share
     model = build(ModelSection(encoder="mobilenet_v2"), 11)
-    whole, _ = evaluate(loop.LocalWorker(), model, settings(train__batch_size=1), data)
+    whole, _ = evaluate(LocalWorker(), model, settings(train__batch_size=1), data)
     shares = []
     for rank in (0, 1):
         worker = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
@@ -122,7 +123,7 @@ def test_the_workers_share_each_global_batch():
 
 def test_a_set_smaller_than_a_batch_is_gone_through_again():
     config = load(None, {"train.batch_size": 8}).train
-    (step,) = loop.epoch_batches(3, config, 1, loop.LocalWorker())
+    (step,) = loop.epoch_batches(3, config, 1, LocalWorker())
     assert sorted(set(step)) == [0, 1, 2]
     assert len(step) == 8
 
@@ -137,10 +138,10 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
 
 def test_a_loss_that_is_not_finite_keeps_what_was_trained(settings, data):
     good = settings(train__epochs=1)
-    loop.fit(loop.LocalWorker(), good, data)
+    loop.fit(LocalWorker(), good, data)
     before = weights(good)
     with pytest.raises(DataError) as error:
-        loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__learning_rate=1e38), data)
+        loop.fit(LocalWorker(), settings(train__epochs=2, train__learning_rate=1e38), data)
     order = loop.epoch_order(6, good.train, 2)
     frames = ", ".join(data.train_ids[i] for i in order[2:4])  # the first step's weights make the second's loss
     assert str(error.value) in [
@@ -154,12 +155,12 @@ def test_a_loss_that_is_not_finite_keeps_what_was_trained(settings, data):
 def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_path):
     """One step an epoch: its loss is of the weights before it, and still finite."""
     good = settings(train__epochs=1, train__batch_size=6)
-    loop.fit(loop.LocalWorker(), good, data)
+    loop.fit(LocalWorker(), good, data)
     before, best = weights(good), bundle.read_info(str(tmp_path / "run" / "best"))
     with pytest.raises(
         DataError, match=r"^The validation loss is (nan|inf) in epoch 2; lower train.learning_rate \(1e\+38\)"
     ):
-        loop.fit(loop.LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
+        loop.fit(LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
     assert bundle.read_info(str(tmp_path / "run" / "best")) == best
     assert [row["epoch"] for row in checkpoint.read_history(tmp_path / "run")] == [1]
@@ -168,7 +169,7 @@ def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_pat
 def test_a_val_split_of_void_alone_ends_no_run(settings, data):
     void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.val.samples])
     config = settings(train__epochs=1)
-    loop.fit(loop.LocalWorker(), config, loop.TrainData(data.train, void, SPACE, (32, 32)))
+    loop.fit(LocalWorker(), config, TrainData(data.train, void, SPACE, (32, 32)))
     (row,) = checkpoint.read_history(Path(config.train.out))
     assert row["miou"] is None
 
@@ -176,7 +177,7 @@ def test_a_val_split_of_void_alone_ends_no_run(settings, data):
 def test_training_masks_of_void_alone_are_refused(settings, data):
     void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.train.samples])
     with pytest.raises(DataError, match=r"^No pixel of the 6 training masks is labelled: all are void\."):
-        loop.fit(loop.LocalWorker(), settings(train__epochs=1), loop.TrainData(void, data.val, SPACE, (32, 32)))
+        loop.fit(LocalWorker(), settings(train__epochs=1), TrainData(void, data.val, SPACE, (32, 32)))
 
 
 RECIPES = {
@@ -191,17 +192,17 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resumes_as_if_it_had_not_stopped(settings, data, tmp_path, name):
-    loop.fit(loop.LocalWorker(), settings(train__epochs=2, **RECIPES[name]), data)
+    loop.fit(LocalWorker(), settings(train__epochs=2, **RECIPES[name]), data)
     (tmp_path / "other").mkdir()
     stopped = settings(train__epochs=2, train__out=str(tmp_path / "other"), **RECIPES[name])
 
-    class Killed(loop.LocalWorker):
+    class Killed(LocalWorker):
         def report(self, row):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         loop.fit(Killed(), stopped, data)
-    loop.fit(loop.LocalWorker(), stopped, data)
+    loop.fit(LocalWorker(), stopped, data)
     files = [torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("run", "other")]
     for part in ("model", "ema"):
         for key, tensor in files[0].get(part, {}).items():
@@ -210,7 +211,7 @@ def test_every_recipe_resumes_as_if_it_had_not_stopped(settings, data, tmp_path,
 
 def test_averaged_weights_are_those_that_are_scored_and_kept(settings, data, tmp_path):
     config = settings(train__epochs=1, train__ema=0.9)
-    loop.fit(loop.LocalWorker(), config, data)
+    loop.fit(LocalWorker(), config, data)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     kept = bundle.load(str(tmp_path / "run" / "best"))[0].state_dict()
     key = "encoder.features.0.0.weight"
@@ -220,10 +221,10 @@ def test_averaged_weights_are_those_that_are_scored_and_kept(settings, data, tmp
 
 def test_patience_ends_a_run_and_the_same_call_does_not_go_on(settings, data, tmp_path):
     config = settings(train__epochs=9, train__patience=2, train__learning_rate=1e-12)
-    loop.fit(loop.LocalWorker(), config, data)
+    loop.fit(LocalWorker(), config, data)
     epochs = len(checkpoint.read_history(tmp_path / "run"))
     assert 3 <= epochs < 9
-    loop.fit(loop.LocalWorker(), config, data)
+    loop.fit(LocalWorker(), config, data)
     assert len(checkpoint.read_history(tmp_path / "run")) == epochs
 
 
@@ -231,7 +232,7 @@ def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path
     """All masks void but a corner: what is learned is the teacher's opinion."""
     still = {"augment__scale": (1, 1), "augment__rotate_deg": 0, "train__learning_rate": 3e-3}
     teacher = settings(train__epochs=20, **still)
-    loop.fit(loop.LocalWorker(), teacher, data)
+    loop.fit(LocalWorker(), teacher, data)
     masks = [np.full((32, 32), 255, np.uint8) for _ in range(6)]
     for mask in masks:
         mask[:4, :4] = 0
@@ -244,13 +245,13 @@ def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path
             train__epochs=12, train__out=str(out), train__seed=1, **still,
             train__teacher=str(tmp_path / "run" / "best"), train__teacher_weight=weight,
         )  # fmt: skip
-        loop.fit(loop.LocalWorker(), config, loop.TrainData(unlabelled, data.val, SPACE, (32, 32)))
+        loop.fit(LocalWorker(), config, TrainData(unlabelled, data.val, SPACE, (32, 32)))
         agreement[weight] = checkpoint.read_history(out)[-1]["pixel_accuracy"]
     assert agreement[5.0] > agreement[0.0] + 0.05
 
 
 def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monkeypatch):
-    monkeypatch.setattr(loop, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(workers, "cpu_has_bf16", lambda: False)
     for more, text in (
         ({"train__precision": "fp16"}, "train.precision fp16 needs a GPU"),
         ({"train__precision": "bf16"}, "train.precision bf16: this CPU lacks the instructions"),
@@ -258,7 +259,7 @@ def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monke
         ({"train__class_weights": [1.0, 2.0]}, "train.class_weights holds 2 numbers for 11 classes"),
     ):
         with pytest.raises(ConfigError) as error:
-            loop.fit(loop.LocalWorker(), settings(**more), data)
+            loop.fit(LocalWorker(), settings(**more), data)
         assert str(error.value).startswith(text)
 
 
@@ -267,18 +268,18 @@ def test_median_weights_are_the_same_for_one_worker_and_by_hand(data):
     labelled = np.array([(s.mask_hw != 255).sum() for s in data.train.samples])
     frequency = pixels.sum(0) / np.maximum(1, ((pixels > 0) * labelled[:, None]).sum(0))
     seen = frequency > 0
-    weights = loop.median_weights(loop.LocalWorker(), data)
+    weights = objective.median_weights(LocalWorker(), data)
     expected = np.median(frequency[seen]) / frequency[seen]
     assert np.array(weights)[seen] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_state_that_was_cut_is_refused(settings, data, tmp_path):
     config = settings(train__epochs=1)
-    loop.fit(loop.LocalWorker(), config, data)
+    loop.fit(LocalWorker(), config, data)
     state = tmp_path / "run" / "last.pt"
     state.write_bytes(state.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=rf"^{state} cannot be continued from: "):
-        loop.fit(loop.LocalWorker(), settings(train__epochs=2), data)
+        loop.fit(LocalWorker(), settings(train__epochs=2), data)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_a_state_that_is_none_is_refused(settings, data, tmp_path, data_on_disk,
     config = settings(train__epochs=1)
     (tmp_path / "run" / "last.pt").write_bytes(data_on_disk)
     with pytest.raises(ModelError) as error:
-        loop.fit(loop.LocalWorker(), config, data)
+        loop.fit(LocalWorker(), config, data)
     assert str(error.value).startswith(f"{tmp_path}/run/last.pt cannot be continued from: {why}")
     assert "\n" not in str(error.value)
 
@@ -303,13 +304,13 @@ def test_a_state_of_something_else_is_refused(settings, data, tmp_path, state):
     config = settings(train__epochs=1)
     torch.save(state, tmp_path / "run" / "last.pt")
     with pytest.raises(ModelError, match=rf"^{tmp_path}/run/last.pt cannot be continued from: "):
-        loop.fit(loop.LocalWorker(), config, data)
+        loop.fit(LocalWorker(), config, data)
 
 
 def test_a_state_of_another_encoder_is_refused(settings, data, tmp_path):
-    loop.fit(loop.LocalWorker(), settings(train__epochs=1), data)
+    loop.fit(LocalWorker(), settings(train__epochs=1), data)
     with pytest.raises(ModelError, match=rf"^{tmp_path}/run/last.pt cannot be continued from: "):
-        loop.fit(loop.LocalWorker(), settings(train__epochs=2, model__encoder="resnet18"), data)
+        loop.fit(LocalWorker(), settings(train__epochs=2, model__encoder="resnet18"), data)
 
 
 def test_a_failing_read_ahead_is_told_and_not_swallowed(data):
@@ -337,10 +338,10 @@ def test_batches_hold_the_samples_that_were_asked_for(data):
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_an_epoch_is_one_order_of_all_samples_and_another_each_time(epoch):
     config = load(None, {"train.batch_size": 5}).train
-    steps = loop.epoch_batches(20, config, epoch, loop.LocalWorker())
+    steps = loop.epoch_batches(20, config, epoch, LocalWorker())
     assert sorted(i for step in steps for i in step) == list(range(20))
-    assert steps == loop.epoch_batches(20, config, epoch, loop.LocalWorker())
-    assert steps != loop.epoch_batches(20, config, epoch + 1, loop.LocalWorker())
+    assert steps == loop.epoch_batches(20, config, epoch, LocalWorker())
+    assert steps != loop.epoch_batches(20, config, epoch + 1, LocalWorker())
 
 
 def test_the_best_epoch_is_the_first_of_the_highest():

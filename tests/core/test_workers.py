@@ -10,7 +10,9 @@ from segray.config import ModelSection, load
 from segray.core import loop
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build
-from segray.core.samples import Sample
+from segray.core.objective import make_objective
+from segray.core.samples import Sample, TrainData
+from segray.core.workers import LocalWorker
 
 SPACE = streets.LABEL_SPACE
 
@@ -38,8 +40,8 @@ def work(rank, world_size, store, out):
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    worker = GlooWorker(rank, world_size) if world_size > 1 else loop.LocalWorker()
-    data = loop.TrainData(samples(7), samples(5, 50), SPACE, (32, 32))
+    worker = GlooWorker(rank, world_size) if world_size > 1 else LocalWorker()
+    data = TrainData(samples(7), samples(5, 50), SPACE, (32, 32))
     (out / "run").mkdir(exist_ok=True)
     settings = {
         "train.out": str(out / "run"), "train.epochs": 2, "train.batch_size": 6, "model.encoder": "mobilenet_v2",
@@ -50,9 +52,9 @@ def work(rank, world_size, store, out):
     for count in (1, 4, 5):
         torch.manual_seed(3)
         model = build(ModelSection(encoder="mobilenet_v2"), SPACE.num_classes)
-        part = loop.TrainData(data.train, MemorySamples(data.val.samples[:count]), SPACE, (32, 32))
+        part = TrainData(data.train, MemorySamples(data.val.samples[:count]), SPACE, (32, 32))
         one_by_one = config.changed({"train.batch_size": world_size})  # equal sums to the last bit need equal batches
-        confusion, loss = loop.evaluate(worker, model, one_by_one, part, loop.make_objective(worker, config, part))
+        confusion, loss = loop.evaluate(worker, model, one_by_one, part, make_objective(worker, config, part))
         scored[count] = (confusion.tolist(), loss)
     loop.fit(worker, config, data)
     if rank == 0:

@@ -1,0 +1,100 @@
+"""Where the training loop runs: its place among the workers, what they say to each other, and what its device can.
+
+The loop knows Ray only through a Worker; RayWorker is in segray.cluster.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+
+from segray.config import TrainSection
+from segray.errors import ConfigError
+
+FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
+
+
+class Worker(Protocol):
+    """Where the loop runs: its rank of world_size processes, its device, and who is told of an epoch."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model on the device, with gradients averaged over the workers."""
+        ...
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Called by every rank after an epoch, with rank 0's numbers on rank 0."""
+        ...
+
+
+class LocalWorker:
+    """One process without Ray."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.to(self.device)
+
+    def report(self, row: dict[str, Any]) -> None:
+        pass
+
+
+def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision that is asked for; auto is bf16 where a GPU has it, else fp32."""
+    if config.precision == "fp16":
+        return torch.autocast(device.type, dtype=torch.float16)
+    if config.precision == "bf16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    ):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over the workers."""
+    if worker.world_size > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_buffers(worker: Worker, model: torch.nn.Module) -> None:
+    """Rank 0's batch-norm statistics for everyone: one model is evaluated, and it is the one that is saved."""
+    if worker.world_size > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def check_device(config: TrainSection, worker: Worker) -> None:
+    """ConfigError for a precision that this device is slow at or lacks; TF32 on where there is a GPU."""
+    if worker.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    elif config.precision == "fp16":
+        raise ConfigError("train.precision fp16 needs a GPU; take fp32, or auto.")
+    elif config.precision == "bf16" and not cpu_has_bf16():
+        raise ConfigError("train.precision bf16: this CPU lacks the instructions and would be ten times slower; "
+                          "take fp32, or auto.")  # fmt: skip
+    if config.sync_batch_norm and worker.device.type != "cuda":
+        raise ConfigError("train.sync_batch_norm needs GPUs; leave it out.")
+
+
+def cpu_has_bf16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch; what cannot be seen is not there
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:
+    """Whether norms see the batch of all workers: as asked, else where a worker's share of it is too small."""
+    if worker.world_size == 1 or worker.device.type != "cuda":
+        return False
+    few = config.batch_size // worker.world_size < FEW_IMAGES
+    return few if config.sync_batch_norm is None else config.sync_batch_norm
