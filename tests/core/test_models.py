@@ -154,6 +154,20 @@ def test_encoder_weights_come_from_a_folder_a_store_or_a_file(resnet18, tmp_path
     assert encoder_weights(ModelSection()) is None
 
 
+def test_timms_own_files_fit_tu_encoders(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    whole = timm.create_model("convnext_atto", pretrained=False)
+    save_file(whole.state_dict(), tmp_path / "tu-convnext_atto.imagenet.safetensors")
+    config = ModelSection(encoder="tu-convnext_atto", encoder_weights="imagenet", weights_dir=str(tmp_path))
+    model = build(config, 2)
+    load_encoder(model, encoder_weights(config))
+    assert torch.equal(encoder_of(model).state_dict()["model.stem_0.weight"], whole.state_dict()["stem.0.weight"])
+    with pytest.raises(ModelError, match=r"tu-convnext_nano\.imagenet\.safetensors cannot be read: .* Put timm's file"):
+        encoder_weights(config.model_copy(update={"encoder": "tu-convnext_nano"}))
+
+
 def test_weights_that_cannot_be_used_are_one_line(resnet18, tmp_path):
     with pytest.raises(ModelError) as error:
         load_encoder(build(ModelSection(encoder="mobilenet_v2"), 2), resnet18)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,10 +46,12 @@ def encoder_weights(config: ModelSection) -> Weights | None:
     if config.arch == "unet-plain":
         raise ModelError(f"unet-plain has no encoder for {name} weights; it trains from scratch: leave them out.")
     if name.endswith(SUFFIXES):
-        return _read(name)
-    if config.weights_dir is not None:
-        return _read(storage.join(storage.absolute(config.weights_dir), file_name(config)))
-    return _download(config)
+        uri = storage.absolute(name)
+    elif config.weights_dir is not None:
+        uri = storage.join(storage.absolute(config.weights_dir), file_name(config))
+    else:
+        return _library(config)
+    return _timm_file(config, uri) if config.encoder.startswith("tu-") else _read(uri)
 
 
 def file_name(config: ModelSection) -> str:
@@ -133,8 +137,19 @@ def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[st
     return weights
 
 
-def _download(config: ModelSection) -> Weights:
-    """Through smp's own loader, so that a cached file is used without the network."""
+def _timm_file(config: ModelSection, uri: str) -> Weights:
+    """A file of timm's, by timm's own loader: it knows how a backbone's names differ from the whole model's."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / storage.name_of(uri)
+        try:
+            file.write_bytes(storage.read_bytes(uri))
+        except StorageError as error:
+            raise ModelError(f"{error} Put timm's file of {config.encoder} there.") from None
+        return _library(config, pretrained_cfg_overlay={"file": str(file)})
+
+
+def _library(config: ModelSection, **options: Any) -> Weights:
+    """Through smp's own loader (timm's for tu- encoders), so that a cached file is used without the network."""
     import segmentation_models_pytorch as smp
 
     known = smp.encoders.encoders.get(config.encoder, {}).get("pretrained_settings")
@@ -143,7 +158,8 @@ def _download(config: ModelSection) -> Weights:
             f"model.encoder_weights {config.encoder_weights!r} is none of {config.encoder}'s: "
             f"{', '.join(known) or 'it has no pretrained ones'}. Or give none, or a file."
         )
-    options = {"dynamic_img_size": True} if config.arch == "dpt" else {}
+    if config.arch == "dpt":
+        options["dynamic_img_size"] = True
     arch = config.arch if config.arch in smp.MODEL_ARCHITECTURES_MAPPING else "unet"
     try:
         with quiet_hub():
