@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segray import cluster, trackers
-from segray.config import Config, ModelSection
+from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import BEST, is_finished, read_history
 from segray.core.models import bundle, check_names
@@ -27,6 +27,7 @@ from segray.train import (
     SETTINGS,
     DataPlan,
     absolute,
+    check_model,
     claim,
     claim_folder,
     different,
@@ -89,8 +90,10 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     out = Path(config.sweep.out)
     trials = list_trials(config)
     for trial in trials:
-        check_names(ModelSection(arch=trial.arch, encoder=trial.encoder))
-    plan = plan_data(config)
+        check_names(config.model.model_copy(update={"encoder": trial.encoder}))
+    plan = plan_data(trial_config(config, trials[0]))
+    for trial in trials[1:]:
+        check_model(trial_config(config, trial), plan.label_space.num_classes)
     _claim(config, overwrite)
     with cluster.connected(config.cluster) as has:
         at_once = concurrent(config, has, len(trials))

@@ -11,10 +11,10 @@ from typing import Any
 
 from segray import cluster, trackers
 from segray.config import Config, load
-from segray.core import loop, storage
+from segray.core import loop, optim, storage
 from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
-from segray.core.models import ARCHITECTURES, bundle, check_names, encoder_weights
+from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
@@ -105,6 +105,7 @@ def plan_data(config: Config) -> DataPlan:
     """The frames that `config` names; everything that can be wrong before the first pixel is."""
     check_names(config.model)
     dataset = open_dataset(config.data)
+    check_model(config, dataset.label_space.num_classes)
     train_refs = split_refs(dataset, config.data.train_split)
     val_refs = split_refs(dataset, config.data.val_split)
     workers = max(1, config.cluster.workers)
@@ -125,6 +126,11 @@ def plan_data(config: Config) -> DataPlan:
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
     data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
     return DataPlan(train_refs, val_refs, dataset.label_space, input_size(config.data, train_refs), data_id[:12])
+
+
+def check_model(config: Config, classes: int) -> None:
+    """ModelError for what cannot be built or frozen, before a frame is decoded."""
+    optim.freeze(build(config.model, classes), config.train.freeze_encoder)
 
 
 def check_teacher(uri: str, space: LabelSpace) -> None:
