@@ -66,6 +66,7 @@ def _config(root: Path, drawn: Path) -> Config:
             "data.format": "streets",
             "data.root": str(drawn),
             "data.size": SIZE,
+            "augment.scale": [0.75, 1.5],  # few epochs leave little time for more
             "train.epochs": EPOCHS,
             "train.batch_size": 4,
             "sweep.out": str(root / "sweep"),

@@ -117,7 +117,7 @@ def boundary_counts(truth: Any, pred: Any, num_classes: int, ignore_index: int =
 
     Cheng et al. 2021, Boundary IoU: the region is a mask without its erosion by `ratio` of the frame's diagonal
     (at least 1 pixel), the frame's edge being boundary too, as in the authors' mask_to_boundary. Void pixels are
-    in neither region. Counts add up over frames; a class's boundary IoU is one division at the end.
+    of no class and in no region. Counts add up over frames; a class's boundary IoU is one division at the end.
     """
     import torch
     from torch.nn import functional
@@ -127,12 +127,13 @@ def boundary_counts(truth: Any, pred: Any, num_classes: int, ignore_index: int =
     reach = max(1, round(ratio * (height**2 + width**2) ** 0.5))
     counts = np.zeros((num_classes, 2), np.int64)
     labelled = truth != ignore_index
+    pred = pred.where(labelled, ignore_index)  # whatever is said there, void ends both masks alike
 
     def region(mask: Any) -> Any:
         outside = functional.pad((~mask).float()[None, None], [reach] * 4, value=1.0)
         side = 2 * reach + 1
         near = functional.max_pool2d(functional.max_pool2d(outside, (1, side), 1), (side, 1), 1)[0, 0]
-        return mask & (near > 0) & labelled
+        return mask & (near > 0)
 
     for label in range(num_classes):
         mine, theirs = truth == label, pred == label

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchmetrics.classification as tm
 
-from segray.core.metrics import confusion_matrix, majority_baseline, scores
+from segray.core.metrics import boundary_counts, confusion_matrix, majority_baseline, scores
 
 TRUTH = np.array([[0, 0, 1], [1, 2, 255]])
 PRED = np.array([[0, 1, 1], [1, 0, 2]])
@@ -25,6 +25,9 @@ def test_scores_of_six_pixels_by_hand():
     assert result.class_sensitivity[:3] == [1 / 2, 1.0, 0.0]
     assert result.class_specificity[:3] == [2 / 3, 2 / 3, 1.0]
     assert result.micro_iou == 3 / 7
+    assert result.class_precision[:3] == [1 / 2, 2 / 3, math.nan] or math.isnan(result.class_precision[2])
+    assert result.mean_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert result.fw_iou == pytest.approx(2 / 5 * 1 / 3 + 2 / 5 * 2 / 3)  # the third class has a fifth, and IoU 0
     assert result.to_dict()["class_iou"][3] is None
 
 
@@ -54,3 +57,33 @@ def test_torchmetrics_agrees():
 
 def test_the_baseline_says_the_most_frequent_class_everywhere():
     assert majority_baseline([[1, 0], [2, 1]]).class_iou == [0.0, 3 / 4]
+
+
+def test_undecided_pixels_are_misses_and_no_false_alarms():
+    counts = np.array([[3, 1, 2], [0, 4, 0]])  # two pixels of class 0 were left undecided
+    result = scores(counts)
+    assert result.class_iou == [3 / 6, 4 / 5]
+    assert result.class_precision == [1.0, 4 / 5]
+    assert result.class_sensitivity == [3 / 6, 1.0]
+    assert result.pixel_accuracy == 7 / 10
+    assert result.micro_iou == 7 / (10 + 8 - 7)
+
+
+def test_boundary_regions_by_hand():
+    """A frame of 10×10 has a reach of one pixel: of a 4×4 square inside, the region is its rim of 12."""
+    truth, pred = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
+    truth[3:7, 3:7] = 1
+    pred[3:7, 4:8] = 1
+    assert boundary_counts(truth, truth, 3).tolist()[1:] == [[12, 12], [0, 0]]
+    # rims of columns 3–6 and 4–7: rows 3 and 6 share three pixels each, columns 4–6 none of the sides
+    assert boundary_counts(truth, pred, 2).tolist()[1] == [6, 18]
+    # class 0 is everything else: its region is the frame's edge and the pixels beside the square, corners too
+    assert boundary_counts(truth, truth, 2)[0].tolist() == [36 + 20, 36 + 20]
+
+
+def test_void_has_no_part_in_boundaries():
+    truth = np.zeros((10, 10), np.uint8)
+    truth[:, 5:] = 1
+    truth[:5] = 255
+    counts = boundary_counts(truth, np.where(truth == 255, 1, truth), 2)
+    assert counts.tolist() == [[16, 16], [16, 16]]  # the rims of two 5×5 squares
