@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,6 @@ def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.M
 
 def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
     """The state dict, its sha256 checked against the file's name."""
-    import io
-
     try:
         if weights_dir is not None:
             data = storage.read_bytes(storage.join(storage.absolute(weights_dir), ready.file))
