@@ -51,7 +51,7 @@ def ohem(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN
     labelled = (masks != IGNORE_INDEX).flatten()
     hardness = torch.where(labelled, _pixels(logits.detach(), masks, LossOptions()).flatten(), -1.0)
     rank = (labelled.sum() * options.ohem_min_share).long()
-    kth = hardness.sort(descending=True).values[rank.clamp(1, hardness.numel()) - 1]
+    kth = hardness.sort(descending=True).values.gather(0, rank.clamp(1, hardness.numel()).view(1) - 1)
     limit = torch.minimum(kth, hardness.new_tensor(-math.log(options.ohem_threshold)))
     kept = labelled & (hardness >= limit)
     weights = _weight_of(masks, options).flatten() * kept

@@ -100,19 +100,19 @@ def _choose(masks: torch.Tensor, config: AugmentSection, draw: Draw, size: tuple
     """The map of each image, [B, 2, 3]: of some that are drawn, the first that is not full of one class."""
     if config.max_class_share >= 1:
         return _affine(masks.shape, config, draw, size)
-    tries = torch.stack([_affine(masks.shape, config, draw, size) for _ in range(CROP_TRIES)])  # [T, B, 2, 3]
+    tries = torch.stack([_affine(masks.shape, config, draw, size) for _ in range(CROP_TRIES)]).to(masks.device)
     count = masks.shape[0]
     look = tuple(min(side, LOOK_PX) for side in size)
     step = max(1, min(masks.shape[1:]) // (4 * LOOK_PX))
     repeated = (masks[:, ::step, ::step].float() + 1).unsqueeze(1).repeat(CROP_TRIES, 1, 1, 1)
-    seen = _warp(repeated, tries.flatten(0, 1).to(masks.device), look, "nearest").long().flatten(1)  # class + 1
+    seen = _warp(repeated, tries.flatten(0, 1), look, "nearest").long().flatten(1)  # class + 1
     seen = seen.masked_fill_(seen == IGNORE_INDEX + 1, 0)
     counts = torch.zeros(len(seen), IGNORE_INDEX + 1, device=masks.device)
     counts = counts.scatter_add_(1, seen, torch.ones_like(seen, dtype=torch.float))[:, 1:]
     share = counts.amax(1) / counts.sum(1).clamp_min(1)
-    good = (share <= config.max_class_share).view(CROP_TRIES, count).cpu()
-    first = torch.where(good.any(0), good.int().argmax(0), CROP_TRIES - 1)
-    return tries[first, torch.arange(count)]
+    good = (share <= config.max_class_share).view(CROP_TRIES, count)
+    first = torch.where(good.any(0), good.int().argmax(0), CROP_TRIES - 1)  # on the device: nobody waits for it
+    return tries[first, torch.arange(count, device=masks.device)]
 
 
 def _affine(shape: Sequence[int], config: AugmentSection, draw: Draw, size: tuple[int, int]) -> torch.Tensor:
