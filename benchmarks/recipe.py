@@ -32,10 +32,10 @@ WITHOUT = {
     "the whole recipe": {},
     "zoom and rotation": {"augment.scale": [1.0, 1.0], "augment.rotate_deg": 0.0},
     "changed colours": COLORS,
-    "pasting (ClassMix)": {"augment.mix": "none"},
     "averaged weights (EMA)": {"train.ema": None},
     "loss (plain cross-entropy)": {"train.loss": "cross_entropy", "train.class_weights": "none"},
     "schedule (constant rate)": {"train.schedule": "constant"},
+    "pasting (ClassMix)": {"augment.mix": "none"},
 }
 
 

@@ -147,13 +147,12 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     """
     from segray.config import load, parse_override
     from segray.core.datasets import open_dataset
-    from segray.core.datasets.check import check
+    from segray.core.datasets.check import check, frames_of
     from segray.terminal import counting, say
 
     config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
     dataset = open_dataset(config)
-    total = sum(len(refs) for refs in dataset.splits.values())
-    with counting("frames", total) as advance:
+    with counting("frames", len(frames_of(dataset))) as advance:
         result = check(dataset, (config.train_split, config.val_split), lambda: advance(1))
     show_check(result, dataset.label_space)
     if not result.ok:
@@ -163,6 +162,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
 
 
 def show_check(result: Any, space: Any) -> None:
+    from segray.core.samples import id_text
     from segray.terminal import say, table
 
     total, frames = result.pixels.total(), sum(result.sizes.values())
@@ -170,7 +170,7 @@ def show_check(result: Any, space: Any) -> None:
     for raw, pixels in sorted(result.pixels.items()):
         label = space.id_map.get(raw)
         name = "unknown" if label is None else "void" if label == space.ignore_index else space.names[label]
-        rows.append((raw, name, pixels, f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}"))
+        rows.append((id_text(raw), name, pixels, f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}"))
     splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
     table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
     for height, width in list(result.sizes)[:1]:
@@ -226,7 +226,7 @@ def data_formats() -> None:
 @data.command("get")
 @click.argument("name")
 @click.argument("root")
-@click.option("--url", help="A mirror, or a file:// of the archive.")
+@click.option("--url", help="A mirror, or the archive as a file.")
 def data_get(name: str, root: str, url: str | None) -> None:
     """Download a published data set: camvid or voc. The others need an account with their owners.
 
@@ -241,7 +241,7 @@ def data_get(name: str, root: str, url: str | None) -> None:
 
     with counting("bytes") as advance:
         get(name, Path(root), url, lambda new, total: advance(new, total=total))
-    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check {root}")
+    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
 
 
 @cli.command()

@@ -52,6 +52,8 @@ def decode_mask(data: bytes, source: str = "mask") -> np.ndarray:
     if image.format == "JPEG":
         raise DataError(f"{source} is a JPEG, which invents class ids at edges; store masks as PNG.")
     try:
+        if image.mode == "LA":
+            image = image.getchannel("L")
         if image.mode in ("P", "L", "1"):
             return np.asarray(image).astype(np.uint8)
         if image.mode.startswith("I;16"):

@@ -41,6 +41,12 @@ class LabelSpace:
         if not self.id_map:
             identity = {i: i for i in range(len(self.names))} | {self.ignore_index: self.ignore_index}
             object.__setattr__(self, "id_map", identity)
+        for raw, label in self.id_map.items():
+            if not (0 <= label < len(self.names) or label == self.ignore_index):
+                raise DataError(
+                    f"Id {id_text(raw)} is mapped to class {label}; classes are 0 to {len(self.names) - 1}, and "
+                    f"{self.ignore_index} is void. Change it in data.id_map."
+                )
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair
+from segray.core.datasets.pairs import check_root, pair, read_text
 from segray.core.datasets.voc import color_of
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
 from segray.errors import DataError
@@ -40,7 +40,7 @@ def _names(uri: str) -> tuple[str, ...]:
     """The first synonym of each line's last column; numbered where the file is absent."""
     if not storage.exists(uri):
         return tuple(f"class {i + 1}" for i in range(CLASSES))
-    lines = storage.read_bytes(uri).decode().splitlines()[1:]
+    lines = read_text(uri).splitlines()[1:]
     names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
     if len(names) != CLASSES:
         raise DataError(f"{uri} names {len(names)} classes; ADE20K's benchmark has {CLASSES}.")

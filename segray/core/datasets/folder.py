@@ -17,7 +17,7 @@ import yaml
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair, split
+from segray.core.datasets.pairs import check_root, pair, read_text, split
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 
@@ -34,7 +34,7 @@ def open_dataset(config: DataSection) -> Dataset:
 
 def read_classes(uri: str) -> LabelSpace:
     """classes.csv or .yaml → label space. DataError says what is wrong with it."""
-    text = storage.read_bytes(uri).decode("utf-8-sig")
+    text = read_text(uri)
     rows = _yaml(text, uri) if uri.endswith((".yaml", ".yml")) else _csv(text, uri)
     try:
         ids = [int(i if row.get("id") in (None, "") else row["id"]) for i, row in enumerate(rows)]
@@ -43,10 +43,14 @@ def read_classes(uri: str) -> LabelSpace:
         raise DataError(f"{uri}: {error}; id, r, g and b are whole numbers from 0 to 255.") from None
     if len(set(ids)) < len(ids) or not all(0 <= i < IGNORE_INDEX for i in ids):
         raise DataError(f"{uri}: ids must differ and lie in 0 to {IGNORE_INDEX - 1}; 255 is void.")
+    names = tuple(str(row["name"] or "").strip() for row in rows)
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(f"{uri}: every class needs a name of its own.")
     id_map = {raw: label for label, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
-    id_map |= {color_id(*color): label for label, color in enumerate(given) if color is not None}
+    # A colour that two classes share is unknown in masks, as it could be either.
+    id_map |= {color_id(*color): i for i, color in enumerate(given) if color is not None and given.count(color) == 1}
     colors = [color or _hue(i, len(rows)) for i, color in enumerate(given)]
-    return LabelSpace(tuple(str(row["name"]) for row in rows), tuple(colors), id_map)
+    return LabelSpace(names, tuple(colors), id_map)
 
 
 def _csv(text: str, uri: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def open_dataset(config: DataSection) -> Dataset:
     kept = [row for row in rows if row["status"] == "ok" and row["confidence_mean"] >= config.min_confidence]
     if not kept:
         raise DataError(f"None of {len(rows)} rows in {root} has a confidence of {config.min_confidence}; lower it.")
-    pixels = f",{config.min_pixel_confidence}" if config.min_pixel_confidence else ""
+    pixels = f",{config.min_pixel_confidence:f}" if config.min_pixel_confidence else ""
     refs = [SampleRef(row["input_id"], _image(row), f"{row['place']}{pixels}") for row in kept]
     names, colors = plan.label_space.names, plan.label_space.colors
     return Dataset("labels", LabelSpace(names, colors), _split(refs, config))

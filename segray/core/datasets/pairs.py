@@ -65,6 +65,14 @@ def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], li
     return refs, sorted(image_uris.get(stem) or mask_uris[stem] for stem in lonely)
 
 
+def read_text(uri: str) -> str:
+    """A small UTF-8 file, with or without a byte order mark. DataError for another encoding."""
+    try:
+        return storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{uri} is not UTF-8 text; save it as UTF-8.") from None
+
+
 def check_root(root: str | None, layout: str) -> str:
     """The data folder, absolute. DataError when none was given, or it is not there."""
     if root is None:
@@ -80,26 +88,36 @@ def split(
 ) -> dict[str, tuple[SampleRef, ...]]:
     """Frames by split: by their first folder where that is a split's name, else as their group's hash says.
 
-    The hash is the same on every machine; frames of one group stay together.
+    The hash is the same on every machine; frames of one group stay together. Of two groups or more, val has one
+    at least, and so has train.
     """
     named = (config.train_split, config.val_split, "test")
     splits: dict[str, list[SampleRef]] = {}
     has_folders = any(ref.sample_id.split("/")[0] in named for ref in refs)
+    draws = {name: _draw(name) for name in map(group, refs)}
+    limit = config.val_share * 2**32
+    if len(draws) > 1:  # few groups, such as three drives, can all fall on one side
+        limit = min(max(limit, min(draws.values()) + 1), max(draws.values()))
     for ref in refs:
-        key = ref.sample_id.split("/")[0] if has_folders else _drawn(group(ref), config)
-        splits.setdefault(key, []).append(ref)
+        drawn = config.val_split if draws[group(ref)] < limit else config.train_split
+        splits.setdefault(ref.sample_id.split("/")[0] if has_folders else drawn, []).append(ref)
     return {key: tuple(members) for key, members in splits.items()}
 
 
-def _drawn(name: str, config: DataSection) -> str:
-    draw = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:4])
-    return config.val_split if draw < config.val_share * 2**32 else config.train_split
+def _draw(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:4])
 
 
-def split_by_lists(folder: str, refs: Sequence[SampleRef], config: DataSection) -> dict[str, tuple[SampleRef, ...]]:
+def split_by_lists(
+    folder: str,
+    refs: Sequence[SampleRef],
+    config: DataSection,
+    group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
+) -> dict[str, tuple[SampleRef, ...]]:
     """Frames by the lists in `folder`, train.txt and so on: a name a line, with or without folder and suffix.
 
-    Without any list, as `split`. DataError for a name that no frame has.
+    Without any list, as `split`. DataError when the list of train or val has a name that no frame has; any other
+    such list is passed over, as of frames whose masks were not published.
     """
     by_name = {storage.name_of(ref.sample_id): ref for ref in refs}
     splits: dict[str, tuple[SampleRef, ...]] = {}
@@ -107,13 +125,12 @@ def split_by_lists(folder: str, refs: Sequence[SampleRef], config: DataSection) 
         name = storage.name_of(entry.uri)
         if entry.uri != storage.join(folder, name) or not name.endswith(".txt"):
             continue
-        lines = storage.read_bytes(entry.uri).decode("utf-8-sig").split("\n")
+        lines = read_text(entry.uri).split("\n")
         names = [pair_key(storage.stem_of(line.split()[0])) for line in lines if line.strip()]
         missing = [one for one in names if one not in by_name]
-        if len(missing) < len(names):
-            if missing:
-                raise DataError(
-                    f"{entry.uri} lists {missing[0]}, which has no image with a mask ({len(missing)} such)."
-                )
-            splits[name.removesuffix(".txt")] = tuple(by_name[one] for one in names)
-    return splits or split(refs, config)
+        listed = name.removesuffix(".txt")
+        if missing and listed in (config.train_split, config.val_split):
+            raise DataError(f"{entry.uri} lists {missing[0]}, which has no image with a mask ({len(missing)} such).")
+        if names and not missing:
+            splits[listed] = tuple(by_name[one] for one in names)
+    return splits or split(refs, config, group)

@@ -26,10 +26,10 @@ FRAME = re.compile(r"(.*)#frame=(\d+)")
 def read_image(place: str) -> np.ndarray:
     """uint8 RGB [H, W, 3]. DataError for what cannot be decoded."""
     if found := FRAME.fullmatch(place):
-        stamps = _stamps(found[1])
-        for frame in read_frames(found[1], [stamps[int(found[2])]]):
+        stamps, index = _stamps(found[1]), int(found[2])
+        for frame in read_frames(found[1], stamps[index : index + 1]):
             return frame.image_hwc
-        raise DataError(f"{place} cannot be decoded.")
+        raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
     return images.decode_image(storage.read_bytes(place), place)
 
 
@@ -40,7 +40,7 @@ def read_mask(place: str) -> np.ndarray:
     row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
     mask_hw = images.decode_mask(row["mask"]["bytes"], place)
     if found[3]:
-        if row["confidence"] is None:
+        if row.get("confidence") is None:  # also labels from before there was the column
             raise DataError(
                 f"{place} has no confidence map for data.min_pixel_confidence; "
                 "label again with --set label.confidence_maps=true."
