@@ -170,7 +170,8 @@ def show_check(result: Any, space: Any) -> None:
     for raw, pixels in sorted(result.pixels.items()):
         label = space.id_map.get(raw)
         name = "unknown" if label is None else "void" if label == space.ignore_index else space.names[label]
-        rows.append((id_text(raw), name, pixels, f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}"))
+        shares = (f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}")
+        rows.append((id_text(raw), name, pixels, *shares))
     splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
     table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
     for height, width in list(result.sizes)[:1]:

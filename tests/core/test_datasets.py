@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from segray.config import DataSection
-from segray.core.datasets import input_size, open_dataset, read_sample, split_refs, streets
+from segray.core.datasets import folder, input_size, open_dataset, pairs, read_sample, split_refs, streets
 from segray.core.datasets.check import check
+from segray.core.samples import SampleRef, color_id
 from segray.errors import DataError
 
 
@@ -38,6 +39,15 @@ def test_the_class_map_can_be_changed(camvid):
     config = camvid.model_copy(update={"id_map": {11: 3}})
     dataset = open_dataset(config)
     assert np.all(read_sample(split_refs(dataset, "val")[0], dataset.label_space, None).mask_hw == 3)
+
+
+@pytest.mark.parametrize("wrong", [77, -1])
+def test_an_id_goes_to_a_class_that_is_there(camvid, wrong):
+    with pytest.raises(DataError) as error:
+        open_dataset(camvid.model_copy(update={"id_map": {11: wrong}}))
+    assert str(error.value) == (
+        f"Id 11 is mapped to class {wrong}; classes are 0 to 10, and 255 is void. Change it in data.id_map."
+    )
 
 
 def test_an_image_without_a_mask_stops_training(camvid, tmp_path):
@@ -107,14 +117,33 @@ def test_a_folder_with_splits_keeps_them(tmp_path):
         ("name,id\nroad,1\ncar,1\n", "ids must differ"),
         ("name,id\nroad,x\n", "id, r, g and b are whole numbers"),
         ("name,r,g,b\nroad,1,2,300\n", "colour 1,2,300"),
+        ("name,id\nroad,1\nroad,2\n", "every class needs a name of its own"),
+        ("name\nStra\udcdfe\n", r"classes\.csv is not UTF-8 text; save it as UTF-8\.$"),
     ],
 )
 def test_a_wrong_class_list_says_what_is_wrong(tmp_path, text, says):
-    (tmp_path / "classes.csv").write_text(text)
+    (tmp_path / "classes.csv").write_bytes(text.encode(errors="surrogateescape"))
     put(tmp_path / "images" / "a.png", mode="RGB")
     put(tmp_path / "masks" / "a.png")
     with pytest.raises(DataError, match=says):
         open_dataset(DataSection(format="folder", root=str(tmp_path)))
+
+
+def test_a_colour_of_two_classes_is_neither(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,1,2,3\ncar,1,2,3\nsky,0,0,9\n")
+    known = folder.read_classes(str(tmp_path / "classes.csv")).id_map
+    assert sorted(known) == [0, 1, 2, 255, color_id(0, 0, 9)]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.999])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_drives_are_in_train_and_in_val_and_stay_whole(share, count):
+    refs = [SampleRef(f"drive{i}_{frame}", "", "") for i in range(count) for frame in range(3)]
+    splits = pairs.split(refs, DataSection(val_share=share), lambda ref: ref.sample_id.split("_")[0])
+    drives = {name: {ref.sample_id.split("_")[0] for ref in members} for name, members in splits.items()}
+    assert sorted(splits) == ["train", "val"]
+    assert drives["train"] & drives["val"] == set()
+    assert sum(map(len, splits.values())) == len(refs)
 
 
 def test_two_files_of_one_stem_are_refused(camvid, tmp_path):

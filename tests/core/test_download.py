@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import tarfile
 import threading
 import zipfile
 
@@ -28,7 +29,8 @@ def archive():
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    data, cut, ranges, asked = b"", None, True, []
+    data, cut, ranges, asked, chunked = b"", None, True, [], False
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         asked = self.headers.get("Range")
@@ -36,6 +38,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and Server.ranges else 0
         if start >= len(Server.data):
             self.send_error(416)
+            return
+        self.close_connection = True
+        if Server.chunked:  # as GitHub sends archives: without a length
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            end, Server.cut = Server.cut or len(Server.data), None
+            whole = end == len(Server.data)
+            self.wfile.write(b"%x\r\n%b%b" % (len(Server.data), Server.data[:end], b"\r\n0\r\n\r\n" * whole))
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(Server.data) - start))
@@ -49,7 +60,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url(archive, monkeypatch, tmp_path):
-    Server.data, Server.cut, Server.ranges, Server.asked = archive, None, True, []
+    Server.data, Server.cut, Server.ranges, Server.asked, Server.chunked = archive, None, True, [], False
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
@@ -86,6 +97,30 @@ def test_a_download_that_broke_goes_on_where_the_server_can(url, tmp_path, range
     assert len(files(tmp_path / "set")) == 3
 
 
+def test_a_download_without_a_length_that_broke_starts_over(url, tmp_path):
+    Server.cut, Server.chunked = 5000, True
+    with pytest.raises(DataError, match=r"cannot be fetched: .*The same command goes on"):
+        get("drawn", tmp_path / "set")
+    get("drawn", tmp_path / "set")
+    assert len(files(tmp_path / "set")) == 3
+
+
+def test_an_archive_that_leads_outside_is_refused(url, tmp_path):
+    (tmp_path / "evil.tar").parent.mkdir(exist_ok=True)
+    with tarfile.open(tmp_path / "evil.tar", "w") as file:
+        file.addfile(tarfile.TarInfo("../outside.png"), io.BytesIO())
+    with pytest.raises(DataError, match=r"evil\.tar is damaged, or no safe archive\. The download was deleted; fetch"):
+        get("drawn", tmp_path / "set", str(tmp_path / "evil.tar"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar", "known"]
+
+
+def test_a_damaged_archive_is_not_kept(url, tmp_path):
+    Server.data = Server.data[:5000]
+    with pytest.raises(DataError, match=r"set\.zip is damaged"):
+        get("drawn", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["known"]
+
+
 def test_a_whole_file_that_was_not_unpacked_is_not_fetched_again(url, tmp_path):
     (tmp_path / ".set.drawn.part").write_bytes(Server.data)
     get("drawn", tmp_path / "set")
@@ -97,16 +132,18 @@ def test_another_file_is_refused_and_deleted(url, tmp_path, monkeypatch, checksu
     wrong = {"md5": hashlib.md5(b"").hexdigest()} if checksum == "md5" else {"digest": "0" * 64}
     monkeypatch.setitem(download.SOURCES, "drawn", Source(url, "", "repo/Set", **wrong))
     with pytest.raises(
-        DataError, match=r"set\.zip is not what was published \(its checksum differs\); it was deleted\."
+        DataError, match=r"set\.zip is not what was published \(its checksum differs\)\. The download was deleted; try"
     ):
         get("drawn", tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["known"]
 
 
-def test_a_local_archive_will_do(archive, url, tmp_path):
+@pytest.mark.parametrize("write", [str, lambda path: path.as_uri()])
+def test_a_local_archive_will_do_and_stays(archive, url, tmp_path, write):
     (tmp_path / "mine.zip").write_bytes(archive)
-    get("drawn", tmp_path / "set", (tmp_path / "mine.zip").as_uri())
+    get("drawn", tmp_path / "set", write(tmp_path / "mine.zip"))
     assert len(files(tmp_path / "set")) == 3
+    assert (tmp_path / "mine.zip").exists()
     assert Server.asked == []
 
 

@@ -6,6 +6,7 @@ import pytest
 from segray.config import DataSection, InferSection
 from segray.core import parts, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
+from segray.core.datasets.places import read_image
 from segray.core.plan import PlanReader, make_plan, plan_settings
 from segray.core.predictor import Predictor
 from segray.errors import DataError
@@ -68,13 +69,24 @@ def test_rows_and_pixels_below_a_confidence_are_left_out(labelled):
     out = labelled("train")
     rows = [row for shard in (0, 1) for row in _part(out, shard)]
     middle = float(np.median([row["confidence_mean"] for row in rows]))
-    dataset = open_dataset(DataSection(format="labels", root=out, min_confidence=middle, val_share=0.01))
-    assert len(split_refs(dataset, "train")) == 3
-    pixel = open_dataset(DataSection(format="labels", root=out, min_pixel_confidence=middle, val_share=0.01))
+    dataset = open_dataset(DataSection(format="labels", root=out, min_confidence=middle))
+    assert sum(len(refs) for refs in dataset.splits.values()) == 3
+    pixel = open_dataset(DataSection(format="labels", root=out, min_pixel_confidence=middle))
     shares = [(read_sample(ref, pixel.label_space, None).mask_hw == 255).mean() for ref in split_refs(pixel, "train")]
     assert 0.1 < np.mean(shares) < 0.9
     with pytest.raises(DataError, match=r"^None of 6 rows in .* has a confidence of 1\.0; lower it\.$"):
         open_dataset(DataSection(format="labels", root=out, min_confidence=1.0))
+
+
+def test_the_least_pixel_confidence_drops_nothing(labelled):
+    dataset = open_dataset(DataSection(format="labels", root=labelled("train"), min_pixel_confidence=1e-7))
+    sample = read_sample(split_refs(dataset, "train")[0], dataset.label_space, None)
+    assert not (sample.mask_hw == 255).any()
+
+
+def test_a_video_that_lost_a_labelled_frame_is_one_line(town):
+    with pytest.raises(DataError, match=r"video\.mp4#frame=999 cannot be decoded; the video has changed since"):
+        read_image(f"{town}/video.mp4#frame=999")
 
 
 def test_pixel_confidence_needs_its_maps(labelled):

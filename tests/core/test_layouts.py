@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segray.cli import show_check
 from segray.config import DataSection
 from segray.core.datasets import FORMATS, cityscapes, map_classes, open_dataset, read_sample, split_refs, voc
 from segray.core.datasets.check import check
@@ -66,6 +67,12 @@ def test_cityscapes_scores_19_classes_and_the_rest_is_void(city):
     ]
 
 
+def test_frames_of_cityscapes_without_labels_are_passed_over(city):
+    jpeg(city / "leftImg8bit" / "test" / "berlin" / "berlin_000000_000019_leftImg8bit.png")
+    dataset = open_dataset(DataSection(format="cityscapes", root=str(city)))
+    assert (sorted(dataset.splits), dataset.unpaired) == (["train", "val"], ())
+
+
 def test_cityscapes_tables_are_the_official_ones():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels")
     for label in labels.labels:
@@ -88,19 +95,34 @@ def test_original_camvid_colours_are_merged_into_segnets_classes(tmp_path):
 
 
 def test_every_original_camvid_label_is_in_one_class_or_void():
-    from segray.core.datasets.camvid import COLOR_SPACE
+    from segray.core.datasets.camvid import BLENDED, COLOR_SPACE, MERGED
 
-    assert len(COLOR_SPACE.id_map) == 32
+    assert sum(map(len, MERGED.values())) == 31
+    assert len(COLOR_SPACE.id_map) == 32 + len(BLENDED)  # no colour is given twice
     assert sorted(set(COLOR_SPACE.id_map.values())) == [*range(11), 255]
 
 
-def test_an_unknown_colour_is_named_as_people_write_it(tmp_path):
+@pytest.mark.parametrize("folders", [("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels")])
+def test_original_camvid_without_lists_keeps_drives_whole(tmp_path, folders):
+    for name in ("0001TP_006690", "0001TP_006720", "0006R0_f00930", "Seq05VD_f02610", "Seq05VD_f02640"):
+        jpeg(tmp_path / folders[0] / f"{name}.png", (2, 1))
+        colors(tmp_path / folders[1] / f"{name}_L.png", [[(128, 128, 26), (128, 64, 128)]])  # a blended edge, road
+    config = DataSection(format="camvid-color", root=str(tmp_path))
+    assert masks(config, "val") == {"Seq05VD_f02610": [[255, 3]], "Seq05VD_f02640": [[255, 3]]}
+    assert list(masks(config)) == ["0001TP_006690", "0001TP_006720", "0006R0_f00930"]
+
+
+def test_an_unknown_colour_is_named_as_people_write_it(tmp_path, capsys):
     jpeg(tmp_path / "701_StillsRaw_full" / "a.png", (1, 1))
     colors(tmp_path / "LabeledApproved_full" / "a_L.png", [[(1, 2, 3)]])
     config = DataSection(format="camvid-color", root=str(tmp_path), val_share=0.01)
-    with pytest.raises(DataError, match=r"a_L\.png has class id #010203; the label space knows #000000, #000040, "):
+    with pytest.raises(
+        DataError, match=r"a_L\.png has class id #010203; the label space knows #000000, #000040, #0000C0, "
+    ):
         masks(config)
     assert any("id #010203 is unknown" in line for line in check(open_dataset(config), ()).problems)
+    show_check(check(open_dataset(config), ()), open_dataset(config).label_space)
+    assert "#010203  unknown" in capsys.readouterr().out
     fixed = config.model_copy(update={"id_map": {color_id(1, 2, 3): 4}})
     assert masks(fixed) == {"a": [[4]]}
 
@@ -141,6 +163,9 @@ def test_voc_reads_palette_masks_by_its_lists(tmp_path, inside):
     assert masks(config) == {"2007_000032": [[0, 15, 255]]}
     assert len(masks(config, "trainval")) == 2
     assert voc.color_of(15) == (192, 128, 128)  # person, as in the devkit
+    (lists / "trainaug.txt").write_text("2007_000032\n2008_000008\n")  # lists masks that VOC does not have
+    assert list(open_dataset(config).splits) == ["train", "trainval", "val"]
+    assert check(open_dataset(config), ()).pixels == {0: 2, 15: 2, 255: 2}  # trainval's are not counted again
     (lists / "val.txt").write_text("2007_000039\n2008_000008\n")
     with pytest.raises(DataError, match=r"val\.txt lists 2008_000008, which has no image with a mask \(1 such\)"):
         open_dataset(config)
@@ -158,7 +183,7 @@ def test_ade20k_counts_from_one_and_reads_its_names(tmp_path):
     assert open_dataset(config).label_space.names[:2] == ("name1", "name2")
 
 
-@pytest.mark.parametrize("kind", ["ids", "palette", "rgb"])
+@pytest.mark.parametrize("kind", ["ids", "palette", "rgb", "grey and alpha"])
 @pytest.mark.parametrize("classes", ["classes.csv", "classes.yaml"])
 def test_a_folder_has_masks_of_ids_or_of_the_classes_colours(tmp_path, kind, classes):
     table = [("road", 4, (128, 64, 128)), ("car", 9, (0, 0, 142))]
@@ -172,6 +197,8 @@ def test_a_folder_has_masks_of_ids_or_of_the_classes_colours(tmp_path, kind, cla
     target = tmp_path / "masks" / "train" / "a.png"
     if kind == "rgb":
         colors(target, [[(0, 0, 142), (128, 64, 128)]])
+    elif kind == "grey and alpha":
+        colors(target, [[(9, 0), (4, 255)]])
     else:
         ids(target, [[9, 4]], [[i, 0, 0] for i in range(256)] if kind == "palette" else None)
     config = DataSection(format="folder", root=str(tmp_path), classes=classes)

@@ -74,7 +74,7 @@ def get(
         kept = unpacked / source.inside
         if not kept.is_dir():
             archive.unlink()
-            raise DataError(f"{url} holds no {source.inside}; it is another archive, and was deleted.")
+            raise DataError(f"{url} holds no {source.inside}; it is another archive. The download was deleted.")
         _check(source.digest, lambda: digest_of(kept), archive, url)
         kept.rename(root)
     finally:
@@ -125,7 +125,9 @@ def _md5(path: Path) -> str:
 def _check(expected: str | None, found: Callable[[], str], archive: Path, url: str) -> None:
     if expected is not None and found() != expected:
         archive.unlink()
-        raise DataError(f"{url} is not what was published (its checksum differs); it was deleted. Try another --url.")
+        raise DataError(
+            f"{url} is not what was published (its checksum differs). The download was deleted; try another --url."
+        )
 
 
 def _unpack(archive: Path, target: Path, url: str) -> None:
@@ -140,6 +142,6 @@ def _unpack(archive: Path, target: Path, url: str) -> None:
                 file.extractall(target, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
-        raise DataError(f"{url} is damaged or no archive that may be unpacked; it was deleted. Fetch again.") from error
+        raise DataError(f"{url} is damaged, or no safe archive. The download was deleted; fetch again.") from error
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked: {error.strerror or error}.") from error
