@@ -7,7 +7,7 @@ Scores:    not run on a GPU yet; published for this setting: SegNet 46.4–60.1,
 Small:     python -m benchmarks.recipe --data camvid/ --epochs 45 --precision bf16   (60×80, U-Net over ResNet-18, two
            cores, torch 2.15, 2026-11-21, one seed): val mIoU 0.442 with all, 0.510 without zoom and rotation, 0.467
            without changed colours. So few epochs end before they overfit (training loss 1.55, validation 1.18), and
-           augmentation then costs; that it pays over 600 epochs at 360×480 is not shown yet, nor are the others' shares.
+           augmentation then costs; that it pays over 600 epochs at 360×480 is not shown yet, nor the others' part.
 """
 
 from jobs.common import compare, job
