@@ -40,7 +40,7 @@ SOURCES = {
         digest="da22bae159780b8b8c7b3ac13ecc0055440bf84ec80d5ede8a0462a17d38de19",
     ),
     "voc": Source(
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
         "Pascal VOC 2012, 2 913 segmented images; use --format voc",
         "VOCdevkit/VOC2012",
         md5="6cd6e144f989b92b3379bac3b3de84fd",  # as in torchvision.datasets.voc
