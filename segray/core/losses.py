@@ -32,40 +32,38 @@ PLAIN = LossOptions()
 
 def cross_entropy(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
     """Mean over the labelled pixels, weighted by class."""
-    return _mean(_pixels(logits, masks, options), masks, options)
+    return _mean(_pixels(logits, masks), _weights(masks, options))
 
 
 def focal(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
     """Lin et al. 2017, equation 4: cross-entropy × (1 − p)^γ, p being the true class's probability."""
-    plain = _pixels(logits, masks, LossOptions())
+    pixels = _pixels(logits, masks)
     # expm1 keeps small 1 − p exact; the clamp keeps 0^γ from an infinite gradient
-    easy = (-torch.expm1(-plain)).clamp_min(1e-6)
-    return _mean(plain * easy**options.focal_gamma * _weight_of(masks, options), masks, options)
+    missing = (-torch.expm1(-pixels)).clamp_min(1e-6)
+    return _mean(pixels * missing**options.focal_gamma, _weights(masks, options))
 
 
 def ohem(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
     """Cross-entropy of hard pixels alone (online hard example mining, Shrivastava et al. 2016; for pixels as in
     BiSeNet, Yu et al. 2018): those whose class has at most `ohem_threshold` of the probability, and at least the
-    hardest `ohem_min_share` of the labelled ones."""
-    pixels = _pixels(logits, masks, options).flatten()
-    labelled = (masks != IGNORE_INDEX).flatten()
-    hardness = torch.where(labelled, _pixels(logits.detach(), masks, LossOptions()).flatten(), -1.0)
-    rank = (labelled.sum() * options.ohem_min_share).long()
-    kth = hardness.sort(descending=True).values.gather(0, rank.clamp(1, hardness.numel()).view(1) - 1)
-    limit = torch.minimum(kth, hardness.new_tensor(-math.log(options.ohem_threshold)))
-    kept = labelled & (hardness >= limit)
-    weights = _weight_of(masks, options).flatten() * kept
-    return (pixels * kept).sum() / weights.sum().clamp_min(1e-12)
+    hardest `ohem_min_share` of the labelled ones, one or more."""
+    pixels = _pixels(logits, masks)
+    labelled = masks != IGNORE_INDEX
+    hardness = pixels.detach().where(labelled, -1.0).flatten()
+    rank = (labelled.sum() * options.ohem_min_share).long().clamp(min=1)
+    kth = hardness.sort(descending=True).values.gather(0, rank.view(1) - 1)  # on the device: nobody waits for it
+    hard = pixels.detach() >= kth.clamp(max=-math.log(options.ohem_threshold))
+    return _mean(pixels, _weights(masks, options) * hard)
 
 
 def dice(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions = PLAIN) -> torch.Tensor:
     """1 − soft Dice (Milletari et al. 2016), of the batch as a whole, averaged over the classes that it holds."""
-    labelled = (masks != IGNORE_INDEX).unsqueeze(1)
-    probabilities = logits.float().softmax(1) * labelled
-    truth = functional.one_hot(masks.where(masks != IGNORE_INDEX, 0), logits.shape[1]).movedim(-1, 1) * labelled
-    hit, total = (x.sum((0, 2, 3)) for x in (probabilities * truth, probabilities + truth))
-    there = truth.sum((0, 2, 3)) > 0
-    scores = 2 * hit / total.clamp_min(1e-7)
+    truth = masks.unsqueeze(1) == torch.arange(logits.shape[1], device=masks.device).view(1, -1, 1, 1)
+    probabilities = logits.float().softmax(1) * (masks != IGNORE_INDEX).unsqueeze(1)
+    true_pixels = truth.sum((0, 2, 3))
+    hit = (probabilities * truth).sum((0, 2, 3))
+    scores = 2 * hit / (probabilities.sum((0, 2, 3)) + true_pixels).clamp_min(1e-7)
+    there = true_pixels > 0
     return ((1 - scores) * there).sum() / there.sum().clamp(min=1)
 
 
@@ -140,14 +138,12 @@ def median_frequencies(pixels: torch.Tensor, frame_pixels: torch.Tensor) -> torc
     return torch.where(there, middle / frequency.clamp_min(1e-12), 1.0).float()
 
 
-def _pixels(logits: torch.Tensor, masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    """Cross-entropy of each pixel, [B, H, W], weighted by class; 0 at void ones."""
-    return functional.cross_entropy(
-        logits.float(), masks, weight=options.class_weights, ignore_index=IGNORE_INDEX, reduction="none"
-    )
+def _pixels(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each pixel, [B, H, W]; 0 at void ones."""
+    return functional.cross_entropy(logits.float(), masks, ignore_index=IGNORE_INDEX, reduction="none")
 
 
-def _weight_of(masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
+def _weights(masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
     """The class weight of each pixel, [B, H, W]; 0 at void ones."""
     labelled = masks != IGNORE_INDEX
     if options.class_weights is None:
@@ -155,5 +151,5 @@ def _weight_of(masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
     return options.class_weights[masks.where(labelled, 0)] * labelled
 
 
-def _mean(pixels: torch.Tensor, masks: torch.Tensor, options: LossOptions) -> torch.Tensor:
-    return pixels.sum() / _weight_of(masks, options).sum().clamp_min(1e-12)
+def _mean(pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (pixels * weights).sum() / weights.sum().clamp_min(1e-12)

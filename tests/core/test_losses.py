@@ -49,6 +49,28 @@ def test_ohem_keeps_hard_pixels_and_at_least_its_share():
     assert LOSSES["ohem"](*two_pixels(0.25, 0.5), options).item() == pytest.approx(both)
 
 
+def test_ohem_keeps_one_pixel_at_least_and_easy_ones_get_no_gradient():
+    options = LossOptions(ohem_threshold=0.1, ohem_min_share=0.0)
+    logits, masks = two_pixels(0.25, 0.5)
+    logits.requires_grad_()
+    loss = LOSSES["ohem"](logits, masks, options)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4))
+    assert logits.grad[..., 0].any()
+    assert not logits.grad[..., 1].any()
+
+
+def test_class_weights_weigh_the_pixels_and_divide_the_sum():
+    logits, masks = two_pixels(0.25, 0.5)
+    masks[0, 0, 1] = 0  # of probability 1 − 0.5
+    first, second = math.log(4), math.log(2)
+    options = LossOptions(torch.tensor([3.0, 1.0]), ohem_threshold=1.0)
+    assert LOSSES["cross_entropy"](logits, masks, options).item() == pytest.approx((first + 3 * second) / 4)
+    assert LOSSES["ohem"](logits, masks, options).item() == pytest.approx((first + 3 * second) / 4)
+    expected = (0.75**2 * first + 3 * 0.5**2 * second) / 4
+    assert LOSSES["focal"](logits, masks, options).item() == pytest.approx(expected)
+
+
 def test_dice_is_one_minus_twice_the_overlap_over_the_sum():
     # class 1 alone is there: hit 0.25 + 0.5, probabilities 0.75, truth 2
     assert LOSSES["dice"](*two_pixels(0.25, 0.5)).item() == pytest.approx(1 - 2 * 0.75 / (0.75 + 2))
@@ -126,11 +148,23 @@ def test_a_step_down_the_gradient_lowers_the_loss(name):
     assert LOSSES[name](logits.detach() - gradient * 0.1 / gradient.norm(), masks) < before
 
 
-def test_a_sum_of_losses_weighs_each():
-    config = load(None, {"train.loss": {"cross_entropy": 2.0, "dice": 0.5}}).train
+def test_a_sum_of_losses_weighs_each_and_hands_on_every_option():
+    weighted = {"cross_entropy": 2.0, "dice": 0.5, "focal": 1.0, "ohem": 3.0}
+    options = {"train.focal_gamma": 1.0, "train.ohem_threshold": 0.3, "train.ohem_min_share": 0.2}
+    config = load(None, {"train.loss": weighted} | options).train
     logits, masks = batch()
-    expected = 2 * LOSSES["cross_entropy"](logits, masks) + 0.5 * LOSSES["dice"](logits, masks)
-    assert losses.combine(config, None)(logits, masks).item() == pytest.approx(expected.item())
+    class_weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    each = LossOptions(class_weights, focal_gamma=1.0, ohem_threshold=0.3, ohem_min_share=0.2)
+    expected = sum(weight * LOSSES[name](logits, masks, each) for name, weight in weighted.items())
+    assert losses.combine(config, class_weights)(logits, masks).item() == pytest.approx(expected.item())
+
+
+def test_dice_and_lovasz_ask_nothing_of_classes_that_the_batch_lacks():
+    logits, masks = batch(classes=3)
+    masks[masks == 1] = 2
+    one_more = torch.cat([logits, torch.full_like(logits[:, :1], -1e4)], 1)  # a class that nothing is, or is said to be
+    for name in ("dice", "lovasz"):
+        assert LOSSES[name](one_more, masks).item() == pytest.approx(LOSSES[name](logits, masks).item(), abs=1e-6)
 
 
 def test_distillation_is_zero_for_equal_logits_and_the_kl_of_softened_ones():
@@ -145,7 +179,15 @@ def test_distillation_is_zero_for_equal_logits_and_the_kl_of_softened_ones():
     assert losses.distillation(student, teacher, masks, 2.0).item() == pytest.approx(4 * kl)
 
 
+def test_a_teacher_is_learned_from_at_void_pixels_too():
+    student, masks = two_pixels(0.5, 0.5)
+    teacher, _ = two_pixels(0.8, 0.8)
+    void = torch.full_like(masks, 255)
+    assert losses.distillation(student, teacher, void, 2.0) == losses.distillation(student, teacher, masks, 2.0) > 0
+
+
 def test_median_frequency_balancing_by_hand():
     # two frames of 10 pixels: class 0 fills 8 of one, class 1 has 2 in each, class 2 is in one frame with 8
     weights = losses.median_frequencies(torch.tensor([8, 4, 8, 0]), torch.tensor([10, 20, 10, 0]))
     assert weights.tolist() == pytest.approx([1.0, 4.0, 1.0, 1.0])  # frequencies 0.8, 0.2, 0.8; their median 0.8
+    assert losses.median_frequencies(torch.zeros(2).long(), torch.zeros(2).long()).tolist() == [1.0, 1.0]
