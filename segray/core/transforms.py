@@ -35,8 +35,8 @@ def normalize(
     images_bchw: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """0..1 → zero mean and unit spread a channel."""
-    mean, std = (torch.tensor(values, device=images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
-    return (images_bchw - mean) / std
+    mean, std = (_send(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
+    return images_bchw.sub(mean).div_(std)
 
 
 def augment(
@@ -52,19 +52,18 @@ def augment(
 
     The result has `crop`'s size, else the input's.
     """
-    count, height, width = masks_bhw.shape
-    device = images_bhwc.device
 
     def draw(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(shape or (count,), generator=generator) * (high - low) + low
+        values = torch.rand(shape or (len(masks_bhw),), generator=generator) * (high - low) + low
+        return _send(values, images_bhwc.device)
 
     images = normalize(_recolor(to_float(images_bhwc), config, draw), mean, std)
-    size = config.crop or (height, width)
-    theta = _choose(masks_bhw, config, draw, size).to(device)
-    # Zero outside is the mean colour of a normalised image; of masks + 1 it is a 0 that becomes void.
-    images = _warp(images, theta, size, "bilinear")
-    masks = _warp((masks_bhw.float() + 1).unsqueeze(1), theta, size, "nearest").squeeze(1).long() - 1
-    masks = masks.masked_fill_(masks < 0, IGNORE_INDEX)
+    # Zeros come from outside: the mean colour of a normalised image, and in 255 − class what void is too.
+    masks = (IGNORE_INDEX - masks_bhw.float()).unsqueeze(1)
+    size = config.crop or (masks_bhw.shape[1], masks_bhw.shape[2])
+    grid = _grid(_choose(masks, config, draw, size), size)
+    images = _sample(images, grid, "bilinear")
+    masks = (IGNORE_INDEX - _sample(masks, grid, "nearest").squeeze(1)).long()
     if config.blur > 0:
         images = _blur(images, config, draw)
     if config.mix != "none":
@@ -72,65 +71,90 @@ def augment(
     return images, masks
 
 
+def _send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A few numbers to the device. From memory that is not pinned the host may have to wait for all that the device
+    has queued (CUDA runtime API, "API synchronization behavior")."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Tensor:
     """Contrast, brightness, saturation and hue of RGB in 0..1."""
-    device = images.device
-    gain = draw(1 - config.contrast, 1 + config.contrast).view(-1, 1, 1, 1).to(device)
-    shift = draw(-config.brightness, config.brightness).view(-1, 1, 1, 1).to(device)
+    gain = draw(1 - config.contrast, 1 + config.contrast).view(-1, 1, 1)
+    shift = draw(-config.brightness, config.brightness).view(-1, 1, 1) + 0.5 - 0.5 * gain  # around middle grey
     if config.saturation == config.hue_deg == 0:
-        return ((images - 0.5) * gain + 0.5 + shift).clamp_(0, 1)
+        return (images * gain.unsqueeze(1) + shift.unsqueeze(1)).clamp_(0, 1)
     # One 3×3 matrix an image, around the grey axis: saturation scales what is not grey, hue turns it.
     vivid, turn = draw(1 - config.saturation, 1 + config.saturation), draw(-config.hue_deg, config.hue_deg).deg2rad()
-    matrix = _hue(turn, vivid).to(device) * gain.view(-1, 1, 1)
-    turned = torch.bmm(matrix, (images - 0.5).flatten(2))
-    return (turned.view_as(images) + 0.5 + shift).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+    matrix = _hue(turn, vivid) * gain
+    pixels = images.movedim(1, -1)
+    turned = torch.baddbmm(shift, pixels.flatten(1, 2), matrix.mT).clamp_(0, 1)
+    return turned.view_as(pixels).movedim(-1, 1)
 
 
 def _hue(turn: torch.Tensor, vivid: torch.Tensor) -> torch.Tensor:
     """[B, 3, 3] in RGB: turn of the chroma plane of YIQ by `turn` radians, chroma × `vivid`."""
-    to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
-    matrix = torch.zeros(len(turn), 3, 3)
+    yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # NTSC 1953
+    to_yiq, to_rgb = (_send(matrix, turn.device) for matrix in (yiq, torch.linalg.inv(yiq)))
+    matrix = torch.zeros(len(turn), 3, 3, device=turn.device)
     matrix[:, 0, 0] = 1
     matrix[:, 1, 1] = matrix[:, 2, 2] = turn.cos() * vivid
     matrix[:, 1, 2], matrix[:, 2, 1] = -turn.sin() * vivid, turn.sin() * vivid
-    return torch.linalg.inv(to_yiq) @ matrix @ to_yiq
+    return to_rgb @ matrix @ to_yiq
 
 
 def _choose(masks: torch.Tensor, config: AugmentSection, draw: Draw, size: tuple[int, int]) -> torch.Tensor:
-    """The map of each image, [B, 2, 3]: of some that are drawn, the first that is not full of one class."""
+    """The map of each image, [B, 2, 3]: of some that are drawn, the first that is not full of one class, else the last.
+
+    masks: float [B, 1, H, W] of 255 − class, 0 being void. A crop without a labelled pixel is as bad as a full one.
+    """
+    count, _, height, width = masks.shape
     if config.max_class_share >= 1:
-        return _affine(masks.shape, config, draw, size)
-    tries = torch.stack([_affine(masks.shape, config, draw, size) for _ in range(CROP_TRIES)]).to(masks.device)
-    count = masks.shape[0]
-    look = tuple(min(side, LOOK_PX) for side in size)
-    step = max(1, min(masks.shape[1:]) // (4 * LOOK_PX))
-    repeated = (masks[:, ::step, ::step].float() + 1).unsqueeze(1).repeat(CROP_TRIES, 1, 1, 1)
-    seen = _warp(repeated, tries.flatten(0, 1), look, "nearest").long().flatten(1)  # class + 1
-    seen = seen.masked_fill_(seen == IGNORE_INDEX + 1, 0)
+        return _affine(config, draw, (height, width), size, count)
+    tries = _affine(config, draw, (height, width), size, count * CROP_TRIES)
+    look = min(size[0], LOOK_PX), min(size[1], LOOK_PX)
+    grid = _grid(tries, look).view(count, CROP_TRIES * look[0], look[1], 2)  # an image's tries, one below the other
+    seen = _sample(masks, grid, "nearest").long().view(count * CROP_TRIES, -1)
     counts = torch.zeros(len(seen), IGNORE_INDEX + 1, device=masks.device)
     counts = counts.scatter_add_(1, seen, torch.ones_like(seen, dtype=torch.float))[:, 1:]
-    share = counts.amax(1) / counts.sum(1).clamp_min(1)
-    good = (share <= config.max_class_share).view(CROP_TRIES, count)
-    first = torch.where(good.any(0), good.int().argmax(0), CROP_TRIES - 1)  # on the device: nobody waits for it
-    return tries[first, torch.arange(count, device=masks.device)]
+    share = counts.amax(1) / counts.sum(1)  # without a labelled pixel nan, which is under no limit
+    good = (share <= config.max_class_share).view(count, CROP_TRIES)
+    first = torch.where(good.any(1), good.int().argmax(1), CROP_TRIES - 1)  # on the device: nobody waits for it
+    return tries.view(count, CROP_TRIES, 2, 3)[torch.arange(count, device=masks.device), first]
 
 
-def _affine(shape: Sequence[int], config: AugmentSection, draw: Draw, size: tuple[int, int]) -> torch.Tensor:
-    """Output → input coordinates, [B, 2, 3], in affine_grid's units of −1..1 a side."""
-    _, height, width = shape
-    zoom = draw(math.log(config.scale[0]), math.log(config.scale[1])).exp()
-    angle = draw(-config.rotate_deg, config.rotate_deg).deg2rad()
-    mirror = torch.where(draw(0, 1) < config.flip, -1.0, 1.0)
+def _affine(
+    config: AugmentSection, draw: Draw, frame: tuple[int, int], size: tuple[int, int], count: int
+) -> torch.Tensor:
+    """Output → input coordinates, [count, 2, 3], in affine_grid's units of −1..1 a side."""
+    height, width = frame
+    zoom = draw(math.log(config.scale[0]), math.log(config.scale[1]), count).exp()
+    angle = draw(-config.rotate_deg, config.rotate_deg, count).deg2rad()
+    mirror = torch.where(draw(0, 1, count) < config.flip, -1.0, 1.0)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
-    # The view's sides as shares of the frame's; what hangs over, or stays free, is shared out at random.
-    tall, wide = size[0] / height, size[1] / width
-    dx, dy = draw(-1, 1) * (1 - wide / zoom).abs(), draw(-1, 1) * (1 - tall / zoom).abs()
+    tall, wide = size[0] / height, size[1] / width  # the view's sides as shares of the frame's
+    dx, dy = _place(width, size[1] / zoom, draw), _place(height, size[0] / zoom, draw)
     rows = [cos * wide * mirror, -sin * tall * height / width, dx, sin * wide * width / height * mirror, cos * tall, dy]
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def _warp(values: torch.Tensor, theta: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    grid = functional.affine_grid(theta, [len(values), 1, *size], align_corners=False)
+def _place(side_px: int, view_px: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Centre of a view of a side, −1..1: anywhere inside, or around where it is larger, from a whole pixel on.
+
+    Whole pixels, so that a crop that is neither zoomed nor turned keeps the frame's own: no blending softens it.
+    """
+    free = side_px - view_px
+    steps = free.trunc()
+    start = (draw(0, 1, len(free)) * (steps + steps.sign())).trunc()
+    return (2 * start - free) / side_px
+
+
+def _grid(theta: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return functional.affine_grid(theta, [len(theta), 1, *size], align_corners=False)
+
+
+def _sample(values: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
     return functional.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
@@ -138,10 +162,10 @@ def _blur(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Ten
     """A Gaussian of its own over each of a share of the images, first along rows, then along columns."""
     count, channels, height, width = images.shape
     sigma = draw(*BLUR_SIGMA).view(-1, 1)
-    offsets = torch.arange(BLUR_TAPS) - BLUR_TAPS // 2
+    offsets = torch.arange(BLUR_TAPS, device=images.device) - BLUR_TAPS // 2
     kernel = (-(offsets**2) / (2 * sigma**2)).exp()
     kernel = torch.where(draw(0, 1).view(-1, 1) < config.blur, kernel, (offsets == 0).float())
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0).to(images.device)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     flat = images.reshape(1, count * channels, height, width)
     half = BLUR_TAPS // 2
     flat = functional.pad(flat, (half, half, half, half), mode="replicate")
@@ -155,22 +179,23 @@ def _paste(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A share of the frames gets a piece of its neighbour in the batch.
 
-    cutmix (Yun et al. 2019): a rectangle. classmix (Olsson et al. 2021): half of the neighbour's classes.
+    cutmix (Yun et al. 2019): a rectangle. classmix (Olsson et al. 2021): half of the neighbour's classes, rounded down
+    as in their code.
     """
     count, height, width = masks.shape
     device = masks.device
     other = masks.roll(1, 0)
     if config.mix == "cutmix":
         cut = (1 - draw(0, 1)).sqrt().view(-1, 1, 1)  # sides, so that the area is uniform, as of Beta(1, 1)
-        rows = (torch.arange(height).view(1, -1, 1) + 0.5) / height - draw(0, 1).view(-1, 1, 1)
-        columns = (torch.arange(width).view(1, 1, -1) + 0.5) / width - draw(0, 1).view(-1, 1, 1)
-        piece = ((rows.abs() <= cut / 2) & (columns.abs() <= cut / 2)).to(device)
+        rows = (torch.arange(height, device=device).view(1, -1, 1) + 0.5) / height - draw(0, 1).view(-1, 1, 1)
+        columns = (torch.arange(width, device=device).view(1, 1, -1) + 0.5) / width - draw(0, 1).view(-1, 1, 1)
+        piece = (rows.abs() <= cut / 2) & (columns.abs() <= cut / 2)
     else:
         there = torch.zeros(count, IGNORE_INDEX + 1, device=device).scatter_(1, other.flatten(1), 1.0)
         there[:, IGNORE_INDEX] = 0
-        order = (draw(0, 1, count, IGNORE_INDEX + 1).to(device) * there).argsort(1, descending=True).argsort(1)
-        taken = (order < there.sum(1, keepdim=True) / 2) & (there > 0)
+        rank = (draw(0, 1, count, IGNORE_INDEX + 1) * there).argsort(1, descending=True).argsort(1)
+        taken = rank < there.sum(1, keepdim=True) // 2
         piece = taken.gather(1, other.flatten(1)).view_as(masks)
-    piece = piece & (draw(0, 1).view(-1, 1, 1) < config.mix_share).to(device)
+    piece = piece & (draw(0, 1).view(-1, 1, 1) < config.mix_share)
     images = torch.where(piece.unsqueeze(1), images.roll(1, 0), images)
     return images.contiguous(memory_format=torch.channels_last), torch.where(piece, other, masks)

@@ -1,5 +1,9 @@
+import colorsys
+import math
+
 import pytest
 import torch
+from torch.nn import functional
 
 from segray.config import AugmentSection
 from segray.core.transforms import IMAGENET_MEAN, augment, normalize, to_float
@@ -75,24 +79,68 @@ def test_whatever_is_cut_turned_and_pasted_stays_in_step(name, seed):
     assert images.shape == (4, 3, *size)
     assert masks.shape == (4, *size)
     assert masks.dtype == torch.int64
-    inside = masks != 255
     assert set(masks.unique().tolist()) <= {0, 3, 9, 255}
-    assert (said(images) == masks)[inside].float().mean() > 0.9  # only edges are blended
+    right = (said(images) == masks)[interior(masks)].float().mean()
+    assert right == 1 if config.mix == "none" else right > 0.97  # a pasted piece brings its blended edges
     assert images.isfinite().all()
+    again = run(config, seed)
+    assert torch.equal(images, again[0])
+    assert torch.equal(masks, again[1])
 
 
-def test_a_crop_at_scale_one_is_a_piece_of_the_frame():
-    _, masks = run(STILL.model_copy(update={"crop": (20, 30)}), 3)
-    whole = scene()[1].long()[0]
-    pieces = whole.unfold(0, 20, 1).unfold(1, 30, 1).reshape(-1, 20, 30)
-    for mask in masks:
-        assert (pieces == mask).flatten(1).float().mean(1).max() > 0.94  # shifted by less than a pixel
+def interior(masks):
+    """Labelled pixels whose eight neighbours are of the same class: no edge is blended there."""
+    ids = functional.pad(masks.float(), (1, 1, 1, 1), value=255)
+    same = functional.max_pool2d(ids, 3, 1) == -functional.max_pool2d(-ids, 3, 1)
+    return same & (masks != 255)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crop_at_scale_one_is_a_piece_of_the_frame_to_the_pixel(seed):
+    generator = torch.Generator().manual_seed(9)
+    frame = torch.randint(256, (1, 21, 31, 3), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(8, (1, 21, 31), dtype=torch.uint8, generator=generator)
+    config = STILL.model_copy(update={"crop": (10, 15), "flip": 0.5})
+    images, masks = augment(frame, mask, config, torch.Generator().manual_seed(seed), mean=(0,) * 3, std=(1,) * 3)
+    pieces = mask[0].unfold(0, 10, 1).unfold(1, 15, 1)
+    same = (pieces == masks[0]).flatten(2).all(2) | (pieces == masks[0].flip(1)).flatten(2).all(2)
+    ((top, left),) = same.nonzero().tolist()
+    piece = to_float(frame)[:, :, top : top + 10, left : left + 15]
+    assert min((images - p).abs().max() for p in (piece, piece.flip(3))) < 1e-4
+
+
+def test_crops_reach_every_corner():
+    config = STILL.model_copy(update={"crop": (38, 57)})
+    column = torch.arange(60).repeat(40, 1).to(torch.uint8).unsqueeze(0)
+    frame = torch.zeros(1, 40, 60, 3, dtype=torch.uint8)
+    lefts = [augment(frame, column, config, torch.Generator().manual_seed(s))[1].min().item() for s in range(60)]
+    assert set(lefts) == {0, 1, 2, 3}
 
 
 def test_a_crop_larger_than_the_frame_shows_all_of_it_with_void_around():
     images, masks = run(STILL.model_copy(update={"crop": (80, 90)}))
-    assert ((masks != 255).sum((1, 2)) - 40 * 60).abs().max() <= 100
-    assert images.movedim(1, -1)[masks == 255].ne(0).float().mean() < 0.05  # the frame's edge is blended
+    for mask in masks:
+        assert sorted(mask[mask != 255].tolist()) == sorted(scene()[1][0].flatten().tolist())
+    assert images.movedim(1, -1)[masks == 255].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outside_the_frame_the_picture_is_0_and_the_mask_void(seed):
+    images, masks = run(AugmentSection(**PLAIN_COLORS, scale=(0.4, 0.7), rotate_deg=40), seed)
+    void, empty = masks == 255, (images == 0).all(1)
+    assert void.any()
+    assert not (empty & ~void).any()
+    beside = functional.max_pool2d((~void).float().unsqueeze(1), 3, 1, 1).squeeze(1) > 0
+    assert empty[void & ~beside].all()  # the frame's edge is blended
+
+
+def test_void_of_the_frame_stays_void_and_is_not_pasted():
+    images, masks = scene()
+    masks[:, :10] = 255
+    for mix in ("none", "classmix"):
+        config = STILL.model_copy(update={"mix": mix, "mix_share": 1.0})
+        _, out = augment(images, masks, config, torch.Generator().manual_seed(0))
+        assert torch.equal(out == 255, masks == 255)
 
 
 def test_crops_full_of_one_class_are_drawn_anew():
@@ -106,6 +154,35 @@ def test_crops_full_of_one_class_are_drawn_anew():
 
     assert full(free) > 0.4
     assert full(free.model_copy(update={"max_class_share": 0.75})) < 0.05
+
+
+def test_crops_without_a_labelled_pixel_are_drawn_anew():
+    masks = torch.full((1, 40, 60), 255, dtype=torch.uint8)
+    masks[:, :, :15], masks[:, :, 15:30] = 1, 2
+    frame = torch.zeros(1, 40, 60, 3, dtype=torch.uint8)
+
+    def void(config):
+        drawn = [augment(frame, masks, config, torch.Generator().manual_seed(s))[1] for s in range(60)]
+        return sum(bool((mask == 255).all()) for mask in drawn)
+
+    free = STILL.model_copy(update={"crop": (16, 16)})
+    assert void(free) > 10
+    assert void(free.model_copy(update={"max_class_share": 0.95})) <= 2
+
+
+def test_saturation_and_hue_of_one_colour_by_the_yiq_formula():
+    frame = torch.full((1, 2, 2, 3), 128, dtype=torch.uint8)
+    frame[..., 0], frame[..., 1] = 140, 110
+    config = STILL.model_copy(update={"hue_deg": 60.0, "saturation": 0.4})
+    generator = torch.Generator().manual_seed(2)
+    out, _ = augment(frame, frame[..., 0] * 0, config, generator, mean=(0,) * 3, std=(1,) * 3)
+    before, after = (colorsys.rgb_to_yiq(*rgb.tolist()) for rgb in (frame[0, 0, 0] / 255, out[0, :, 0, 0]))
+    assert after[0] == pytest.approx(before[0], abs=2e-3)
+    turn = math.degrees(math.atan2(after[2], after[1]) - math.atan2(before[2], before[1]))
+    gain = math.hypot(*after[1:]) / math.hypot(*before[1:])
+    draws = torch.rand(4, generator=torch.Generator().manual_seed(2)) * 2 - 1  # contrast, brightness, saturation, hue
+    assert gain == pytest.approx(1 + 0.4 * draws[2].item(), abs=0.02)
+    assert turn == pytest.approx(60 * draws[3].item(), abs=1)
 
 
 def test_hue_turns_colours_and_leaves_grey():
@@ -141,5 +218,8 @@ def test_pasting_mixes_two_frames_and_a_lone_frame_stays(mix):
         assert all(sorted(mask.unique().tolist()) in ([0, 5], [0, 7]) for mask in got)
     else:
         assert any(len(mask.unique()) > 1 for mask in got)
+    masks[1] = torch.arange(16) % 5 + 1  # of five classes two
+    got = [augment(images, masks, config, torch.Generator().manual_seed(s))[1][0] for s in range(6)]
+    assert mix == "cutmix" or all(len(mask.unique()) == 1 + 2 for mask in got)
     alone = augment(images[:1], masks[:1], config, torch.Generator().manual_seed(0))[1]
     assert torch.equal(alone, masks[:1].long())
