@@ -50,7 +50,7 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random colours, zoom, crop, rotation, flip, blur and pasted frames, drawn from `generator` (on the CPU).
 
-    The result has `crop`'s size, else the input's.
+    The result has `crop`'s size, else the input's; the images lie channels last in memory.
     """
 
     def draw(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ def augment(
         images = _blur(images, config, draw)
     if config.mix != "none":
         images, masks = _paste(images, masks, config, draw)
-    return images, masks
+    return images.contiguous(memory_format=torch.channels_last), masks
 
 
 def _send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -171,7 +171,7 @@ def _blur(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Ten
     flat = functional.pad(flat, (half, half, half, half), mode="replicate")
     flat = functional.conv2d(flat, kernel.view(-1, 1, 1, BLUR_TAPS), groups=count * channels)
     flat = functional.conv2d(flat, kernel.view(-1, 1, BLUR_TAPS, 1), groups=count * channels)
-    return flat.view_as(images).contiguous(memory_format=torch.channels_last)
+    return flat.view_as(images)
 
 
 def _paste(
@@ -197,5 +197,4 @@ def _paste(
         taken = rank < there.sum(1, keepdim=True) // 2
         piece = taken.gather(1, other.flatten(1)).view_as(masks)
     piece = piece & (draw(0, 1).view(-1, 1, 1) < config.mix_share)
-    images = torch.where(piece.unsqueeze(1), images.roll(1, 0), images)
-    return images.contiguous(memory_format=torch.channels_last), torch.where(piece, other, masks)
+    return torch.where(piece.unsqueeze(1), images.roll(1, 0), images), torch.where(piece, other, masks)

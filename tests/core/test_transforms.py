@@ -77,6 +77,7 @@ def test_whatever_is_cut_turned_and_pasted_stays_in_step(name, seed):
     images, masks = run(config, seed)
     size = config.crop or (40, 60)
     assert images.shape == (4, 3, *size)
+    assert images.is_contiguous(memory_format=torch.channels_last)
     assert masks.shape == (4, *size)
     assert masks.dtype == torch.int64
     assert set(masks.unique().tolist()) <= {0, 3, 9, 255}
