@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -32,6 +33,23 @@ def test_one_flipped_bit_in_the_weights_is_refused(copy):
     assert str(error.value) == (
         f"{copy}/model.safetensors is not the file that was saved (sha256 differs); copy the bundle again."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"model": {"arch": "fpn", "encoder": "mobilenet_v2"}}, "does not fit fpn over mobilenet_v2 with {n} classes"),
+        ({"label_space": {"names": ["a", "b"]}}, "does not fit unet over resnet18 with 2 classes"),
+    ],
+)
+def test_weights_of_another_architecture_or_other_classes_are_refused(copy, change, text):
+    told = json.loads((copy / "segray.json").read_text())
+    (copy / "segray.json").write_text(json.dumps(told | change))
+    with pytest.raises(ModelError) as error:
+        bundle.load(str(copy))
+    text = text.format(n=len(told["label_space"]["names"]))
+    assert str(error.value).startswith(f"{copy}/model.safetensors {text}, as segray.json says: ")
+    assert "\n" not in str(error.value)
 
 
 def test_other_folders_are_no_bundle(copy):

@@ -1,5 +1,7 @@
 """Every architecture keeps the one contract; our own do what their papers say."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -25,11 +27,13 @@ from segray.core.models.listing import list_models
 from segray.core.models.unet_plain import UNet
 from segray.errors import ModelError
 
+DPT = {"decoder_fusion_channels": 16, "decoder_intermediate_channels": (16, 16, 16, 16)}
+NARROW = {"options": {"decoder_channels": (32, 16, 16, 8, 8)}}
 SMALL = {
-    "dpt": {
-        "encoder": "tu-vit_tiny_patch16_224",
-        "options": {"decoder_fusion_channels": 16, "decoder_intermediate_channels": (16, 16, 16, 16)},
-    },
+    "unet": NARROW,
+    "unetplusplus": NARROW,
+    "manet": NARROW,
+    "dpt": {"encoder": "tu-vit_tiny_patch16_224", "options": DPT},
     "deeplabv3-torchvision": {"encoder": "mobilenet_v3_large"},
     "unet-plain": {"options": {"channels": 8}},
     "segformer": {"encoder": "mit_b0"},
@@ -80,6 +84,44 @@ def test_encoders_of_other_families_go_under_a_u_net_and_danet(encoder):
         model = build(ModelSection(arch=arch, encoder=encoder), 2).eval()
         with torch.inference_mode():
             assert forward(model, torch.randn(1, 3, 40, 56)).shape == (1, 2, 40, 56)
+
+
+def test_a_vit_with_patches_of_another_size_is_refused_with_the_setting_that_helps():
+    dinov2 = {"arch": "dpt", "encoder": "tu-vit_small_patch14_dinov2"}
+    with pytest.raises(ModelError) as error:
+        build(ModelSection(**dinov2, options=DPT), 2)
+    assert str(error.value) == (
+        "dpt over tu-vit_small_patch14_dinov2 cannot be built: its patches are 14 px; --set model.options.patch_size=16"
+    )
+    model = build(ModelSection(**dinov2, options=DPT | {"patch_size": 16}), 2).eval()
+    with torch.inference_mode():
+        assert forward(model, torch.randn(1, 3, 33, 47)).shape == (1, 2, 33, 47)
+
+
+def test_names_and_options_that_an_architecture_does_not_take():
+    for more, text in (
+        (
+            {"options": {"decoder_chanels": [8]}},
+            "model.options.decoder_chanels is not one of unet's. Did you mean decoder_channels or decoder_interpolation or decoder_use_norm?",
+        ),
+        (
+            {"options": {"classes": 3}},
+            "model.options.classes is not one of unet's. Valid: decoder_attention_type, decoder_channels, decoder_interpolation, decoder_use_norm, encoder_depth.",
+        ),
+        (
+            {"arch": "deeplabv3-torchvision", "encoder": "tu-resnet50"},
+            "model.encoder 'tu-resnet50' is unknown. Did you mean resnet50 or resnet101?",
+        ),
+    ):
+        with pytest.raises(ModelError) as error:
+            build(ModelSection(**more), 2)
+        assert str(error.value) == text
+
+
+def test_one_class_has_one_logit_and_no_second_class():
+    model = build(section("unet-plain"), 1).eval()
+    with torch.inference_mode():
+        assert forward(model, torch.randn(1, 3, 16, 16)).shape == (1, 1, 16, 16)
 
 
 def test_one_logit_is_two_of_which_the_first_is_zero():
@@ -164,16 +206,52 @@ def test_timms_own_files_fit_tu_encoders(tmp_path):
     model = build(config, 2)
     load_encoder(model, encoder_weights(config))
     assert torch.equal(encoder_of(model).state_dict()["model.stem_0.weight"], whole.state_dict()["stem.0.weight"])
-    with pytest.raises(ModelError, match=r"tu-convnext_nano\.imagenet\.safetensors cannot be read: .* Put timm's file"):
+    with pytest.raises(ModelError, match=r"tu-convnext_nano\.imagenet\.safetensors cannot be read: No such file"):
         encoder_weights(config.model_copy(update={"encoder": "tu-convnext_nano"}))
+    file = str(tmp_path / "tu-convnext_atto.imagenet.safetensors")
+    with pytest.raises(ModelError, match=rf"^{file} does not hold timm's weights of tu-resnet18: 0 of 20 are there"):
+        encoder_weights(ModelSection(encoder="tu-resnet18", encoder_weights=file))
+
+
+def test_an_encoder_starts_from_another_bundles(tmp_path):
+    for encoder in ("mobilenet_v2", "tu-mobilenetv3_small_050"):
+        torch.manual_seed(2)
+        trained = build(section("fpn", encoder=encoder), 3)
+        bundle.save_model(tmp_path / encoder, trained, section("fpn", encoder=encoder))
+        config = section("unet", encoder=encoder, encoder_weights=str(tmp_path / encoder / "model.safetensors"))
+        model = build(config, 2)
+        load_encoder(model, encoder_weights(config))
+        for key, value in encoder_of(model).state_dict().items():
+            assert torch.equal(value, encoder_of(trained).state_dict()[key])
+
+
+def test_torchvisions_files_fit_older_ones_and_older_names_too():
+    import torchvision
+
+    def old(model):
+        return {key: value for key, value in model.state_dict().items() if "num_batches_tracked" not in key}
+
+    load_encoder(build(ModelSection(encoder="resnet18"), 2), old(torchvision.models.resnet18()))
+    v3 = build(section("deeplabv3-torchvision"), 2)
+    load_encoder(v3, torchvision.models.mobilenet_v3_large().state_dict())
+    names = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value
+        for key, value in old(torchvision.models.densenet121()).items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in names
+    load_encoder(build(ModelSection(encoder="densenet121"), 2), names)
 
 
 def test_weights_that_cannot_be_used_are_one_line(resnet18, tmp_path):
     with pytest.raises(ModelError) as error:
         load_encoder(build(ModelSection(encoder="mobilenet_v2"), 2), resnet18)
-    assert str(error.value).startswith(
-        "The weights are another encoder's: of 312 tensors 312 do not fit, as they have no "
+    assert str(error.value) == (
+        "The weights are another encoder's: 260 of its 312 tensors are missing, 0 are not its, 0 have another shape, "
+        "such as features.0.0.weight. Give the weights of the encoder that model.encoder names."
     )
+    deeper = encoder_of(build(ModelSection(encoder="resnet34"), 2)).state_dict()  # has all that resnet18 has
+    with pytest.raises(ModelError, match=r"0 of its 120 tensors are missing, 96 are not its, .* layer1\.2\.conv1"):
+        load_encoder(build(ModelSection(encoder="resnet18"), 2), deeper)
     folder = {"encoder_weights": "imagenet", "weights_dir": str(tmp_path)}
     with pytest.raises(
         ModelError, match=rf"^{tmp_path}/resnet18.imagenet.safetensors cannot be read: .* Put the encoder"
@@ -263,6 +341,29 @@ def test_a_hub_checkpoint_is_a_bundle_of_the_same_model(tmp_path, monkeypatch):
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(model(image), published(image))
+
+
+def test_a_hub_model_takes_any_size_its_encoders_pixels_and_a_store(tmp_path, monkeypatch, s3):
+    import segmentation_models_pytorch as smp
+
+    from segray.core import storage
+
+    monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
+    published = smp.DPT(
+        "tu-vit_tiny_patch16_224", encoder_weights=None, classes=150, img_size=64, dynamic_img_size=False, **DPT
+    ).eval()
+    published.save_pretrained(str(tmp_path / "dpt"))
+    for file in ("config.json", "model.safetensors"):
+        storage.create(f"{s3}/hub/dpt-tiny-ade20k/{file}", (tmp_path / "dpt" / file).read_bytes())
+    model, info = bundle.load(bundle.resolve("smp-hub/dpt-tiny-ade20k", f"{s3}/hub"))
+    assert (info.mean, info.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert bundle.label_space(info).names[149] == "class 149"
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(forward(model, image), published(image), atol=1e-5)
+        assert forward(model, torch.randn(1, 3, 70, 50)).shape == (1, 150, 70, 50)
+    with pytest.raises(ModelError, match=r"^smp-hub/other cannot be had \(s3://.*/other/config.json cannot be read"):
+        bundle.resolve("smp-hub/other", f"{s3}/hub")
 
 
 def test_the_listing_filters_by_name():

@@ -5,6 +5,7 @@ A new architecture is a module with a builder `(config, outputs) -> nn.Module` a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
 from segray.errors import ModelError, nearest
 
 encoder_weights, preprocessing = weights.encoder_weights, weights.preprocessing
-STRIDE = 32  # sides of an input must be multiples of the deepest stage's stride; 32 suits every encoder of stages
+STRIDE = 32  # sides of an input must be multiples of the deepest features' stride; 32 suits every one
 NO_ENCODER = ("none",)
+# Arguments of smp's models that other settings give, or that would break the contract.
+OURS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,16 @@ def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
     import segmentation_models_pytorch as smp
 
     options = dict(config.options)
+    known = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[config.arch].__init__).parameters.keys() - OURS
+    for name in options.keys() - known:
+        if name in OURS or not config.encoder.startswith("tu-"):  # timm's encoders have settings of their own
+            raise ModelError(f"model.options.{name} is not one of {config.arch}'s.{nearest(name, known)}")
     if config.arch == "dpt":
         options.setdefault("dynamic_img_size", True)  # a ViT's positions are resized to the frame
-    return smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
+    model = smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
+    if STRIDE % model.encoder.output_stride:
+        raise ValueError(f"its patches are {model.encoder.output_stride} px; --set model.options.patch_size=16")
+    return model
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -73,11 +83,12 @@ def check_names(config: ModelSection) -> None:
 
     if config.arch not in ARCHITECTURES:
         raise ModelError(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
-    if ARCHITECTURES[config.arch].encoders == NO_ENCODER:
-        return
-    encoders = ARCHITECTURES[config.arch].encoders or smp.encoders.get_encoder_names()
+    theirs = ARCHITECTURES[config.arch].encoders
     # tu-… encoders are timm's, thousands of them, resolved by smp when the model is built.
-    if config.encoder not in encoders and not config.encoder.startswith("tu-"):
+    if theirs == NO_ENCODER or (theirs is None and config.encoder.startswith("tu-")):
+        return
+    encoders = theirs or smp.encoders.get_encoder_names()
+    if config.encoder not in encoders:
         raise ModelError(f"model.encoder {config.encoder!r} is unknown.{nearest(config.encoder, encoders)}")
 
 
@@ -89,12 +100,13 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     check_names(config)
     if config.one_logit and num_classes != 2:
         raise ModelError(f"model.one_logit is for two classes, the data has {num_classes}; merge with data.class_map.")
+    row = ARCHITECTURES[config.arch]
     try:
-        model = ARCHITECTURES[config.arch].build(config, 1 if config.one_logit else num_classes)
+        model = row.build(config, 1 if config.one_logit else num_classes)
     except (KeyError, ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         text = str(error).strip("'\"").splitlines()[0]
         raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}") from error
-    model.least_px = ARCHITECTURES[config.arch].least_px
+    model.least_px, model.one_logit = row.least_px, config.one_logit
     return model
 
 
@@ -110,20 +122,17 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
     softmax is z's sigmoid: losses, scores and labelling know no special case.
     """
     height, width = images.shape[-2:]
-    stride, least = stride_of(model), getattr(getattr(model, "module", model), "least_px", 1)
-    down, right = (max(side + -side % stride, least) - side for side in (height, width))
+    built = getattr(model, "module", model)  # inside DistributedDataParallel
+    least = getattr(built, "least_px", 1)
+    down, right = (max(side + -side % STRIDE, least) - side for side in (height, width))
     outputs = model(functional.pad(images, (0, right, 0, down)))
     if isinstance(outputs, dict):  # torchvision's
         outputs = tuple(outputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     outputs = tuple(output[..., :height, :width] for output in outputs)
-    return tuple(torch.cat([torch.zeros_like(o), o], 1) if o.shape[1] == 1 else o for o in outputs)
-
-
-def stride_of(model: torch.nn.Module) -> int:
-    """32, or a ViT's patch where that does not divide 32."""
-    stride = getattr(encoder_of(model), "output_stride", STRIDE)
-    return STRIDE if STRIDE % stride == 0 else stride
+    if getattr(built, "one_logit", False):
+        outputs = tuple(torch.cat([torch.zeros_like(output), output], 1) for output in outputs)
+    return outputs
 
 
 def load_encoder(model: torch.nn.Module, state: weights.Weights) -> None:

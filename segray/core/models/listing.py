@@ -6,11 +6,21 @@ import warnings
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from segray.core.models import ARCHITECTURES
 from segray.core.models.ready import READY
 
 Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
+
+
+class _NoValues(TorchFunctionMode):
+    """Under torch.device("meta"): initial values are not drawn; mit_b… reads its linspace, which is a real one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
 
 
 def list_models(text: str = "") -> list[Table]:
@@ -21,7 +31,7 @@ def list_models(text: str = "") -> list[Table]:
     """
     text = text.lower()
     architectures = [
-        (name, row.about, "yes" if row.auxiliary else "", ", ".join(row.encoders or ("any",)))
+        (name, row.about, "yes" if row.auxiliary else "", ", ".join(row.encoders or ()))
         for name, row in ARCHITECTURES.items()
         if text in name
     ]
@@ -29,7 +39,7 @@ def list_models(text: str = "") -> list[Table]:
     if "smp-hub/segformer-b0-512x512-ade-160k".startswith(text) or text.startswith("smp-hub"):
         ready.append(("smp-hub/NAME", "as published", "smp's checkpoints on the Hugging Face hub"))
     return [
-        ("Architectures (--arch)", ("name", "what it is", "auxiliary outputs", "encoders"), architectures),
+        ("Architectures (--arch)", ("name", "what it is", "aux", "encoders, if not any"), architectures),
         ("Encoders (--encoder)", ("name", "parameters", "output stride", "pretrained weights"), _encoders(text)),
         ("Ready models (--model, evaluate)", ("name", "encoder", "trained on"), ready),
     ]
@@ -55,13 +65,10 @@ def _encoders(text: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _cost(name: str) -> tuple[str | None, int | None]:
+def _cost(name: str) -> tuple[str, int]:
     from segmentation_models_pytorch.encoders import get_encoder
 
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            encoder = get_encoder(name, weights=None)
-    except (RuntimeError, NotImplementedError):  # an encoder that looks at its own numbers while it is built
+    with torch.device("meta"), _NoValues(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         encoder = get_encoder(name, weights=None)
     return f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M", encoder.output_stride

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,23 +101,28 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bund
     """A model that smp's authors published; `weights_dir` holds it as a folder of the name's last part."""
     import segmentation_models_pytorch as smp
 
-    place = name if weights_dir is None else str(Path(weights_dir) / name.removeprefix(HUB))
     try:
-        with weights.quiet_hub():
-            model = smp.from_pretrained(place)
+        with weights.quiet_hub(), tempfile.TemporaryDirectory() as folder:
+            for file in (bundle.CONFIG, bundle.WEIGHTS) if weights_dir else ():
+                there = storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file)
+                (Path(folder) / file).write_bytes(storage.read_bytes(there))
+            # Without the encoder's own weights, which some configurations name: these come with the model.
+            model = smp.from_pretrained(folder if weights_dir else name, encoder_weights=None)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name
         raise ModelError(
             f"{name} cannot be had ({weights.first_words(error)}). Put its config.json and model.safetensors into "
             f"FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
         ) from error
-    options = {key: value for key, value in model.config.items() if value is not None}
+    options = {key: value for key, value in model.config.items() if value is not None and key[0] != "_"}
     classes = options.pop("classes")
     encoder = options.pop("encoder_name")
-    for key in ("encoder_weights", "in_channels"):
+    for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build's own takes any size
         options.pop(key, None)
     section = ModelSection(arch=type(model).__name__.lower(), encoder=encoder, options=options)
     side = re.search(r"(\d+)x\d+", name)
-    return model, _info(section, _hub_classes(name, classes), int(side[1]) if side else 512)
+    info = _info(section, _hub_classes(name, classes), int(side[1]) if side else 512)
+    info.mean, info.std = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
+    return model, info
 
 
 def _hub_classes(name: str, classes: int) -> LabelSpace:

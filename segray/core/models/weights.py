@@ -28,7 +28,8 @@ OTHER_PIXELS = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": (HALF, HALF),
 }
-PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
+OF_TORCHVISION = "mobilenet_v3_large"  # deeplabv3-torchvision's encoder that smp does not have
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -59,18 +60,25 @@ def file_name(config: ModelSection) -> str:
 
 
 def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
-    """Put the weights into the encoder. ModelError when they are another one's."""
+    """Put the weights into the encoder, all of them but a classifier's head. ModelError when they are another one's.
+
+    smp's encoders know their older names themselves; batch norms' counters may be missing, as in older files.
+    """
     mine = encoder.state_dict()
+    stages = {key.split(".")[0] for key in mine}
     found = _without_prefix(dict(weights), mine)
-    missing = [key for key in mine if key not in found]
-    other = [key for key in mine if key in found and found[key].shape != mine[key].shape]
-    if missing or other:
-        problem = f"no {missing[0]}" if missing else f"{other[0]} of another shape"
+    found = {key: value for key, value in found.items() if key.split(".")[0] in stages}
+    try:
+        encoder.load_state_dict(dict(found))  # a copy: densenet's renames in place
+    except RuntimeError as error:
+        missing = [key for key in mine if key not in found and not key.endswith("num_batches_tracked")]
+        more = [key for key in found if key not in mine]
+        other = [key for key in found if key in mine and found[key].shape != mine[key].shape]
         raise ModelError(
-            f"The weights are another encoder's: of {len(mine)} tensors {len(missing) + len(other)} do not fit, as "
-            f"they have {problem}. Give the weights of the encoder that model.encoder names."
-        )
-    encoder.load_state_dict({key: found[key] for key in mine})  # what is more is a classifier's head
+            f"The weights are another encoder's: {len(missing)} of its {len(mine)} tensors are missing, {len(more)} "
+            f"are not its, {len(other)} have another shape, such as {[*missing, *more, *other][0]}. Give the weights "
+            "of the encoder that model.encoder names."
+        ) from error
 
 
 def preprocessing(config: ModelSection) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -139,35 +147,64 @@ def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[st
 
 def _timm_file(config: ModelSection, uri: str) -> Weights:
     """A file of timm's, by timm's own loader: it knows how a backbone's names differ from the whole model's."""
+    state = _read(uri)
+    if any(key.startswith("encoder.model.") for key in state):  # a bundle's: its names are the encoder's
+        return state
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / storage.name_of(uri)
+        file.write_bytes(storage.read_bytes(uri))
         try:
-            file.write_bytes(storage.read_bytes(uri))
-        except StorageError as error:
-            raise ModelError(f"{error} Put timm's file of {config.encoder} there.") from None
-        return _library(config, pretrained_cfg_overlay={"file": str(file)})
+            loaded = _pretrained(config, pretrained_cfg_overlay={"file": str(file)})
+        except RuntimeError as error:
+            raise ModelError(
+                f"{uri} does not hold timm's weights of {config.encoder}: {first_words(error)}."
+            ) from error
+    mine, found = _beginnings(loaded), _beginnings(state)
+    if len(mine & found) < 0.75 * len(mine):  # timm passes over what is missing; positions and patches are resized
+        raise ModelError(
+            f"{uri} does not hold timm's weights of {config.encoder}: {len(mine & found)} of {len(mine)} are there."
+        )
+    return loaded
 
 
-def _library(config: ModelSection, **options: Any) -> Weights:
+def _beginnings(weights: Weights) -> set[tuple[float, ...]]:
+    """The first numbers of each matrix or kernel, which tell one from another whatever its name."""
+    return {tuple(value.flatten()[:8].tolist()) for value in weights.values() if value.ndim > 1}
+
+
+def _library(config: ModelSection) -> Weights:
     """Through smp's own loader (timm's for tu- encoders), so that a cached file is used without the network."""
-    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.encoders import encoders
 
-    known = smp.encoders.encoders.get(config.encoder, {}).get("pretrained_settings")
+    known = {OF_TORCHVISION: ("imagenet",)} | {name: row["pretrained_settings"] for name, row in encoders.items()}
+    known = known.get(config.encoder)
     if known is not None and config.encoder_weights not in known:
         raise ModelError(
             f"model.encoder_weights {config.encoder_weights!r} is none of {config.encoder}'s: "
             f"{', '.join(known) or 'it has no pretrained ones'}. Or give none, or a file."
         )
-    if config.arch == "dpt":
-        options["dynamic_img_size"] = True
-    arch = config.arch if config.arch in smp.MODEL_ARCHITECTURES_MAPPING else "unet"
     try:
         with quiet_hub():
-            model = smp.create_model(arch, config.encoder, encoder_weights=config.encoder_weights, **options)
+            return _pretrained(config)
     except Exception as error:  # what fails differs with the loader: connection, cache, hub, hash
         where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
         raise ModelError(
             f"The {config.encoder_weights} weights of {config.encoder} cannot be fetched ({first_words(error)}). "
             f"Without internet, put {where}."
         ) from error
-    return model.encoder.state_dict()
+
+
+def _pretrained(config: ModelSection, **overlay: Any) -> Weights:
+    import segmentation_models_pytorch as smp
+
+    if config.encoder == OF_TORCHVISION:
+        from torchvision.models import MobileNet_V3_Large_Weights
+
+        return MobileNet_V3_Large_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    arch, options = "unet", overlay
+    if config.arch in smp.MODEL_ARCHITECTURES_MAPPING:
+        arch, options = config.arch, config.options | overlay
+    if arch == "dpt":
+        options = {"dynamic_img_size": True} | options
+    name = True if config.encoder.startswith("tu-") else config.encoder_weights  # timm's are named by the encoder
+    return smp.create_model(arch, config.encoder, encoder_weights=name, **options).encoder.state_dict()
