@@ -3,23 +3,73 @@
 Only these two kinds are opened, because fsspec would also follow http://, zip:: and file-reading
 references that a URI in a list could smuggle in. S3 credentials come from the environment, a profile or
 a role, as botocore finds them, and are never part of a URI.
+
+Every request to S3 goes through _s3(), which tries again for RETRY_FOR_S what may pass: a busy or broken
+server, a connection lost, a body cut or damaged. s3fs keeps the connections; its own retries are off.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import io
 import os
+import random
+import re
+import socket
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+import aiohttp
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from segray.errors import InputChanged, InputMissing, StorageError
 
-# botocore's own, as for missing credentials or a server that does not answer, are no OSErrors.
-FAILURES = (OSError, BotoCoreError, ClientError)
+RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
+BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
+CONNECT_S, READ_S = 5.0, 30.0  # how long a server may be silent
+CONNECTIONS = 50  # as many threads may talk to S3 at once
+READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
+TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
+
+# What statuses do not tell, for errors of single keys and for those of status 400; HEAD's answers have no code.
+TRANSIENT_CODES = frozenset(
+    {
+        "BadDigest",  # the body was damaged on its way there; so are the next two
+        "IncompleteBody",
+        "XAmzContentSHA256Mismatch",
+        "ConditionalRequestConflict",
+        "InternalError",
+        "OperationAborted",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+    }
+)
+TRANSIENT_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
+TRANSIENT_ERRORS = (
+    ConnectionError,
+    TimeoutError,
+    aiohttp.ClientError,
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.FlexibleChecksumError,
+    ResponseParserError,
+)
+# Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
+FAILURES = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
+NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True)
@@ -76,31 +126,36 @@ def filesystem(uri: str) -> Any:
     import fsspec
 
     check_uri(uri)
-    return fsspec.filesystem("s3", use_listings_cache=False) if is_s3(uri) else fsspec.filesystem("file")
+    if not is_s3(uri):
+        return fsspec.filesystem("file")
+    config = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": READ_S,
+        "max_pool_connections": CONNECTIONS,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+    fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config)
+    fs.retries = 1
+    return fs
 
 
 def read_bytes(uri: str) -> bytes:
     """A whole file. StorageError names the place and the reason."""
-    try:
-        if is_s3(uri):
-            return filesystem(uri).cat_file(uri)
-        return Path(check_uri(uri)).read_bytes()
-    except FAILURES as error:
-        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+    with _one_line(uri, "read"):
+        return _s3("get_object", **_key(uri))["Body"] if is_s3(uri) else Path(check_uri(uri)).read_bytes()
 
 
 def open_read(uri: str) -> Any:
-    """A seekable binary file for reading."""
-    try:
-        return filesystem(uri).open(uri, "rb") if is_s3(uri) else Path(check_uri(uri)).open("rb")
-    except FAILURES as error:
-        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+    """A seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile."""
+    with _one_line(uri, "read"):
+        return io.BufferedReader(_S3File(uri), READ_AHEAD) if is_s3(uri) else Path(check_uri(uri)).open("rb")
 
 
 def read_unchanged(uri: str, stamp: str) -> bytes:
     """A whole file, if it is still the one with this stamp; InputChanged or InputMissing otherwise."""
     if is_s3(uri):
-        return _read_s3_if(uri, stamp)
+        with _input(uri), _one_line(uri, "read"):
+            return _s3("get_object", **_key(uri), IfMatch=stamp)["Body"]
     check_unchanged(uri, stamp)
     data = read_bytes(uri)
     check_unchanged(uri, stamp)
@@ -109,69 +164,52 @@ def read_unchanged(uri: str, stamp: str) -> bytes:
 
 def check_unchanged(uri: str, stamp: str) -> None:
     """InputChanged when the file's stamp is another one, InputMissing when there is no file."""
-    try:
+    with _input(uri):
         now = stat(uri).stamp
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputMissing(f"{uri} is gone since the plan was made.") from error
-        raise
     if now != stamp:
         raise InputChanged(_changed(uri))
 
 
-def _changed(uri: str) -> str:
-    return f"{uri} has changed since the plan was made; label it anew with another --out."
-
-
-def _read_s3_if(uri: str, etag: str) -> bytes:
-    bucket, _, key = uri[5:].partition("/")
-    fs = filesystem(uri)
-    try:
-        import fsspec.asyn
-
-        async def get() -> bytes:
-            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=etag)
-            return await answer["Body"].read()
-
-        return fsspec.asyn.sync(fs.loop, get)
-    except FileNotFoundError as error:
-        raise InputMissing(f"{uri} is gone since the plan was made.") from error
-    except FAILURES as error:
-        if _http_status(error) == 412:
-            raise InputChanged(_changed(uri)) from error
-        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
-
-
 def exists(uri: str) -> bool:
-    try:
-        return filesystem(uri).exists(uri)
-    except FAILURES as error:
-        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
+    """Whether there is a file, or a folder; on S3 that is a bucket, or a prefix with something below it."""
+    with _one_line(uri, "read"):
+        if not is_s3(uri):
+            return os.path.exists(check_uri(uri))  # noqa: PTH110, as Path.exists raises for a name that is too long
+        place = _key(uri)
+        try:
+            if place["Key"] and not place["Key"].endswith("/"):
+                return bool(_s3("head_object", **place))
+        except FileNotFoundError:
+            pass
+        try:
+            page = _s3("list_objects_v2", Bucket=place["Bucket"], Prefix=_below(place["Key"]), MaxKeys=1)
+        except FileNotFoundError:
+            return False
+        return not place["Key"] or "Contents" in page
 
 
 def stat(uri: str) -> Entry:
     """Size and stamp of one file."""
-    try:
+    with _one_line(uri, "read"):
         if is_s3(uri):
-            return _s3_entry(filesystem(uri).info(uri, refresh=True))
+            head = _s3("head_object", **_key(uri))
+            return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
         info = Path(check_uri(uri)).stat()
         return Entry(uri, info.st_size, str(info.st_mtime_ns))
-    except FAILURES as error:
-        raise StorageError(f"{uri} cannot be read: {reason(error)}.") from error
 
 
 def list_files(root: str) -> list[Entry]:
     """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
-    if not is_s3(root):
-        top = str(Path(check_uri(root)))
-        is_file = os.path.isfile(top)  # noqa: PTH113, as Path.is_file raises for a name that is too long
-        return [stat(top)] if is_file else sorted(_walk(top), key=lambda entry: entry.uri)
-    try:
-        found = filesystem(root).find(root, detail=True).values()
-    except FAILURES as error:
-        raise StorageError(f"{root} cannot be listed: {reason(error)}.") from error
-    # While a prefix gets its first object, find() was seen to return the prefix itself: names are filtered.
-    return [_s3_entry(info) for info in found if info["type"] == "file" and not info["name"].endswith("/")]
+    return sorted(iter_files(root), key=lambda entry: entry.uri)
+
+
+def iter_files(root: str) -> Iterator[Entry]:
+    """list_files() one by one and in no promised order, in memory that does not grow with their number."""
+    if is_s3(root):
+        return _list_s3(root)
+    top = str(Path(check_uri(root)))
+    is_file = os.path.isfile(top)  # noqa: PTH113, as Path.is_file raises for a name that is too long
+    return iter([stat(top)]) if is_file else _walk(top)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -183,11 +221,22 @@ def create(uri: str, data: bytes) -> bool:
     return _create_s3(uri, data) if is_s3(uri) else _create_local(Path(check_uri(uri)), data)
 
 
+def refuses_to_overwrite(out: str) -> bool:
+    """Whether create() is exclusive below `out`: a disk always is, a store of the S3 kind is asked by two writes."""
+    if not is_s3(out):
+        return True
+    probe = join(out, "_segray", f"probe-{uuid.uuid4().hex}")
+    try:
+        return create(probe, b"1") and not create(probe, b"2")
+    finally:
+        remove(probe)
+
+
 def replace(uri: str, data: bytes) -> None:
     """Write a file whole, over whatever was there; readers see the old one or the new one."""
-    try:
+    with _one_line(uri, "written"):
         if is_s3(uri):
-            filesystem(uri).pipe_file(uri, data)
+            _s3("put_object", **_key(uri), Body=data)
             return
         target = Path(check_uri(uri))
         temporary = _write_beside(target, data)
@@ -195,34 +244,69 @@ def replace(uri: str, data: bytes) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    except FAILURES as error:
-        raise StorageError(f"{uri} cannot be written: {reason(error)}.") from error
 
 
 def remove(root: str) -> None:
     """Delete a file or a folder with all below it; nothing to delete is fine."""
-    fs = filesystem(root)
-    try:
+    with _one_line(root, "deleted"):
         if not is_s3(root):
+            fs = filesystem(root)
             if fs.exists(root):
                 fs.rm(root, recursive=True)
             return
-        # fs.rm takes a name for a pattern: for out[1] it deletes out1.
-        import fsspec.asyn
-
-        uris = [entry.uri for entry in list_files(root)]
-        for start in range(0, len(uris), 1000):  # as many as one DeleteObjects takes
-            fsspec.asyn.sync(fs.loop, fs._bulk_delete, uris[start : start + 1000])
-    except FAILURES as error:
-        raise StorageError(f"{root} cannot be deleted: {reason(error)}.") from error
+        places = [_key(entry.uri) for entry in iter_files(root)]
+        for start in range(0, len(places), 1000):  # as many as one DeleteObjects takes
+            keys = [{"Key": place["Key"]} for place in places[start : start + 1000]]
+            _s3("delete_objects", Bucket=places[0]["Bucket"], Delete={"Objects": keys, "Quiet": True})
 
 
 def reason(error: BaseException) -> str:
-    """An error's own words on one line, without the path that the message names already."""
-    if isinstance(error, FileNotFoundError) and not error.strerror and error.__cause__ is None:
-        return "No such file"  # s3fs says the key and nothing else
+    """An error's own words on one line, without the path that the message names already and without secrets."""
+    answer = _answer(error)
+    if isinstance(error, FileNotFoundError) and answer.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
+        return "No such file"
     text = getattr(error, "strerror", None) or str(error)  # FFmpeg's errors have one, and are no OSErrors
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
+    return "; ".join([_without_secrets(text), *getattr(error, "__notes__", ())])
+
+
+def _without_secrets(text: str) -> str:
+    """Neither the credentials of the environment nor those of a URL or a signed request."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        text = text.replace(os.environ.get(name) or "\0", "***")
+    text = re.sub(r"(Credential|Signature|Token|AccessKeyId)=[^&\s,;\"']+", r"\1=***", text)
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def _printable(text: str) -> str:
+    """With bytes that are no UTF-8, line ends and signs that turn text around written as escapes, as in \\udcff."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _one_line(uri: str, verb: str) -> Iterator[None]:
+    """What fails inside is a StorageError: `{uri} cannot be {verb}: {reason}.`"""
+    try:
+        yield
+    except FAILURES as error:
+        raise StorageError(_printable(f"{uri} cannot be {verb}: {reason(error)}.")) from error
+
+
+@contextmanager
+def _input(uri: str) -> Iterator[None]:
+    """A StorageError inside is an InputMissing when the file is gone, an InputChanged when it is another one."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InputMissing(_printable(f"{uri} is gone since the plan was made.")) from error
+        if error.__cause__ and _http_status(error.__cause__) == 412:
+            raise InputChanged(_changed(uri)) from error
+        raise
+
+
+def _changed(uri: str) -> str:
+    return _printable(f"{uri} has changed since the plan was made; label it anew with another --out.")
 
 
 def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
@@ -230,26 +314,133 @@ def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
     real = os.path.realpath(top)
     if real in above:
         return  # a link to a folder that it stands in
-    try:
-        for entry in os.scandir(top):
-            if entry.is_dir():
-                yield from _walk(entry.path, above | {real})
-            elif entry.is_file():
-                info = entry.stat()
-                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"{top} cannot be listed: {reason(error)}.") from error
+    with _one_line(top, "listed"):
+        try:
+            for entry in os.scandir(top):
+                if entry.is_dir():
+                    yield from _walk(entry.path, above | {real})
+                elif entry.is_file():
+                    info = entry.stat()
+                    yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
+        except FileNotFoundError:
+            return
 
 
-def _s3_entry(info: dict[str, Any]) -> Entry:
-    return Entry(f"s3://{info['name']}", int(info["size"]), str(info.get("ETag", "")).strip('"'))
+def _key(uri: str) -> dict[str, str]:
+    """s3://bucket/a/b → {"Bucket": "bucket", "Key": "a/b"}"""
+    bucket, _, key = check_uri(uri)[5:].partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+def _below(key: str) -> str:
+    """The prefix of what lies below a folder, given with or without its slash; "" is the whole bucket."""
+    return key.rstrip("/") + "/" if key.rstrip("/") else ""
+
+
+def _list_s3(root: str) -> Iterator[Entry]:
+    """By pages of 1000 keys; not by s3fs's find(), which holds all of them and can return a prefix as a file."""
+    bucket, key = _key(root).values()
+    nothing, more = True, {}
+    with _one_line(root, "listed"):
+        while more is not None:
+            page = _s3("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
+            for found in page.get("Contents", ()):
+                nothing = False
+                if not found["Key"].endswith("/"):
+                    yield Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"].strip('"'))
+            token = page.get("NextContinuationToken")
+            more = {"ContinuationToken": token} if token else None
+        if nothing and key.rstrip("/"):
+            try:
+                head = _s3("head_object", Bucket=bucket, Key=key.rstrip("/"))
+            except FileNotFoundError:
+                return
+            yield Entry(root.rstrip("/"), head["ContentLength"], head["ETag"].strip('"'))
+
+
+def _s3(method: str, **arguments: Any) -> dict[str, Any]:
+    """The answer of a method of boto's S3 client, its Body read; tried again while it fails in a way that may pass."""
+    import fsspec.asyn
+
+    fs = filesystem(f"s3://{arguments['Bucket']}")
+
+    async def call() -> dict[str, Any]:
+        answer = await fs._call_s3(method, **arguments)
+        if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
+            raise boto.ClientError({"Error": answer["Errors"][0]}, method)
+        if "Body" in answer:
+            body = answer["Body"]
+            try:
+                answer["Body"] = await body.read()
+            finally:
+                body.close()
+        return answer
+
+    patience_s = float(os.environ.get("SEGRAY_RETRY_S") or RETRY_FOR_S)
+    end = time.monotonic() + patience_s
+    for attempt in count():
+        try:
+            return fsspec.asyn.sync(fs.loop, call)
+        except FAILURES as error:
+            left_s = end - time.monotonic()
+            if not _is_transient(error):
+                raise
+            if left_s <= 0:
+                error.add_note(f"tried {attempt + 1} times in {patience_s - left_s:.0f} s")
+                raise
+            most_s = min(BACKOFF_MOST_S, BACKOFF_S * 2 ** min(attempt, 9), left_s)
+            time.sleep(random.uniform(0, most_s))  # full jitter, so that many workers do not come back at once
+    raise AssertionError
+
+
+def _is_transient(error: BaseException) -> bool:
+    answer = _answer(error)
+    if answer:
+        return _http_status(error) in TRANSIENT_STATUSES or answer.get("Error", {}).get("Code") in TRANSIENT_CODES
+    inner = getattr(error, "kwargs", {}).get("error")  # what botocore's errors have wrapped
+    unknown_host = getattr(getattr(inner, "os_error", None), "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA)
+    if unknown_host or isinstance(inner, (ValueError, aiohttp.ClientConnectorCertificateError)):
+        return False
+    return isinstance(error, TRANSIENT_ERRORS)
+
+
+class _S3File(io.RawIOBase):
+    """An object read by ranges, each of them from the version that was there at first."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._at = uri, 0
+        head = _s3("head_object", **_key(uri))
+        self._size, self._etag = head["ContentLength"], head["ETag"]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if self._at >= end:
+            return 0
+        try:
+            with _one_line(self._uri, "read"):
+                data = _s3("get_object", **_key(self._uri), Range=f"bytes={self._at}-{end - 1}", IfMatch=self._etag)
+        except StorageError as error:
+            if _http_status(error) == 412:
+                raise InputChanged(_printable(f"{self._uri} was replaced while it was read.")) from error
+            raise
+        buffer[: end - self._at] = data["Body"]
+        self._at = end
+        return len(data["Body"])
 
 
 def _write_beside(target: Path, data: bytes) -> Path:
     """A synced temporary file in the target's folder; its name is unique to this attempt, and not a .parquet."""
-    try:
+    with _one_line(str(target), "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:
@@ -261,8 +452,6 @@ def _write_beside(target: Path, data: bytes) -> Path:
             temporary.unlink(missing_ok=True)
             raise
         return temporary
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {reason(error)}.") from error
 
 
 def _create_local(target: Path, data: bytes) -> bool:
@@ -270,34 +459,66 @@ def _create_local(target: Path, data: bytes) -> bool:
         return False
     temporary = _write_beside(target, data)
     try:
-        os.link(temporary, target)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StorageError(f"{target} cannot be created exclusively: {reason(error)}.") from error
+        with _one_line(str(target), "created exclusively"):
+            if not _link(temporary, target):
+                return False
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
     return True
+
+
+def _link(temporary: Path, target: Path) -> bool:
+    """Give a file its name, or leave it and say False when the name is taken."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        # NFS may link, lose the answer, ask again and find its own link: link(2), BUGS.
+        return temporary.stat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _rename_new(temporary, target)
+    return True
+
+
+def _rename_new(temporary: Path, target: Path) -> bool:
+    """renameat2() with RENAME_NOREPLACE, for file systems without hard links, as on FAT and some network disks."""
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE: fcntl.h, stdio.h
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename and rename(here, os.fsencode(temporary), here, os.fsencode(target), no_replace) == 0:
+        return True
+    code = ctypes.get_errno() if rename else errno.ENOSYS
+    if code == errno.EEXIST:
+        return False
+    raise OSError(code, f"no hard links here, and renameat2() says {os.strerror(code)}; choose another disk")
 
 
 def _create_s3(uri: str, data: bytes) -> bool:
-    bucket, _, key = uri[5:].partition("/")
-    fs = filesystem(uri)
-    try:
-        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except FAILURES as error:
-        if isinstance(error, FileExistsError) or _http_status(error) == 412:
-            return False
-        raise StorageError(f"{uri} cannot be created: {reason(error)}.") from error
+    token = uuid.uuid4().hex
+    with _one_line(uri, "created"):
+        try:
+            _s3("put_object", **_key(uri), Body=data, IfNoneMatch="*", Metadata={TOKEN: token})
+        except FAILURES as error:
+            if _http_status(error) != 412:
+                raise
+            # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.
+            return _s3("head_object", **_key(uri))["Metadata"].get(TOKEN) == token
     return True
 
 
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """The store's answer, {} where there was none: s3fs makes its own errors of botocore's, which are the cause."""
+    while error:
+        if getattr(error, "response", None):
+            return error.response
+        error = error.__cause__
+    return {}
+
+
 def _http_status(error: BaseException) -> int | None:
-    """The store's answer: s3fs turns 412 into different errors, by its body; botocore's own is the cause."""
-    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")

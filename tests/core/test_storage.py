@@ -263,7 +263,7 @@ def fresh_s3(s3):
 def test_a_server_that_does_not_answer_is_one_line(fresh_s3, monkeypatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("SEGRAY_RETRY_S", "0.2")
     why = 'Could not connect to the endpoint URL: "http://127.0.0.1:9/frames'
     for call in (storage.read_bytes, storage.list_files, storage.exists, storage.stat):
         assert why in one_line(call, "s3://frames/k")
