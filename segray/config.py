@@ -189,6 +189,7 @@ class InferSection(Section):
     threshold: float | None = Field(
         None, gt=0, lt=1, description="evaluate: a pixel whose best probability is not above it counts as missed"
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs, else fp32")
 
 
 class EvaluateSection(Section):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +16,12 @@ from segray.core import images
 from segray.core.models import bundle, forward
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import normalize, to_float
+from segray.core.workers import cpu_has_bf16
+from segray.errors import ConfigError, ModelError
 
 LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
 WINDOWS_AT_ONCE = 4
+BAND_ROWS = {"cpu": 64, "cuda": 512}  # of logits that are worked on at once: what a CPU's cache holds
 
 
 class Prediction(NamedTuple):
@@ -25,6 +30,7 @@ class Prediction(NamedTuple):
     confidence_mean: of the highest class probability. entropy_mean: of the entropy, as a share of log C.
     low_margin_share: share of pixels where first minus second probability is below 0.5.
     confidence_hw: uint8 [H, W] at source size, 255 × the highest probability, where it was asked for.
+    logits_nc: float32 [N, C] at the points that were asked for.
     """
 
     mask_hw: np.ndarray
@@ -32,6 +38,15 @@ class Prediction(NamedTuple):
     entropy_mean: float
     low_margin_share: float
     confidence_hw: np.ndarray | None = None
+    logits_nc: np.ndarray | None = None
+
+
+class _Job(NamedTuple):
+    """A frame: the pixels that the model sees, the size of its mask, and the points whose logits are wanted."""
+
+    seen_hwc: np.ndarray
+    size: tuple[int, int]
+    points: np.ndarray | None
 
 
 class Predictor:
@@ -40,6 +55,9 @@ class Predictor:
     Without a window, a frame is resized to the model's input size, as in training. With one, the window slides
     over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
     mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
+
+    Several threads may share one; their batches take turns. Where a GPU's memory does not hold a batch, it goes in
+    halves, from then on.
     """
 
     def __init__(
@@ -51,11 +69,14 @@ class Predictor:
         threshold: float | None = None,
         confidence_maps: bool = False,
     ) -> None:
-        model, self.info = bundle.load(uri)
-        self.device = torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.label_space = bundle.label_space(self.info)
         self.infer = infer or InferSection()
+        self.device = torch.device(device)
+        self.dtype = _dtype(self.infer.precision, self.device)
+        model, self.info = bundle.load(uri)
+        self.model = bundle.fold_batch_norm(model).to(self.device, memory_format=torch.channels_last)
+        self.label_space = bundle.label_space(self.info)
+        self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
+        self.lock = threading.Lock()
         self.threshold, self.confidence_maps = threshold, confidence_maps
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
@@ -69,21 +90,60 @@ class Predictor:
         return images.resize_image(image_hwc, size)
 
     @torch.inference_mode()
-    def predict(self, prepared: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
-        """A batch of prepared frames, and the (height, width) of their sources, in the same order."""
+    def predict(
+        self,
+        prepared: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        points: Sequence[np.ndarray] | None = None,
+    ) -> list[Prediction]:
+        """A batch of prepared frames, and the (height, width) of their sources, in the same order.
+
+        points: for each frame int [N, 2], rows and columns of source pixels whose logits are wanted too.
+        ModelError where a single frame is too large for the GPU's memory.
+        """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pixels in enumerate(prepared):
             groups.setdefault(pixels.shape, []).append(i)
+        points = [None] * len(prepared) if points is None else points
         found: dict[int, Prediction] = {}
-        for members in groups.values():  # one shape at a time
-            some = [sizes[i] for i in members]
-            found |= zip(members, self._predict(np.stack([prepared[i] for i in members]), some), strict=True)
+        with self.lock:
+            for members in groups.values():  # one shape at a time
+                jobs = [_Job(prepared[i], tuple(sizes[i]), points[i]) for i in members]
+                found |= zip(members, self._predict(jobs), strict=True)
         return [found[i] for i in range(len(prepared))]
 
-    def _predict(self, images_bhwc: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
-        if self.infer.window:
-            return [self._finish(self._slide(one), [size])[0] for one, size in zip(images_bhwc, sizes, strict=True)]
-        return self._finish(self._logits(self._normal(images_bhwc)), sizes)
+    def _predict(self, jobs: Sequence[_Job]) -> list[Prediction]:
+        try:
+            if self.infer.window:
+                return [self._finish(self._slide(job.seen_hwc), [job])[0] for job in jobs]
+            return list(self._as_fits(jobs, self._see))
+        except torch.OutOfMemoryError as error:
+            height, width = jobs[0].seen_hwc.shape[:2]
+            raise ModelError(
+                f"{self.info.model.arch} over {self.info.model.encoder} does not fit into the memory of {self.device} "
+                f"with a single frame of {height}×{width} (height × width). Give it smaller windows, such as "
+                "--window 256x512, or a GPU that nothing else uses."
+            ) from error
+
+    def _as_fits(self, items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]) -> Iterator[Any]:
+        """work() over as many items at once as memory holds. Its OutOfMemoryError passes where one is too much."""
+        start = 0
+        while start < len(items):
+            some = items[start : start + self.most_at_once]
+            try:
+                results = work(some)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                self.most_at_once = len(some) // 2
+            else:
+                yield from results
+                start += len(some)
+                continue
+            torch.cuda.empty_cache()  # only here has the traceback let go of its tensors
+
+    def _see(self, jobs: Sequence[_Job]) -> list[Prediction]:
+        return self._finish(self._logits(self._normal(np.stack([job.seen_hwc for job in jobs]))), jobs)
 
     def _normal(self, images_bhwc: np.ndarray) -> torch.Tensor:
         return normalize(to_float(torch.from_numpy(images_bhwc).to(self.device)), self.info.mean, self.info.std)
@@ -106,8 +166,9 @@ class Predictor:
                 yield _resize(logits, (height, width)).softmax(1)
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            return forward(self.model, batch).float()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = forward(self.model, batch).float()
+        return logits if self.info.temperature == 1 else logits / self.info.temperature
 
     def _slide(self, image_hwc: np.ndarray) -> torch.Tensor:
         """Logarithm of the mean probabilities of all windows, [1, C, H, W]."""
@@ -117,29 +178,53 @@ class Predictor:
                    for left in _starts(width, wide, self.infer.overlap)]  # fmt: skip
         total = torch.zeros(1, self.label_space.num_classes, height, width, device=self.device)
         seen = torch.zeros(1, 1, height, width, device=self.device)
-        for i in range(0, len(corners), WINDOWS_AT_ONCE):
-            some = corners[i : i + WINDOWS_AT_ONCE]
+
+        def look(some: Sequence[tuple[int, int]]) -> torch.Tensor:
             views = np.stack([image_hwc[top : top + tall, left : left + wide] for top, left in some])
-            for (top, left), logits in zip(some, self._logits(self._normal(views)), strict=True):
-                total[0, :, top : top + tall, left : left + wide] += logits.softmax(0)
-                seen[0, :, top : top + tall, left : left + wide] += 1
-        return (total / seen).clamp_min(1e-12).log()
+            return self._logits(self._normal(views)).softmax(1)
 
-    def _finish(self, logits: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
+        for (top, left), probabilities in zip(corners, self._as_fits(corners, look), strict=True):
+            total[0, :, top : top + tall, left : left + wide] += probabilities
+            seen[0, :, top : top + tall, left : left + wide] += 1
+        return total.div_(seen).clamp_min_(1e-12).log_()
+
+    def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Prediction]:
+        logits = logits.contiguous()  # class by class: a CPU finds the highest faster
         figures = _figures(logits).tolist()
-        return [Prediction(*self._mask(logits[i : i + 1], size, figures[i])) for i, size in enumerate(sizes)]
+        return [
+            self._prediction(one, job.size, job.points, figure)
+            for one, job, figure in zip(logits, jobs, figures, strict=True)
+        ]
 
-    def _mask(self, logits: torch.Tensor, size: tuple[int, int], figures: list[float]) -> tuple:
-        """Class ids at `size`, the figures, and the confidence; logits are interpolated, so edges stay smooth."""
-        logits = _resize(logits, size)
-        ids = logits.argmax(1)[0].to(torch.uint8)
-        top = None
-        if self.confidence_maps or self.threshold is not None:
-            top = logits.softmax(1).amax(1)[0]
+    def _prediction(
+        self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, figures: list[float]
+    ) -> Prediction:
+        """From the logits [C, H, W]: they are interpolated to `size`, so that edges stay smooth."""
+        ids = torch.empty(size, dtype=torch.uint8, device=self.device)
+        wanted = self.confidence_maps or self.threshold is not None
+        tops = torch.empty(size if wanted else 0, device=self.device)
+        for rows, band in _bands(logits, size):
+            best = band.max(0)  # argmax() is several times as slow on a CPU
+            ids[rows] = best.indices
+            if wanted:
+                tops[rows] = (best.values - band.logsumexp(0)).exp_()
         if self.threshold is not None:
-            ids[top <= self.threshold] = IGNORE_INDEX
-        confidence = (top * 255).round().to(torch.uint8).cpu().numpy() if self.confidence_maps else None
-        return ids.cpu().numpy(), *figures, confidence
+            ids[tops <= self.threshold] = IGNORE_INDEX
+        confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy() if self.confidence_maps else None
+        at = None if points is None else _at(logits, size, points).cpu().numpy()
+        return Prediction(ids.cpu().numpy(), *figures, confidence, at)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None is float32. ConfigError for what this device is slow at or lacks."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError("infer.precision fp16 needs a GPU; take fp32, or auto.")
+    if precision == "bf16" and device.type != "cuda" and not cpu_has_bf16():
+        raise ConfigError("infer.precision bf16: this CPU lacks the instructions and would be ten times slower; "
+                          "take fp32, or auto.")  # fmt: skip
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
@@ -155,13 +240,46 @@ def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
+def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Logits [C, H, W] → as _resize() gives them at `size`, some rows at a time: never whole in memory."""
+    height, width = logits.shape[1:]
+    at = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp_min_(0)  # half-pixel centres
+    upper = at.long()
+    share, lower = (at - upper).view(-1, 1).to(logits.device), (upper + 1).clamp_max_(height - 1)
+    step = BAND_ROWS[logits.device.type]
+    for start in range(0, size[0], step):
+        rows = slice(start, start + step)
+        if size == (height, width):
+            yield rows, logits[:, rows]
+            continue
+        first, last = int(upper[rows][0]), int(lower[rows][-1]) + 1
+        wide = _resize(logits[None, :, first:last], (last - first, size[1]))[0]
+        above, below = (wide[:, (index[rows] - first).to(wide.device)] for index in (upper, lower))
+        yield rows, torch.lerp(above, below, share[rows])
+
+
+def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torch.Tensor:
+    """Logits [C, H, W] interpolated at some pixels of `size` alone: [N, 2] rows and columns → [N, C]."""
+    shares = (torch.from_numpy(points).float() + 0.5) / torch.tensor(size)
+    grid = (shares.flip(-1) * 2 - 1).view(1, 1, -1, 2).to(logits.device)
+    found = functional.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found[0, :, 0].T
+
+
 def _figures(logits: torch.Tensor) -> torch.Tensor:
     """[B, 3]: mean confidence, mean relative entropy, low-margin share."""
-    classes = logits.shape[1]
-    logs = functional.log_softmax(logits, dim=1)
-    probabilities = logs.exp()
-    top = probabilities.topk(min(2, classes), dim=1).values
-    second = top[:, 1] if classes > 1 else torch.zeros_like(top[:, 0])
-    entropy = -(probabilities * logs).sum(1) / max(np.log(classes), 1e-9)
-    columns = (top[:, 0], entropy, (top[:, 0] - second < LOW_MARGIN).float())
-    return torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1).cpu()
+    step = BAND_ROWS[logits.device.type]
+    sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)
+    return (sums / logits[0, 0].numel()).cpu()
+
+
+def _figure_sums(logits: torch.Tensor) -> torch.Tensor:
+    """Below the highest logit by d: probability exp(d) / s, with s their sum; entropy log(s) − Σ d exp(d) / s."""
+    top, label = logits.max(1, keepdim=True)
+    down = logits - top
+    parts = down.exp()
+    total = parts.sum(1)
+    entropy = (total.log() - parts.mul_(down).sum(1) / total) / max(np.log(logits.shape[1]), 1e-9)
+    second = down.scatter_(1, label, -torch.inf).amax(1).exp()  # topk() is slower on a CPU
+    columns = (1 / total, entropy, (1 - second) / total < LOW_MARGIN)
+    return torch.stack([column.double().sum(dim=(1, 2)) for column in columns], dim=1)

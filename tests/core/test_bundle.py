@@ -5,8 +5,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from segray.config import ModelSection
 from segray.core import storage
-from segray.core.models import bundle
+from segray.core.models import build, bundle, forward
 from segray.errors import ModelError
 
 
@@ -94,3 +95,85 @@ def test_a_save_that_fails_keeps_the_bundle_that_was_there(copy, monkeypatch):
         bundle.save(copy, model, info)
     assert bundle.load(str(copy))[1] == info
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def with_statistics(model):
+    """Batch norms that do something, as after training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+def norms(model):
+    return sum(type(module) is torch.nn.BatchNorm2d for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "left"),
+    [
+        ("unet", "resnet18", 0),
+        ("unet", "mobilenet_v2", 0),
+        ("unet", "densenet121", 62),  # norms before the convolution, and after joins
+        ("deeplabv3plus", "resnet18", 0),
+        ("segformer", "mit_b0", 0),
+        ("linknet", "resnet18", 5),  # transposed convolutions
+        ("danet", "resnet18", 0),
+        ("unet-plain", "none", 0),
+    ],
+)
+def test_folded_batch_norms_give_the_same_logits(arch, encoder, left):
+    torch.manual_seed(0)
+    model = with_statistics(build(ModelSection(arch=arch, encoder=encoder), 11))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    folded = bundle.fold_batch_norm(model)
+    image = torch.randn(1, 3, 96, 128)
+    with torch.inference_mode():
+        ours, theirs = forward(folded, image), forward(model, image)
+    assert (ours - theirs).abs().max() < 1e-4 * (theirs.max() - theirs.min())
+    assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.999
+    assert norms(folded) == left
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+class Shared(torch.nn.Module):
+    """One convolution before two norms, one used twice, one whose output is added, and one that can be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(3) for _ in range(5))
+
+    def forward(self, x):
+        x = self.convs[0](x)
+        x = self.norms[0](x) * self.norms[1](x)
+        x = self.norms[2](self.convs[1](self.convs[1](x)))
+        x = self.convs[2](x)
+        x = x + self.norms[3](x)
+        return self.norms[4](self.convs[3](x))
+
+
+def test_only_a_norm_that_is_alone_behind_its_convolution_is_folded():
+    model = with_statistics(Shared())
+    folded = bundle.fold_batch_norm(model)
+    assert [type(norm).__name__ for norm in folded.norms] == ["BatchNorm2d"] * 4 + ["Identity"]
+
+
+def test_a_fold_that_changes_logits_is_not_used(monkeypatch):
+    model = with_statistics(Shared())
+    monkeypatch.setattr(bundle, "fuse_conv_bn_eval", lambda conv, norm: torch.nn.Conv2d(3, 3, 1))
+    assert bundle.fold_batch_norm(model) is model
+
+
+def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
+    before = bundle.read_info(str(copy))
+    after = bundle.set_temperature(str(copy), 1.5, {"split": "val"})
+    model, info = bundle.load(str(copy))
+    assert info == after
+    assert (info.temperature, info.calibration) == (1.5, {"split": "val"})
+    assert info.model_id != before.model_id
+    assert bundle.save(copy, model, info).model_id == info.model_id
+    assert bundle.set_temperature(str(copy), 1.0, {}).model_id == before.model_id

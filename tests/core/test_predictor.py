@@ -1,12 +1,18 @@
 """Windows, scales and mirrors: every way of looking agrees where it must."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from segray.config import InferSection
+from segray.core import predictor as module
 from segray.core.datasets import streets
 from segray.core.predictor import Predictor, _starts
+from segray.errors import ConfigError, ModelError
 
 
 class Pointwise(torch.nn.Module):
@@ -92,3 +98,126 @@ def test_confidence_maps_are_the_highest_probability_at_source_size(tiny_bundle,
     assert prediction.confidence_hw.shape == (50, 70)
     assert prediction.confidence_hw.mean() / 255 == pytest.approx(prediction.confidence_mean, abs=0.003)
     assert predict(predictor_of(tiny_bundle), frame).confidence_hw is None
+
+
+class Small(Pointwise):
+    """A GPU whose memory holds `most` images: what it is asked for is written down."""
+
+    def __init__(self, classes, most):
+        super().__init__(classes)
+        self.most, self.asked = most, []
+
+    def forward(self, images):
+        self.asked.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(tiny_bundle):
+    frames = [streets.draw(seed, (32, 48))[0] for seed in range(9)]
+    predictor = predictor_of(tiny_bundle)
+    single = [predict(predictor, frame) for frame in frames]
+    predictor.model, sizes = Small(11, most=3), [(32, 48)] * 9
+    predictor.model.load_state_dict(predictor_of(tiny_bundle).model.state_dict())
+    for asked in ([9, 4, 2, 2, 2, 2, 1], [2, 2, 2, 2, 1]):
+        found = predictor.predict([predictor.prepare(frame) for frame in frames], sizes)
+        assert predictor.model.asked == asked
+        assert all(np.array_equal(a.mask_hw, b.mask_hw) for a, b in zip(found, single, strict=True))
+        assert [a.confidence_mean for a in found] == pytest.approx([b.confidence_mean for b in single], abs=1e-6)
+        predictor.model.asked = []
+
+
+def test_windows_that_do_not_fit_are_halved_for_good(tiny_bundle, frame):
+    whole = predict(predictor_of(tiny_bundle, window="20x70", overlap=0), frame)
+    predictor = predictor_of(tiny_bundle, window="20x70", overlap=0)
+    small = Small(11, most=2)
+    small.load_state_dict(predictor.model.state_dict())
+    predictor.model = small
+    assert np.array_equal(predict(predictor, frame).mask_hw, whole.mask_hw)
+    assert np.array_equal(predict(predictor, frame).mask_hw, whole.mask_hw)
+    assert small.asked == [3, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_single_frame_that_does_not_fit_is_one_line(tiny_bundle, frame):
+    with pytest.raises(ModelError) as error:
+        predict(predictor_of(tiny_bundle, Small(11, most=0)), frame)
+    assert str(error.value) == (
+        "unet over resnet18 does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
+        "Give it smaller windows, such as --window 256x512, or a GPU that nothing else uses."
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 56), (200, 300), (131, 56), (20, 400), (130, 57)])
+def test_masks_and_figures_are_those_of_all_logits_at_once(tiny_bundle, size):
+    torch.manual_seed(2)
+    coarse = functional.interpolate(torch.randn(2, 11, 6, 8), (130, 56), mode="bicubic") * 3
+    predictor = Predictor(str(tiny_bundle), confidence_maps=True)
+    points = np.stack([np.random.default_rng(0).integers(0, side, 20) for side in size], axis=1)
+    jobs = [module._Job(None, size, points)] * 2
+    with torch.inference_mode():
+        found = predictor._finish(coarse.contiguous(memory_format=torch.channels_last), jobs)
+    logits = functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
+    probabilities = coarse.softmax(1)
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    entropy = torch.special.entr(probabilities).sum(1) / np.log(11)
+    for i, one in enumerate(found):
+        assert np.array_equal(one.mask_hw, logits[i].argmax(0).numpy())
+        confidence = logits[i].softmax(0).amax(0).numpy() * 255
+        assert np.abs(one.confidence_hw - confidence).max() <= 0.51
+        figures = (first[i].mean(), entropy[i].mean(), (first[i] - second[i] < 0.5).double().mean())
+        assert one[1:4] == pytest.approx([float(figure) for figure in figures], abs=1e-5)
+        assert one.logits_nc == pytest.approx(logits[i, :, points[:, 0], points[:, 1]].T.numpy(), abs=1e-4)
+
+
+def test_the_temperature_softens_probabilities_and_leaves_classes(tiny_bundle, frame):
+    sharp = predict(predictor_of(tiny_bundle), frame)
+    predictor = predictor_of(tiny_bundle)
+    predictor.info.temperature = 4.0
+    soft = predict(predictor, frame)
+    assert np.array_equal(soft.mask_hw, sharp.mask_hw)
+    assert soft.confidence_mean < sharp.confidence_mean
+    assert soft.entropy_mean > sharp.entropy_mean
+
+
+@pytest.mark.parametrize(
+    ("precision", "line"),
+    [
+        ("fp16", "infer.precision fp16 needs a GPU; take fp32, or auto."),
+        ("bf16", "infer.precision bf16: this CPU lacks the instructions and would be ten times slower; take fp32, or auto."),
+    ],
+)  # fmt: skip
+def test_a_precision_that_the_cpu_lacks_is_one_line(tiny_bundle, monkeypatch, precision, line):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
+    with pytest.raises(ConfigError) as error:
+        predictor_of(tiny_bundle, precision=precision)
+    assert str(error.value) == line
+
+
+def test_bf16_is_nearly_fp32_where_the_cpu_has_it(tiny_bundle, frame, monkeypatch):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    half, full = (predict(predictor_of(tiny_bundle, precision=name), frame) for name in ("bf16", "auto"))
+    assert half.confidence_mean == pytest.approx(full.confidence_mean, abs=0.01)
+    assert half.confidence_mean != full.confidence_mean
+
+
+class Alone(Pointwise):
+    """Fails where a second thread comes in while one is at work."""
+
+    busy = False
+
+    def forward(self, images):
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.01)
+        self.busy = False
+        return super().forward(images)
+
+
+def test_threads_take_turns(tiny_bundle):
+    frames = [streets.draw(seed, (32, 48))[0] for seed in range(12)]
+    predictor = predictor_of(tiny_bundle, Alone(11))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda frame: predict(predictor, frame), frames))
+    for frame, prediction in zip(frames, found, strict=True):
+        assert np.array_equal(prediction.mask_hw, predict(predictor, frame).mask_hw)

@@ -6,26 +6,33 @@ segray.json                      classes, preprocessing, scores, resolved settin
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import shutil
 import uuid
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from segray.config import ModelSection, Size
 from segray.core import storage
-from segray.core.models import build
+from segray.core.models import build, forward
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
 
 WEIGHTS, CONFIG, INFO = "model.safetensors", "config.json", "segray.json"
+FOLD_SIZE = (64, 96)  # height, width of the frame that a folded model is tried with
+FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # of the logits' spread; share of pixels with one and the same class
 
 
 class BundleInfo(BaseModel):
@@ -38,6 +45,8 @@ class BundleInfo(BaseModel):
     resize: Literal["stretch", "short_side"] = "stretch"  # to input_size, or to its shorter side; and logits back
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    temperature: float = Field(1.0, gt=0)  # that logits are divided by, before they are probabilities
+    calibration: dict[str, Any] = {}  # how well it fits, and on which split
     weights_sha256: str = ""
     model_id: str = ""
     data_id: str = ""
@@ -120,6 +129,72 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
     return model.eval(), info
 
 
+def set_temperature(uri: str, temperature: float, fit: dict[str, Any]) -> BundleInfo:
+    """Write another temperature, and how well it fits, into segray.json; with it the bundle has another model_id."""
+    info = read_info(uri).model_copy(update={"temperature": temperature, "calibration": fit})
+    info.model_id = _model_id(info)
+    storage.replace(storage.join(uri, INFO), info.model_dump_json(indent=2).encode())
+    return info
+
+
+def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
+    """An equal model in eval mode whose convolutions do the work of the batch norm after them; `model` is unchanged.
+
+    Where that gives other logits, or nothing can be folded, it is `model` itself.
+    """
+    folded = copy.deepcopy(model)
+    names: dict[torch.nn.Module, list[str]] = {}
+    for name, module in folded.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for conv, norm in _foldable(folded):
+        for module, other in ((conv, fuse_conv_bn_eval(conv, norm)), (norm, torch.nn.Identity())):
+            for name in names[module]:
+                folded.set_submodule(name, other)
+    image = torch.randn(2, 3, *FOLD_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, after = forward(model, image), forward(folded, image)
+    near = (after - before).abs().max() <= FOLD_TOLERANCE * (before.max() - before.min())
+    same = (after.argmax(1) == before.argmax(1)).float().mean() >= FOLD_SAME
+    return folded if near and same else model
+
+
+def _foldable(model: torch.nn.Module) -> list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]]:
+    """Pairs of modules where the norm takes the very tensor that the convolution gave, and nothing else uses it.
+
+    Seen in one forward pass; its tensors are kept meanwhile, so that no two have one identity.
+    """
+    made: dict[torch.Tensor, torch.nn.Conv2d] = {}
+    taken: list[tuple[torch.Tensor, torch.nn.BatchNorm2d]] = []
+    calls: Counter[torch.nn.Module] = Counter()
+    uses: Counter[torch.Tensor] = Counter()
+
+    class Uses(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor | tuple | list):  # not dim(), not shape
+                uses.update({leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)})
+            return result
+
+    def note(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        calls[module] += 1
+        if type(module) is torch.nn.Conv2d:  # a subclass may do more than convolve
+            made[output] = module
+        else:
+            taken.append((args[0], module))
+
+    kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d)
+    hooks = [module.register_forward_hook(note) for module in model.modules() if type(module) in kinds]
+    with torch.inference_mode(), Uses():
+        forward(model, torch.zeros(1, 3, *FOLD_SIZE))
+    for hook in hooks:
+        hook.remove()
+    return [
+        (made[tensor], norm)
+        for tensor, norm in taken
+        if tensor in made and calls[made[tensor]] == calls[norm] == uses[tensor] == 1 and norm.running_mean is not None
+    ]
+
+
 def resolve(uri: str, weights_dir: str | None = None) -> str:
     """A bundle's place: itself, or where the ready model of that name is kept, made there at first use."""
     from segray.core.models import ready
@@ -132,8 +207,10 @@ def label_space(info: BundleInfo) -> LabelSpace:
 
 
 def _model_id(info: BundleInfo) -> str:
-    """12 hex digits of everything that changes a label: weights, classes, preprocessing."""
+    """12 hex digits of everything that changes a label or its figures: weights, classes, preprocessing, temperature."""
     keys = {"weights_sha256", "label_space", "input_size", "resize", "mean", "std", "schema_version"}
+    if info.temperature != 1:
+        keys.add("temperature")
     text = json.dumps(info.model_dump(mode="json", include=keys), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
