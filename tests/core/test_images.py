@@ -1,21 +1,70 @@
 import io
+import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageCms
+from torchvision.io import decode_png
 
-from segray.core.images import decode_image, decode_mask, encode_mask, resize_image, resize_mask
+from segray.core.images import colorize, decode_image, decode_mask, encode_mask, resize_image, resize_mask
 from segray.core.samples import color_id, id_text
 from segray.errors import DataError
 
 RED = (200, 30, 30)
+
+# pytest puts its own filters in the place of the one that images sets.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
 
 def encoded(image, kind="PNG", **options):
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
+
+
+def tiff(pixels, photometric, planar=1, sample_format=1, extra=None):
+    """Raw TIFF of one strip (planar 1) or a strip a channel (2), in the byte order of the array: what Pillow does
+    not write."""
+    order = ">" if pixels.dtype.str[0] == ">" else "<"
+    height, width, channels = pixels.shape
+    planes = [pixels.tobytes()] if planar == 1 else [pixels[..., i].tobytes() for i in range(channels)]
+    tags = {256: ("L", width), 257: ("L", height), 258: ("H", *[8 * pixels.itemsize] * channels), 259: ("H", 1)}
+    tags |= {262: ("H", photometric), 273: ("L", *[0] * len(planes)), 277: ("H", channels), 278: ("L", height)}
+    tags |= {279: ("L", *map(len, planes)), 284: ("H", planar)}
+    tags |= {} if extra is None else {338: ("H", extra)}
+    tags |= {339: ("H", *[sample_format] * channels)}
+    end = 8 + 2 + 12 * len(tags) + 4
+
+    def packed():
+        entries, blob = b"", b""
+        for tag, (kind, *values) in tags.items():
+            data = struct.pack(f"{order}{len(values)}{kind}", *values)
+            entries += struct.pack(f"{order}HHL", tag, {"H": 3, "L": 4}[kind], len(values))
+            if len(data) > 4:
+                entries += struct.pack(f"{order}L", end + len(blob))
+                blob += data
+            else:
+                entries += data.ljust(4, b"\0")
+        return struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + blob
+
+    begin = 8 + len(packed())
+    tags[273] = ("L", *[begin + i * len(planes[0]) for i in range(len(planes))])
+    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8) + packed() + b"".join(planes)
+
+
+def png(pixels, color_type):
+    """PNG of 16 bits a channel, [H, W, C] big-endian: what Pillow does not write in colour."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
@@ -34,37 +83,307 @@ def test_odd_modes_are_neither_black_nor_white_by_accident(mode):
     assert image[3, 3].tolist() == [0] * 3
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
-    deep = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
-    assert decode_image(encoded(deep))[0, :, 0].tolist() == [0, 100, 255]
+DEEP = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2800  # 0..64400
 
 
-def test_floats_are_refused_by_name():
-    deep = Image.fromarray(np.ones((2, 2), dtype=np.float32))
-    with pytest.raises(DataError, match=r"^a.tif has F pixels \(32 bits a channel\); convert it to 8 or 16 bits\.$"):
-        decode_image(encoded(deep, "TIFF"), "a.tif")
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_of_grey_become_their_upper_eight(kind, compression):
+    options = {"compression": compression} if kind == "TIFF" else {}
+    image = decode_image(encoded(Image.fromarray(DEEP), kind, **options))
+    assert np.array_equal(image, np.stack([DEEP >> 8] * 3, axis=-1))
 
 
-def test_exif_rotation_is_applied():
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_either_byte_order_and_of_colour_become_their_upper_eight(order):
+    grey = DEEP.astype(f"{order}u2")
+    assert np.array_equal(decode_image(tiff(grey[..., None], 1))[..., 1], DEEP >> 8)
+    rgb = np.dstack([grey, grey // 2, grey // 3]).astype(grey.dtype)
+    assert np.array_equal(decode_image(tiff(rgb, 2)), rgb >> 8)
+    rgba = np.dstack([rgb, np.full_like(grey, 7)]).astype(grey.dtype)
+    assert np.array_equal(decode_image(tiff(rgba, 2, extra=2)), rgb >> 8)
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_of_a_png_become_their_upper_eight_and_alpha_is_left_out(color_type, channels):
+    pixels = np.dstack([DEEP, DEEP // 2, DEEP // 3, DEEP // 4])[..., :channels]
+    colors = pixels[..., :3] if channels >= 3 else pixels[..., :1].repeat(3, axis=-1)
+    assert np.array_equal(decode_image(png(pixels, color_type)), colors >> 8)
+
+
+def test_a_deep_tiff_whose_zero_is_white_is_no_negative():
+    assert np.array_equal(decode_image(tiff(DEEP[..., None], 0))[..., 0], 65535 - DEEP >> 8)
+    assert decode_image(tiff(np.full((2, 2, 1), 65535, np.uint16), 0)).max() == 0
+
+
+LOW = np.full((4, 6, 3), 4095, dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(LOW[..., 0])),
+        encoded(Image.fromarray(LOW[..., 0]), "TIFF"),
+        tiff(LOW[..., :1], 0),
+        tiff(LOW[..., :1].astype(">u2"), 1),
+        tiff(LOW, 2),
+        png(LOW, 2),
+        png(LOW[..., :2], 4),
+        png(LOW.astype(np.uint16) // 16, 2),
+    ],
+)
+def test_twelve_bits_in_sixteen_are_refused_instead_of_black(data):
+    with pytest.raises(
+        DataError,
+        match=r"^a holds 12-bit values or smaller in 16 bits, which would come out black; scale them to 0\.\.65535\.$",
+    ):
+        decode_image(data, "a")
+
+
+def test_dark_pixels_of_eight_bits_are_no_twelve_of_sixteen():
+    dark = Image.new("RGB", (4, 4), (3, 2, 1))
+    assert decode_image(encoded(dark))[0, 0].tolist() == [3, 2, 1]
+    assert decode_image(encoded(dark, "TIFF", compression="tiff_lzw"))[0, 0].tolist() == [3, 2, 1]
+    header = struct.pack(
+        "<2sLLLLllHHLLllLL3L", b"BM", 70, 0, 66, 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F
+    )
+    assert decode_image(header + struct.pack("<HH", 1, 0))[0, 0].tolist() == [0, 0, 8]  # 16 bits a pixel: 5, 6, 5
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (encoded(Image.new("F", (2, 2)), "TIFF"), "holds floats"),
+        (encoded(Image.new("I", (2, 2)), "TIFF"), "holds signed or 32-bit integers"),
+        (tiff(DEEP.astype("<i2")[..., None], 1, sample_format=2), "holds signed or 32-bit integers"),
+        (tiff(DEEP.astype("i1")[..., None], 1, sample_format=2), "holds signed integers"),
+        (tiff(LOW * 16, 2, planar=2), "holds 16-bit channels in planes of their own"),
+        (tiff(np.dstack([LOW, DEEP]), 5), "holds 16-bit CMYK"),
+        (tiff(np.ones((2, 2, 3), np.uint8), 6), "holds subsampled raw YCbCr"),
+    ],
+)
+def test_pixels_that_pillow_would_get_wrong_are_refused_by_name(data, what):
+    with pytest.raises(DataError, match=rf"^a\.tif {what}; convert it to 8 bits a channel, grey or RGB\.$"):
+        decode_image(data, "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("data", "bits"),
+    [
+        (tiff(LOW.astype(np.float32), 2, sample_format=3), r"32\+32\+32"),
+        (tiff(LOW[..., :1].astype(np.float64), 1, sample_format=3), "64"),
+        (tiff(LOW[..., :2], 1, extra=2), r"16\+16"),
+        (tiff(LOW[..., :1].astype(">u2"), 0), "16"),
+    ],
+)
+def test_a_tiff_that_pillow_cannot_open_says_so(data, bits):
+    with pytest.raises(
+        DataError,
+        match=rf"^a\.tif is a TIFF of {bits} bits a pixel, a layout that is not read; convert it to 8 bits, grey or RGB\.$",
+    ):
+        decode_image(data, "a.tif")
+
+
+PICTURE = Image.new("RGB", (6, 4), RED)
+PICTURE.paste((255, 255, 255), (0, 0, 3, 2))
+PICTURE.paste((0, 0, 0), (3, 2, 6, 4))
+
+
+def lab(picture):
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.profileToProfile(picture, *profiles, outputMode="LAB")
+
+
+def see_through(picture):
+    """Every colour of the palette with another alpha."""
+    picture = picture.quantize(8)
+    picture.info["transparency"] = bytes([0, 128, 255])
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture", "options"),
+    [
+        ("PNG", PICTURE.convert("RGBA"), {}),
+        ("PNG", see_through(PICTURE), {}),
+        ("PNG", PICTURE.quantize(3), {"bits": 2}),
+        ("PNG", PICTURE, {"transparency": (255, 255, 255)}),
+        ("TIFF", PICTURE.quantize(8), {}),
+        ("TIFF", PICTURE.quantize(8).convert("PA"), {}),
+        ("TIFF", PICTURE.convert("RGBA"), {}),
+        ("TIFF", PICTURE.convert("CMYK"), {}),
+        ("TIFF", PICTURE.convert("YCbCr"), {}),
+        ("TIFF", lab(PICTURE), {}),
+        ("TIFF", PICTURE, {"compression": "packbits"}),
+        ("TIFF", PICTURE.resize((48, 32), 0), {"compression": "jpeg", "quality": 100}),
+        ("WEBP", PICTURE, {"lossless": True}),
+        ("WEBP", PICTURE.resize((96, 64), 0), {"quality": 100}),
+        ("WEBP", PICTURE.convert("RGBA"), {"lossless": True}),
+        ("GIF", PICTURE, {}),
+        ("BMP", PICTURE, {}),
+        ("BMP", PICTURE.convert("RGBA"), {}),
+        ("BMP", PICTURE.quantize(8), {}),
+        ("JPEG", PICTURE.resize((48, 32), 0), {"quality": 100}),
+        ("JPEG", PICTURE.resize((48, 32), 0).convert("CMYK"), {"quality": 100}),  # inverted, as Adobe writes it
+        ("JPEG", PICTURE.resize((48, 32), 0), {"quality": 100, "progressive": True}),
+    ],
+)
+def test_every_way_to_store_a_colour_gives_that_colour(kind, picture, options):
+    image = decode_image(encoded(picture, kind, **options))
+    height, width = image.shape[:2]
+    near = image[[1, 1, -2, -2], [1, width - 2, 1, width - 2]].astype(int)
+    assert np.abs(near - [(255, 255, 255), RED, RED, (0, 0, 0)]).max() <= 6
+    assert (width, height) == picture.size
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_is_grey_in_all_three_channels(kind, mode):
+    grey = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert(mode)
+    assert decode_image(encoded(grey, kind)).tolist() == [[[0] * 3, [255] * 3], [[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize(("alpha", "kept"), [(1, [200, 100]), (2, [100, 50])])
+def test_a_greys_alpha_is_left_out_and_undone_where_it_is_multiplied_in(alpha, kept):
+    pixels = np.array([[[100, 128], [50, 128]]], np.uint8)
+    assert np.abs(decode_image(tiff(pixels, 1, extra=alpha))[0, :, 0].astype(int) - kept).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_the_first_frame_or_page_of_several_is_the_image(kind):
+    other = Image.new("RGB", (6, 4), (30, 30, 200))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = decode_image(encoded(PICTURE, kind, save_all=True, append_images=[other], **options))
+    assert np.array_equal(image, np.asarray(PICTURE))
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.swapaxes(a[::-1, ::-1], 0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "deep PNG", "deep TIFF", "grey JPEG"])
+def test_an_image_is_upright_after_exif(kind, orientation):
     exif = Image.Exif()
-    exif[0x112] = 6
-    picture = Image.new("RGB", (8, 4), RED)
-    assert decode_image(encoded(picture, "JPEG", exif=exif)).shape == (8, 4, 3)
+    exif[0x112] = orientation
+    stored = np.kron(np.array([[0, 80], [160, 240]]), np.ones((8, 16), int)).astype(np.uint8)
+    picture = Image.fromarray(stored if "grey" in kind else np.stack([stored] * 3, axis=-1))
+    if "deep" in kind:
+        picture = Image.fromarray(stored.astype(np.uint16) * 257)
+    kind = kind.split()[-1]
+    options = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}[kind]
+    image = decode_image(encoded(picture, kind, exif=exif, **options))
+    right = UPRIGHT[orientation](stored)
+    assert image.shape == (*right.shape, 3)
+    assert np.abs(image[..., 0].astype(int) - right).max() <= 2
 
 
-def test_broken_bytes_are_a_data_error_that_names_the_file():
-    whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
-    for data in (b"", b"text", whole[: len(whole) * 6 // 10]):
-        with pytest.raises(DataError, match=r"^a\.jpg (is not an image|cannot be decoded): [^<\n]*\.$"):
-            decode_image(data, "a.jpg")
+@pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF"])
+def test_the_smallest_and_the_longest_image_are_read(kind, size):
+    image = decode_image(encoded(Image.new("RGB", size, RED), kind))
+    assert image.shape == (size[1], size[0], 3)
+    assert np.abs(image.astype(int) - RED).max() <= 6
 
 
-def test_a_bomb_is_stopped_by_its_header():
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><rect width='9' height='9'/></svg>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        encoded(NOISE, "PPM"),
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\0\0\0\0WEBP",
+        b"II*\0",
+        b"GIF89a",
+        b"BM",
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_what_is_no_image_is_a_data_error_that_names_the_file(data):
+    with pytest.raises(DataError, match=r"^a\.jpg (is not an image|cannot be decoded): [^<\n]*\.$"):
+        decode_image(data, "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"restart_marker_rows": 1}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("GIF", {}),
+        ("BMP", {}),
+    ],
+    ids=str,
+)
+def test_a_cut_file_is_a_data_error_wherever_it_is_cut(kind, options):
+    data = encoded(NOISE.crop((0, 0, 24, 20)), kind, **options)
+    whole = decode_image(data)
+    for end in range(0, len(data), 1 + len(data) // 300):
+        try:
+            image = decode_image(data[:end], "a.jpg")
+        except DataError:
+            continue
+        assert np.array_equal(image, whole), f"cut at {end} of {len(data)}"  # only the file's last marks are gone
+
+
+def test_a_jpeg_that_ends_in_zeros_is_not_filled_with_grey():
+    data = encoded(NOISE, "JPEG", exif=b"Exif\0\0" + b"\xff\xd9")  # a thumbnail's end is not the image's
+    cut = data[: len(data) // 2] + bytes(1 << 16)
+    with pytest.raises(DataError, match=r"^a\.jpg cannot be decoded: image file is truncated \(a JPEG without its end"):
+        decode_image(cut, "a.jpg")
+    assert np.array_equal(decode_image(data + bytes(4096)), decode_image(data))  # zeros behind the end are padding
+
+
+def test_damaged_bytes_give_pixels_or_a_data_error():
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+        whole = np.frombuffer(encoded(NOISE.crop((0, 0, 24, 20)), kind), np.uint8)
+        for _ in range(100):
+            data = whole.copy()
+            data[rng.integers(0, min(len(data), 300), 4)] = rng.integers(0, 256, 4)
+            for decode in (decode_image, decode_mask):
+                try:
+                    decode(data.tobytes(), "a")
+                except DataError:
+                    continue
+
+
+def test_notes_on_odd_tags_stay_silent():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"  # 65535 tags, none there
+    code = f"from segray.core.images import decode_image; decode_image({encoded(PICTURE, 'JPEG', exif=exif)!r})"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("side", [20000, 40000])
+def test_a_bomb_is_stopped_by_its_header(side):
     header = bytearray(encoded(Image.new("L", (1, 1))))
-    header[16:24] = (40000).to_bytes(4, "big") * 2
+    header[16:24] = side.to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
-    with pytest.raises(DataError, match=r"^a\.png is 40000×40000; at most 268 megapixels are read\.$"):
-        decode_image(bytes(header), "a.png")
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(DataError, match=rf"^a\.png is {side}×{side}; at most 268 megapixels are read\.$"):
+            decode(bytes(header), "a.png")
 
 
 def test_every_id_survives_the_palette_png():
@@ -75,9 +394,33 @@ def test_every_id_survives_the_palette_png():
     assert Image.open(io.BytesIO(data)).convert("RGB").getpixel((2, 0)) == (9, 9, 9)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (2, 3), (17, 31), (256, 256), (360, 480)])
+def test_a_palette_png_has_the_pixels_of_pillows(shape):
+    ids = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    colors = [tuple(color) for color in np.random.default_rng(1).integers(0, 256, (256, 3)).tolist()]
+    reference = Image.fromarray(ids)
+    reference.putpalette(np.array(colors, np.uint8).tobytes())
+    data = encode_mask(ids, colors)
+    image = Image.open(io.BytesIO(data))
+    assert (image.mode, image.size) == ("P", shape[::-1])
+    assert np.array_equal(np.asarray(image), ids)
+    assert image.getpalette() == reference.getpalette()
+    Image.open(io.BytesIO(data)).verify()  # checksums
+    assert np.array_equal(decode_image(data), colorize(ids, colors))
+    read = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    assert np.array_equal(read[0], ids)
+
+
+def test_a_mask_need_not_lie_in_one_piece():
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(decode_mask(encode_mask(ids[::2, ::-3].T, [RED])), ids[::2, ::-3].T)
+
+
 def test_masks_that_would_invent_ids_are_refused():
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents class ids at edges; store masks as PNG\.$"):
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
+    with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents"):
+        decode_mask(encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE]), "m.jpg")
     with pytest.raises(DataError, match=r"^m\.tif has F pixels; a mask holds a class id of 8 or 16 bits, or a colour"):
         decode_mask(encoded(Image.new("F", (8, 8)), "TIFF"), "m.tif")
 
