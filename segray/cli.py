@@ -42,6 +42,11 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
     "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
     "--split": ("evaluate.split", "Split that is scored.", {}),
+    "--calibrate": (
+        "evaluate.calibrate",
+        "Fit the model's temperature on the split, data that it was not trained on, and keep it in its segray.json.",
+        {"is_flag": True, "default": None},
+    ),
     "--window": ("infer.window", "Slide a window of this height x width over frames at their own size.", {}),
     "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
     "--labels": ("report.labels", "Folder of labels; give it again for more.", {"multiple": True}),
@@ -328,7 +333,7 @@ def sweep(config: Any, overwrite: bool) -> None:
 @cli.command()
 @click.argument("evaluate__model", metavar="MODEL", required=False)
 @stage(
-    "--format", "--data", "--split", "--window", "--flip", "--weights-dir",
+    "--format", "--data", "--split", "--window", "--flip", "--calibrate", "--weights-dir",
     out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
 )  # fmt: skip
 def evaluate(config: Any, overwrite: bool) -> None:
@@ -340,6 +345,7 @@ def evaluate(config: Any, overwrite: bool) -> None:
       segray evaluate runs/city/best --format cityscapes --data cityscapes/ --window 512x1024 --flip \\
                       --set infer.scales='[0.75, 1, 1.25]'
       segray evaluate deeplabv3-coco --format cityscapes --data cityscapes/
+      segray evaluate runs/camvid/best --format camvid --data camvid/ --calibrate --out runs/camvid-honest
     """
     from segray.evaluate import PICTURES, evaluate
     from segray.terminal import counting, say, show_scores

@@ -200,6 +200,9 @@ class EvaluateSection(Section):
     out: str = "runs/evaluation"
     batch_size: int = Field(8, ge=1)
     pictures: int = Field(3, ge=0, description="frames shown of the best and of the worst")
+    calibrate: bool = Field(
+        False, description="fit the bundle's temperature on the split, which it was not trained on, and keep it there"
+    )
 
 
 class ReportSection(Section):

@@ -1,6 +1,7 @@
 """A bundle and a labelled split → its scores at the frames' own size, in this process, with pictures.
 
-OUT/scores.json      scores of all frames together, by class, per-image averages, boundary IoU, confusion matrix
+OUT/scores.json      scores of all frames together, by class, per-image averages, boundary IoU, confusion matrix,
+                     expected calibration error
 OUT/images.parquet   a row a frame, worst first
 OUT/frames.png       the best and the worst frames: image, truth, prediction, errors
 """
@@ -8,6 +9,7 @@ OUT/frames.png       the best and the worst frames: image, truth, prediction, er
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.config import Config
-from segray.core import images, metrics
+from segray.core import calibration, images, metrics
 from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, read_sample, split_refs
 from segray.core.models import bundle
-from segray.core.predictor import Predictor
+from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import IGNORE_INDEX, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError
 from segray.train import SETTINGS, claim_folder, different
@@ -40,31 +42,47 @@ def evaluate(
     """Score `evaluate.model` on `evaluate.split`; what scores.json then holds. on_frame gets (frames done, of all).
 
     Classes of model and data are matched by name (core.classmaps); those that the model does not know are
-    reported as not covered. Raises ModelError and DataError for a bundle or data that cannot be used.
+    reported as not covered. With `evaluate.calibrate`, the bundle gets the temperature that fits the split.
+    Raises ModelError and DataError for a bundle or data that cannot be used.
     """
     section = config.evaluate
     if not section.model:
         raise ConfigError("evaluate.model is not given; name the bundle, or a ready model of `segray models`.")
+    if section.calibrate and (config.infer.window or config.infer.flip or config.infer.scales != [1.0]):
+        raise ConfigError(
+            "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."
+        )
+    if section.calibrate and config.infer.threshold is not None:
+        raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
     model = bundle.resolve(section.model, config.model.weights_dir)
     space = bundle.label_space(bundle.read_info(model))
     dataset = open_dataset(config.data)
     refs = split_refs(dataset, section.split)
     truth_space, not_covered = _truth_space(space, dataset.label_space)
     out = Path(section.out)
+    if section.calibrate:
+        bundle.check_writable(model)
     _claim(out, config, overwrite)
     predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
     classes = space.num_classes
     confusion = np.zeros((classes, classes + 1), np.int64)  # the last column: pixels left undecided
     boundary, rows = np.zeros((classes, 2), np.int64), []
-    for ref, sample, pred_hw in _predictions(predictor, refs, truth_space, section.batch_size):
-        counts = confusion_of(sample.mask_hw, pred_hw, classes)
-        edges = metrics.boundary_counts(sample.mask_hw, pred_hw, classes)
+    looks: list[tuple[np.ndarray, np.ndarray]] = []  # logits and classes of sampled pixels
+    for ref, sample, points, found in _predictions(predictor, refs, truth_space, section.batch_size):
+        counts = confusion_of(sample.mask_hw, found.mask_hw, classes)
+        edges = metrics.boundary_counts(sample.mask_hw, found.mask_hw, classes)
+        looks.append((found.logits_nc, sample.mask_hw[points[:, 0], points[:, 1]]))
         confusion, boundary = confusion + counts, boundary + edges
         rows.append({"sample_id": ref.sample_id, "image": ref.image, "mask": ref.mask, **_row_scores(counts)})
         on_frame(len(rows), len(refs))
     if not confusion.any():
         raise DataError(f"No pixel of {dataset.name} {section.split} is labelled with a class that {model} knows.")
     result = _result(space, confusion, boundary, rows, not_covered) | {"model": section.model, "split": section.split}
+    logits_nc, truth_n = (np.concatenate(values) for values in zip(*looks, strict=True))
+    result["scores"]["ece"] = calibration.ece(logits_nc, truth_n)
+    if section.calibrate:
+        result["calibration"] = _calibrate(model, predictor.info.temperature, section.split, logits_nc, truth_n)
+        result["scores"]["ece"] = result["calibration"]["ece_after"]
     rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
     pq.write_table(pa.Table.from_pylist(rows), out / IMAGES)
     if section.pictures:
@@ -89,6 +107,18 @@ def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.
     return metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
 
 
+def _calibrate(model: str, before: float, split: str, logits_nc: np.ndarray, truth_n: np.ndarray) -> dict[str, Any]:
+    """Give the bundle the temperature that fits; the logits are divided by its `before` already."""
+    factor = calibration.fit(logits_nc, truth_n)
+    errors = {
+        "ece_before": calibration.ece(logits_nc, truth_n),
+        "ece_after": calibration.ece(logits_nc, truth_n, factor),
+    }
+    fit = {"split": split, "pixels": len(truth_n), **errors}
+    info = bundle.set_temperature(model, before * factor, fit)
+    return {"temperature": info.temperature, "model_id": info.model_id, **fit}
+
+
 def _truth_space(model: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
     """The model's classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
     if model.names == truth.names:
@@ -104,22 +134,26 @@ def _truth_space(model: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list
 
 def _predictions(
     predictor: Predictor, refs: Sequence[SampleRef], space: LabelSpace, batch_size: int
-) -> Iterator[tuple[SampleRef, Sample, np.ndarray]]:
-    """Each frame with its truth and its predicted ids, decoded a batch ahead."""
+) -> Iterator[tuple[SampleRef, Sample, np.ndarray, Prediction]]:
+    """Each frame with its truth, pixels of it that are drawn for calibration, and what is predicted, a batch ahead."""
     batches = [refs[i : i + batch_size] for i in range(0, len(refs), batch_size)]
+    most = calibration.pixels_a_frame(len(refs), space.num_classes)
 
-    def read(batch: Sequence[SampleRef]) -> list[Sample]:
-        return [read_sample(ref, space, None) for ref in batch]
+    def read(batch: Sequence[SampleRef]) -> list[tuple[Sample, np.ndarray]]:
+        samples = [read_sample(ref, space, None) for ref in batch]
+        seeds = [zlib.crc32(ref.sample_id.encode()) for ref in batch]
+        return [
+            (one, calibration.sample_pixels(one.mask_hw, most, seed)) for one, seed in zip(samples, seeds, strict=True)
+        ]
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = [pool.submit(read, batch) for batch in batches[:THREADS]]
         for i, batch in enumerate(batches):
-            samples = waiting.pop(0).result()
+            samples, points = zip(*waiting.pop(0).result(), strict=True)
             waiting += [pool.submit(read, later) for later in batches[i + THREADS : i + THREADS + 1]]
             frames = [sample.image_hwc for sample in samples]
-            found = predictor.predict([predictor.prepare(f) for f in frames], [f.shape[:2] for f in frames])
-            for ref, sample, prediction in zip(batch, samples, found, strict=True):
-                yield ref, sample, prediction.mask_hw
+            found = predictor.predict([predictor.prepare(f) for f in frames], [f.shape[:2] for f in frames], points)
+            yield from zip(batch, samples, points, found, strict=True)
 
 
 def _row_scores(counts: np.ndarray) -> dict[str, Any]:

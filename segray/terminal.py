@@ -175,6 +175,12 @@ def show_scores(result: dict[str, Any]) -> None:
         f"micro IoU {text(scores['micro_iou'])}; mean of the frames' own mIoU {text(scores['image_miou'])}; "
         f"the best constant guess has mIoU {text(result['baseline_miou'])}."
     )
+    say(f"Expected calibration error {text(scores['ece'])}: how far confidence is from accuracy.")
+    if "calibration" in result:
+        fit = result["calibration"]
+        columns = ("temperature", "error before", "error after", "pixels")
+        row = (fit["temperature"], fit["ece_before"], fit["ece_after"], fit["pixels"])
+        table(f"Calibrated on {fit['split']}; the model's id is now {fit['model_id']}", columns, [row])
     if result["undecided_share"]:
         say(f"Undecided: {result['undecided_share']:.1%} of the labelled pixels.")
     if result["not_covered"]:

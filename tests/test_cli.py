@@ -23,7 +23,7 @@ FROZEN = {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
         *("trials", "weights", "weights-dir"),
     },
-    "evaluate": STAGE | {"format", "data", "split", "window", "flip", "weights-dir"},
+    "evaluate": STAGE | {"format", "data", "split", "window", "flip", "calibrate", "weights-dir"},
     "label": STAGE | {"model", "input", "truth", "every", "window", "flip", "actors", "address"},
     "verify": {"help"},
     "report": STAGE | {"labels"},

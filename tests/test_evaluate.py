@@ -1,18 +1,21 @@
 """Scores of a bundle on labelled frames, from outside."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from segray import cli, terminal
 from segray.config import load
-from segray.core import metrics
+from segray.core import calibration, metrics
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
+from segray.core.models import bundle
 from segray.core.predictor import Predictor
-from segray.errors import ConfigError, DataError
+from segray.errors import ConfigError, DataError, StorageError
 from segray.evaluate import evaluate
 
 
@@ -84,3 +87,112 @@ def test_the_command_prints_a_table_by_class(config, monkeypatch, capsys):
     assert "boundary" in out
     assert "bicyclist" in out
     assert "the best constant guess has mIoU" in out
+
+
+def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
+    logits = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], np.float32))
+    # two at 0.9, one right: 0.4 apart; two at 0.6, both right: 0.4 apart
+    assert calibration.ece(logits, np.array([0, 1, 1, 1], np.uint8)) == pytest.approx(0.4, abs=1e-6)
+    # one bin holds both, 0.9 on average, all wrong; the other is 0.1 apart
+    assert calibration.ece(logits, np.array([1, 1, 1, 0], np.uint8)) == pytest.approx((0.9 + 0.1) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.7, 1.0, 3.0, 12.0])
+def test_a_known_temperature_is_found_again(temperature):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (200_000, 5)).astype(np.float32)
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(1).astype(np.uint8)  # drawn from their softmax
+    assert calibration.fit(logits * np.float32(temperature), truth) == pytest.approx(temperature, rel=0.02)
+    assert calibration.ece(logits * np.float32(temperature), truth, temperature) < 0.005
+
+
+def test_pixels_are_drawn_from_labelled_ones_and_again_the_same():
+    truth = np.full((6, 5), 255, np.uint8)
+    truth[2:4] = 7
+    points = calibration.sample_pixels(truth, 4, seed=1)
+    assert set(points[:, 0]) <= {2, 3}
+    assert len(np.unique(points, axis=0)) == 4
+    assert np.array_equal(points, calibration.sample_pixels(truth, 4, seed=1))
+    assert len(calibration.sample_pixels(truth, 100, seed=1)) == 10
+    assert calibration.sample_pixels(np.full((6, 5), 255, np.uint8), 4, seed=1).shape == (0, 2)
+    assert calibration.pixels_a_frame(2000, 150) * 2000 * 150 <= calibration.VALUES
+
+
+@pytest.fixture
+def sharp(tiny_bundle, town, tmp_path):
+    """A bundle that knows how often each class is, nearly nothing else, and is three times too sure of it."""
+    model, info = bundle.load(str(tiny_bundle))
+    dataset = open_dataset(load(None, {"data.root": str(town)}).data)
+    masks = [read_sample(ref, dataset.label_space, None).mask_hw for ref in split_refs(dataset, "val")]
+    counts = np.bincount(np.concatenate(masks, axis=None), minlength=256)[:11] + 1
+    with torch.no_grad():
+        model.segmentation_head[0].weight.mul_(0.1)
+        model.segmentation_head[0].bias.copy_(3 * torch.from_numpy(counts / counts.sum()).log())
+    bundle.save(tmp_path / "sharp", model, info)
+    return str(tmp_path / "sharp")
+
+
+def test_calibration_softens_confidence_and_keeps_masks(config, sharp, tmp_path):
+    changes = {"evaluate.model": sharp, "evaluate.calibrate": True}
+    before = evaluate(config.changed({"evaluate.model": sharp, "evaluate.out": str(tmp_path / "before")}))
+    info = bundle.read_info(sharp)
+    fitted = evaluate(config.changed(changes))
+    after = evaluate(config.changed({"evaluate.model": sharp, "evaluate.out": str(tmp_path / "after")}))
+    fit = fitted["calibration"]
+    now = bundle.read_info(sharp)
+    assert fit["ece_before"] == before["scores"]["ece"]
+    assert fit["ece_after"] < fit["ece_before"] / 2
+    assert after["scores"]["ece"] == pytest.approx(fit["ece_after"], abs=1e-4)
+    assert before["confusion"] == fitted["confusion"] == after["confusion"]
+    assert (now.temperature, now.model_id) == (fit["temperature"], fit["model_id"])
+    assert now.temperature == pytest.approx(3, rel=0.1)
+    assert now.model_id != info.model_id
+    assert now.weights_sha256 == info.weights_sha256
+    assert now.calibration == {key: fit[key] for key in ("split", "pixels", "ece_before", "ece_after")}
+    assert (fit["split"], fit["pixels"]) == ("val", np.sum(before["confusion"]))
+    again = evaluate(config.changed(changes | {"evaluate.out": str(tmp_path / "again")}))["calibration"]
+    assert again["temperature"] == pytest.approx(now.temperature, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"infer.flip": True}, "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."),
+        ({"infer.window": "32x32"}, "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."),
+        ({"infer.threshold": 0.5}, "evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again."),
+    ],
+)  # fmt: skip
+def test_calibration_refuses_other_looks(config, settings, line):
+    with pytest.raises(ConfigError) as error:
+        evaluate(config.changed({"evaluate.calibrate": True} | settings))
+    assert str(error.value) == line
+
+
+def test_a_bundle_that_cannot_be_written_is_found_before_frames_are_scored(config, monkeypatch):
+    def refuse(uri, data):
+        raise StorageError(f"{uri} cannot be written: Read-only file system.")
+
+    monkeypatch.setattr(bundle.storage, "replace", refuse)
+    with pytest.raises(StorageError, match="Read-only"):
+        evaluate(config.changed({"evaluate.calibrate": True}), on_frame=lambda done, total: pytest.fail("too late"))
+
+
+def test_a_frame_without_labels_has_no_say_in_calibration(config, town, tmp_path):
+    shutil.copytree(town, tmp_path / "town")
+    first = sorted((tmp_path / "town" / "valannot").iterdir())[0]
+    mask = Image.open(first)
+    mask.paste(11, (0, 0, *mask.size))  # void, as in CamVid
+    mask.save(first)
+    result = evaluate(config.changed({"data.root": str(tmp_path / "town")}))
+    assert np.sum(result["confusion"]) <= 4 * 48 * 64
+    assert 0 < result["scores"]["ece"] < 1
+
+
+def test_the_command_shows_the_calibration(config, sharp, monkeypatch, capsys):
+    args = ["segray", "evaluate", sharp, "--data", config.data.root, "--out", config.evaluate.out, "--calibrate"]
+    monkeypatch.setattr("sys.argv", args)
+    monkeypatch.setattr(terminal.console, "width", 120)
+    cli.main()
+    out = capsys.readouterr().out
+    assert f"Calibrated on val; the model's id is now {bundle.read_info(sharp).model_id}" in out
+    assert "error before" in out

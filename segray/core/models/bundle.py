@@ -129,6 +129,12 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
     return model.eval(), info
 
 
+def check_writable(uri: str) -> None:
+    """StorageError unless segray.json can be written; it is, as it stands."""
+    there = storage.join(uri, INFO)
+    storage.replace(there, storage.read_bytes(there))
+
+
 def set_temperature(uri: str, temperature: float, fit: dict[str, Any]) -> BundleInfo:
     """Write another temperature, and how well it fits, into segray.json; with it the bundle has another model_id."""
     info = read_info(uri).model_copy(update={"temperature": temperature, "calibration": fit})

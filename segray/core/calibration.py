@@ -1,0 +1,70 @@
+"""Logits at labelled pixels → how honest their probabilities are, and the temperature that makes them so.
+
+Guo et al. 2017, On Calibration of Modern Neural Networks: the expected calibration error of section 3 and the
+temperature scaling of section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from segray.core.samples import IGNORE_INDEX
+
+BINS = 15  # as in the paper
+PIXELS = 4096  # of a frame, at most
+VALUES = 1 << 25  # logits that are kept of all frames: 128 MiB
+TEMPERATURES = (0.05, 20.0)  # where one is looked for
+CHUNK = 1 << 16  # pixels
+
+
+def sample_pixels(truth_hw: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows and columns of at most so many labelled pixels, int64 [N, 2]; one seed draws the same ones again."""
+    labelled = np.flatnonzero(truth_hw != IGNORE_INDEX)
+    if len(labelled) > most:
+        labelled = np.random.default_rng(seed).choice(labelled, most, replace=False)
+    return np.stack(np.unravel_index(labelled, truth_hw.shape), axis=1)
+
+
+def pixels_a_frame(frames: int, classes: int) -> int:
+    """How many are sampled, so that the logits of all frames stay within VALUES."""
+    return max(1, min(PIXELS, VALUES // (frames * classes)))
+
+
+def ece(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> float:
+    """Expected calibration error: over bins of confidence, the mean distance of accuracy and confidence."""
+    sums = torch.zeros(BINS, dtype=torch.float64)
+    for logits, truth in _chunks(logits_nc, truth_n):
+        confidence, label = (logits / temperature).softmax(1).max(1)
+        place = (confidence * BINS).ceil().long().sub(1).clamp_(0, BINS - 1)
+        sums.index_add_(0, place, (label == truth).double() - confidence)
+    return float(sums.abs().sum()) / len(truth_n)
+
+
+def fit(logits_nc: np.ndarray, truth_n: np.ndarray) -> float:
+    """The temperature with the lowest mean negative log-likelihood, within TEMPERATURES.
+
+    That is convex in 1 / T, so halving the range by the sign of its slope finds the one minimum.
+    """
+    low, high = (math.log(end) for end in TEMPERATURES)
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slope(logits_nc, truth_n, math.exp(-middle)) > 0 else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def _slope(logits_nc: np.ndarray, truth_n: np.ndarray, scale: float) -> float:
+    """Derivative of the summed −log p(truth) by the scale of the logits: Σ (Σ_c p_c z_c − z_truth)."""
+    total = 0.0
+    for logits, truth in _chunks(logits_nc, truth_n):
+        expected = ((logits * scale).softmax(1) * logits).sum(1)
+        total += float((expected - logits.gather(1, truth.unsqueeze(1)).squeeze(1)).double().sum())
+    return total
+
+
+def _chunks(logits_nc: np.ndarray, truth_n: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    pairs = (torch.from_numpy(logits_nc), torch.from_numpy(truth_n).long())
+    return zip(*(values.split(CHUNK) for values in pairs), strict=True)
