@@ -50,3 +50,17 @@ def s3():
     for key, value in before.items():
         os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_proxy(s3, monkeypatch):
+    """A FaultProxy before the server of `s3`; storage and subprocesses of this test go through it."""
+    import s3fs
+    from faultproxy import FaultProxy
+
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(name, proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()  # which knows file systems by their arguments only
+        yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()

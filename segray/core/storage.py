@@ -35,6 +35,7 @@ from segray.errors import InputChanged, InputMissing, StorageError
 RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
 CONNECT_S, READ_S = 5.0, 30.0  # how long a server may be silent
+UPLOAD_BYTES_S = 100_000  # an upload slower than this has failed
 CONNECTIONS = 50  # as many threads may talk to S3 at once
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
@@ -265,7 +266,8 @@ def reason(error: BaseException) -> str:
     answer = _answer(error)
     if isinstance(error, FileNotFoundError) and answer.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
         return "No such file"
-    text = getattr(error, "strerror", None) or str(error)  # FFmpeg's errors have one, and are no OSErrors
+    # FFmpeg's errors have a strerror, and are no OSErrors; a timeout of fsspec's says nothing, and its cause may.
+    text = getattr(error, "strerror", None) or str(error) or str(error.__cause__ or "")
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return "; ".join([_without_secrets(text), *getattr(error, "__notes__", ())])
 
@@ -376,11 +378,13 @@ def _s3(method: str, **arguments: Any) -> dict[str, Any]:
                 body.close()
         return answer
 
+    # READ_S does not count while aiohttp waits to be let in, after `Expect: 100-continue`, nor while it sends.
+    limit_s = CONNECT_S + READ_S + len(arguments.get("Body", b"")) / UPLOAD_BYTES_S
     patience_s = float(os.environ.get("SEGRAY_RETRY_S") or RETRY_FOR_S)
     end = time.monotonic() + patience_s
     for attempt in count():
         try:
-            return fsspec.asyn.sync(fs.loop, call)
+            return fsspec.asyn.sync(fs.loop, call, timeout=None if method == "get_object" else limit_s)
         except FAILURES as error:
             left_s = end - time.monotonic()
             if not _is_transient(error):

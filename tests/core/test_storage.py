@@ -1,6 +1,10 @@
 """Storage on a disk and on a real S3 server: the same promises on both."""
 
+import ctypes
+import errno
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,6 +130,21 @@ def test_removing_takes_a_name_for_a_name_and_not_for_a_pattern(root):
     assert [entry.uri for entry in storage.list_files(root)] == left
 
 
+def test_a_listing_comes_by_pages_and_leaves_folder_markers_out(s3_proxy, tmp_path):
+    from moto.backends import get_backend
+
+    (backend,) = (region["aws"] for region in get_backend("s3").values() if "frames" in region["aws"].buckets)
+    folder = f"segray/{tmp_path.name}"
+    for name in ("", "deep/", *(f"{i:04}" for i in range(2500))):  # one by one through the server takes 10 s
+        backend.put_object("frames", f"{folder}/{name}", b"")
+    backend.put_object("frames", f"{folder}2/not", b"")
+    found = storage.iter_files(f"s3://frames/{folder}")
+    assert next(found).uri == f"s3://frames/{folder}/0000"
+    assert s3_proxy.count["requests"] == 1
+    assert [storage.name_of(entry.uri) for entry in found] == [f"{i:04}" for i in range(1, 2500)]
+    assert s3_proxy.count["requests"] == 3
+
+
 def test_what_others_do_on_s3_is_seen_at_once(s3, tmp_path):
     """s3fs keeps listings; with them a lister would not see what another process does in the same folder."""
     theirs = boto3.client("s3")
@@ -199,6 +218,7 @@ def one_line(call, *args):
     with pytest.raises(StorageError) as error:
         call(*args)
     assert "\n" not in str(error.value)
+    assert "canary" not in str(error.value)  # the credentials of these tests
     return str(error.value)
 
 
@@ -288,3 +308,219 @@ def test_the_temporary_file_is_gone_when_the_disk_is_full(tmp_path, monkeypatch)
     message = f"{tmp_path}/part cannot be written: No space left on device."
     assert one_line(storage.create, f"{tmp_path}/part", b"x") == message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_no_text_stands_in_messages_that_are(tmp_path):
+    place = f"{tmp_path}/" + os.fsdecode(b"\xff\xfe\n.png")
+    text = f"{tmp_path}/\\udcff\\udcfe\\n.png"
+    assert one_line(storage.stat, place) == f"{text} cannot be read: No such file or directory."
+    with pytest.raises(InputMissing) as missing:
+        storage.read_unchanged(place, "")
+    assert str(missing.value) == f"{text} is gone since the plan was made."
+    storage.create(place, b"")
+    with pytest.raises(InputChanged) as changed:
+        storage.check_unchanged(place, "")
+    assert str(changed.value).startswith(f"{text} has changed since")
+
+
+def test_a_disk_without_hard_links_creates_all_the_same(tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    test_a_name_is_taken_once(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    test_of_eight_racing_writers_one_wins(str(tmp_path / "b"))
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["raced"]
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    why = "no hard links here, and renameat2() says Function not implemented; choose another disk."
+    assert one_line(storage.create, f"{tmp_path}/c", b"") == f"{tmp_path}/c cannot be created exclusively: {why}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_link_whose_answer_was_lost_on_its_way_is_ones_own(tmp_path, monkeypatch):
+    link = os.link
+
+    def link_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert storage.create(f"{tmp_path}/part", b"mine") is True
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_a_disk_refuses_to_overwrite_without_being_asked(tmp_path):
+    assert storage.refuses_to_overwrite(str(tmp_path)) is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_overwrites_is_found_out(s3_proxy, s3, tmp_path):
+    out = f"{s3}/{tmp_path.name}"
+    assert storage.refuses_to_overwrite(out) is True
+    s3_proxy.set(ignore_if_none_match=1)
+    assert storage.refuses_to_overwrite(out) is False
+    assert s3_proxy.count["ignore_if_none_match"] == 2
+    assert storage.list_files(out) == []
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Patience of a second, and short pauses."""
+    monkeypatch.setattr(storage, "RETRY_FOR_S", 1.0)
+    monkeypatch.setattr(storage, "BACKOFF_S", 0.005)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_proxy_passes_any_name(s3_proxy, s3, tmp_path, name):
+    test_any_name_is_created_listed_and_read(f"{s3}/{tmp_path.name}", name)
+
+
+# aiohttp sends a PUT again by itself where it goes over a used connection, so one lost answer is not enough.
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_lost_answer_is_known_as_ones_own(s3_proxy, s3, tmp_path, most):
+    uri = f"{s3}/{tmp_path.name}/part"
+    s3_proxy.set(lost=1, most=most)
+    assert storage.create(uri, b"mine") is True
+    assert s3_proxy.count["lost"] == most
+    assert storage.create(uri, b"theirs") is False
+    assert [entry.uri for entry in storage.list_files(f"{s3}/{tmp_path.name}")] == [uri]
+    assert storage.read_bytes(uri) == b"mine"
+
+
+PASSING = ["lost", "reset", "http_500", "http_503", "slow_down", "conflict", "cut", "flip", "delay"]
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(storage, "BACKOFF_S", 0.005)
+    s3_proxy.set(**{fault: 0.3})
+
+    def work(i):
+        uri, data = f"{s3}/{tmp_path.name}/{i}", os.urandom(100_000)
+        won = storage.create(uri, data), storage.create(uri, b"")
+        entry = storage.stat(uri)
+        same = storage.read_bytes(uri) == storage.read_unchanged(uri, entry.stamp) == data
+        with storage.open_read(uri) as file:
+            file.seek(90_000)  # a range has no checksum: a flipped bit in it is not seen
+            assert len(file.read()) == 10_000
+            assert fault == "flip" or (file.seek(5) and file.read(10) == data[5:15])
+        storage.replace(uri, b"new")
+        return (*won, entry.size, same, storage.read_bytes(uri))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(work, range(8))) == {(True, False, 100_000, True, b"new")}
+    assert len(storage.list_files(f"{s3}/{tmp_path.name}")) == 8
+    storage.remove(f"{s3}/{tmp_path.name}")
+    assert not storage.exists(f"{s3}/{tmp_path.name}")
+    assert s3_proxy.count[fault] > 3
+
+
+def test_of_racing_creators_one_wins_through_faults(s3_proxy, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "BACKOFF_S", 0.005)
+    s3_proxy.set(lost=0.3, http_503=0.1, reset=0.1, conflict=0.1)
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(8):
+            uri = f"{s3}/{tmp_path.name}/{n}"
+            won = list(pool.map(lambda i, uri=uri: storage.create(uri, bytes([i])), range(8)))
+            assert won.count(True) == 1
+            assert storage.read_bytes(uri) == bytes([won.index(True)])
+
+
+def test_a_server_that_is_down_for_three_seconds_is_waited_for(s3_proxy, s3):
+    storage.replace(f"{s3}/patient", b"data")
+    s3_proxy.set(down=1)
+    threading.Timer(3, s3_proxy.set).start()
+    start = time.monotonic()
+    assert storage.read_bytes(f"{s3}/patient") == b"data"
+    assert 3 <= time.monotonic() - start < 10
+
+
+def doors(uri):
+    return [
+        lambda: storage.create(uri, b""),
+        lambda: storage.exists(uri),
+        lambda: storage.list_files(uri),
+        lambda: storage.open_read(uri),
+        lambda: storage.read_bytes(uri),
+        lambda: storage.read_unchanged(uri, ""),
+        lambda: storage.remove(uri),
+        lambda: storage.replace(uri, b""),
+        lambda: storage.stat(uri),
+    ]
+
+
+def test_a_server_that_is_down_for_good_ends_in_words(s3_proxy, s3, soon, monkeypatch):
+    monkeypatch.setenv("SEGRAY_RETRY_S", "0.2")  # comes before RETRY_FOR_S
+    s3_proxy.set(down=1)
+    for door in doors(f"{s3}/down"):
+        start = time.monotonic()
+        text = one_line(door)
+        assert 0.2 <= time.monotonic() - start < 2
+        assert "Connection was closed before we received a valid response" in text
+        assert text.endswith(" times in 0 s.")
+
+
+def test_a_server_that_says_nothing_ends_in_words(s3_proxy, s3, soon, monkeypatch):
+    monkeypatch.setattr(storage, "CONNECT_S", 0.3)
+    monkeypatch.setattr(storage, "READ_S", 0.3)
+    monkeypatch.setattr(storage, "RETRY_FOR_S", 0.2)
+    s3_proxy.set(hang=1)
+    for door in doors(f"{s3}/hangs"):
+        start = time.monotonic()
+        assert "time" in one_line(door).lower()
+        assert time.monotonic() - start < 3
+
+
+def test_a_body_that_is_always_cut_is_never_given(s3_proxy, s3, soon):
+    uri = f"{s3}/cut"
+    storage.replace(uri, b"x" * 1_000_000)
+    s3_proxy.set(cut=1)
+    assert "payload is not completed" in one_line(storage.read_bytes, uri)
+    with storage.open_read(uri) as file:
+        assert "payload is not completed" in one_line(file.read)
+
+
+def test_a_refusal_is_told_at_once(s3_proxy, s3):
+    uri = f"{s3}/forbidden"
+    for door in doors(uri):
+        s3_proxy.set(http_403=1)
+        text = one_line(door)
+        assert text.startswith(uri)
+        assert text.endswith((": Access Denied.", ": Forbidden."))  # the answer to HEAD has no words
+        assert s3_proxy.count["requests"] == 1
+
+
+def test_what_is_not_there_is_told_at_once(s3_proxy, s3, tmp_path):
+    for read in (storage.read_bytes, storage.open_read, storage.stat):
+        s3_proxy.set()
+        assert one_line(read, f"{s3}/{tmp_path.name}").endswith(": No such file.")
+        assert s3_proxy.count["requests"] == 1
+
+
+@pytest.mark.parametrize("endpoint", ["http://nobody.invalid", "nonsense"])
+def test_an_endpoint_that_cannot_be_is_told_at_once(fresh_s3, monkeypatch, endpoint):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, endpoint)
+    start = time.monotonic()
+    assert endpoint in one_line(storage.read_bytes, f"{fresh_s3}/k")
+    assert time.monotonic() - start < 5
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_told(s3, monkeypatch):
+    monkeypatch.setattr(storage, "READ_AHEAD", 10)
+    storage.replace(f"{s3}/growing", b"before" * 10)
+    with storage.open_read(f"{s3}/growing") as file:
+        assert file.read(6) == b"before"
+        storage.replace(f"{s3}/growing", b"after!" * 10)
+        with pytest.raises(InputChanged) as error:
+            file.read()
+    assert str(error.value) == f"{s3}/growing was replaced while it was read."
+
+
+def test_no_error_gives_credentials_away(s3):
+    told = OSError(
+        "http://canary-key:canary-secret@host?X-Amz-Signature=canary&X-Amz-Credential=canary/20261121 canary-key"
+    )
+    assert storage.reason(told) == "http://***@host?X-Amz-Signature=***&X-Amz-Credential=*** ***"
