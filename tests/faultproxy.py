@@ -92,7 +92,8 @@ class FaultProxy:
 
     def _strikes(self, fault: str) -> bool:
         strikes = self.count[fault] < self._most and self._random.random() < self._rates.get(fault, 0)
-        self.count[fault] += strikes
+        if strikes:
+            self.count[fault] += 1
         return strikes
 
     def _fault(self, request: web.BaseRequest) -> str | None:

@@ -409,10 +409,13 @@ def _is_transient(error: BaseException) -> bool:
 
 
 class _S3File(io.RawIOBase):
-    """An object read by ranges, each of them from the version that was there at first."""
+    """An object read by ranges, each of them from the version that was there at first.
+
+    After an error every read fails: FFmpeg may read on after one, and would leave a hole in a video.
+    """
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._at = uri, 0
+        self._uri, self._at, self._failed = uri, 0, None
         head = _s3("head_object", **_key(uri))
         self._size, self._etag = head["ContentLength"], head["ETag"]
 
@@ -423,23 +426,35 @@ class _S3File(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = at
+        return at
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._size)
-        if self._at >= end:
-            return 0
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:  # which RawIOBase does by 8 kB
+        return self._next(self._size)
+
+    def _next(self, most: int) -> bytes:
+        if self._failed:
+            raise self._failed
+        start, end = self._at, min(self._at + most, self._size)
+        if start >= end:
+            return b""
         try:
             with _one_line(self._uri, "read"):
-                data = _s3("get_object", **_key(self._uri), Range=f"bytes={self._at}-{end - 1}", IfMatch=self._etag)
+                answer = _s3("get_object", **_key(self._uri), Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
         except StorageError as error:
-            if _http_status(error) == 412:
-                raise InputChanged(_printable(f"{self._uri} was replaced while it was read.")) from error
-            raise
-        buffer[: end - self._at] = data["Body"]
+            replaced = InputChanged(_printable(f"{self._uri} was replaced while it was read."))
+            self._failed = replaced if _http_status(error) == 412 else error
+            raise self._failed from error.__cause__
         self._at = end
-        return len(data["Body"])
+        return answer["Body"]
 
 
 def _write_beside(target: Path, data: bytes) -> Path:
