@@ -20,7 +20,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -30,7 +30,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from segray.errors import InputChanged, InputMissing, StorageError
+from segray.errors import InputChanged, InputMissing, SegrayError, StorageError
 
 RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
@@ -230,7 +230,8 @@ def refuses_to_overwrite(out: str) -> bool:
     try:
         return create(probe, b"1") and not create(probe, b"2")
     finally:
-        remove(probe)
+        with suppress(StorageError):  # who labels needs no right to delete; the probe is one byte
+            remove(probe)
 
 
 def replace(uri: str, data: bytes) -> None:
@@ -393,7 +394,8 @@ def _s3(method: str, **arguments: Any) -> dict[str, Any]:
                 error.add_note(f"tried {attempt + 1} times in {patience_s - left_s:.0f} s")
                 raise
             most_s = min(BACKOFF_MOST_S, BACKOFF_S * 2 ** min(attempt, 9), left_s)
-            time.sleep(random.uniform(0, most_s))  # full jitter, so that many workers do not come back at once
+            # Full jitter, so that many workers do not come back at once; not from the generator that a training seeds.
+            time.sleep(random.SystemRandom().uniform(0, most_s))
     raise AssertionError
 
 
@@ -415,7 +417,8 @@ class _S3File(io.RawIOBase):
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._at, self._failed = uri, 0, None
+        self._uri, self._at = uri, 0
+        self._failed: SegrayError | None = None
         head = _s3("head_object", **_key(uri))
         self._size, self._etag = head["ContentLength"], head["ETag"]
 

@@ -439,14 +439,14 @@ def test_a_server_that_is_down_for_three_seconds_is_waited_for(s3_proxy, s3):
 
 def doors(uri):
     return [
-        lambda: storage.create(uri, b""),
+        lambda: storage.create(uri, b"x"),
         lambda: storage.exists(uri),
         lambda: storage.list_files(uri),
         lambda: storage.open_read(uri),
         lambda: storage.read_bytes(uri),
         lambda: storage.read_unchanged(uri, ""),
         lambda: storage.remove(uri),
-        lambda: storage.replace(uri, b""),
+        lambda: storage.replace(uri, b"x"),
         lambda: storage.stat(uri),
     ]
 
@@ -508,6 +508,26 @@ def test_an_endpoint_that_cannot_be_is_told_at_once(fresh_s3, monkeypatch, endpo
     start = time.monotonic()
     assert endpoint in one_line(storage.read_bytes, f"{fresh_s3}/k")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(("code", "passes"), [("InternalError", True), ("AccessDenied", False)])
+def test_a_key_that_was_not_deleted_is_told(s3, soon, monkeypatch, code, passes):
+    """DeleteObjects answers 200 and lists what it did not delete."""
+    real, asked = s3fs.S3FileSystem._call_s3, []
+
+    async def call(self, method, **kwargs):
+        if method != "delete_objects" or len(asked) == 2:
+            return await real(self, method, **kwargs)
+        asked.append(method)
+        return {"Errors": [{"Key": "stays", "Code": code, "Message": "No."}]}
+
+    storage.replace(f"{s3}/stays", b"")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
+    if passes:
+        storage.remove(f"{s3}/stays")
+    else:
+        assert code in one_line(storage.remove, f"{s3}/stays")
+    assert storage.exists(f"{s3}/stays") is not passes
 
 
 def test_an_open_object_asks_seldom(s3_proxy, s3):
