@@ -21,7 +21,8 @@ from segray.errors import ConfigError, ModelError
 
 LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
 WINDOWS_AT_ONCE = 4
-BAND_ROWS = {"cpu": 64, "cuda": 512}  # of logits that are worked on at once: what a CPU's cache holds
+BAND_ROWS = {"cpu": 32, "cuda": 512}  # of logits that are worked on at once: near what a CPU's cache holds
+AT_ONCE_PX = 1 << 15
 
 
 class Prediction(NamedTuple):
@@ -200,17 +201,13 @@ class Predictor:
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, figures: list[float]
     ) -> Prediction:
         """From the logits [C, H, W]: they are interpolated to `size`, so that edges stay smooth."""
-        ids = torch.empty(size, dtype=torch.uint8, device=self.device)
-        wanted = self.confidence_maps or self.threshold is not None
-        tops = torch.empty(size if wanted else 0, device=self.device)
-        for rows, band in _bands(logits, size):
-            best = band.max(0)  # argmax() is several times as slow on a CPU
-            ids[rows] = best.indices
-            if wanted:
-                tops[rows] = (best.values - band.logsumexp(0)).exp_()
-        if self.threshold is not None:
-            ids[tops <= self.threshold] = IGNORE_INDEX
-        confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy() if self.confidence_maps else None
+        ids, confidence = _ids(logits, size), None
+        if self.confidence_maps or self.threshold is not None:
+            tops = torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
+            if self.threshold is not None:
+                ids[tops <= self.threshold] = IGNORE_INDEX
+            if self.confidence_maps:
+                confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
         at = None if points is None else _at(logits, size, points).cpu().numpy()
         return Prediction(ids.cpu().numpy(), *figures, confidence, at)
 
@@ -240,22 +237,55 @@ def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, torch.Tensor]]:
+def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits [C, H, W] → the highest class of _resize()'s at `size`, uint8.
+
+    Where the four pixels that one lies between have the same class, so has it; only the others are interpolated.
+    """
+    height, width = logits.shape[1:]
+    coarse = logits.max(0).indices.to(torch.uint8)  # argmax() is several times as slow on a CPU
+    if size == (height, width):
+        return coarse
+    (upper, lower, down), (left, right, along) = (
+        [values.to(logits.device) for values in _between(*sides)] for sides in zip((height, width), size, strict=True)
+    )
+    lefts, rights = coarse.index_select(1, left), coarse.index_select(1, right)
+    ids = lefts.index_select(0, upper)
+    torn = ids != rights.index_select(0, upper)
+    for corner in (lefts, rights):
+        torn |= ids != corner.index_select(0, lower)
+    pixels = logits.flatten(1)
+    for y, x in zip(*(index.split(AT_ONCE_PX) for index in torn.nonzero(as_tuple=True)), strict=True):
+        above, below = (
+            torch.lerp(*(pixels.index_select(1, row[y] * width + column[x]) for column in (left, right)), along[x])
+            for row in (upper, lower)
+        )
+        ids[y, x] = torch.lerp(above, below, down[y]).max(0).indices.to(torch.uint8)
+    return ids
+
+
+def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """Logits [C, H, W] → as _resize() gives them at `size`, some rows at a time: never whole in memory."""
     height, width = logits.shape[1:]
-    at = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp_min_(0)  # half-pixel centres
-    upper = at.long()
-    share, lower = (at - upper).view(-1, 1).to(logits.device), (upper + 1).clamp_max_(height - 1)
+    upper, lower, share = _between(height, size[0])
+    share = share.view(-1, 1).to(logits.device)
     step = BAND_ROWS[logits.device.type]
     for start in range(0, size[0], step):
         rows = slice(start, start + step)
         if size == (height, width):
-            yield rows, logits[:, rows]
+            yield logits[:, rows]
             continue
         first, last = int(upper[rows][0]), int(lower[rows][-1]) + 1
         wide = _resize(logits[None, :, first:last], (last - first, size[1]))[0]
-        above, below = (wide[:, (index[rows] - first).to(wide.device)] for index in (upper, lower))
-        yield rows, torch.lerp(above, below, share[rows])
+        above, below = (wide.index_select(1, (row[rows] - first).to(wide.device)) for row in (upper, lower))
+        yield above.lerp_(below, share[rows])
+
+
+def _between(length: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For `wanted` pixels along a side of `length`: the two that each lies between, and how far it is to the second."""
+    at = ((torch.arange(wanted) + 0.5) * (length / wanted) - 0.5).clamp_min_(0)  # half-pixel centres
+    first = at.long()
+    return first, (first + 1).clamp_max_(length - 1), at - first
 
 
 def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torch.Tensor:

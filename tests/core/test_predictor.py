@@ -153,6 +153,7 @@ def test_masks_and_figures_are_those_of_all_logits_at_once(tiny_bundle, size):
     torch.manual_seed(2)
     coarse = functional.interpolate(torch.randn(2, 11, 6, 8), (130, 56), mode="bicubic") * 3
     predictor = Predictor(str(tiny_bundle), confidence_maps=True)
+    coarse[0, :, :60, :20] = torch.randn(11, 60, 20)  # where no two neighbours agree
     points = np.stack([np.random.default_rng(0).integers(0, side, 20) for side in size], axis=1)
     jobs = [module._Job(None, size, points)] * 2
     with torch.inference_mode():
