@@ -37,9 +37,24 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--lrs": ("sweep.learning_rates", "A range such as 1e-4..1e-2, or a list 1e-3,1e-2.", {}),
     "--trials": ("sweep.trials", "Trials in all, for a range.", {"type": int}),
     "--model": ("label.model", "Model bundle: the folder best/ of a run.", {}),
-    "--input": ("label.inputs", "Image, video or folder; give it again for more.", {"multiple": True}),
+    "--input": (
+        "label.inputs",
+        "Image, video, folder, glob, list or Parquet; give it again for more.",
+        {"multiple": True},
+    ),
     "--truth": ("label.truth", "Folder of masks with the images' stems, to score against.", {}),
     "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
+    "--fps": ("label.fps", "Of a video, so many frames a second.", {"type": float}),
+    "--limit": ("label.limit", "The first so many rows.", {"type": int}),
+    "--sample": ("label.sample", "A share of the rows, such as 0.01: the same ones every time.", {"type": float}),
+    "--extend": ("label.extend", "Also label inputs that --out does not have yet.", {"is_flag": True, "default": None}),
+    "--retry-errors": (
+        "label.retry_errors",
+        "Label the inputs of a finished --out again that failed.",
+        {"is_flag": True, "default": None},
+    ),
+    "--mask-format": ("label.mask_format", "png, rle, or none: figures alone.", {}),
+    "--max-error-rate": ("label.max_error_rate", "Stop when more than this share failed.", {"type": float}),
     "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
     "--split": ("evaluate.split", "Split that is scored.", {}),
     "--calibrate": (
@@ -359,7 +374,8 @@ def evaluate(config: Any, overwrite: bool) -> None:
 
 @cli.command()
 @stage(
-    "--model", "--input", "--truth", "--every", "--window", "--flip", "--actors", "--address",
+    "--model", "--input", "--truth", "--every", "--fps", "--limit", "--sample", "--extend", "--retry-errors",
+    "--mask-format", "--max-error-rate", "--window", "--flip", "--actors", "--address",
     out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
 def label(config: Any, overwrite: bool) -> None:
@@ -369,12 +385,14 @@ def label(config: Any, overwrite: bool) -> None:
     Example:
       segray label --model runs/sweep/best --input drive.mp4 --every 10 --out labels/drive
       segray label --model runs/sweep/best --input camvid/val --truth camvid/valannot --out labels/val
+      segray label --model runs/sweep/best --input s3://drives/2026/ --sample 0.01 --out s3://labels/look
+      segray label --model runs/sweep/best --input s3://drives/2026/ --extend --out s3://labels/all
     """
     from segray.label import label
     from segray.terminal import labelling, show_labels
 
-    with labelling() as on_receipt:
-        summary = label(config, overwrite=overwrite, on_receipt=on_receipt)
+    with labelling() as watch:
+        summary = label(config, overwrite=overwrite, watch=watch)
     show_labels(config.label.out, summary)
 
 
@@ -388,21 +406,57 @@ def verify(out: str) -> None:
       segray verify labels/val
     """
     from segray.core import parts, storage
-    from segray.core.plan import load_plan
+    from segray.core.plan import load_plans
     from segray.errors import DataError
     from segray.terminal import counting, say
 
-    plan = load_plan(storage.absolute(out))
-    if plan is None:
-        raise DataError(f"{out} holds no labels (no _segray/plan.json); give the --out of segray label.")
-    with counting("parts", plan.shards) as advance:
-        problems = parts.verify(plan, lambda: advance(1))
+    plans = load_plans(storage.absolute(out))
+    if not plans:
+        raise DataError(f"{out} holds no labels (no _segray/plan-00000.json); give the --out of segray label.")
+    shards = sum(plan.shards for plan in plans)
+    with counting("parts", shards) as advance:
+        problems = parts.verify(plans, lambda: advance(1))
     for problem in problems[:20]:
         say(f"Problem: {problem}.")
     if problems:
-        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {plan.shards} parts.")
+        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {shards} parts.")
         raise SystemExit(1)
-    say(f"All {plan.rows} rows are there once, in {plan.shards} whole parts.")
+    say(f"All {sum(plan.rows for plan in plans)} rows are there once, in {shards} whole parts.")
+
+
+@cli.command()
+@click.argument("labels")
+@click.option("--by", default="uncertainty", show_default=True, help="uncertainty, flicker or rare-class.")
+@click.option("--count", default=20, show_default=True, help="Frames to name.")
+@click.option("--apart", default=2.0, show_default=True, help="Least distance: seconds of a video, files of a folder.")
+@click.option("--out", help="File that lists them: .jsonl or .parquet.")
+@click.option("--pictures", help="Folder for pictures of them, each beside its mask.")
+def select(labels: str, by: str, count: int, apart: float, out: str | None, pictures: str | None) -> None:
+    """Name the frames of finished labels that are most worth a person's time, spread over videos and folders.
+
+    \b
+    Example:
+      segray select labels/drives --by uncertainty --count 50 --pictures look/
+      segray select s3://labels/all --by rare-class --count 500 --out annotate.jsonl
+    """
+    from pathlib import Path
+
+    from segray.errors import ConfigError
+    from segray.select import OUT_SUFFIXES, select, write, write_pictures
+    from segray.terminal import say, table
+
+    if out is not None and not out.endswith(OUT_SUFFIXES):
+        raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
+    rows = select(labels, by, count, apart)
+    cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
+    table(f"{len(rows)} frames by {by}", ("rank", "score", "file", "frame", "time s"), cells)
+    if out is not None:
+        write(rows, out)
+        say(f"They are listed in {out}.")
+    if pictures is not None:
+        for problem in write_pictures(rows, labels, Path(pictures)):
+            say(f"Problem: {problem}")
+        say(f"Pictures are in {pictures}.")
 
 
 @cli.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ QUIET = {
     "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns of four times as many processes
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+# With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
+UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
 STORE_SHARE = 0.5  # of the object store that decoded samples may take
 BYTES_A_PIXEL = 4  # RGB and the mask
@@ -54,6 +57,8 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
     """
     import ray
 
+    if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
+        raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
     if ray.is_initialized():
         yield resources()
         return
@@ -94,6 +99,10 @@ def hush() -> None:
     warnings.filterwarnings("ignore", module=r"(ray|segray)\..*", category=DeprecationWarning)
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of each process that dies Ray prints a line, with log_to_driver=False too; it has no public switch for that.
+    printer = sys.modules.get("ray._private.worker")
+    if hasattr(printer, "_worker_logs_enabled"):
+        printer._worker_logs_enabled = False
 
 
 def resources() -> Resources:

@@ -168,14 +168,25 @@ class LabelSection(Section):
     """Masks and figures for unlabelled frames."""
 
     model: str | None = Field(None, description="a bundle: the folder best/ of a run, local or s3://")
-    inputs: list[str] = Field(default_factory=list, description="images, videos, and folders of them")
+    inputs: list[str] = Field(
+        default_factory=list, description="images, videos, folders and globs of them, lists, Parquet files of images"
+    )
     truth: str | None = Field(None, description="folder of masks with the images' stems, to score against")
     out: str = "labels"
     every: int = Field(1, ge=1, description="of a video, every N-th frame")
-    shard_size: int = Field(64, ge=1, description="rows a part: what an interruption can cost")
+    fps: float | None = Field(None, gt=0, description="of a video, so many frames a second, by their time stamps")
+    limit: int | None = Field(None, ge=1, description="the first so many rows")
+    sample: float | None = Field(None, gt=0, le=1, description="a share of the rows, the same ones every time")
+    extend: bool = Field(False, description="also plan the inputs that the output does not have yet")
+    retry_errors: bool = Field(False, description="try the inputs again that are errors in a finished output")
+    shard_size: int | None = Field(
+        None, ge=1, description="rows a part: what an interruption can cost; default 64, more beyond 320,000 inputs"
+    )
     batch_size: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1, description="default: one a GPU, or one on a machine without")
-    max_error_rate: float = Field(1.0, ge=0, le=1, description="share of error rows that fails the run")
+    max_error_rate: float = Field(1.0, ge=0, le=1, description="share of error rows that stops the run")
+    mask_format: Literal["png", "rle", "none"] = Field("png", description="palette PNG, runs of ids, or figures alone")
+    strict: bool = Field(False, description="refuse a store that overwrites what must be created once")
     confidence_maps: bool = Field(False, description="also write each pixel's confidence, as a grey PNG")
 
 

@@ -56,8 +56,8 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
 
 
 def _label(config: Config) -> dict[str, Any]:
-    with labelling() as on_receipt:
-        return label(config, on_receipt=on_receipt)
+    with labelling() as watch:
+        return label(config, watch=watch)
 
 
 def _config(root: Path, drawn: Path) -> Config:

@@ -5,6 +5,7 @@ SegrayError            one line for the user, exit code 1
 ├── DataError          labelled or unlabelled input that cannot be used
 │   ├── InputChanged   a file is not the one that the plan saw
 │   ├── InputMissing   a file that the plan saw is gone
+│   ├── InputUnreadable  a file that is there and may not be read
 │   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
 ├── StorageError       a place that cannot be read or written
@@ -36,6 +37,10 @@ class InputChanged(DataError):
 
 class InputMissing(DataError):
     """A file that the plan saw is gone."""
+
+
+class InputUnreadable(DataError):
+    """A file that is there and may not be read."""
 
 
 class TrainingDiverged(DataError):

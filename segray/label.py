@@ -7,9 +7,12 @@ object store. The protocol is core.parts'.
 
 from __future__ import annotations
 
+import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from segray import cluster
@@ -17,39 +20,52 @@ from segray.config import Config, InferSection, LabelSection
 from segray.core import parts, storage
 from segray.core.models import bundle
 from segray.core.parts import Receipt
-from segray.core.plan import Plan, PlanReader, check_same, load_plan, make_plan, plan_settings
-from segray.errors import ClusterError, ConfigError, DataError, StorageError
+from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan
+from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
 
-ROUNDS = 2  # shards whose actor died are tried once more before the run gives up
+ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
+SHARDS_AT_ONCE = 2  # an actor's: while one is written, the next is decoded
 
-OnReceipt = Callable[[Receipt, Plan], None]
+Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
 
-def label(
-    config: Config, *, overwrite: bool = False, on_receipt: OnReceipt = lambda receipt, plan: None
-) -> dict[str, Any]:
+class Watch:
+    """What a caller may want to see of a run; this one looks away."""
+
+    def found(self, files: int) -> None:
+        """So many input files were listed."""
+
+    def planned(self, rows: int) -> None:
+        """The output will have so many rows."""
+
+    def done(self, receipt: Receipt) -> None:
+        """A shard is done; first come those that were there before."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, in a sentence."""
+
+
+def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> dict[str, Any]:
     """Label every input in `label.out`, or go on with what is not labelled yet; what `_SUCCESS` then says.
 
-    on_receipt is called in this process for each shard that is done, first for those that were there before.
     Raises OutputExists when the folder was made from other inputs, model or settings, DataError when more than
     `label.max_error_rate` of the rows are errors.
     """
-    section = absolute(config.label, config.model.weights_dir)
+    section, watch = absolute(config.label, config.model.weights_dir), watch or Watch()
     if overwrite:
         parts.clear(section.out)
-    plan = _plan(section, config.infer)
-    summary = parts.read_summary(plan.out)
+    plans = _plans(section, config.infer, watch)
+    watch.planned(sum(plan.rows for plan in plans))
+    summary = parts.read_summary(plans)
     if summary is None:
         started = time.perf_counter()
-        rows = _run(config, section, plan, on_receipt)
+        receipts = list(_run(config, section, plans, watch))
         seconds = time.perf_counter() - started
-        speed = {"seconds": seconds, "images_per_s": rows / seconds if rows else None}
-        summary = parts.finish(plan, speed)
-    if summary["rows"] - summary["ok"] > section.max_error_rate * summary["rows"]:
-        raise DataError(
-            f"{summary['rows'] - summary['ok']} of {summary['rows']} rows are errors, more than "
-            f"{section.max_error_rate:.0%}; {section.out}/errors.parquet lists them."
-        )
+        rows = sum(receipt.rows for receipt in receipts if receipt.created)
+        lost_races = sum(not receipt.created for receipt in receipts)
+        speed = {"seconds": seconds, "images_per_s": rows / seconds if rows else None, "lost_races": lost_races}
+        summary = parts.finish(plans, speed)
+    _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 
 
@@ -62,6 +78,8 @@ def absolute(section: LabelSection, weights_dir: str | None = None) -> LabelSect
         raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
     if not section.inputs:
         raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
+    if section.fps and section.every > 1:
+        raise ConfigError(f"label.every is {section.every} and label.fps {section.fps:g}; give one of them.")
     return section.model_copy(
         update={
             "model": storage.absolute(bundle.resolve(section.model, weights_dir)),
@@ -72,42 +90,98 @@ def absolute(section: LabelSection, weights_dir: str | None = None) -> LabelSect
     )
 
 
-def _plan(section: LabelSection, infer: InferSection) -> Plan:
+def plan_settings(section: LabelSection, infer: InferSection, info: bundle.BundleInfo) -> dict[str, Any]:
+    """What makes another output beside the files themselves, as plain data; a difference is named by its key."""
+    model = {
+        "weights": info.weights_sha256[:12],
+        "classes": info.label_space["names"],
+        **info.model_dump(mode="json", include={"input_size", "resize", "mean", "std", "temperature"}),
+        "model_id": info.model_id,
+    }
+    how = {"inputs", "truth", "every", "fps", "limit", "sample", "shard_size", "mask_format", "confidence_maps"}
+    return {
+        **section.model_dump(mode="json", include=how),
+        **model,
+        **infer.model_dump(mode="json", exclude={"threshold"}),
+    }
+
+
+def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Plan]:
+    """The output's plans; a first or a further one is made where that is asked for."""
     info = bundle.read_info(section.model)
-    how = {**infer.model_dump(mode="json", exclude={"threshold"}), "confidence_maps": section.confidence_maps}
-    settings = plan_settings(section.inputs, section.truth, section.every, section.shard_size, info.model_id, how)
-    plan = load_plan(section.out)
-    if plan is None:
+    settings, space = plan_settings(section, infer, info), bundle.label_space(info)
+    plans = load_plans(section.out)
+    if not plans:
         parts.check_empty(section.out)
-        plan = make_plan(section.out, settings, bundle.label_space(info))
-    check_same(plan, settings)
-    return plan
+        _check_store(section, watch)
+        make_plan(section.out, settings, space, on_found=watch.found)
+    elif section.retry_errors:
+        check_same(plans[0], settings, ignoring=("inputs", "truth"))
+        if parts.read_summary(plans) is None:
+            watch.note("The run before is not finished: that is done first. The same command then retries errors.")
+        elif failed := parts.failed_rows(plans):
+            make_plan(section.out, plans[0].settings, space, plans, failed)
+    elif section.extend:
+        if section.limit:
+            raise ConfigError(f"label.limit is {section.limit}, and an output with a limit cannot be extended.")
+        check_same(plans[0], settings, ignoring=("inputs", "truth"))
+        if make_plan(section.out, settings, space, plans, on_found=watch.found) is None:
+            watch.note("No new input was found.")
+    else:
+        mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])
+        check_same(mine, settings)
+    return load_plans(section.out)
 
 
-def _run(config: Config, section: LabelSection, plan: Plan, on_receipt: OnReceipt) -> int:
-    """Label the shards that have no part; the number of rows that this took."""
-    rows = 0
-    done = parts.done_shards(plan)
-    for shard in sorted(done):
-        on_receipt(Receipt(shard, parts.part_rows(plan, shard), 0, created=False), plan)
-    todo = sorted(set(range(plan.shards)) - done)
+def _check_store(section: LabelSection, watch: Watch) -> None:
+    if storage.refuses_to_overwrite(section.out):
+        return
+    text = f"The store of {section.out} overwrites files that must be created once"
+    if section.strict:
+        raise StorageError(f"{text}; write to another one, or leave label.strict out.")
+    watch.note(f"{text}: of two runs at once, the later one's parts stay. Rows are whole and single all the same.")
+
+
+def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
+    """Label the shards that have no part; the receipts of this run."""
+    done = {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
+    todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
+    rows, errors = sum(plan.rows for plan in plans), 0
+    for number, shard in sorted(done):
+        receipt = parts.done_receipt(plans[number], shard)
+        errors += receipt.errors
+        watch.done(receipt)
     if not todo:
-        return 0
+        return
     with cluster.connected(config.cluster) as has:
-        for _ in range(ROUNDS):
-            for receipt in _label_shards(config, section, plan, todo, has):
-                rows += receipt.rows
-                on_receipt(receipt, plan)
-            todo = sorted(set(todo) - parts.done_shards(plan))
+        for round_ in range(ROUNDS):
+            if round_:
+                watch.note(f"{len(todo)} shards were lost with their processes; they are labelled input by input now.")
+            for receipt in _label_shards(config, section, plans, sorted(todo), has, careful=round_ > 0):
+                errors += receipt.errors
+                watch.done(receipt)
+                _check_errors(section, errors, rows)
+                yield receipt
+            todo -= {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
             if not todo:
-                return rows
+                return
     raise ClusterError(
-        f"{len(todo)} shards could not be labelled, the first {todo[0]}: their processes died. "
+        f"{len(todo)} shards could not be labelled, the first {min(todo)[1]}: their processes died. "
         "The same command tries again; Ray's session folder holds the logs."
     )
 
 
-def _label_shards(config: Config, section: LabelSection, plan: Plan, todo: list[int], has: cluster.Resources) -> Any:
+def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
+    if errors > section.max_error_rate * rows:
+        raise DataError(
+            f"{errors} of {rows} rows are errors, more than {section.max_error_rate:.0%}; "
+            f"look at error_message in {section.out}/labels, then raise label.max_error_rate or mend the inputs."
+        )
+
+
+def _label_shards(
+    config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: cluster.Resources, careful: bool
+) -> Iterator[Receipt]:
     """Receipts of the shards, as they are made."""
     import ray.data
 
@@ -120,41 +194,61 @@ def _label_shards(config: Config, section: LabelSection, plan: Plan, todo: list[
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a shard whose actor died is found by listing, and tried again
-    receipts = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo)).map_batches(
+    items = [{"plan": number, "shard": shard} for number, shard in todo]
+    receipts = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
         Labeller,
-        fn_constructor_args=(section, config.infer, plan, shape.cpus, "cuda" if use_gpu else "cpu"),
+        fn_constructor_args=(section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(
+            size=actors, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+        ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
-        max_restarts=1,
-        max_task_retries=1,
+        max_restarts=-1,
+        max_task_retries=1,  # an input that ends its actor ends it twice, and no more
     )
     cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
     for row in receipts.iter_rows():
-        if row["failure"]:
-            raise StorageError(row["failure"])
-        yield Receipt(int(row["shard"]), int(row["rows"]), int(row["errors"]), bool(row["created"]))
+        receipt = json.loads(row["receipt"])
+        if "failure" in receipt:
+            raise StorageError(receipt["failure"])
+        yield Receipt(**receipt)
 
 
 class Labeller:
     """An actor of Ray Data's pool: the model, and the shards that it is given."""
 
-    def __init__(self, section: LabelSection, infer: InferSection, plan: Plan, threads: int, device: str) -> None:
+    def __init__(
+        self, section: LabelSection, infer: InferSection, plans: list[Plan], threads: int, device: str, careful: bool
+    ) -> None:
         import torch
 
+        from segray.core.careful import Careful
         from segray.core.predictor import Predictor
 
-        torch.set_num_threads(threads)
-        self.plan, self.batch_size = plan, section.batch_size
-        self.predictor = Predictor(section.model, device, infer, confidence_maps=section.confidence_maps)
-        self.reader = PlanReader(plan.out)
+        options = {
+            "uri": section.model,
+            "device": device,
+            "infer": infer,
+            "confidence_maps": section.confidence_maps,
+        }
+        self.plans, self.readers, self.lock = plans, {}, threading.Lock()
+        if careful:
+            self.label = Careful(threads, **options)
+        else:
+            torch.set_num_threads(threads)
+            self.label = partial(parts.label_rows, predictor=Predictor(**options), batch_size=section.batch_size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        shard = int(batch["shard"][0])
+        plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
         try:
-            receipt = parts.label_shard(self.plan, self.reader.shard(shard), shard, self.predictor, self.batch_size)
-            row = {**asdict(receipt), "failure": ""}
-        except StorageError as error:  # a full disk or a lost store ends the run; input that fails is a row
-            row = {"shard": shard, "rows": 0, "errors": 0, "created": False, "failure": str(error)}
-        return {key: [value] for key, value in row.items()}
+            receipt = asdict(parts.label_shard(plan, self._rows(plan, shard), shard, self.label))
+        except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
+            receipt = {"failure": str(error)}
+        return {"receipt": [json.dumps(receipt)]}
+
+    def _rows(self, plan: Plan, shard: int) -> list[dict[str, Any]]:
+        with self.lock:
+            if plan.number not in self.readers:
+                self.readers[plan.number] = PlanReader(plan)
+            return self.readers[plan.number].shard(shard)

@@ -36,8 +36,10 @@ from PIL import Image
 
 from segray import __version__
 from segray.config import parse_size
-from segray.core import images, storage, video
+from segray.core import images, storage
+from segray.core.datasets import places
 from segray.core.metrics import Scores, majority_baseline
+from segray.core.plan import load_plans, repeated_ids
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists, SegrayError
 
@@ -127,16 +129,26 @@ def read_run(place: str) -> Run:
 
 
 def read_labels(place: str) -> Labels:
-    """A folder written by label: the parts of its own plan, with `_SUCCESS` or without."""
-    plan_uri, success_uri = storage.join(place, "_segray/plan.json"), storage.join(place, "_SUCCESS")
-    if not storage.exists(plan_uri):
-        raise _no_folder(place, ["_segray/plan.json"], "label")
-    plan = _json(plan_uri)
-    own = re.compile(rf"part-\d+-of-\d+-{re.escape(plan['plan_id'][:8])}\.parquet")
-    found = [entry.uri for entry in storage.list_files(storage.join(place, "labels"))]
-    parts = [uri for uri in found if own.fullmatch(storage.name_of(uri))]
+    """A folder written by label: the parts of its plans, with `_SUCCESS` or without."""
+    plans = load_plans(place)
+    if not plans:
+        raise _no_folder(place, ["_segray/plan-00000.json"], "label")
+    there = {entry.uri for entry in storage.list_files(storage.join(place, "labels"))}
+    parts, rows, planned = [], read_rows([]), 0
+    for plan in plans:
+        mine = [uri for uri in map(plan.part_uri, range(plan.shards)) if uri in there]
+        if plan.number:
+            repeated = repeated_ids(plan)
+            planned -= len(repeated)
+            rows = rows.filter(pc.invert(pc.is_in(rows["input_id"], repeated)))
+        parts, rows, planned = parts + mine, pa.concat_tables([rows, read_rows(mine)]), planned + plan.rows
+    success_uri = storage.join(place, "_SUCCESS")
     success = _json(success_uri) if storage.exists(success_uri) else None
-    return Labels(place, plan, success, parts, read_rows(parts), LabelSpace.from_dict(plan["label_space"]))
+    if success and success["plans"] != [plan.plan_id for plan in plans]:
+        success = None  # it speaks of a run before
+    about = {key: getattr(plans[0], key) for key in ("plan_id", "model_id", "settings")}
+    about |= {"shards": sum(plan.shards for plan in plans), "rows": planned}
+    return Labels(place, about, success, parts, rows, plans[0].label_space)
 
 
 def read_rows(parts: Iterable[str]) -> pa.Table:
@@ -270,7 +282,7 @@ def labels_view(labels: Labels, rows_each: int) -> dict[str, Any]:
         "has_truth": ok["miou"].null_count < len(ok),
         "mean_image_miou": pc.mean(ok["miou"]).as_py(),
         "palette": list(zip(space.names, css_colors(space), shares(pixels), strict=True)),
-        "galleries": galleries(ok, space, rows_each),
+        "galleries": galleries(ok, space, rows_each) if labels.plan["settings"]["mask_format"] != "none" else {},
         "videos": [(storage.name_of(uri), share_chart(ok, uri, space)) for uri in drawn[:VIDEOS]],
         "videos_left": max(0, len(drawn) - VIDEOS),
         "settings": yaml.safe_dump(labels.plan["settings"], allow_unicode=True, sort_keys=False),
@@ -341,8 +353,9 @@ def apart(order: Iterable[int], most: int, total: int) -> list[int]:
 def gallery_row(row: dict[str, Any], space: LabelSpace) -> dict[str, Any]:
     """A label row with its pictures by caption; a source or truth that cannot be read becomes a note."""
     notes: list[str] = []
-    found = _parquet(row["part"], columns=["mask"], filters=[("input_id", "=", row["input_id"])])
-    pred = images.decode_mask(found["mask"][0].as_py()["bytes"], row["input_id"])
+    wanted = ["mask", "mask_rle", "height_px", "width_px"]
+    found = _parquet(row["part"], columns=wanted, filters=[("input_id", "=", row["input_id"])])
+    pred = places.mask_of(found.to_pylist()[0], row["input_id"])
     scale = min(1.0, THUMB_PX / max(pred.shape))
     size = tuple(max(1, round(side * scale)) for side in pred.shape)
     image = _try(lambda: images.resize_image(read_image(row), size), notes)
@@ -375,9 +388,7 @@ def error_map(image: np.ndarray | None, truth: np.ndarray, pred: np.ndarray, ign
 
 
 def read_image(row: Mapping[str, Any]) -> np.ndarray:
-    if row["video_uri"]:
-        return video.read_frame(row["video_uri"], row["frame_index"])
-    return images.decode_image(storage.read_bytes(row["uri"]), row["uri"])
+    return places.read_image(places.image_place(row))
 
 
 def read_truth(row: Mapping[str, Any], space: LabelSpace) -> np.ndarray:

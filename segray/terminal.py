@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -56,20 +57,49 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
     yield advance
 
 
+class LabelProgress:
+    """label's Watch on a terminal or in a log: files found, frames done of all, speed, errors, and what binds."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._rows = self._new = self._errors = self._total = 0
+        self._started = 0.0
+        self._seconds: Counter[str] = Counter()
+
+    def found(self, files: int) -> None:
+        self._advance(0, f"{files} files found")
+
+    def planned(self, rows: int) -> None:
+        self._total, self._started = rows, time.monotonic()
+        self._advance(0, "", rows)
+
+    def done(self, receipt: Any) -> None:
+        self._errors += receipt.errors
+        self._rows += receipt.rows
+        self._new += receipt.rows * receipt.created
+        self._seconds.update(receipt.seconds)
+        speed = self._new / max(1e-9, time.monotonic() - self._started)
+        left = f"{duration((self._total - self._rows) / speed)} left, " if speed else ""
+        note = f"{speed:.1f} frames/s, {left}{self._errors} errors{self._binding()}"
+        self._advance(receipt.rows, note, self._total)
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def _binding(self) -> str:
+        """The stage that the others wait for: the model, unless it waits for frames longer than it works."""
+        work = {stage: seconds for stage, seconds in self._seconds.items() if stage != "wait"}
+        if not work:
+            return ""
+        busy = "model" if work.get("model", 0) >= self._seconds["wait"] else max(work, key=lambda stage: work[stage])
+        return f", {busy} binds"
+
+
 @contextmanager
-def labelling() -> Iterator[Callable[[Any, Any], None]]:
-    """Progress of `label`: gives its on_receipt. Frames done of all, errors, frames a second."""
-    errors = rows = 0
-    started = time.monotonic()
+def labelling() -> Iterator[LabelProgress]:
+    """Progress of `label`, as its watch."""
     with counting("frames") as advance:
-
-        def on_receipt(receipt: Any, plan: Any) -> None:
-            nonlocal errors, rows
-            errors, rows = errors + receipt.errors, rows + receipt.rows
-            speed = f"{rows / (time.monotonic() - started):.1f} frames/s"
-            advance(receipt.rows, f"{errors} errors, {speed}", plan.rows)
-
-        yield on_receipt
+        yield LabelProgress(advance)
 
 
 def say(text: str) -> None:
@@ -144,6 +174,8 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
             [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
+    if summary.get("lost_races"):
+        say(f"{summary['lost_races']} parts were made by another run meanwhile.")
     say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
 
 

@@ -24,8 +24,12 @@ FROZEN = {
         *("trials", "weights", "weights-dir"),
     },
     "evaluate": STAGE | {"format", "data", "split", "window", "flip", "calibrate", "weights-dir"},
-    "label": STAGE | {"model", "input", "truth", "every", "window", "flip", "actors", "address"},
+    "label": STAGE | {
+        *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
+        *("max-error-rate", "window", "flip", "actors", "address"),
+    },
     "verify": {"help"},
+    "select": {"by", "count", "apart", "out", "pictures", "help"},
     "report": STAGE | {"labels"},
 }  # fmt: skip
 
@@ -127,7 +131,7 @@ BAD = [
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
         "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
-    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan.json); give the --out of segray label."),
+    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan-00000.json); give the --out of segray label."),
     (("report", "{}/none", "--out", "{}/r.html"), None),
 ]  # fmt: skip
 
@@ -148,8 +152,8 @@ def test_bad_input_is_one_line_and_a_code(monkeypatch, capsys, places, args, lin
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (("--input", "{}/none"), "{}/none does not exist; give an image, a video, or a folder of them."),
-        (("--input", "{}/empty"), "No image or video found in {}/empty."),
+        (("--input", "{}/none"), "{}/none does not exist; give an image, a video, a folder or glob of them, or a list."),
+        (("--input", "{}/empty"), "No image, video or Parquet file of images found in {}/empty."),
         (("--input", "{}/frame.png", "--truth", "{}/empty"), "No mask in {}/empty has the stem of an image; truth pairs by file name."),
         (("--input", "http://host/a.png"), "'http://host/a.png': only local paths and s3:// are read. Copy the data to one of them."),
         (("--input", "{}/frame.png", "--out", "{}/full"), "{}/full holds files that are no labels; give another --out."),

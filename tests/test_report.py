@@ -75,8 +75,9 @@ def write_labels(folder, rows, shards=2, finished=True, space=SPACE):
     """What label leaves: the plan, parts of consecutive rows, and _SUCCESS; unfinished: the first part alone."""
     for name in ("_segray", "labels"):
         (folder / name).mkdir(parents=True)
-    plan = {"plan_id": PLAN_ID, "rows": len(rows), "shards": shards, "model_id": "ab12", "settings": {"every": 1}}
-    (folder / "_segray" / "plan.json").write_text(json.dumps(plan | {"label_space": space.to_dict()}))
+    plan = {"schema_version": 2, "plan_id": PLAN_ID, "rows": len(rows), "shards": shards, "model_id": "ab12"}
+    plan["settings"] = {"every": 1, "mask_format": "png"}
+    (folder / "_segray" / "plan-00000.json").write_text(json.dumps(plan | {"label_space": space.to_dict()}))
     for i, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         if finished or i == 0:
             table = pa.Table.from_pylist([rows[j] for j in part], schema=ROW_SCHEMA)
@@ -84,7 +85,7 @@ def write_labels(folder, rows, shards=2, finished=True, space=SPACE):
     if finished:
         ok = [row for row in rows if row["status"] == "ok"]
         scored = any(row.get("miou") is not None for row in ok)
-        success = {"rows": len(rows), "ok": len(ok), "seconds": 12.3, "images_per_s": 9.75}
+        success = {"plans": [PLAN_ID], "rows": len(rows), "ok": len(ok), "seconds": 12.3, "images_per_s": 9.75}
         success["class_pixels"] = np.sum([[0, 0, 0], *(row["class_pixels"] for row in ok)], 0).tolist()
         success["confusion"] = CONFUSION.tolist() if scored else None
         success["scores"] = metrics.scores(CONFUSION).to_dict() if scored else None
@@ -341,7 +342,7 @@ def test_many_classes_keep_the_matrix_to_the_most_frequent(tmp_path):
         (
             {"labels": ["{tmp}"]},
             DataError,
-            "{tmp} holds no _segray/plan.json. Name a folder that segray label wrote.",
+            "{tmp} holds no _segray/plan-00000.json. Name a folder that segray label wrote.",
         ),
     ],
 )

@@ -5,33 +5,42 @@ because it is built in memory and created exclusively. `_SUCCESS` means that all
 
     OUT/labels/part-00042-of-05000-<plan8>.parquet   all rows of shard 42, ok and error
     OUT/errors.parquet                               the error rows again, without masks
-    OUT/_SUCCESS                                     JSON: totals, scores, the list of parts
+    OUT/summary.json, OUT/_SUCCESS                   totals, scores, the list of parts
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segray.core import images, metrics, quality, storage
-from segray.core.plan import Plan, PlanReader
+from segray.core import images, inputs, metrics, quality, storage
+from segray.core.ahead import ahead, prefetch
+from segray.core.datasets.places import mask_of
+from segray.core.plan import Plan, PlanReader, Row, place_of, repeated_ids
 from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import LabelSpace
 from segray.core.video import read_frames
-from segray.errors import DataError, InputChanged, InputMissing, OutputExists, SegrayError
+from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable, OutputExists, SegrayError
 
-DECODE_THREADS = 2
+FETCHES = 16  # inputs that are read at once: from S3 each is a round trip
+THREADS = 4  # that decode and encode beside the model
 SCORES = ("pixel_accuracy", "miou", "mean_f1", "mean_sensitivity", "mean_specificity")
 FIGURES = ("confidence_mean", "entropy_mean", "low_margin_share", "boundary_share", "flicker_share")
+STAGES = ("fetch", "decode", "model", "encode", "write")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+RUNS = pa.struct([("values", pa.list_(pa.uint8())), ("lengths", pa.list_(pa.int32()))])
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 
 ROW_SCHEMA = pa.schema(
@@ -40,13 +49,17 @@ ROW_SCHEMA = pa.schema(
         ("uri", pa.string()),
         ("video_uri", pa.string()),
         ("frame_index", pa.int64()),
+        ("pts", pa.int64()),
         ("time_s", pa.float64()),
         ("truth_uri", pa.string()),
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
         ("mask", IMAGE),
+        ("mask_rle", RUNS),
         ("confidence", IMAGE),
         ("class_pixels", pa.list_(pa.int64())),
+        ("class_shares", pa.list_(pa.float64())),
+        ("component_counts", pa.list_(pa.int64())),
         *[(name, pa.float64()) for name in FIGURES],
         ("status", pa.string()),
         ("error_code", pa.string()),
@@ -57,52 +70,116 @@ ROW_SCHEMA = pa.schema(
         ("class_iou", pa.list_(pa.float64())),
     ]
 )
-CODES = {InputChanged: "input_changed", InputMissing: "input_missing", DataError: "decode_error"}
+KEPT = ("input_id", "uri", "video_uri", "frame_index", "pts", "time_s", "truth_uri")  # from the plan's row
+CODES = {
+    InputChanged: "input_changed",
+    InputMissing: "input_missing",
+    InputUnreadable: "read_error",
+    DataError: "decode_error",
+}
+ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a shard came to. created: False when another run had made the part before."""
+    """What a shard came to. created: False when another run had made the part before.
+
+    seconds: work of each of STAGES, over all threads, and `wait`: how long the model waited for frames.
+    """
 
     shard: int
     rows: int
     errors: int
     created: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Labelled(NamedTuple):
+    """Finished rows, in the plan's order, and what they add up to."""
+
+    rows: list[Row]
+    totals: Totals
+
+
+class Clock:
+    """Seconds by stage, counted in any thread."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
 
 
 @dataclass
-class _Row:
-    """A plan row on its way: its frame while it is needed, then its results."""
+class _Frame:
+    """A plan row on its way: its pixels, as they are and as the model sees them, or the reason why there are none.
 
-    plan: dict[str, Any]
+    lead: shown to the model only to compare the next frame with; it stands in another shard.
+    """
+
+    row: Row
     image_hwc: np.ndarray | None = None
-    error: SegrayError | None = None
+    prepared: np.ndarray | None = None
+    error: DataError | None = None
+    lead: bool = False
 
 
-def label_shard(plan: Plan, rows: list[dict[str, Any]], shard: int, predictor: Predictor, batch_size: int) -> Receipt:
-    """Label the rows of one shard and create its part. StorageError when it cannot be written."""
-    totals = Totals.empty(plan.label_space.num_classes)
-    done: list[dict[str, Any]] = []
-    before: np.ndarray | None = None
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for batch in _batches(_decoded(rows, pool), batch_size):
-            good = [row for row in batch if row.image_hwc is not None]
-            predictions = iter(_predict(predictor, good))
-            for row in batch:
-                if row.image_hwc is None:
-                    done.append(_error_row(plan, row.plan, row.error))
-                    continue
-                prediction = next(predictions)
-                done.append(_ok_row(plan, row.plan, prediction, before, totals))
-                before = prediction.mask_hw if row.plan["video_uri"] else None
-    totals.rows, totals.errors = len(done), Counter(row["error_code"] for row in done if row["status"] == "error")
-    created = storage.create(plan.part_uri(shard), _to_parquet(done, plan, totals))
-    return Receipt(shard, len(done), totals.errors.total(), created)
+def label_shard(
+    plan: Plan, rows: list[Row], shard: int, label: Callable[[Plan, list[Row], Clock], Labelled]
+) -> Receipt:
+    """Label the rows of one shard and create its part. StorageError when it cannot be written.
+
+    label: label_rows with its model, or what calls it in another process.
+    """
+    clock = Clock()
+    done, totals = label(plan, rows, clock)
+    with clock("write"):
+        created = storage.create(plan.part_uri(shard), _to_parquet(done, plan, totals))
+    return Receipt(shard, len(done), totals.errors.total(), created, dict(clock.seconds))
+
+
+def label_rows(plan: Plan, rows: list[Row], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:
+    """Every row with its mask and figures, or with its error; one that cannot be read is no reason to stop.
+
+    Frames are fetched, decoded and resized in threads before the model asks for them, and encoded behind it.
+    """
+    totals, encoded = Totals.empty(plan.label_space.num_classes), deque[Future[_Done]]()
+    done: list[Row] = []
+
+    def collect(most: int) -> None:
+        while len(encoded) > most:
+            result = encoded.popleft().result()
+            done.append(result.row)
+            totals.count(result)
+
+    with ThreadPoolExecutor(FETCHES) as fetching, ThreadPoolExecutor(THREADS) as pool:
+        frames = prefetch(_decoded(rows, predictor, clock, fetching, pool), batch_size)
+        before: np.ndarray | None = None
+        for batch in _batches(frames, batch_size, clock):
+            predictions = iter(_predict(predictor, batch, clock))
+            for frame in batch:
+                prediction = next(predictions) if frame.image_hwc is not None else None
+                if not frame.lead:
+                    neighbour = before if frame.row["before_pts"] is not None else None
+                    encoded.append(pool.submit(_finish_row, plan, frame, prediction, neighbour, clock))
+                before = prediction.mask_hw if prediction and frame.row["video_uri"] else None
+            collect(2 * batch_size)
+        collect(0)
+    return Labelled(done, totals)
 
 
 @dataclass
 class Totals:
-    """Integers that add up over parts, whatever their order. confusion is all zero where nothing had truth."""
+    """Integers that add up over parts, whatever their order, of the rows that are ok.
+
+    confusion is all zero where nothing had truth.
+    """
 
     rows: int
     errors: Counter[str]
@@ -112,6 +189,16 @@ class Totals:
     @classmethod
     def empty(cls, classes: int) -> Totals:
         return cls(0, Counter(), np.zeros(classes, np.int64), np.zeros((classes, classes), np.int64))
+
+    def count(self, done: _Done) -> None:
+        """Add one row; of failed ones nothing but their code."""
+        self.rows += 1
+        if done.row["status"] == "error":
+            self.errors[done.row["error_code"]] += 1
+        else:
+            self.class_pixels += done.row["class_pixels"]
+            if done.confusion is not None:
+                self.confusion += done.confusion
 
     def add(self, other: Totals) -> None:
         self.rows += other.rows
@@ -138,53 +225,92 @@ class Totals:
         return totals
 
 
+@dataclass(frozen=True)
+class _Done:
+    row: Row
+    confusion: np.ndarray | None = None
+
+
 def done_shards(plan: Plan) -> set[int]:
     """Shards whose part is there, from one listing."""
     parts = {plan.part_uri(shard): shard for shard in range(plan.shards)}
-    return {parts[entry.uri] for entry in storage.list_files(storage.join(plan.out, "labels")) if entry.uri in parts}
+    return {parts[entry.uri] for entry in storage.iter_files(storage.join(plan.out, "labels")) if entry.uri in parts}
 
 
-def part_rows(plan: Plan, shard: int) -> int:
-    """Rows of one part, from its footer."""
-    return _open_part(plan.part_uri(shard)).metadata.num_rows
+def done_receipt(plan: Plan, shard: int) -> Receipt:
+    """The receipt of a part that is there, from its footer."""
+    totals = _totals(_open_part(plan.part_uri(shard)))
+    return Receipt(shard, totals.rows, totals.errors.total(), created=False)
 
 
-def totals_of(plan: Plan, on_part: Callable[[], None] = lambda: None) -> Totals:
-    """The sum over all parts, read from their footers alone."""
-    totals = Totals.empty(plan.label_space.num_classes)
-    for shard in range(plan.shards):
-        on_part()
-        totals.add(_part_totals(_open_part(plan.part_uri(shard))))
-    return totals
+def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says.
 
-
-def finish(plan: Plan, more: dict[str, Any]) -> dict[str, Any]:
-    """Write errors.parquet and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says."""
-    totals = totals_of(plan)
-    columns = ["input_id", "uri", "frame_index", "error_code", "error_message"]
-    if totals.errors:
-        tables = [_open_part(plan.part_uri(shard)).read(columns=[*columns, "status"]) for shard in range(plan.shards)]
-        failed = pa.concat_tables(table.filter(pa.compute.equal(table["status"], "error")) for table in tables)
-        sink = pa.BufferOutputStream()
-        pq.write_table(failed.drop_columns("status"), sink)
-        storage.replace(storage.join(plan.out, "errors.parquet"), sink.getvalue().to_pybytes())
+    A row that a later plan repeats is out of the counts and out of errors.parquet.
+    """
+    out, first = plans[0].out, plans[0]
+    totals, errors = totals_of(plans, on_part)
+    sink = pa.BufferOutputStream()
+    pq.write_table(errors, sink)
+    storage.replace(storage.join(out, "errors.parquet"), sink.getvalue().to_pybytes())
     scored = bool(totals.confusion.any())
     summary = {
-        "plan_id": plan.plan_id,
-        "model_id": plan.model_id,
+        "plans": [plan.plan_id for plan in plans],
+        "model_id": first.model_id,
+        "classes": list(first.label_space.names),
         **totals.to_dict(),
         "scores": metrics.scores(totals.confusion).to_dict() if scored else None,
         "baseline_miou": metrics.majority_baseline(totals.confusion).miou if scored else None,
-        "parts": [storage.name_of(plan.part_uri(shard)) for shard in range(plan.shards)],
+        "parts": [storage.name_of(plan.part_uri(shard)) for plan in plans for shard in range(plan.shards)],
         **more,
     }
-    storage.create(success_uri(plan.out), json.dumps(summary, indent=2).encode())
-    return read_summary(plan.out) or summary
+    data = json.dumps(summary, indent=2).encode()
+    storage.replace(storage.join(out, "summary.json"), data)
+    if storage.exists(success_uri(out)) and read_summary(plans) is None:
+        storage.replace(success_uri(out), data)  # it speaks of fewer plans
+    else:
+        storage.create(success_uri(out), data)
+    return read_summary(plans) or summary
 
 
-def read_summary(out: str) -> dict[str, Any] | None:
-    """What `_SUCCESS` says, or None while a run is not finished."""
-    return json.loads(storage.read_bytes(success_uri(out))) if storage.exists(success_uri(out)) else None
+def totals_of(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> tuple[Totals, pa.Table]:
+    """The sum over all parts, from their footers, and the rows that are errors, less those that were repeated."""
+    totals = Totals.empty(plans[0].label_space.num_classes)
+    errors = pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})
+    for plan in plans:
+        if plan.number:
+            repeated = pc.is_in(errors["input_id"], repeated_ids(plan))
+            totals.rows -= pc.sum(repeated).as_py() or 0
+            errors = errors.filter(pc.invert(repeated))
+        for shard in range(plan.shards):
+            on_part()
+            file = _open_part(plan.part_uri(shard))
+            counts = _totals(file)
+            totals.add(counts)
+            if counts.errors:
+                rows = file.read(columns=[*ERROR_COLUMNS, "status"])
+                failed = rows.filter(pc.equal(rows["status"], "error")).drop_columns("status")
+                errors = pa.concat_tables([errors, failed.replace_schema_metadata()])
+    totals.errors = Counter(errors["error_code"].to_pylist())
+    return totals, errors
+
+
+def read_summary(plans: list[Plan]) -> dict[str, Any] | None:
+    """What `_SUCCESS` says of these plans, or None while their run is not finished."""
+    uri = success_uri(plans[0].out)
+    summary = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
+
+
+def failed_rows(plans: list[Plan]) -> dict[str, Row]:
+    """The plan rows of what errors.parquet lists, by id. Of a finished run."""
+    with storage.open_read(storage.join(plans[0].out, "errors.parquet")) as file:
+        ids = pq.read_table(file, columns=["input_id"])["input_id"]
+    found: dict[str, Row] = {}
+    for plan in plans:
+        rows = PlanReader(plan).columns(["input_id", "uri", "raw"])
+        found |= {row["input_id"]: row for row in rows.filter(pc.is_in(rows["input_id"], ids)).to_pylist()}
+    return found
 
 
 def success_uri(out: str) -> str:
@@ -193,7 +319,7 @@ def success_uri(out: str) -> str:
 
 def check_empty(out: str) -> None:
     """OutputExists when a folder without a plan holds files: they are not ours."""
-    if any("/_segray/" not in entry.uri for entry in storage.list_files(out)):
+    if any("/_segray/" not in entry.uri for entry in storage.iter_files(out)):
         raise OutputExists(f"{out} holds files that are no labels; give another --out.")
 
 
@@ -201,25 +327,26 @@ def clear(out: str) -> None:
     """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not one's."""
     if not storage.exists(storage.join(out, "_segray")):
         check_empty(out)
-    for name in ("_SUCCESS", "errors.parquet", "labels", "_segray"):
+    for name in ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray"):
         storage.remove(storage.join(out, name))
 
 
-def verify(plan: Plan, on_part: Callable[[], None] = lambda: None) -> list[str]:
+def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> list[str]:
     """Every break of the promise, one line each; [] when there is none. Reads all that was written."""
     problems: list[str] = []
-    there, reader = done_shards(plan), PlanReader(plan.out)
-    totals = Totals.empty(plan.label_space.num_classes)
-    for shard in range(plan.shards):
-        on_part()
-        if shard not in there:
-            problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
-            continue
-        problems += _verify_part(plan, reader.shard(shard), shard, totals)
-    summary = read_summary(plan.out)
+    for plan in plans:
+        there, reader = done_shards(plan), PlanReader(plan)
+        for shard in range(plan.shards):
+            on_part()
+            if shard in there:
+                problems += _verify_part(plan, reader.shard(shard), shard)
+            else:
+                problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
+    summary = read_summary(plans)
     if summary is None:
         problems.append("_SUCCESS is missing: the run is not finished")
     elif not problems:
+        totals, _ = totals_of(plans)
         problems += [
             f"_SUCCESS says {key} {summary[key]}, the parts {value}"
             for key, value in totals.to_dict().items()
@@ -228,7 +355,7 @@ def verify(plan: Plan, on_part: Callable[[], None] = lambda: None) -> list[str]:
     return problems
 
 
-def _verify_part(plan: Plan, planned: list[dict[str, Any]], shard: int, totals: Totals) -> list[str]:
+def _verify_part(plan: Plan, planned: list[Row], shard: int) -> list[str]:
     name = storage.name_of(plan.part_uri(shard))
     try:
         file = _open_part(plan.part_uri(shard))
@@ -239,148 +366,234 @@ def _verify_part(plan: Plan, planned: list[dict[str, Any]], shard: int, totals: 
         return [f"{name} has other columns than a part, or no totals"]
     if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
         return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
-    counted = _part_totals(file)
-    totals.add(counted)
+    counted = _totals(file)
     seen = np.zeros_like(counted.class_pixels)
     problems = []
     for row in rows:
-        if row["mask"] is None:
-            continue
         try:
-            mask = images.decode_mask(row["mask"]["bytes"], "its PNG")
+            mask = mask_of(row, "it")
         except DataError as error:
             problems.append(f"{name}: the mask of {row['input_id']} cannot be read: {error}")
             continue
-        pixels = np.bincount(mask.ravel(), minlength=len(seen))
-        seen += pixels[: len(seen)]
-        if mask.shape != (row["height_px"], row["width_px"]) or pixels.tolist() != row["class_pixels"]:
+        if row["status"] == "ok":
+            seen += row["class_pixels"]
+        if mask is not None and (
+            mask.shape != (row["height_px"], row["width_px"])
+            or quality.class_pixels(mask, len(seen)).tolist() != row["class_pixels"]
+        ):
             problems.append(f"{name}: the mask of {row['input_id']} is not what its row says")
     if not np.array_equal(seen, counted.class_pixels):
         problems.append(f"{name}: its totals are not those of its rows")
     return problems
 
 
-def _decoded(rows: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Iterator[_Row]:
-    """Rows in order, each with its frame or the reason why there is none; a few are decoded ahead."""
-    if rows[0]["video_uri"]:
-        yield from _decoded_video(rows)
-        return
-    ahead: deque[Future[_Row]] = deque()
-    for row in rows:
-        ahead.append(pool.submit(_decode_image, row))
-        if len(ahead) > 2 * DECODE_THREADS:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+def _decoded(
+    rows: list[Row], predictor: Predictor, clock: Clock, fetching: Executor, pool: Executor
+) -> Iterator[_Frame]:
+    """Rows in order, each with its frame or the reason why there is none."""
+
+    def decode(fetched: tuple[Row, bytes | DataError]) -> _Frame:
+        row, data = fetched
+        if isinstance(data, DataError):
+            return _Frame(row, error=data)
+        try:
+            with clock("decode"):
+                image = images.decode_image(data, _source(row))
+                return _Frame(row, image, predictor.prepare(image))
+        except DataError as error:
+            return _Frame(row, error=error)
+
+    def fetch(row: Row) -> tuple[Row, bytes | DataError]:
+        try:
+            with clock("fetch"):
+                return row, _read(row)
+        except DataError as error:
+            return row, error
+
+    for (kind, *_), found in groupby(rows, _kind):
+        group = list(found)
+        if kind == "video":
+            yield from _decoded_video(group, predictor, clock)
+        else:
+            fetched = ahead(fetching, fetch, group, FETCHES) if kind == "image" else _table_cells(group, clock)
+            yield from ahead(pool, decode, fetched, THREADS)
 
 
-def _decode_image(row: dict[str, Any]) -> _Row:
+def _kind(row: Row) -> tuple[str, str]:
+    """Rows with one of these are read together."""
+    if row["error"] is not None or row["frame_index"] is None:
+        return "image", ""
+    return ("video" if row["pts"] is not None else "table"), row["uri"]
+
+
+def _source(row: Row) -> str:
+    return row["uri"] if row["frame_index"] is None else f"{row['uri']}, row {row['frame_index']}"
+
+
+def _read(row: Row) -> bytes:
+    if row["error"] is not None:  # its code stands in the plan too
+        raise DataError(row["error"])
+    return storage.read_unchanged(place_of(row), row["stamp"])
+
+
+def _table_cells(rows: list[Row], clock: Clock) -> Iterator[tuple[Row, bytes | DataError]]:
+    """The encoded images of one Parquet file's rows."""
+    waiting, error = deque(rows), None
+    place = place_of(rows[0])
     try:
-        if row["error"]:
-            raise DataError(row["error"])
-        data = storage.read_unchanged(row["uri"], row["stamp"])
-        return _Row(row, images.decode_image(data, row["uri"]))
-    except SegrayError as error:
-        return _Row(row, error=error)
-
-
-def _decoded_video(rows: list[dict[str, Any]]) -> Iterator[_Row]:
-    """Frames of one video's span; a frame that the decoder does not give becomes an error row."""
-    waiting = deque(rows)
-    error: SegrayError | None = None
-    try:
-        storage.check_unchanged(rows[0]["video_uri"], rows[0]["stamp"])
-        for frame in read_frames(rows[0]["video_uri"], [row["pts"] for row in rows]):
-            while waiting and waiting[0]["pts"] < frame.pts:
-                yield _Row(waiting.popleft(), error=_no_frame(rows[0]["video_uri"]))
-            if waiting and waiting[0]["pts"] == frame.pts:
-                yield _Row(waiting.popleft(), frame.image_hwc)
-    except SegrayError as problem:
+        storage.check_unchanged(place, rows[0]["stamp"])
+        cells = inputs.read_images(place, [row["frame_index"] for row in rows])
+        while waiting:
+            with clock("fetch"), storage.reading_input(place):
+                data = next(cells)
+            row = waiting.popleft()
+            yield row, data if data is not None else DataError(f"{_source(row)} is empty.")
+    except DataError as problem:
         error = problem
+    except (pa.ArrowException, OSError, StopIteration) as problem:
+        error = DataError(f"{rows[0]['uri']} cannot be read: {storage.reason(problem)}.")
     for row in waiting:
-        yield _Row(row, error=error or _no_frame(row["video_uri"]))
+        yield row, error
 
 
-def _no_frame(uri: str) -> DataError:
-    return DataError(f"{uri}: the decoder gave no frame at this time stamp; the file is damaged or truncated.")
+def _decoded_video(rows: list[Row], predictor: Predictor, clock: Clock) -> Iterator[_Frame]:
+    """Frames of one video's span; a frame that the decoder does not give becomes an error row.
+
+    The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
+    """
+    place, waiting = place_of(rows[0]), deque(_Frame(row) for row in rows)
+    if rows[0]["before_pts"] is not None:
+        waiting.appendleft(_Frame({**rows[0], "pts": rows[0]["before_pts"]}, lead=True))
+    error: DataError | None = None
+    try:
+        storage.check_unchanged(place, rows[0]["stamp"])
+        found = read_frames(place, [frame.row["pts"] for frame in waiting])
+        while True:
+            with clock("decode"), storage.reading_input(place):
+                decoded = next(found, None)
+                prepared = None if decoded is None else predictor.prepare(decoded.image_hwc)
+            if decoded is None:
+                break
+            while waiting and waiting[0].row["pts"] < decoded.pts:
+                yield _lost(waiting.popleft())
+            if waiting and waiting[0].row["pts"] == decoded.pts:
+                frame = waiting.popleft()
+                frame.image_hwc, frame.prepared = decoded.image_hwc, prepared
+                yield frame
+    except DataError as problem:
+        error = problem
+    for frame in waiting:
+        yield _lost(frame, error)
 
 
-def _batches(rows: Iterator[_Row], size: int) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def _lost(frame: _Frame, error: DataError | None = None) -> _Frame:
+    uri = frame.row["uri"]
+    frame.error = error or DataError(
+        f"{uri}: the decoder gave no frame at this time stamp; the file is damaged or truncated."
+    )
+    return frame
+
+
+def _batches(frames: Iterator[_Frame], size: int, clock: Clock) -> Iterator[list[_Frame]]:
+    while True:
+        with clock("wait"):
+            batch = list(islice(frames, size))
+        if not batch:
+            return
         yield batch
 
 
-def _predict(predictor: Predictor, rows: list[_Row]) -> list[Prediction]:
-    if not rows:
+def _predict(predictor: Predictor, batch: list[_Frame], clock: Clock) -> list[Prediction]:
+    good = [frame for frame in batch if frame.image_hwc is not None]
+    if not good:
         return []
-    frames = [row.image_hwc for row in rows if row.image_hwc is not None]
-    return predictor.predict([predictor.prepare(frame) for frame in frames], [frame.shape[:2] for frame in frames])
+    with clock("model"):
+        return predictor.predict([frame.prepared for frame in good], [frame.image_hwc.shape[:2] for frame in good])
 
 
-def _ok_row(
-    plan: Plan, row: dict[str, Any], prediction: Prediction, before: np.ndarray | None, totals: Totals
-) -> dict[str, Any]:
-    mask = prediction.mask_hw
-    pixels = np.bincount(mask.ravel(), minlength=plan.label_space.num_classes)
-    totals.class_pixels += pixels
+def _finish_row(
+    plan: Plan, frame: _Frame, prediction: Prediction | None, before: np.ndarray | None, clock: Clock
+) -> _Done:
+    if prediction is None:
+        codes = (code for kind, code in CODES.items() if isinstance(frame.error, kind))
+        code = frame.row["error_code"] or next(codes, "read_error")
+        return _Done(lost_row(plan, frame.row, code, str(frame.error)).rows[0])
+    with clock("encode"):
+        return _ok_row(plan, _common(plan, frame.row), prediction, before)
+
+
+def lost_row(plan: Plan, row: Row, code: str, message: str) -> Labelled:
+    """A row of which nothing is known but that it could not be labelled."""
+    done = _Done({**_common(plan, row), "status": "error", "error_code": code, "error_message": message})
+    totals = Totals.empty(plan.label_space.num_classes)
+    totals.count(done)
+    return Labelled([done.row], totals)
+
+
+def _common(plan: Plan, row: Row) -> Row:
+    return {key: row[key] for key in KEPT} | {"model_id": plan.model_id, "plan_id": plan.plan_id}
+
+
+def _ok_row(plan: Plan, common: Row, prediction: Prediction, before: np.ndarray | None) -> _Done:
+    mask, space = prediction.mask_hw, plan.label_space
+    pixels = quality.class_pixels(mask, space.num_classes)
     same_size = before is not None and before.shape == mask.shape
-    return {
-        **_common(plan, row),
+    scores, confusion = _score(common["truth_uri"], mask, space)
+    row = {
+        **common,
         "height_px": mask.shape[0],
         "width_px": mask.shape[1],
-        "mask": {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": f"{row['input_id']}.png"},
-        "confidence": _confidence_map(prediction, row),
+        **_encoded(plan, mask, common["input_id"]),
+        "confidence": _confidence_map(prediction, common["input_id"]),
         "class_pixels": pixels.tolist(),
+        "class_shares": (pixels / mask.size).tolist(),
+        "component_counts": quality.component_counts(mask, space.num_classes).tolist(),
         "confidence_mean": prediction.confidence_mean,
         "entropy_mean": prediction.entropy_mean,
         "low_margin_share": prediction.low_margin_share,
         "boundary_share": quality.boundary_share(mask),
         "flicker_share": quality.flicker_share(mask, before) if same_size else None,
         "status": "ok",
-        **_score(row["truth_uri"], mask, plan.label_space, totals),
+        **scores,
     }
+    return _Done(row, confusion)
 
 
-def _confidence_map(prediction: Prediction, row: dict[str, Any]) -> dict[str, Any] | None:
+def _encoded(plan: Plan, mask: np.ndarray, input_id: str) -> Row:
+    if plan.settings["mask_format"] == "png":
+        return {"mask": {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": f"{input_id}.png"}}
+    if plan.settings["mask_format"] == "rle":
+        flat = mask.ravel()
+        starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1))
+        return {"mask_rle": {"values": flat[starts], "lengths": np.diff(starts, append=flat.size)}}
+    return {}
+
+
+def _confidence_map(prediction: Prediction, input_id: str) -> Row | None:
     if prediction.confidence_hw is None:
         return None
     grey = images.encode_mask(prediction.confidence_hw, [(i, i, i) for i in range(256)])
-    return {"bytes": grey, "path": f"{row['input_id']}-confidence.png"}
+    return {"bytes": grey, "path": f"{input_id}-confidence.png"}
 
 
-def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace, totals: Totals) -> dict[str, Any]:
+def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace) -> tuple[Row, np.ndarray | None]:
     """Scores of one mask against its truth; a truth that cannot be used makes the row an error, mask kept."""
     if truth_uri is None:
-        return {}
+        return {}, None
     try:
-        truth = space.apply(images.decode_mask(storage.read_bytes(truth_uri), truth_uri), truth_uri)
+        with storage.reading_input(truth_uri):
+            data = storage.read_bytes(truth_uri)
+        truth = space.apply(images.decode_mask(data, truth_uri), truth_uri)
         if truth.shape != mask.shape:
             raise DataError(f"{truth_uri} is {truth.shape}, its image {mask.shape} (height, width).")
-    except SegrayError as error:
-        return {"status": "error", "error_code": "truth_error", "error_message": str(error)}
+    except DataError as error:
+        return {"status": "error", "error_code": "truth_error", "error_message": str(error)}, None
     confusion = metrics.confusion_matrix(truth, mask, space.num_classes)
-    totals.confusion += confusion
     scores = metrics.scores(confusion).to_dict()
-    return {key: scores[key] for key in (*SCORES, "class_iou")}
+    return {key: scores[key] for key in (*SCORES, "class_iou")}, confusion
 
 
-def _error_row(plan: Plan, row: dict[str, Any], error: SegrayError | None) -> dict[str, Any]:
-    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "read_error")
-    return {**_common(plan, row), "status": "error", "error_code": code, "error_message": str(error)}
-
-
-def _common(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: row[key] for key in ("input_id", "uri", "video_uri", "frame_index", "time_s", "truth_uri")}
-    return {**kept, "model_id": plan.model_id, "plan_id": plan.plan_id}
-
-
-def _to_parquet(rows: list[dict[str, Any]], plan: Plan, totals: Totals) -> bytes:
+def _to_parquet(rows: list[Row], plan: Plan, totals: Totals) -> bytes:
     """A whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
     about = {"totals": totals.to_dict(), "label_space": plan.label_space.to_dict()}
     schema = ROW_SCHEMA.with_metadata({"huggingface": json.dumps(HUGGINGFACE), "segray": json.dumps(about)})
@@ -393,5 +606,5 @@ def _open_part(uri: str) -> pq.ParquetFile:
     return pq.ParquetFile(storage.open_read(uri))
 
 
-def _part_totals(file: pq.ParquetFile) -> Totals:
+def _totals(file: pq.ParquetFile) -> Totals:
     return Totals.from_dict(json.loads(file.schema_arrow.metadata[b"segray"])["totals"])

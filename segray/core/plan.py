@@ -1,47 +1,63 @@
 """Inputs → a frozen plan of shards: every row that the run will write, in order, before the first is made.
 
-    OUT/_segray/plan.json              settings, classes, counts, plan id
+    OUT/_segray/plan-00000.json        settings, classes, counts, plan id
     OUT/_segray/plan-<plan8>.parquet   a row an output row; row group k is shard k
 
 A plan is made once and then loaded: a rerun does not list the inputs again, and so cannot miss or double one.
+What comes later, new inputs and another try of failed ones, is a further plan of the same output: plan-00001.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segray.core import storage
+from segray.core import inputs, storage
+from segray.core.ahead import ahead
 from segray.core.datasets.pairs import find_truth, pair_key
-from segray.core.images import IMAGE_SUFFIXES
 from segray.core.samples import LabelSpace
-from segray.core.storage import Entry
-from segray.core.video import VIDEO_SUFFIXES, index_video
-from segray.errors import DataError, OutputExists
+from segray.core.video import VideoIndex, index_video
+from segray.errors import DataError, InputUnreadable, OutputExists
 
 PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("input_id", pa.string()),
         ("uri", pa.string()),
+        ("raw", pa.binary()),  # the file's name where it is not UTF-8
         ("size", pa.int64()),
         ("stamp", pa.string()),
         ("truth_uri", pa.string()),
         ("video_uri", pa.string()),
         ("frame_index", pa.int64()),
         ("pts", pa.int64()),
+        ("before_pts", pa.int64()),  # of the frame that the plan holds before this one
         ("time_s", pa.float64()),
+        ("error_code", pa.string()),
         ("error", pa.string()),
+        ("repeats", pa.string()),  # the input_id of an earlier plan's failed row that this one replaces
     ]
 )
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SHARD_ROWS = 64
+MOST_SHARDS = 5000  # beyond it shards grow: a listing of the parts stays a few requests
+LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
+LOOKUPS = 8  # videos and Parquet files that are looked into at once
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Plan:
     """plan_id: hash of settings and inputs. settings: what makes another output, as plain data."""
 
     out: str
+    number: int
     plan_id: str
     shards: int
     rows: int
@@ -61,163 +78,289 @@ class Plan:
 
     def to_json(self) -> bytes:
         data = {"schema_version": SCHEMA_VERSION, **self.__dict__, "label_space": self.label_space.to_dict()}
-        del data["out"]
+        del data["out"], data["number"]
         return json.dumps(data, indent=2).encode()
 
 
 class PlanReader:
     """Rows of a plan by shard; the file's footer is read once."""
 
-    def __init__(self, out: str) -> None:
-        plan_id = json.loads(storage.read_bytes(_json_uri(out)))["plan_id"]
-        self._file = pq.ParquetFile(storage.open_read(_rows_uri(out, plan_id)))
+    def __init__(self, plan: Plan) -> None:
+        self._file = pq.ParquetFile(storage.open_read(_rows_uri(plan.out, plan.plan_id)))
 
-    def shard(self, shard: int) -> list[dict[str, Any]]:
+    def shard(self, shard: int) -> list[Row]:
         return self._file.read_row_group(shard).to_pylist()
 
-
-def load_plan(out: str) -> Plan | None:
-    """The plan of an output folder, or None where there is none."""
-    uri = _json_uri(out)
-    if not storage.exists(uri):
-        return None
-    data = json.loads(storage.read_bytes(uri))
-    del data["schema_version"]
-    return Plan(out=out, **{**data, "label_space": LabelSpace.from_dict(data["label_space"])})
+    def columns(self, names: list[str]) -> pa.Table:
+        return self._file.read(columns=names)
 
 
-def make_plan(out: str, settings: dict[str, Any], label_space: LabelSpace) -> Plan:
-    """List the inputs, cut them into shards, and freeze both; the plan that is there already wins a race.
+def place_of(row: Row) -> str:
+    """Where a plan row's file is, as the file system has its name."""
+    return row["uri"] if row["raw"] is None else os.fsdecode(row["raw"])
 
+
+def repeated_ids(plan: Plan) -> pa.Array:
+    """The ids of the failed rows in earlier plans that this plan's rows replace."""
+    return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null()
+
+
+def load_plans(out: str) -> list[Plan]:
+    """The plans of an output folder, in the order in which they were made; [] where there is none."""
+    numbers = {}
+    for entry in storage.iter_files(storage.join(out, "_segray")):
+        if found := re.fullmatch(r"plan-(\d{5})\.json", storage.name_of(entry.uri)):
+            numbers[int(found[1])] = entry.uri
+    return [_load(out, number, numbers[number]) for number in sorted(numbers)]
+
+
+def make_plan(
+    out: str,
+    settings: dict[str, Any],
+    label_space: LabelSpace,
+    before: list[Plan] | None = None,
+    failed: Mapping[str, Row] | None = None,
+    on_found: Callable[[int], None] = lambda count: None,
+) -> Plan | None:
+    """List the inputs, cut them into shards, and freeze both; a plan that another run froze meanwhile wins.
+
+    before: the output's plans so far; their files are not planned again, and None is returned when there are no
+    others. failed: plan rows by id; they alone are planned, anew from their files as these are now.
     Raises DataError when nothing is found, and StorageError for a place that cannot be listed.
     """
-    groups = list(_shards(settings["inputs"], settings["truth"], settings["every"], settings["shard_size"]))
-    if not groups:
-        raise DataError(f"No image or video found in {', '.join(settings['inputs'])}.")
-    digest = hashlib.sha256(json.dumps([settings, label_space.to_dict()], sort_keys=True).encode())
-    for rows in groups:
-        digest.update(json.dumps(rows, sort_keys=True).encode())
-    count = sum(len(rows) for rows in groups)
-    plan = Plan(out, digest.hexdigest(), len(groups), count, settings["model_id"], label_space, settings)
-    # plan.json is created last: it says that the rows are there, and names the file that holds them.
-    storage.replace(_rows_uri(out, plan.plan_id), _to_parquet(groups))
-    storage.create(_json_uri(out), plan.to_json())
-    return load_plan(out) or plan
+    before = before or []
+    files = _again(failed) if failed else _not_planned(inputs.find_inputs(settings["inputs"], out, on_found), before)
+    truths = find_truth(settings["truth"]) if settings["truth"] else {}
+    if not len(files):
+        if before:
+            return None
+        raise DataError(f"No image, video or Parquet file of images found in {', '.join(settings['inputs'])}.")
+    _check_truths(files, truths, settings)
+    units = _chosen(_units(files, settings, truths), settings, failed)
+    size = settings["shard_size"] or max(SHARD_ROWS, math.ceil(len(files) / MOST_SHARDS))
+    about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
+    frozen = _write_rows(out, _pack(units, size), json.dumps(about, sort_keys=True).encode())
+    if not frozen.rows:
+        if before:
+            return None
+        raise DataError(f"Nothing is left of {len(files)} files; raise label.sample or label.limit.")
+    plan = Plan(out, len(before), *frozen, settings["model_id"], label_space, settings)
+    # The .json is created last: it says that the rows are there, and names the file that holds them.
+    storage.create(_json_uri(out, plan.number), plan.to_json())
+    return _load(out, plan.number, _json_uri(out, plan.number))
 
 
-def plan_settings(
-    inputs: Sequence[str],
-    truth: str | None,
-    every: int,
-    shard_size: int,
-    model_id: str,
-    infer: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What decides a plan beside the files themselves."""
-    return {
-        "inputs": list(inputs),
-        "truth": truth,
-        "every": every,
-        "shard_size": shard_size,
-        "model_id": model_id,
-        "infer": dict(infer or {}),
-        "schema_version": SCHEMA_VERSION,
-    }
-
-
-def check_same(plan: Plan, settings: dict[str, Any]) -> None:
+def check_same(plan: Plan, settings: dict[str, Any], ignoring: Iterable[str] = ()) -> None:
     """OutputExists that names what differs, when the folder was made with other settings."""
-    changed = [f"{key} was {plan.settings.get(key)}, is {value}" for key, value in settings.items()
-               if plan.settings.get(key) != value]  # fmt: skip
+    changed = [
+        f"{key} was {plan.settings.get(key)}, is {value}"
+        for key, value in settings.items()
+        if key not in ignoring and plan.settings.get(key) != value
+    ]
     if changed:
         raise OutputExists(
-            f"{plan.out} was made with other settings ({'; '.join(changed)}). Give another --out, or --overwrite."
+            f"{plan.out} was made with other settings ({'; '.join(changed)}). Give another --out, or --overwrite"
+            f"{', or --extend for further inputs' if changed[0].startswith('inputs was') else ''}."
         )
 
 
-def _shards(inputs: Sequence[str], truth: str | None, every: int, shard_size: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows of each shard: images by `shard_size`, and spans of one video that start at keyframes."""
-    truths = find_truth(truth) if truth else {}
-    images, videos = _list_inputs(inputs)
-    if truth and not any(pair_key(storage.stem_of(entry.uri)) in truths for entry in images):
-        raise DataError(f"No mask in {truth} has the stem of an image; truth pairs by file name.")
-    for start in range(0, len(images), shard_size):
-        chunk = images[start : start + shard_size]
-        yield [_image_row(entry, truths) for entry in chunk]
-    for entry in videos:
-        yield from _video_shards(entry, every, shard_size)
+class _Frozen(NamedTuple):
+    plan_id: str
+    shards: int
+    rows: int
 
 
-def _video_shards(entry: Entry, every: int, shard_size: int) -> Iterator[list[dict[str, Any]]]:
-    try:
-        _check_name(entry.uri)
-        index = index_video(entry.uri)
-    except DataError as error:
-        yield [_row(entry, error=str(error))]  # an input has a row, also one that cannot be opened
-        return
-    frames = range(0, len(index.pts), every)
-    for start in range(0, len(frames), shard_size):
-        yield [
-            _row(entry, video_uri=entry.uri, frame_index=i, pts=index.pts[i], time_s=index.time_s(i))
-            for i in frames[start : start + shard_size]
-        ]
+def _write_rows(out: str, shards: Iterator[list[Row]], about: bytes) -> _Frozen:
+    """Rows into their file, a row group a shard, so that an actor reads no more than its own."""
+    digest, count, rows = hashlib.sha256(about), 0, 0
+    with tempfile.TemporaryFile() as file:
+        writer = pq.ParquetWriter(file, PLAN_SCHEMA, compression="zstd")
+        for count, shard in enumerate(shards, 1):
+            digest.update(json.dumps(shard, sort_keys=True, default=bytes.hex).encode())
+            table = pa.Table.from_pylist([{**row, "shard": count - 1} for row in shard], PLAN_SCHEMA)
+            writer.write_table(table, row_group_size=len(shard))
+            rows += len(shard)
+        writer.close()
+        frozen = _Frozen(digest.hexdigest(), count, rows)
+        if rows:
+            file.seek(0)
+            storage.replace(_rows_uri(out, frozen.plan_id), file.read())
+    return frozen
 
 
-def _list_inputs(inputs: Sequence[str]) -> tuple[list[Entry], list[Entry]]:
-    """(images, videos), each sorted and without repeats. DataError for an input that does not exist."""
-    found: dict[str, Entry] = {}
-    for root in inputs:
-        entries = storage.list_files(root)
-        if not entries and not storage.exists(root):
-            raise DataError(f"{root} does not exist; give an image, a video, or a folder of them.")
-        found |= {entry.uri: entry for entry in entries if not storage.name_of(entry.uri).startswith(".")}
-    ordered = [found[uri] for uri in sorted(found)]
-    by_kind = (
-        [entry for entry in ordered if _suffix(entry.uri) in kinds] for kinds in (IMAGE_SUFFIXES, VIDEO_SUFFIXES)
+def _not_planned(files: pa.Table, before: list[Plan]) -> pa.Table:
+    """The files of which no earlier plan has a row."""
+    for plan in before:
+        known = PlanReader(plan).columns(["uri", "raw"])
+        names = pc.coalesce(known["raw"], known["uri"].cast(pa.binary()))
+        files = files.filter(pc.invert(pc.is_in(files["name"], pc.unique(names))))
+    return files
+
+
+def _again(failed: Mapping[str, Row]) -> pa.Table:
+    """The files of failed rows as they are now."""
+    places = sorted({place_of(row) for row in failed.values()})
+    found = [inputs.look_up(place) for place in places]
+    return pa.Table.from_pylist([one._asdict() for one in found], inputs.FILES).sort_by(
+        [("kind", "ascending"), ("name", "ascending")]
     )
-    return next(by_kind), next(by_kind)
 
 
-def _image_row(entry: Entry, truths: dict[str, str]) -> dict[str, Any]:
-    try:
-        _check_name(entry.uri)
-    except DataError as error:
-        return _row(entry, error=str(error))
-    return _row(entry, truth_uri=truths.get(pair_key(storage.stem_of(entry.uri))))
+def _check_truths(files: pa.Table, truths: dict[str, str], settings: dict[str, Any]) -> None:
+    if settings["truth"] and not any(
+        pair_key(storage.stem_of(_printable(name.as_py()))) in truths
+        for name in files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
+    ):
+        raise DataError(f"No mask in {settings['truth']} has the stem of an image; truth pairs by file name.")
 
 
-def _check_name(uri: str) -> None:
-    """DataError for a name on disk that is not UTF-8: Python opens it, but Parquet and JSON cannot hold it."""
-    if _printable(uri) != uri:
-        raise DataError(f"{_printable(uri)} has a name that is not UTF-8; rename it.")
+def _chosen(
+    units: Iterator[list[Row]], settings: dict[str, Any], failed: Mapping[str, Row] | None
+) -> Iterator[list[Row]]:
+    """Of each unit the rows that are to be labelled, each video's with the frame that stands before."""
+    left = settings["limit"] if failed is None else None
+    before: Row | None = None
+    for unit in units:
+        if settings["sample"] is not None:
+            # The id is a hash: the same files are in every sample of this share.
+            unit = [row for row in unit if int(row["input_id"][:8], 16) < settings["sample"] * 2**32]
+        for row in unit:
+            if row["pts"] is not None:
+                row["before_pts"] = before["pts"] if before and before["uri"] == row["uri"] else None
+                before = row
+        if failed is not None:
+            unit = [{**row, "repeats": key} for row in unit if (key := _key(row, failed))]
+        yield unit[:left]
+        if left is not None:
+            left -= len(unit[:left])
+            if left == 0:
+                return
 
 
-def _printable(uri: str) -> str:
-    return os.fsencode(uri).decode(errors="backslashreplace")
+def _key(row: Row, failed: Mapping[str, Row]) -> str | None:
+    """The id of the failed row that a row is another try of: its own, or its file's, which could not be opened."""
+    return next((key for key in (row["input_id"], _id(place_of(row))) if key in failed), None)
 
 
-def _row(entry: Entry, **more: Any) -> dict[str, Any]:
-    text = entry.uri if more.get("frame_index") is None else f"{entry.uri}#{more['frame_index']}"
-    input_id = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    return {"input_id": input_id, "uri": _printable(entry.uri), "size": entry.size, "stamp": entry.stamp, **more}
+def _pack(units: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
+    """Units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
+    shard: list[Row] = []
+    for unit in units:
+        for start in range(0, len(unit), LONGEST * size):
+            shard += unit[start : start + LONGEST * size]
+            if len(shard) >= size:
+                yield shard
+                shard = []
+    if shard:
+        yield shard
 
 
-def _to_parquet(groups: list[list[dict[str, Any]]]) -> bytes:
-    """A row group a shard, so that an actor reads no more than its own."""
-    sink = pa.BufferOutputStream()
-    writer = pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd")
-    for shard, rows in enumerate(groups):
-        writer.write_table(pa.Table.from_pylist([{**row, "shard": shard} for row in rows], PLAN_SCHEMA))
-    writer.close()
-    return sink.getvalue().to_pybytes()
+def _units(files: pa.Table, settings: dict[str, Any], truths: dict[str, str]) -> Iterator[list[Row]]:
+    """Rows that one actor should have together: an image, a video's frames from keyframe to keyframe."""
+
+    def units(file: dict[str, Any]) -> list[list[Row]]:
+        if file["error"] is not None:
+            return [[_row(file)]]
+        if file["kind"] == inputs.IMAGE:
+            return [[_row(file, truth_uri=truths.get(pair_key(storage.stem_of(_printable(file["name"])))))]]
+        try:
+            with storage.reading_input(os.fsdecode(file["name"])):
+                return _video_units(file, settings) if file["kind"] == inputs.VIDEO else _table_units(file)
+        except (DataError, pa.ArrowException, OSError) as error:
+            # An input has a row, also one that cannot be opened.
+            code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
+            return [[_row(file, error_code=code, error=_text(error))]]
+
+    images = files.filter(pc.equal(files["kind"], inputs.IMAGE))
+    others = files.filter(pc.not_equal(files["kind"], inputs.IMAGE))
+    for batch in images.to_batches(inputs.CHUNK):
+        for file in batch.to_pylist():
+            yield from units(file)
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        yield from chain.from_iterable(ahead(pool, units, others.to_pylist(), 2 * LOOKUPS))
 
 
-def _suffix(uri: str) -> str:
-    return f".{uri.rsplit('.', 1)[-1].lower()}"
+def _video_units(file: dict[str, Any], settings: dict[str, Any]) -> list[list[Row]]:
+    index = index_video(os.fsdecode(file["name"]))
+    keyframes = set(index.keyframes)
+    units: list[list[Row]] = [[]]
+    chosen = _frames(index, settings["every"], settings["fps"])
+    for last, i in zip([-1, *chosen], chosen, strict=False):
+        if units[-1] and any(k in keyframes for k in range(last + 1, i + 1)):
+            units.append([])
+        units[-1].append(
+            _row(file, video_uri=_printable(file["name"]), frame_index=i, pts=index.pts[i], time_s=index.time_s(i))
+        )
+    if index.damage:
+        units.append([_row(file, video_uri=_printable(file["name"]), error_code="video_truncated", error=index.damage)])
+    return units
 
 
-def _json_uri(out: str) -> str:
-    return storage.join(out, "_segray", "plan.json")
+def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
+    """Every N-th frame, or the first at or after each tick of 1/fps seconds."""
+    if fps is None:
+        return list(range(0, len(index.pts), every))
+    frames, tick = [], 0
+    for i in range(len(index.pts)):
+        at = index.time_s(i) * fps + 1e-6  # in ticks; stamps are rounded, a tick is not missed by that
+        if at >= tick:
+            frames.append(i)
+            tick = math.floor(at) + 1
+    return frames
+
+
+def _table_units(file: dict[str, Any]) -> list[list[Row]]:
+    """Rows of a Parquet file by row group: a group is read as a whole."""
+    place = os.fsdecode(file["name"])
+    with storage.open_read(place) as opened:
+        about = pq.ParquetFile(opened)
+        if inputs.image_column(about.schema_arrow) is None:
+            raise DataError(f"{_printable(file['name'])} has no column called image, nor one other of encoded images.")
+        units, first = [], 0
+        for group in range(about.num_row_groups):
+            end = first + about.metadata.row_group(group).num_rows
+            units.append([_row(file, frame_index=i) for i in range(first, end)])
+            first = end
+    return units
+
+
+def _row(file: dict[str, Any], **more: Any) -> Row:
+    name = file["name"]
+    row = dict.fromkeys(PLAN_SCHEMA.names) | {key: file[key] for key in ("size", "stamp", "error_code", "error")}
+    frame = more.get("frame_index")
+    place = os.fsdecode(name)
+    row["uri"] = _printable(name)
+    row["raw"] = None if row["uri"] == place else name
+    what = place if frame is None else f"{place}#{frame}"
+    row["input_id"] = _id(f"{what}#damage" if more.get("error_code") == "video_truncated" else what)
+    return row | more
+
+
+def _id(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _printable(name: bytes) -> str:
+    """A file's name as text: undecodable bytes as \\xff."""
+    return name.decode(errors="backslashreplace")
+
+
+def _text(error: BaseException) -> str:
+    return _printable(str(error).encode(errors="surrogateescape"))
+
+
+def _load(out: str, number: int, uri: str) -> Plan:
+    data = json.loads(storage.read_bytes(uri))
+    if (version := data.pop("schema_version")) != SCHEMA_VERSION:
+        raise OutputExists(
+            f"{out} was made by a segray whose plans have version {version}, this one's {SCHEMA_VERSION}; "
+            "give another --out, or --overwrite."
+        )
+    return Plan(out=out, number=number, **{**data, "label_space": LabelSpace.from_dict(data["label_space"])})
+
+
+def _json_uri(out: str, number: int) -> str:
+    return storage.join(out, "_segray", f"plan-{number:05}.json")
 
 
 def _rows_uri(out: str, plan_id: str) -> str:

@@ -30,7 +30,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from segray.errors import InputChanged, InputMissing, SegrayError, StorageError
+from segray.errors import InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
 
 RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
@@ -70,6 +70,11 @@ TRANSIENT_ERRORS = (
 )
 # Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
 FAILURES = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
+# What is one input's own fault, and no reason to think that others cannot be read either.
+OWN_ERRNOS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
+OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"})
 NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -95,7 +100,7 @@ def check_uri(uri: str) -> str:
         if not bucket or "@" in bucket or ":" in bucket or "?" in bucket or "::" in uri:
             raise StorageError(f"{uri!r} is not s3://bucket/key; credentials come from the environment.")
         return uri
-    if "://" in uri or "::" in uri:
+    if not uri.startswith("/") and ("://" in uri or "::" in uri):
         raise StorageError(f"{uri!r}: only local paths and s3:// are read. Copy the data to one of them.")
     return uri
 
@@ -154,18 +159,19 @@ def open_read(uri: str) -> Any:
 
 def read_unchanged(uri: str, stamp: str) -> bytes:
     """A whole file, if it is still the one with this stamp; InputChanged or InputMissing otherwise."""
-    if is_s3(uri):
-        with _input(uri), _one_line(uri, "read"):
-            return _s3("get_object", **_key(uri), IfMatch=stamp)["Body"]
-    check_unchanged(uri, stamp)
-    data = read_bytes(uri)
-    check_unchanged(uri, stamp)
-    return data
+    with reading_input(uri):
+        if is_s3(uri):
+            with _one_line(uri, "read"):
+                return _s3("get_object", **_key(uri), IfMatch=stamp)["Body"]
+        check_unchanged(uri, stamp)
+        data = read_bytes(uri)
+        check_unchanged(uri, stamp)
+        return data
 
 
 def check_unchanged(uri: str, stamp: str) -> None:
     """InputChanged when the file's stamp is another one, InputMissing when there is no file."""
-    with _input(uri):
+    with reading_input(uri):
         now = stat(uri).stamp
     if now != stamp:
         raise InputChanged(_changed(uri))
@@ -296,8 +302,11 @@ def _one_line(uri: str, verb: str) -> Iterator[None]:
 
 
 @contextmanager
-def _input(uri: str) -> Iterator[None]:
-    """A StorageError inside is an InputMissing when the file is gone, an InputChanged when it is another one."""
+def reading_input(uri: str) -> Iterator[None]:
+    """A StorageError inside is a DataError where it is this file's own fault: gone, changed, or not to be read.
+
+    It stays a StorageError where others cannot be read either, as with a store that is gone or credentials that ended.
+    """
     try:
         yield
     except StorageError as error:
@@ -305,7 +314,21 @@ def _input(uri: str) -> Iterator[None]:
             raise InputMissing(_printable(f"{uri} is gone since the plan was made.")) from error
         if error.__cause__ and _http_status(error.__cause__) == 412:
             raise InputChanged(_changed(uri)) from error
+        if _is_own_fault(uri, error.__cause__):
+            raise InputUnreadable(str(error)) from error
         raise
+
+
+def _is_own_fault(uri: str, cause: BaseException | None) -> bool:
+    answer = _answer(cause)
+    if not answer:  # without a cause, it is a URI that is not opened
+        return cause is None or isinstance(cause, UnicodeError) or getattr(cause, "errno", None) in OWN_ERRNOS
+    if answer.get("Error", {}).get("Code") != "403":
+        return answer.get("Error", {}).get("Code") in OWN_CODES
+    try:  # HEAD's answers have no code: a GET's says whether it is the file or the credentials
+        return bool(_s3("get_object", **_key(uri), Range="bytes=0-0"))
+    except FAILURES as error:
+        return _answer(error).get("Error", {}).get("Code") in OWN_CODES
 
 
 def _changed(uri: str) -> str:

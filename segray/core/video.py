@@ -23,6 +23,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".t
 # (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts). None: from the beginning, without a seek.
 SEEK_EARLY_S = (0, 2, 20, None)
 
+SHORTER_S = 2.0  # by which a stated length may exceed the frames: sound runs on, and the last frame lasts a while
+
 # What reading raises inside a damaged file; IndexError is PyAV's for a packet of a stream that was not announced.
 DAMAGE = (av.FFmpegError, EOFError, IndexError)
 
@@ -32,11 +34,13 @@ class VideoIndex:
     """Time stamps of every frame in presentation order; keyframes are indices into it.
 
     pts: in units of time_base seconds, relative to nothing; time_s(i) counts from the first frame.
+    damage: what is missing after the last frame, where the file says or shows that it was longer.
     """
 
     pts: tuple[int, ...]
     keyframes: tuple[int, ...]
     time_base: float
+    damage: str | None = None
 
     def time_s(self, index: int) -> float:
         return (self.pts[index] - self.pts[0]) * self.time_base
@@ -56,13 +60,13 @@ def index_video(uri: str) -> VideoIndex:
     """
     with storage.open_read(uri) as file, _open(file, uri) as container:
         stream = _stream(container, uri)
-        packets = []
+        packets, damage = [], None
         try:
             for packet in container.demux(stream):
                 if packet.pts is not None and packet.size and not packet.is_discard:
                     packets.append((packet.pts, packet.is_keyframe))
-        except DAMAGE:
-            pass  # the frames before it are good
+        except DAMAGE as error:  # the frames before it are good
+            damage = f"{uri} cannot be read to its end: {storage.reason(error)}."
         if not packets:
             raise DataError(f"{uri} holds no video frame with a time stamp.")
         packets.sort()
@@ -70,7 +74,22 @@ def index_video(uri: str) -> VideoIndex:
             pts=tuple(pts for pts, _ in packets),
             keyframes=tuple(i for i, (_, is_keyframe) in enumerate(packets) if is_keyframe),
             time_base=float(stream.time_base),
+            damage=damage or _shorter(container, stream, packets[-1][0] - packets[0][0], uri),
         )
+
+
+def _shorter(container: Any, stream: Any, length: int, uri: str) -> str | None:
+    """A sentence when the frames end long before the length that the file's header states.
+
+    FFmpeg reads a file that was cut without a word (of an mkv's 60 frames, 19 came and no error).
+    """
+    found_s = float(length * stream.time_base)
+    stated_s = (
+        float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base
+    )
+    if stated_s - found_s <= max(SHORTER_S, 0.02 * stated_s):
+        return None
+    return f"{uri} ends at {found_s:.1f} s of the {stated_s:.1f} s that its header states; it was cut."
 
 
 def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
@@ -115,16 +134,6 @@ def _packets(container: Any, stream: Any, first: int, early_s: float | None) -> 
     except DAMAGE:
         return None
     return chain([key], packets) if key is not None and key.pts is not None and key.pts <= first else None
-
-
-def read_frame(uri: str, index: int) -> np.ndarray:
-    """One frame by its index in presentation order, uint8 RGB [H, W, 3]."""
-    stamps = index_video(uri).pts
-    if not 0 <= index < len(stamps):
-        raise DataError(f"{uri} has frames 0 to {len(stamps) - 1}; frame {index} was asked.")
-    for frame in read_frames(uri, [stamps[index]]):
-        return frame.image_hwc
-    raise DataError(f"{uri}: frame {index} cannot be decoded.")
 
 
 def _upright(frame: Any) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from labelled import label_all, settings_of
 
 from segray.config import DataSection, InferSection
 from segray.core import parts, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.datasets.places import read_image
-from segray.core.plan import PlanReader, make_plan, plan_settings
+from segray.core.plan import load_plans, make_plan
 from segray.core.predictor import Predictor
 from segray.errors import DataError
 
@@ -22,11 +23,9 @@ def labelled(town, tiny_bundle, tmp_path_factory):
     def make(*inputs, maps=True):
         out = str(tmp_path_factory.mktemp("labels") / "out")
         predictor = Predictor(str(tiny_bundle), infer=InferSection(), confidence_maps=maps)
-        settings = plan_settings([str(town / i) for i in inputs], None, 1, 4, predictor.info.model_id)
-        plan = make_plan(out, settings, predictor.label_space)
-        for shard in range(plan.shards):
-            parts.label_shard(plan, PlanReader(out).shard(shard), shard, predictor, 3)
-        parts.finish(plan, {})
+        plan = make_plan(out, settings_of([town / i for i in inputs]), predictor.label_space)
+        label_all(plan, predictor)
+        parts.finish([plan], {})
         return out
 
     return make
@@ -52,9 +51,7 @@ def test_rows_are_frames_with_the_teachers_masks(labelled, town):
 def _part(out, shard):
     import pyarrow.parquet as pq
 
-    from segray.core.plan import load_plan
-
-    plan = load_plan(out)
+    (plan,) = load_plans(out)
     return pq.read_table(storage.open_read(plan.part_uri(shard))).to_pylist() if shard < plan.shards else []
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from labelled import plan_rows, settings_of
 from PIL import Image
 
 from segray.cli import show_check
@@ -242,10 +243,9 @@ def test_an_empty_folder_is_one_line(name, tmp_path):
 
 
 def test_truth_of_cityscapes_pairs_with_its_frames_in_labelling(city, tiny_bundle, tmp_path):
-    from segray.core.plan import PlanReader, make_plan, plan_settings
+    from segray.core.plan import make_plan
     from segray.core.samples import LabelSpace
 
-    places = ([str(city / "leftImg8bit" / "val")], str(city / "gtFine" / "val"))
-    make_plan(str(tmp_path / "out"), plan_settings(*places, 1, 64, "m"), LabelSpace(("a",), ((0, 0, 0),)))
-    (row,) = PlanReader(str(tmp_path / "out")).shard(0)
+    settings = settings_of([city / "leftImg8bit" / "val"], city / "gtFine" / "val")
+    (row,) = plan_rows(make_plan(str(tmp_path / "out"), settings, LabelSpace(("a",), ((0, 0, 0),))))
     assert row["truth_uri"].endswith("frankfurt_000001_000576_gtFine_labelIds.png")

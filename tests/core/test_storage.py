@@ -13,7 +13,7 @@ import pytest
 import s3fs
 
 from segray.core import storage
-from segray.errors import InputChanged, InputMissing, StorageError
+from segray.errors import InputChanged, InputMissing, InputUnreadable, StorageError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -201,7 +201,7 @@ def test_other_places_are_refused_by_every_door(uri, text):
         lambda place: storage.read_unchanged(place, ""),
     ]
     for door in doors:
-        with pytest.raises(StorageError) as error:
+        with pytest.raises((StorageError, InputUnreadable)) as error:
             door(uri)
         assert str(error.value) == text
 
@@ -215,7 +215,7 @@ def test_absolute_means_the_same_in_every_folder(tmp_path, monkeypatch):
 
 
 def one_line(call, *args):
-    with pytest.raises(StorageError) as error:
+    with pytest.raises((StorageError, InputUnreadable)) as error:
         call(*args)
     assert "\n" not in str(error.value)
     assert "canary" not in str(error.value)  # the credentials of these tests
@@ -559,3 +559,22 @@ def test_no_error_gives_credentials_away(s3):
         "http://canary-key:canary-secret@host?X-Amz-Signature=canary&X-Amz-Credential=canary/20261121 canary-key"
     )
     assert storage.reason(told) == "http://***@host?X-Amz-Signature=***&X-Amz-Credential=*** ***"
+
+
+def test_a_file_that_may_not_be_read_is_its_own_fault_and_ended_credentials_are_not(s3_proxy, s3, monkeypatch):
+    """HEAD's 403 has no code: what a GET says decides."""
+    uri = f"{s3}/secret"
+    storage.replace(uri, b"x")
+    stamp = storage.stat(uri).stamp
+    s3_proxy.set(http_403=1)
+    with pytest.raises(InputUnreadable, match=r"secret cannot be read: (Access Denied|Forbidden)\.$"):
+        storage.check_unchanged(uri, stamp)
+    monkeypatch.setattr(storage, "OWN_CODES", frozenset())  # as for ExpiredToken
+    with pytest.raises(StorageError):
+        storage.check_unchanged(uri, stamp)
+
+
+def test_a_folder_that_may_not_be_opened_is_an_inputs_own_fault(tmp_path):
+    stamp = storage.stat(str(tmp_path)).stamp
+    with pytest.raises(InputUnreadable, match=r"Is a directory\.$"):
+        storage.read_unchanged(str(tmp_path), stamp)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segray.core import storage
-from segray.core.video import index_video, read_frame, read_frames
+from segray.core.video import index_video, read_frames
 from segray.errors import DataError
 
 
@@ -152,7 +152,7 @@ def test_a_frame_is_upright_as_a_player_shows_it(tmp_path, turn, quarter_turns):
     for k, value in enumerate((a, b, 0, c, d, 0)):
         data[at + 4 * k : at + 4 * k + 4] = value.to_bytes(4, "big", signed=True)
     Path(uri).write_bytes(data)
-    assert np.array_equal(read_frame(uri, 3), np.rot90(lying, quarter_turns))
+    assert np.array_equal(next(read_frames(uri, index_video(uri).pts[3:4])).image_hwc, np.rot90(lying, quarter_turns))
 
 
 def test_an_audio_file_holds_no_video(tmp_path):
@@ -187,18 +187,10 @@ def test_what_is_no_video_says_so(tmp_path, data, why):
     assert str(error.value) == f"{tmp_path}/a.mp4 is not a video that can be read: {why}."
 
 
-def test_a_frame_by_its_number(tmp_path):
-    uri = write(tmp_path / "a.mp4")
-    assert np.array_equal(read_frame(uri, 12), straight(uri)[12][1])
-    for index in (30, -1):
-        with pytest.raises(DataError) as error:
-            read_frame(uri, index)
-        assert str(error.value) == f"{uri} has frames 0 to 29; frame {index} was asked."
-
-
 def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     uri = write(tmp_path / "a.mp4")
     there = f"{s3}/{tmp_path.name}/a.mp4"
     storage.create(there, Path(uri).read_bytes())
     assert index_video(there) == index_video(uri)
-    assert np.array_equal(read_frame(there, 12), read_frame(uri, 12))
+    (frame,), (same,) = (list(read_frames(place, index_video(uri).pts[12:13])) for place in (there, uri))
+    assert np.array_equal(frame.image_hwc, same.image_hwc)

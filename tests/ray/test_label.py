@@ -8,12 +8,13 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from crashing import CRASH, env
 
 from segray.config import load
 from segray.core import parts
-from segray.core.plan import load_plan
+from segray.core.plan import load_plans
 from segray.errors import DataError, OutputExists
-from segray.label import label
+from segray.label import Watch, label
 
 
 def options(bundle, town, out, **more):
@@ -21,18 +22,31 @@ def options(bundle, town, out, **more):
     return load(None, values | {"label.out": str(out), "label.shard_size": 4} | more)
 
 
+class Seen(Watch):
+    def __init__(self):
+        self.receipts, self.notes = [], []
+
+    def planned(self, rows):
+        self.rows = rows
+
+    def done(self, receipt):
+        self.receipts.append(receipt)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def problems(out):
-    return parts.verify(load_plan(str(out)))
+    return parts.verify(load_plans(str(out)))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path):
-    receipts = []
-    summary = label(
-        options(tiny_bundle, town, tmp_path / "out"), on_receipt=lambda receipt, plan: receipts.append(receipt)
-    )
+    watch = Seen()
+    summary = label(options(tiny_bundle, town, tmp_path / "out"), watch=watch)
     assert (summary["rows"], summary["ok"], summary["errors"]) == (21, 21, {})
-    assert sum(receipt.rows for receipt in receipts) == 21
+    assert sum(receipt.rows for receipt in watch.receipts) == watch.rows == 21
+    assert {"fetch", "decode", "model", "encode", "write"} <= set(watch.receipts[0].seconds)
     assert problems(tmp_path / "out") == []
     rows = pq.read_table(tmp_path / "out" / "labels").to_pylist()
     assert len({row["input_id"] for row in rows}) == 21
@@ -95,5 +109,22 @@ def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
         out,
     ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ)
-    assert parts.verify(load_plan(out)) == []
-    assert parts.read_summary(out)["ok"] == 5
+    assert parts.verify(load_plans(out)) == []
+    assert parts.read_summary(load_plans(out))["ok"] == 5
+
+
+def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path):
+    frames = tmp_path / "in"
+    frames.mkdir()
+    for frame in sorted((town / "train").iterdir()):
+        (frames / frame.name).write_bytes(frame.read_bytes())
+    (frames / f"{frame.stem}-5.jpg").write_bytes(CRASH)
+    (tmp_path / "site").mkdir()
+    command = [sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", frames]
+    command += ["--out", tmp_path / "out", "--set", "label.shard_size=3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env(tmp_path / "site"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "labelled input by input now" in done.stdout
+    assert "(raylet)" not in done.stdout
+    assert "11 frames labelled, 1 errors (worker_crash 1)." in done.stdout
+    assert problems(tmp_path / "out") == []

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from segray.config import DataSection
 from segray.core import storage
 from segray.core.datasets.pairs import check_root, split
+from segray.core.datasets.places import image_place
 from segray.core.samples import Dataset, LabelSpace, SampleRef
 from segray.errors import DataError
 
@@ -22,29 +23,27 @@ COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "status", "confidence_
 def open_dataset(config: DataSection) -> Dataset:
     """Splits train and val: whole videos and images by their names' hashes; of a lone video, its end is val."""
     from segray.core import parts  # here, as it pairs its truths through this package
-    from segray.core.plan import load_plan
+    from segray.core.plan import load_plans
 
     root = check_root(config.root, "labels/ and _SUCCESS")
-    plan = load_plan(root)
-    if plan is None or parts.read_summary(root) is None:
+    plans = load_plans(root)
+    if not plans or parts.read_summary(plans) is None:
         raise DataError(f"{root} holds no finished labels; run segray label until it has _SUCCESS.")
-    rows = [row for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
+    if (masks := plans[0].settings["mask_format"]) != "png":
+        raise DataError(f"{root} was made with label.mask_format {masks}; label with png to train on the masks.")
+    rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
     kept = [row for row in rows if row["status"] == "ok" and row["confidence_mean"] >= config.min_confidence]
     if not kept:
         raise DataError(f"None of {len(rows)} rows in {root} has a confidence of {config.min_confidence}; lower it.")
     pixels = f",{config.min_pixel_confidence:f}" if config.min_pixel_confidence else ""
-    refs = [SampleRef(row["input_id"], _image(row), f"{row['place']}{pixels}") for row in kept]
-    names, colors = plan.label_space.names, plan.label_space.colors
+    refs = [SampleRef(row["input_id"], image_place(row), f"{row['place']}{pixels}") for row in kept]
+    names, colors = plans[0].label_space.names, plans[0].label_space.colors
     return Dataset("labels", LabelSpace(names, colors), _split(refs, config))
 
 
 def _rows(part: str) -> list[dict[str, Any]]:
     rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
     return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
-
-
-def _image(row: dict[str, Any]) -> str:
-    return row["uri"] if row["video_uri"] is None else f"{row['video_uri']}#frame={row['frame_index']}"
 
 
 def _split(refs: list[SampleRef], config: DataSection) -> dict[str, tuple[SampleRef, ...]]:

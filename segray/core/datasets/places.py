@@ -3,24 +3,47 @@
 frames/a.png                     a file
 labels/part.parquet#row=17       a mask in a row; with `,0.8`, pixels below that confidence are void
 drive.mp4#frame=120              a video frame, by its index in presentation order
+images.parquet#image=5           an encoded image in a row
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core import images, storage
+from segray.core import images, inputs, storage
 from segray.core.samples import IGNORE_INDEX
 from segray.core.video import index_video, read_frames
 from segray.errors import DataError
 
 ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
+CELL = re.compile(r"(.*)#image=(\d+)")
+
+
+def image_place(row: Mapping[str, Any]) -> str:
+    """Where the frame of a label row is."""
+    if row["frame_index"] is None:
+        return row["uri"]
+    return f"{row['uri']}#{'frame' if row['video_uri'] else 'image'}={row['frame_index']}"
+
+
+def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
+    """Class ids uint8 [H, W] that a label row holds as a PNG or as runs; None where it holds none."""
+    if row["mask"] is not None:
+        return images.decode_mask(row["mask"]["bytes"], source)
+    if row["mask_rle"] is None:
+        return None
+    flat = np.repeat(np.array(row["mask_rle"]["values"], np.uint8), row["mask_rle"]["lengths"])
+    if len(flat) != row["height_px"] * row["width_px"]:
+        raise DataError(f"{source} has runs of {len(flat)} pixels, not {row['height_px']}×{row['width_px']}.")
+    return flat.reshape(row["height_px"], row["width_px"])
 
 
 def read_image(place: str) -> np.ndarray:
@@ -30,6 +53,8 @@ def read_image(place: str) -> np.ndarray:
         for frame in read_frames(found[1], stamps[index : index + 1]):
             return frame.image_hwc
         raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
+    if found := CELL.fullmatch(place):
+        return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place)
     return images.decode_image(storage.read_bytes(place), place)
 
 

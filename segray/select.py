@@ -1,0 +1,117 @@
+"""Finished labels → the frames that are most worth a person's time, spread over videos and folders."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from segray.core import images, storage
+from segray.core.datasets import places
+from segray.core.plan import load_plans
+from segray.errors import ConfigError, DataError, nearest
+
+# What makes a frame worth looking at: the column that says so; rare classes are found from all frames' shares.
+ORDERS = {"uncertainty": "entropy_mean", "flicker": "flicker_share", "rare-class": "class_shares"}
+COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "time_s"]
+OUT_SUFFIXES = (".jsonl", ".parquet")
+
+
+def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[dict[str, Any]]:
+    """The `count` frames with the highest scores, best first: COLUMNS, `score`, and the `part` that holds each.
+
+    uncertainty is mean entropy, flicker the share of pixels that differ from the frame before, rare-class the mean
+    over classes of the frame's share over that of all frames (1 is an average frame). No two frames of a video are
+    nearer than `apart` seconds, no two of a folder nearer than so many files; each video's and folder's best comes
+    before another's second. Raises DataError for labels that are not there, or do not have the figure.
+    """
+    if by not in ORDERS:
+        raise ConfigError(f"{by!r} is no order of frames.{nearest(by, ORDERS)}")
+    rows = _read(storage.absolute(labels), ORDERS[by])
+    values = rows[ORDERS[by]]
+    if by == "rare-class":
+        shares = np.array(values.to_pylist(), dtype=np.float64).reshape(len(rows), -1)
+        mean = shares.mean(0) if len(rows) else shares.sum(0)
+        scores = (shares[:, mean > 0] / mean[mean > 0]).mean(1)
+    else:
+        scores = values.to_numpy()
+    if not np.isfinite(scores).any():
+        raise DataError(f"No frame in {labels} has a {ORDERS[by]}; flicker is of videos, and all is of status ok.")
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
+    picks = _spread(order, rows, count, apart)
+    return [row | {"score": float(scores[i])} for i, row in zip(picks, _rows(rows, picks), strict=True)]
+
+
+def write(rows: list[dict[str, Any]], out: str) -> None:
+    """The frames as .jsonl or .parquet."""
+    kept = [{key: row[key] for key in (*COLUMNS, "score")} for row in rows]
+    if out.endswith(".parquet"):
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(kept), sink)
+        data = sink.getvalue()
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    storage.replace(storage.absolute(out), data)
+
+
+def write_pictures(rows: list[dict[str, Any]], labels: str, folder: Path) -> list[str]:
+    """Each frame beside itself under its mask, as <rank>.png; the reasons why some could not be drawn."""
+    space = load_plans(storage.absolute(labels))[0].label_space
+    folder.mkdir(parents=True, exist_ok=True)
+    problems = []
+    for rank, row in enumerate(rows, 1):
+        wanted = ["mask", "mask_rle", "height_px", "width_px"]
+        with storage.open_read(row["part"]) as file:
+            found = pq.read_table(file, columns=wanted, filters=[("input_id", "=", row["input_id"])])
+        try:
+            image, mask = places.read_image(places.image_place(row)), places.mask_of(found.to_pylist()[0])
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        overlay = [] if mask is None else [image // 2 + images.colorize(mask, space.colors) // 2]
+        Image.fromarray(np.concatenate([image, *overlay], axis=1)).save(folder / f"{rank:03}.png")
+    return problems
+
+
+def _read(labels: str, column: str) -> pa.Table:
+    plans = load_plans(labels)
+    if not plans:
+        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
+    there = {entry.uri for entry in storage.iter_files(storage.join(labels, "labels"))}
+    tables = []
+    for uri in (plan.part_uri(shard) for plan in plans for shard in range(plan.shards)):
+        if uri in there:
+            with storage.open_read(uri) as file:
+                rows = pq.read_table(file, columns=[*COLUMNS, column, "status"])
+            rows = rows.filter(pc.equal(rows["status"], "ok")).replace_schema_metadata()
+            tables.append(rows.append_column("part", pa.array([uri] * len(rows), pa.string())))
+    if not tables:
+        raise DataError(f"{labels} has no part yet; run the same segray label command again.")
+    return pa.concat_tables(tables)
+
+
+def _spread(order: list[int], rows: pa.Table, count: int, apart: float) -> list[int]:
+    """Positions of the frames to take: each video's or folder's first, then each one's second, …"""
+    videos, uris, times = (rows[name].to_pylist() for name in ("video_uri", "uri", "time_s"))
+    taken: dict[str, list[float]] = defaultdict(list)
+    ranked = []
+    for i in order:
+        scene = videos[i] or uris[i].rpartition("/")[0]
+        at = times[i] if times[i] is not None else float(i)
+        if all(abs(at - other) >= apart for other in taken[scene]):
+            ranked.append((len(taken[scene]), i))
+            taken[scene].append(at)
+    chosen = {i for _, i in sorted(ranked, key=lambda one: one[0])[:count]}
+    return [i for _, i in ranked if i in chosen]
+
+
+def _rows(rows: pa.Table, picks: list[int]) -> list[dict[str, Any]]:
+    return rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
