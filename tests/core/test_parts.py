@@ -3,9 +3,11 @@
 import json
 import os
 
+import datasets
 import duckdb
 import numpy as np
 import pandas
+import polars
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional
 from segray.core import images, metrics, parts, quality, storage
 from segray.core import plan as planning
 from segray.core.datasets import streets
+from segray.core.datasets.places import mask_of
 from segray.core.plan import PlanReader, check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
 from segray.core.transforms import normalize, to_float
@@ -375,6 +378,25 @@ def test_duckdb_reads_the_parts_and_the_hub_sees_images(town, predictor, tmp_pat
     frame = pandas.read_parquet(tmp_path / "labels")
     assert frame["status"].tolist() == ["ok"] * 6
     assert images.decode_mask(frame["mask"][0]["bytes"]).shape == (48, 64)
+
+
+@pytest.mark.parametrize("mask_format", ["png", "rle"])
+def test_polars_pandas_and_datasets_read_the_parts(town, predictor, tmp_path, mask_format):
+    """With errors among the rows, whose columns are null; `datasets` shows masks as images."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "torn.jpg").write_bytes(b"")
+    plan = planned(tmp_path / "out", town / "val", tmp_path / "in", mask_format=mask_format)
+    label_all(plan, predictor)
+    places = f"{tmp_path}/out/labels/*.parquet"
+    frame = polars.read_parquet(places)
+    assert frame["class_pixels"].list.sum().drop_nulls().to_list() == [48 * 64] * 6
+    assert frame.filter(polars.col("status") == "error")["error_code"].to_list() == ["decode_error"]
+    assert pandas.read_parquet(tmp_path / "out" / "labels")["status"].value_counts()["ok"] == 6
+    rows = datasets.load_dataset("parquet", data_files=places, cache_dir=str(tmp_path / "cache"))["train"]
+    masks = [np.asarray(row["mask"]) if mask_format == "png" else mask_of(row) for row in rows if row["status"] == "ok"]
+    for mask, row in zip(masks, [row for row in rows if row["status"] == "ok"], strict=True):
+        assert np.bincount(mask.ravel(), minlength=11).tolist() == row["class_pixels"]
+    assert [row["mask"] for row in rows if row["status"] == "error"] == [None]
 
 
 def test_overwriting_takes_only_what_labelling_wrote(town, predictor, tmp_path):
