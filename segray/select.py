@@ -72,7 +72,8 @@ def write_pictures(rows: list[dict[str, Any]], labels: str, folder: Path) -> lis
         with storage.open_read(row["part"]) as file:
             found = pq.read_table(file, columns=wanted, filters=[("input_id", "=", row["input_id"])])
         try:
-            image, mask = places.read_image(places.image_place(row)), places.mask_of(found.to_pylist()[0])
+            with storage.reading_input(row["uri"]):
+                image, mask = places.read_image(places.image_place(row)), places.mask_of(found.to_pylist()[0])
         except DataError as error:
             problems.append(str(error))
             continue
