@@ -45,14 +45,16 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
             task = progress.add_task(what, total=total, note="")
             yield lambda count, note="", total=None: progress.update(task, advance=count, note=note, total=total)
         return
-    done, last = 0, time.monotonic()
+    done, before, last = 0, 0, time.monotonic()
 
     def advance(count: int, note: str = "", total: int | None = total) -> None:
-        nonlocal done, last
+        nonlocal done, before, last
         done += count
-        if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
-            say(f"{what} {done}{f' of {total}' if total else ''}  {note}".rstrip())
+        if (seconds := time.monotonic() - last) >= LINE_EVERY_S:
+            # By the speed since the line before: what an earlier run did took this one no time.
+            left = f", {duration(seconds * (total - done) / (done - before))} left" if total and done > before else ""
+            before, last = done, time.monotonic()
+            say(f"{what} {done}{f' of {total}' if total else ''}  {note}{left}".rstrip())
 
     yield advance
 
@@ -62,7 +64,7 @@ class LabelProgress:
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
-        self._rows = self._new = self._errors = self._total = 0
+        self._new = self._errors = self._total = 0
         self._started = 0.0
         self._seconds: Counter[str] = Counter()
 
@@ -75,13 +77,10 @@ class LabelProgress:
 
     def done(self, receipt: Any) -> None:
         self._errors += receipt.errors
-        self._rows += receipt.rows
         self._new += receipt.rows * receipt.created
         self._seconds.update(receipt.seconds)
         speed = self._new / max(1e-9, time.monotonic() - self._started)
-        left = f"{duration((self._total - self._rows) / speed)} left, " if speed else ""
-        note = f"{speed:.1f} frames/s, {left}{self._errors} errors{self._binding()}"
-        self._advance(receipt.rows, note, self._total)
+        self._advance(receipt.rows, f"{speed:.1f} frames/s, {self._errors} errors{self._binding()}", self._total)
 
     def note(self, text: str) -> None:
         say(text)
