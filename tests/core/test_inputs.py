@@ -182,6 +182,21 @@ def test_spans_of_a_video_begin_at_keyframes(drive, tmp_path):
     assert plan.shards == 4
 
 
+def test_a_video_that_was_cut_before_the_plan_has_its_frames_and_a_row_that_says_so(drive, tmp_path, predictor):
+    whole = tmp_path / "whole.mkv"
+    write_video(whole, pts=range(0, 60, 2))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    plan = planned(tmp_path / "out", tmp_path / "in")
+    label_all(plan, predictor)
+    summary = parts.finish([plan], {})
+    assert summary["errors"] == {"video_truncated": 1}
+    assert 5 < summary["ok"] < 30
+    (message,) = pq.read_table(tmp_path / "out" / "errors.parquet")["error_message"].to_pylist()
+    assert "s of the 5.9 s that its header states; it was cut." in message
+    assert parts.verify([plan]) == []
+
+
 def test_a_sample_is_a_share_and_the_same_every_time(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

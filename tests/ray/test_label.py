@@ -11,10 +11,10 @@ import pytest
 from crashing import CRASH, env
 
 from segray.config import load
-from segray.core import parts
+from segray.core import parts, storage
 from segray.core.plan import load_plans
-from segray.errors import DataError, OutputExists
-from segray.label import Watch, label
+from segray.errors import ClusterError, DataError, OutputExists, StorageError
+from segray.label import Watch, _check_store, label
 
 
 def options(bundle, town, out, **more):
@@ -69,6 +69,12 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     with pytest.raises(DataError, match=r"^2 of 3 rows are errors, more than 50%"):
         label(config.changed({"label.max_error_rate": 0.5}))
 
+    strict = config.changed({"label.max_error_rate": 0.5, "label.out": str(tmp_path / "strict"), "label.shard_size": 1})
+    with pytest.raises(DataError, match=r"^2 of 3 rows are errors, more than 50%"):
+        label(strict)  # while it runs
+    assert not (tmp_path / "strict" / "_SUCCESS").exists()
+    assert label(strict.changed({"label.max_error_rate": 1.0}))["ok"] == 1
+
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
@@ -92,6 +98,23 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert "11 frames labelled, 0 errors." in done.stdout
     assert problems(tmp_path / "out") == []
     assert {path: path.read_bytes() for path in there} == there
+
+
+def test_a_store_that_overwrites_is_told_or_refused_before_anything_is_written(tiny_bundle, town, s3, s3_proxy):
+    s3_proxy.set(ignore_if_none_match=1)
+    config = options(tiny_bundle, town, f"{s3}/careless").changed({"label.strict": True})
+    with pytest.raises(StorageError, match=r"careless overwrites files that must be created once; write to another"):
+        label(config)
+    assert storage.list_files(f"{s3}/careless") == []
+    watch = Seen()
+    _check_store(config.changed({"label.strict": False}).label, watch)
+    assert watch.notes[0].startswith(f"The store of {s3}/careless overwrites files that must be created once: of two")
+
+
+def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1")
+    with pytest.raises(ClusterError, match=r"^RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA is set, which lets"):
+        label(options(tiny_bundle, town, tmp_path / "out"))
 
 
 def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
