@@ -5,6 +5,7 @@ SegrayError            one line for the user, exit code 1
 ├── DataError          labelled or unlabelled input that cannot be used
 │   ├── InputChanged   a file is not the one that the plan saw
 │   ├── InputMissing   a file that the plan saw is gone
+│   ├── InputTooLarge  a frame that the GPU's memory does not hold
 │   ├── InputUnreadable  a file that is there and may not be read
 │   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
@@ -37,6 +38,10 @@ class InputChanged(DataError):
 
 class InputMissing(DataError):
     """A file that the plan saw is gone."""
+
+
+class InputTooLarge(DataError):
+    """A frame that the GPU's memory does not hold."""
 
 
 class InputUnreadable(DataError):

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from segray.config import Config
 from segray.core import calibration, images, metrics
+from segray.core.ahead import ahead
 from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, read_sample, split_refs
 from segray.core.models import bundle
@@ -147,10 +148,8 @@ def _predictions(
         ]
 
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = [pool.submit(read, batch) for batch in batches[:THREADS]]
-        for i, batch in enumerate(batches):
-            samples, points = zip(*waiting.pop(0).result(), strict=True)
-            waiting += [pool.submit(read, later) for later in batches[i + THREADS : i + THREADS + 1]]
+        for batch, read_ahead in zip(batches, ahead(pool, read, batches, THREADS), strict=True):
+            samples, points = zip(*read_ahead, strict=True)
             frames = [sample.image_hwc for sample in samples]
             found = predictor.predict([predictor.prepare(f) for f in frames], [f.shape[:2] for f in frames], points)
             yield from zip(batch, samples, points, found, strict=True)

@@ -32,7 +32,16 @@ from segray.core.plan import Plan, PlanReader, Row, place_of, repeated_ids
 from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import LabelSpace
 from segray.core.video import read_frames
-from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable, OutputExists, SegrayError
+from segray.errors import (
+    DataError,
+    InputChanged,
+    InputMissing,
+    InputTooLarge,
+    InputUnreadable,
+    ModelError,
+    OutputExists,
+    SegrayError,
+)
 
 FETCHES = 16  # inputs that are read at once: from S3 each is a round trip
 THREADS = 4  # that decode and encode beside the model
@@ -71,10 +80,13 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 KEPT = ("input_id", "uri", "video_uri", "frame_index", "pts", "time_s", "truth_uri")  # from the plan's row
+
+
 CODES = {
     InputChanged: "input_changed",
     InputMissing: "input_missing",
     InputUnreadable: "read_error",
+    InputTooLarge: "out_of_memory",
     DataError: "decode_error",
 }
 ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
@@ -504,11 +516,18 @@ def _batches(frames: Iterator[_Frame], size: int, clock: Clock) -> Iterator[list
 
 
 def _predict(predictor: Predictor, batch: list[_Frame], clock: Clock) -> list[Prediction]:
+    """A prediction for each frame that has pixels; one that does not fit the GPU's memory has none any more."""
     good = [frame for frame in batch if frame.image_hwc is not None]
     if not good:
         return []
-    with clock("model"):
-        return predictor.predict([frame.prepared for frame in good], [frame.image_hwc.shape[:2] for frame in good])
+    try:
+        with clock("model"):
+            return predictor.predict([frame.prepared for frame in good], [frame.image_hwc.shape[:2] for frame in good])
+    except ModelError as error:
+        if len(good) > 1:
+            return [prediction for frame in good for prediction in _predict(predictor, [frame], clock)]
+        good[0].error, good[0].image_hwc = InputTooLarge(str(error)), None
+        return []
 
 
 def _finish_row(

@@ -417,6 +417,24 @@ def test_flicker_is_the_share_of_pixels_that_differ_from_the_frame_before(town, 
         assert row["flicker_share"] == expected
 
 
+def test_a_frame_that_no_gpu_holds_is_a_row_and_its_batch_is_fine(town, tiny_bundle, tmp_path, monkeypatch):
+    predictor = Predictor(str(tiny_bundle))
+    plan = planned(tmp_path, town / "val", shard_size=6)
+    see, marked = predictor._see, []
+
+    def full(jobs):
+        marked.extend(job.seen_hwc for job in jobs[:1] if not marked)
+        if any(job.seen_hwc is marked[0] for job in jobs):
+            raise torch.OutOfMemoryError
+        return see(jobs)
+
+    monkeypatch.setattr(predictor, "_see", full)
+    label_all(plan, predictor)
+    rows = rows_of(plan)
+    assert [row["error_code"] for row in rows] == ["out_of_memory", *[None] * 5]
+    assert "does not fit into the memory of cpu with a single frame of 32×48" in rows[0]["error_message"]
+
+
 def test_figures_of_masks_small_enough_to_check_by_eye():
     mask = np.array([[0, 0, 1], [0, 0, 1]], np.uint8)
     assert quality.boundary_share(mask) == pytest.approx(2 / 6)  # the two zeros beside the ones
