@@ -62,9 +62,9 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         receipts = list(_run(config, section, plans, watch))
         seconds = time.perf_counter() - started
         rows = sum(receipt.rows for receipt in receipts if receipt.created)
-        lost_races = sum(not receipt.created for receipt in receipts)
-        speed = {"seconds": seconds, "images_per_s": rows / seconds if rows else None, "lost_races": lost_races}
-        summary = parts.finish(plans, speed)
+        if lost := sum(not receipt.created for receipt in receipts):
+            watch.note(f"{lost} parts were made by another run meanwhile.")
+        summary = parts.finish(plans, {"seconds": seconds, "images_per_s": rows / seconds if rows else None})
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 

@@ -173,8 +173,6 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
             [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
-    if summary.get("lost_races"):
-        say(f"{summary['lost_races']} parts were made by another run meanwhile.")
     say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
 
 
