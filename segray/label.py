@@ -110,13 +110,15 @@ def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Pla
     """The output's plans; a first or a further one is made where that is asked for."""
     info = bundle.read_info(section.model)
     settings, space = plan_settings(section, infer, info), bundle.label_space(info)
-    plans = load_plans(section.out)
+    plans, ignoring = load_plans(section.out), ()
+    if plans and (section.retry_errors or section.extend):
+        ignoring = ("inputs", "truth")
+        check_same(plans[0], settings, ignoring)
     if not plans:
         parts.check_empty(section.out)
         _check_store(section, watch)
         make_plan(section.out, settings, space, on_found=watch.found)
     elif section.retry_errors:
-        check_same(plans[0], settings, ignoring=("inputs", "truth"))
         if parts.read_summary(plans) is None:
             watch.note("The run before is not finished: that is done first. The same command then retries errors.")
         elif failed := parts.failed_rows(plans):
@@ -124,13 +126,12 @@ def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Pla
     elif section.extend:
         if section.limit:
             raise ConfigError(f"label.limit is {section.limit}, and an output with a limit cannot be extended.")
-        check_same(plans[0], settings, ignoring=("inputs", "truth"))
         if make_plan(section.out, settings, space, plans, on_found=watch.found) is None:
             watch.note("No new input was found.")
-    else:
-        mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])
-        check_same(mine, settings)
-    return load_plans(section.out)
+    plans = load_plans(section.out)
+    mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])
+    check_same(mine, settings, ignoring)  # also where another run froze its plan first
+    return plans
 
 
 def _check_store(section: LabelSection, watch: Watch) -> None:

@@ -146,7 +146,9 @@ def make_plan(
         raise DataError(f"Nothing is left of {len(files)} files; raise label.sample or label.limit.")
     plan = Plan(out, len(before), *frozen, settings["model_id"], label_space, settings)
     # The .json is created last: it says that the rows are there, and names the file that holds them.
-    storage.create(_json_uri(out, plan.number), plan.to_json())
+    created = storage.create(_json_uri(out, plan.number), plan.to_json())
+    if not created and before and failed is None:  # another run was faster: what it did not plan is left
+        return make_plan(out, settings, label_space, load_plans(out), on_found=on_found)
     return _load(out, plan.number, _json_uri(out, plan.number))
 
 

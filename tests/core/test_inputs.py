@@ -13,6 +13,7 @@ from PIL import Image
 from test_video import write as write_video
 
 from segray.core import inputs, parts, storage
+from segray.core import plan as planning
 from segray.core.ahead import ahead, prefetch
 from segray.core.datasets import places, streets
 from segray.core.plan import check_same, load_plans, make_plan
@@ -238,6 +239,25 @@ def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):
     assert parts.finish([first, second], {})["rows"] == 3
     assert parts.verify(load_plans(out)) == []
     assert storage.read_bytes(first.part_uri(0)) == before
+
+
+def test_of_two_extensions_that_race_both_find_their_inputs_planned(tmp_path, monkeypatch):
+    out, folders = str(tmp_path / "out"), [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "1.png").write_bytes(picture())
+    first = planned(out, folders[0])
+    write_rows, theirs = planning._write_rows, []
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(planning, "_write_rows", write_rows)
+        theirs.append(make_plan(out, settings_of([folders[1]]), SPACE, [first]))
+        return write_rows(*arguments)
+
+    monkeypatch.setattr(planning, "_write_rows", meanwhile)
+    mine = make_plan(out, settings_of([folders[1], folders[2]]), SPACE, [first])
+    assert load_plans(out) == [first, *theirs, mine]
+    assert [row["uri"] for row in plan_rows(mine)] == [f"{folders[2]}/1.png"]
 
 
 def test_failed_inputs_are_tried_again_as_a_further_plan(tmp_path, predictor, drive):
