@@ -13,6 +13,10 @@ from segray.core.models import build, bundle
 SIZE = (32, 48)  # height, width that the tiny model sees
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rounds", type=int, default=40, help="Of `pytest -m torture`.")
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> Path:
     """A Unet over resnet18 with random weights, for the classes of the drawn streets."""
