@@ -11,7 +11,8 @@ import torture
 from faultproxy import FaultProxy
 from torture import FAULTS, Found, World, round_
 
-from segray.core import storage
+from segray.core import parts, storage
+from segray.core.plan import load_plans
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,22 @@ def crash(world, folder, step):
 def test_a_crash_at_some_changes_of_the_file_system_is_mended_by_the_next_run(small_world, tmp_path):
     for step in random.Random(0).sample(range(1, 100), 8):
         assert crash(small_world, tmp_path, step)
+
+
+def test_a_run_that_ends_after_a_further_one_takes_nothing_from_it(small_world, tmp_path, monkeypatch):
+    out = str(tmp_path)
+    torture.label(small_world, out, random.Random(0))
+    plans, names = load_plans(out), ("_SUCCESS", "summary.json", "errors.parquet")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    assert parts.finish(plans[:1], {})["rows"] == plans[0].rows
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+    failed = parts.failed_rows(plans[:2])
+    monkeypatch.setattr(parts, "load_plans", lambda out: plans[:1])  # the further plan came just after the look
+    parts.finish(plans[:1], {})
+    assert parts.verify(plans) == []
+    assert parts.failed_rows(plans[:2]) == failed
+    assert len(failed) == 4
 
 
 @pytest.mark.torture

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from segray.core import images, inputs, metrics, quality, storage
 from segray.core.ahead import ahead, prefetch
 from segray.core.datasets.places import mask_of
-from segray.core.plan import Plan, PlanReader, Row, place_of, repeated_ids
+from segray.core.plan import Plan, PlanReader, Row, load_plans, place_of, repeated_ids
 from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import LabelSpace
 from segray.core.video import read_frames
@@ -262,9 +262,6 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
     """
     out, first = plans[0].out, plans[0]
     totals, errors = totals_of(plans, on_part)
-    sink = pa.BufferOutputStream()
-    pq.write_table(errors, sink)
-    storage.replace(storage.join(out, "errors.parquet"), sink.getvalue().to_pybytes())
     scored = bool(totals.confusion.any())
     summary = {
         "plans": [plan.plan_id for plan in plans],
@@ -276,10 +273,16 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
         "parts": [storage.name_of(plan.part_uri(shard)) for plan in plans for shard in range(plan.shards)],
         **more,
     }
+    if len(load_plans(out)) > len(plans):
+        return summary  # another run planned more meanwhile: what is written here speaks of all plans
+    sink = pa.BufferOutputStream()
+    pq.write_table(errors, sink)
+    storage.replace(storage.join(out, "errors.parquet"), sink.getvalue().to_pybytes())
     data = json.dumps(summary, indent=2).encode()
     storage.replace(storage.join(out, "summary.json"), data)
-    if storage.exists(success_uri(out)) and read_summary(plans) is None:
-        storage.replace(success_uri(out), data)  # it speaks of fewer plans
+    said = _said(out)
+    if said and len(said["plans"]) < len(plans):
+        storage.replace(success_uri(out), data)
     else:
         storage.create(success_uri(out), data)
     return read_summary(plans) or summary
@@ -309,15 +312,18 @@ def totals_of(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> 
 
 def read_summary(plans: list[Plan]) -> dict[str, Any] | None:
     """What `_SUCCESS` says of these plans, or None while their run is not finished."""
-    uri = success_uri(plans[0].out)
-    summary = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    summary = _said(plans[0].out)
     return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
 
 
+def _said(out: str) -> dict[str, Any] | None:
+    uri = success_uri(out)
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
 def failed_rows(plans: list[Plan]) -> dict[str, Row]:
-    """The plan rows of what errors.parquet lists, by id. Of a finished run."""
-    with storage.open_read(storage.join(plans[0].out, "errors.parquet")) as file:
-        ids = pq.read_table(file, columns=["input_id"])["input_id"]
+    """The plan rows of a finished run's errors, by id. From the parts: errors.parquet may be an earlier run's."""
+    ids = totals_of(plans)[1]["input_id"]
     found: dict[str, Row] = {}
     for plan in plans:
         rows = PlanReader(plan).columns(["input_id", "uri", "raw"])
