@@ -1,0 +1,344 @@
+"""How fast labelling is, against what a user would write, Ray Data's documented pipeline, and the model alone.
+
+    python -m benchmarks.label --frames 128 --rounds 3 --kind jpeg360,video --model real
+    python -m benchmarks.label plan --inputs 10000,100000,1000000
+    python -m benchmarks.label memory --frames 10000
+
+Every rival (benchmarks.rivals) runs in a process of its own, one after the other, in another order each round;
+speeds and ratios are medians over the rounds, a ratio being of two runs of one round. Frames are drawn streets, a
+few of them under many names (hard links, so that the disk's cache holds them); weights are of a few steps of training,
+so that masks have the edges of masks and not of noise. All rivals have the same weights, frames, batch size and cores.
+
+    real   a Unet over resnet18, 11 classes, at 352×480, for large frames 512×1024: what it sees, so nearly the
+           size of small frames, and half of large ones
+    null   a Unet over three stages of resnet18, 2 classes, at 32×32: 0.5 ms a frame on 2 cores, so that reading,
+           moving, encoding and writing count; its ids are interpolated to the frame's size as real ones are
+
+The script and the idiom compute no figures (confidence, entropy, pixels and regions of each class); segray does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.rivals import RIVALS
+from segray.cli import main
+from segray.terminal import say, table
+
+KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
+NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
+DRAWN = 8
+LEAST_SHARDS = 6
+KEYFRAME_EVERY = 16
+# (model, device) → segray's least ratio to a rival
+TARGETS = {
+    ("real", "cpu"): {"script": 1.5, "model": 0.95},
+    ("null", "cpu"): {"script": 1.0, "idiom": 3.0},
+    ("real", "cuda"): {"model": 0.9},
+}
+
+
+@click.group(invoke_without_command=True)
+@click.option("--frames", default=128, show_default=True, help="A run; of 1024×2048 a quarter, of the null model ×4.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--kind", default=",".join(KINDS), show_default=True)
+@click.option("--model", default="real,null", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--batch", default=8, show_default=True)
+@click.option(
+    "--shard",
+    default=16,
+    show_default=True,
+    help="Rows a part, half of it for 1024×2048; small, so that short runs have several.",
+)
+@click.pass_context
+def label(
+    context: click.Context, frames: int, rounds: int, kind: str, model: str, device: str, batch: int, shard: int
+) -> None:
+    """Images a second of segray and its rivals."""
+    if context.invoked_subcommand:
+        return
+    print_machine()
+    with tempfile.TemporaryDirectory(prefix="segray-label-") as folder:
+        for name in kind.split(","):
+            for net in model.split(","):
+                large = name == "jpeg1024"
+                count, rows = frames * (4 if net == "null" else 1) // (4 if large else 1), shard // (2 if large else 1)
+                job = {"device": device, "batch": batch, "shard": rows, "frames": max(count, LEAST_SHARDS * rows)}
+                compare(name, net, job | set_up(Path(folder), name, net, job["frames"]), rounds)
+
+
+def compare(kind: str, net: str, job: dict[str, Any], rounds: int) -> None:
+    results: list[dict[str, Any]] = []
+    for number in range(rounds):
+        names = list(RIVALS)
+        names = names[number % len(names) :] + names[: number % len(names)]
+        results.append({name: run(name, job) for name in names})
+        say(f"{kind}, {net}, round {number + 1}: " + speeds(results[-1]) + f" (load {os.getloadavg()[0]:.1f})")
+    for result in results:
+        result["bare"] = {"images_per_s": result["model"]["bare"]}
+    targets = TARGETS.get((net, job["device"]), {})
+    rows = []
+    for name in ("script", "idiom", "model", "bare", "segray"):
+        ratios = [result["segray"]["images_per_s"] / result[name]["images_per_s"] for result in results]
+        start_s = median(result[name].get("start_s", 0.0) for result in results)
+        least = targets.get(name)
+        verdict = "" if least is None else f"≥ {least:g}: {'met' if median(ratios) >= least else 'missed'}"
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        speed = f"{median(result[name]['images_per_s'] for result in results):.2f}"
+        rows.append((name, speed, f"{start_s:.1f}" if start_s else "–", spread, verdict))
+    facts = f"{job['frames']} frames of {job['size'][0]}×{job['size'][1]}, batch {job['batch']}, {job['device']}"
+    columns = ("", "images/s", "start, s", "segray ÷ it (least–most)", "target")
+    table(f"{kind}, {net} model: {facts}, {rounds} rounds", columns, rows)
+    stages = medians([result["segray"]["stage_ms"] for result in results])
+    table("segray, ms a frame over all threads", list(stages), [[f"{ms:.2f}" for ms in stages.values()]])
+    stages = medians([result["model"]["split_ms"] for result in results])
+    table("of it the model, in one process alone, ms a frame", list(stages), [[f"{ms:.2f}" for ms in stages.values()]])
+    begin = medians([result["segray"]["begin_s"] for result in results])
+    table("segray's start, s", ("", ""), [(name, f"{seconds:.1f}") for name, seconds in begin.items()])
+
+
+def medians(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: median(result[name] for result in results) for name in results[0]}
+
+
+def speeds(results: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results.items())
+
+
+def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """One rival in a fresh process; its result."""
+    with tempfile.TemporaryDirectory(prefix="segray-label-out-") as folder:
+        more = {"out": f"{folder}/out", "up": f"{folder}/up", "result": f"{folder}/result.json", "born": time.time()}
+        command = [sys.executable, "-m", "benchmarks.rivals", name, json.dumps(job | more)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"{name} failed:\n{done.stderr[-4000:]}")
+        return json.loads(Path(more["result"]).read_text())
+
+
+def print_machine() -> None:
+    cpus = Path("/proc/cpuinfo")
+    names = (
+        [line.split(": ")[1] for line in cpus.read_text().splitlines() if "model name" in line] if cpus.exists() else []
+    )
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    say(f"{(names or [platform.machine()])[0]}, {cores} cores, {memory_gib:.0f} GiB, load {os.getloadavg()[0]:.1f}")
+    smi = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError):  # no GPU
+        say(subprocess.run(smi, capture_output=True, text=True, check=True).stdout.strip())
+    names = ("torch", "ray", "pyarrow", "segmentation-models-pytorch", "segray")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    say(f"Python {platform.python_version()}, {versions}")
+    say(f"python -m benchmarks.label {' '.join(sys.argv[1:])}\n")
+
+
+# --- what is labelled, and with what ---------------------------------------------------------------------
+
+
+def set_up(root: Path, kind: str, net: str, frames: int) -> dict[str, Any]:
+    """Bundle and frames on disk, and what the rivals are told of them."""
+    size = KINDS[kind]
+    seen = (32, 32) if net == "null" else (512, 1024) if kind == "jpeg1024" else (352, 480)
+    about = {"size": size, "input_size": seen, **bundle_of(root, net, seen)}
+    if kind == "video":
+        video = root / f"{frames}.mp4"
+        if not video.exists():
+            write_video(video, size, frames)
+        from segray.core.video import index_video
+
+        index = index_video(str(video))
+        starts = [*(index.pts[i] for i in index.keyframes), index.pts[-1] + 1]
+        spans = [(first, end - 1) for first, end in pairwise(starts)]
+        return about | {"files": [str(video)], "inputs": [str(video)], "spans": spans}
+    folder = root / f"{kind}-{frames}"
+    files = [folder / f"{i:06}.jpg" for i in range(frames)]
+    if not folder.exists():
+        write_images(files, size)
+    return about | {"files": [str(file) for file in files], "inputs": [str(folder)], "spans": []}
+
+
+def write_images(files: Sequence[Path], size: tuple[int, int]) -> None:
+    from PIL import Image
+
+    from segray.core.datasets import streets
+
+    files[0].parent.mkdir(parents=True)
+    for i, file in enumerate(files):
+        if i < DRAWN:
+            Image.fromarray(streets.draw(i, size).image_hwc).save(file, quality=90)
+        else:
+            file.hardlink_to(files[i % DRAWN])
+
+
+def write_video(file: Path, size: tuple[int, int], frames: int) -> None:
+    """H.264 of a street, forth and back."""
+    import av
+
+    from segray.core.datasets import streets
+
+    drawn = [streets.draw(0, size, i / 10).image_hwc for i in range(4 * DRAWN)]
+    drawn += drawn[-2:0:-1]
+    with av.open(str(file), mode="w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"g": str(KEYFRAME_EVERY), "sc_threshold": "0"})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(drawn[i % len(drawn)], format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def bundle_of(root: Path, net: str, seen: tuple[int, int]) -> dict[str, Any]:
+    """A bundle that has seen a few steps of streets."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from segray.config import ModelSection
+    from segray.core.datasets import streets
+    from segray.core.models import build, bundle
+    from segray.core.samples import IGNORE_INDEX, LabelSpace
+    from segray.core.transforms import normalize, to_float
+
+    space = streets.LABEL_SPACE if net == "real" else LabelSpace(("background", "road"), ((0, 0, 0), (128, 64, 128)))
+    section = ModelSection() if net == "real" else ModelSection(**NULL)
+    info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=seen)
+    folder = root / f"{net}-{seen[0]}x{seen[1]}"
+    if not folder.exists():
+        torch.manual_seed(0)
+        torch.set_num_threads(1)  # beside other work, two wait for each other most of the time
+        samples = [streets.draw(seed, (64, 96)) for seed in range(16)]
+        images = normalize(
+            to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std
+        )
+        masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
+        masks[masks == streets.VOID_ID] = IGNORE_INDEX
+        if net == "null":
+            masks = (masks == streets.ROAD).long()
+        model = build(section, space.num_classes)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(30):
+            optimizer.zero_grad()
+            cross_entropy(model(images), masks, ignore_index=IGNORE_INDEX).backward()
+            optimizer.step()
+        bundle.save(folder, model.eval(), info)
+    return {"model": str(folder), "mean": info.mean, "std": info.std}
+
+
+# --- listing and planning, and memory --------------------------------------------------------------------
+
+
+@label.command()
+@click.option("--inputs", default="10000,100000,1000000", show_default=True)
+def plan(inputs: str) -> None:
+    """Seconds and memory of listing and planning so many empty files, in folders of 1000; planning opens none."""
+    print_machine()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
+        for count in map(int, inputs.split(",")):
+            job = json.dumps(settings_of(Path(folder), "null", make_tree(Path(folder) / str(count), count), 64))
+            command = [sys.executable, "-m", "benchmarks.label", "plan-once", job]
+            rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    columns = ("inputs", "list + plan, s", "of it listing", "MiB before", "MiB at most", "plan on disk, MiB", "shards")
+    table("Listing and planning, a fresh process each", columns, rows)
+
+
+def make_tree(root: Path, count: int) -> Path:
+    for start in range(0, count, 1000):
+        folder = root / f"drive{start // 100_000:03}" / f"camera{start // 1000 % 100:02}"
+        folder.mkdir(parents=True)
+        for i in range(start, min(count, start + 1000)):
+            os.close(os.open(f"{folder}/{i:08}.jpg", os.O_CREAT))
+    return root
+
+
+def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any]:
+    """Of a run over a folder of images: its output folder, and the settings of its plan."""
+    from segray.config import Config
+    from segray.core.models import bundle
+    from segray.label import plan_settings
+
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # training's memory is not labelling's
+        uri = pool.submit(bundle_of, root, net, (32, 32)).result()["model"]
+    out = f"{inputs}-labels"
+    given = {"label.model": uri, "label.inputs": [str(inputs)], "label.out": out, "label.shard_size": shard}
+    config = Config().changed(given)
+    return {"uri": uri, "out": out, "settings": plan_settings(config.label, config.infer, bundle.read_info(uri))}
+
+
+@label.command(hidden=True)
+@click.argument("job")
+def plan_once(job: str) -> None:
+    from segray.core import inputs, storage
+    from segray.core.models import bundle
+    from segray.core.plan import make_plan
+
+    told = json.loads(job)
+    space = bundle.label_space(bundle.read_info(told["uri"]))
+    before_mib, started = memory_mib()[0], time.perf_counter()
+    made = make_plan(told["out"], told["settings"], space)
+    seconds, most_mib = time.perf_counter() - started, memory_mib()[1]
+    started = time.perf_counter()
+    inputs.find_inputs(told["settings"]["inputs"], told["out"])
+    listing = time.perf_counter() - started
+    disk_mib = sum(entry.size for entry in storage.iter_files(f"{told['out']}/_segray")) / 2**20
+    row = (made.rows, *(round(value, 1) for value in (seconds, listing, before_mib, most_mib, disk_mib)), made.shards)
+    sys.stdout.write(json.dumps(row))
+
+
+@label.command()
+@click.option("--frames", default=10_000, show_default=True)
+def memory(frames: int) -> None:
+    """Memory of one process that labels shard after shard, null model: after the first, and after all."""
+    from segray.core import parts
+    from segray.core.models import bundle
+    from segray.core.plan import PlanReader, make_plan
+    from segray.core.predictor import Predictor
+
+    print_machine()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="segray-memory-") as folder:
+        root = Path(folder)
+        write_images([root / "frames" / f"{i:06}.jpg" for i in range(frames)], (96, 128))
+        told = settings_of(root, "null", root / "frames", 64)
+        made = make_plan(told["out"], told["settings"], bundle.label_space(bundle.read_info(told["uri"])))
+        reader, work = PlanReader(made), partial(parts.label_rows, predictor=Predictor(told["uri"]), batch_size=8)
+        started, done = time.perf_counter(), 0
+        report = {0, 1, *(made.shards * share // 4 - 1 for share in (1, 2, 3, 4))}
+        for shard in range(made.shards):
+            done += parts.label_shard(made, reader.shard(shard), shard, work).rows
+            if shard in report:
+                rows.append((shard + 1, done, *memory_mib(), done / (time.perf_counter() - started)))
+    table("One process, frames of 96×128", ("shards", "frames", "MiB now", "MiB at most", "images/s"), rows)
+
+
+def memory_mib() -> tuple[float, float]:
+    """Of this process, now and at most; getrusage would give the parent's maximum where that is higher."""
+    found = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(round(int(found[key].split()[0]) / 2**10, 1) for key in ("VmRSS", "VmHWM"))
+
+
+if __name__ == "__main__":
+    main(label)
