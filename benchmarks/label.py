@@ -316,6 +316,7 @@ def memory(frames: int) -> None:
     from segray.core.models import bundle
     from segray.core.plan import PlanReader, make_plan
     from segray.core.predictor import Predictor
+    from segray.core.rows import label_rows
 
     print_machine()
     rows = []
@@ -324,7 +325,7 @@ def memory(frames: int) -> None:
         write_images([root / "frames" / f"{i:06}.jpg" for i in range(frames)], (96, 128))
         told = settings_of(root, "null", root / "frames", 64)
         made = make_plan(told["out"], told["settings"], bundle.label_space(bundle.read_info(told["uri"])))
-        reader, work = PlanReader(made), partial(parts.label_rows, predictor=Predictor(told["uri"]), batch_size=8)
+        reader, work = PlanReader(made), partial(label_rows, predictor=Predictor(told["uri"]), batch_size=8)
         started, done = time.perf_counter(), 0
         report = {0, 1, *(made.shards * share // 4 - 1 for share in (1, 2, 3, 4))}
         for shard in range(made.shards):

@@ -226,6 +226,7 @@ class Labeller:
 
         from segray.core.careful import Careful
         from segray.core.predictor import Predictor
+        from segray.core.rows import label_rows
 
         options = {
             "uri": section.model,
@@ -238,7 +239,7 @@ class Labeller:
             self.label = Careful(threads, **options)
         else:
             torch.set_num_threads(threads)
-            self.label = partial(parts.label_rows, predictor=Predictor(**options), batch_size=section.batch_size)
+            self.label = partial(label_rows, predictor=Predictor(**options), batch_size=section.batch_size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])

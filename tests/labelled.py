@@ -4,6 +4,7 @@ from functools import partial
 
 from segray.core import parts
 from segray.core.plan import PlanReader
+from segray.core.rows import label_rows
 
 
 def settings_of(inputs, truth=None, every=1, shard_size=4, **more):
@@ -13,7 +14,7 @@ def settings_of(inputs, truth=None, every=1, shard_size=4, **more):
 
 
 def label_shard(plan, shard, predictor):
-    label = partial(parts.label_rows, predictor=predictor, batch_size=3)
+    label = partial(label_rows, predictor=predictor, batch_size=3)
     return parts.label_shard(plan, PlanReader(plan).shard(shard), shard, label)
 
 

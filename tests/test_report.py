@@ -16,7 +16,7 @@ from PIL import Image
 
 from segray import report as module
 from segray.core import images, metrics
-from segray.core.parts import ROW_SCHEMA
+from segray.core.rows import ROW_SCHEMA
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists
 from segray.report import report

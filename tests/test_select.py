@@ -10,9 +10,9 @@ from labelled import label_all, settings_of
 from PIL import Image
 
 from segray.core.datasets import streets
-from segray.core.parts import ROW_SCHEMA
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
+from segray.core.rows import ROW_SCHEMA
 from segray.errors import ConfigError, DataError
 from segray.select import select, write, write_pictures
 

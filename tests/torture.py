@@ -33,6 +33,7 @@ from segray.core import parts, storage
 from segray.core.datasets import streets
 from segray.core.plan import PlanReader, load_plans, make_plan
 from segray.core.predictor import Prediction
+from segray.core.rows import label_rows
 
 PLANS = 3
 KILLS = 8  # of a writer, at most; then it may finish
@@ -131,7 +132,7 @@ def label(world, out, order, log=lambda line: None):
 
 def label_plan(plan, order, log):
     reader = PlanReader(plan)
-    work = partial(parts.label_rows, predictor=Hashed(), batch_size=2)
+    work = partial(label_rows, predictor=Hashed(), batch_size=2)
     todo = sorted(set(range(plan.shards)) - parts.done_shards(plan))
     order.shuffle(todo)
     for shard in todo:

@@ -14,9 +14,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from segray.core.parts import Clock, Labelled, Totals, label_rows, lost_row
+import numpy as np
+
+from segray.core.frames import Clock
 from segray.core.plan import Plan, Row
 from segray.core.predictor import Predictor
+from segray.core.rows import Labelled, label_rows, lost_row
 from segray.errors import ModelError
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
@@ -32,13 +35,13 @@ class Careful:
         self._lock = threading.Lock()
 
     def __call__(self, plan: Plan, rows: list[Row], clock: Clock) -> Labelled:
-        done, totals = [], Totals.empty(plan.label_space.num_classes)
+        done, confusion = [], _nothing(plan)
         for row in rows:
             with self._lock, clock("model"):
                 one = self._label(plan, row)
             done += one.rows
-            totals.add(one.totals)
-        return Labelled(done, totals)
+            confusion += one.confusion
+        return Labelled(done, confusion)
 
     def close(self) -> None:
         if self._child is not None:
@@ -60,7 +63,8 @@ class Careful:
             how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
             code, what = "worker_crash", f"ended the process that labelled it ({how})"
         self.close()
-        return lost_row(plan, row, code, f"{row['uri']} {what}; look at the file, and at the machine's memory.")
+        message = f"{row['uri']} {what}; look at the file, and at the machine's memory."
+        return Labelled([lost_row(plan, row, code, message)], _nothing(plan))
 
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
@@ -76,6 +80,10 @@ class Careful:
                 f"{self.options['uri']} cannot be loaded in a process of its own, after labelling processes died; "
                 "there may be too little memory."
             ) from None
+
+
+def _nothing(plan: Plan) -> np.ndarray:
+    return np.zeros((plan.label_space.num_classes,) * 2, np.int64)
 
 
 def serve(pipe: Connection) -> None:

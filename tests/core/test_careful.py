@@ -7,9 +7,10 @@ from labelled import plan_rows, settings_of
 from segray.config import InferSection
 from segray.core import careful, parts
 from segray.core.datasets import streets
-from segray.core.parts import Clock, label_rows
+from segray.core.frames import Clock
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
+from segray.core.rows import label_rows
 from segray.errors import ModelError
 
 
@@ -29,13 +30,14 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     monkeypatch.setattr(careful, "TIMEOUT_S", 8.0)
     label = careful.Careful(1, uri=str(tiny_bundle), infer=InferSection())
     rows = plan_rows(plan)
-    done, totals = label(plan, rows, Clock())
+    done, confusion = label(plan, rows, Clock())
     label.close()
     assert [row.get("error_code") for row in done] == [
         "worker_crash", "worker_timeout", "decode_error", None, None, None, None, None,
     ]  # fmt: skip
     assert "5.jpg ended the process that labelled it (SIGSEGV); look at the file" in done[0]["error_message"]
     assert "6.jpg took more than 8 s; look at the file" in done[1]["error_message"]
+    totals = parts.Totals.of(done, confusion)
     assert (totals.rows, totals.errors.total()) == (8, 3)
 
     good = [row for row in rows if row["uri"].rpartition("/")[2] not in ("5.jpg", "6.jpg")]

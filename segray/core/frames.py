@@ -1,0 +1,160 @@
+"""Plan rows → decoded frames, in order: fetched, decoded and resized in threads before the model asks for them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+
+from segray.core import images, inputs, storage
+from segray.core.ahead import ahead
+from segray.core.plan import Row, place_of
+from segray.core.video import read_frames
+from segray.errors import DataError
+
+FETCHES = 16  # inputs that are read at once: from S3 each is a round trip
+THREADS = 4  # that decode and encode beside the model
+
+Prepare = Callable[[np.ndarray], np.ndarray]
+
+
+class Clock:
+    """Seconds by stage, counted in any thread."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+
+@dataclass
+class Frame:
+    """A plan row on its way: its pixels as the model sees them, or the reason why there are none.
+
+    size: (height, width) of the source.
+    lead: shown to the model only to compare the next frame with; it stands in another shard.
+    """
+
+    row: Row
+    seen_hwc: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
+    error: DataError | None = None
+    lead: bool = False
+
+
+def decoded(rows: list[Row], prepare: Prepare, clock: Clock, fetching: Executor, pool: Executor) -> Iterator[Frame]:
+    """Rows in order, each with its frame or the reason why there is none. prepare: pixels as the model sees them."""
+
+    def decode(fetched: tuple[Row, bytes | DataError]) -> Frame:
+        row, data = fetched
+        if isinstance(data, DataError):
+            return Frame(row, error=data)
+        try:
+            with clock("decode"):
+                image = images.decode_image(data, _source(row))
+                return Frame(row, prepare(image), image.shape[:2])
+        except DataError as error:
+            return Frame(row, error=error)
+
+    def fetch(row: Row) -> tuple[Row, bytes | DataError]:
+        try:
+            with clock("fetch"):
+                return row, _read(row)
+        except DataError as error:
+            return row, error
+
+    for (kind, *_), found in groupby(rows, _kind):
+        group = list(found)
+        if kind == "video":
+            yield from _decoded_video(group, prepare, clock)
+        else:
+            fetched = ahead(fetching, fetch, group, FETCHES) if kind == "image" else _table_cells(group, clock)
+            yield from ahead(pool, decode, fetched, THREADS)
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    """Rows with one of these are read together."""
+    if row["error"] is not None or row["frame_index"] is None:
+        return "image", ""
+    return ("video" if row["pts"] is not None else "table"), row["uri"]
+
+
+def _source(row: Row) -> str:
+    return row["uri"] if row["frame_index"] is None else f"{row['uri']}, row {row['frame_index']}"
+
+
+def _read(row: Row) -> bytes:
+    if row["error"] is not None:  # its code stands in the plan too
+        raise DataError(row["error"])
+    return storage.read_unchanged(place_of(row), row["stamp"])
+
+
+def _table_cells(rows: list[Row], clock: Clock) -> Iterator[tuple[Row, bytes | DataError]]:
+    """The encoded images of one Parquet file's rows."""
+    waiting, error = deque(rows), None
+    place = place_of(rows[0])
+    try:
+        storage.check_unchanged(place, rows[0]["stamp"])
+        cells = inputs.read_images(place, [row["frame_index"] for row in rows])
+        while waiting:
+            with clock("fetch"), storage.reading_input(place):
+                data = next(cells)
+            row = waiting.popleft()
+            yield row, data if data is not None else DataError(f"{_source(row)} is empty.")
+    except DataError as problem:
+        error = problem
+    except (pa.ArrowException, OSError, StopIteration) as problem:
+        error = DataError(f"{rows[0]['uri']} cannot be read: {storage.reason(problem)}.")
+    for row in waiting:
+        yield row, error
+
+
+def _decoded_video(rows: list[Row], prepare: Prepare, clock: Clock) -> Iterator[Frame]:
+    """Frames of one video's span; a frame that the decoder does not give becomes an error row.
+
+    The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
+    """
+    place, waiting = place_of(rows[0]), deque(Frame(row) for row in rows)
+    if rows[0]["before_pts"] is not None:
+        waiting.appendleft(Frame({**rows[0], "pts": rows[0]["before_pts"]}, lead=True))
+    error: DataError | None = None
+    try:
+        storage.check_unchanged(place, rows[0]["stamp"])
+        found = read_frames(place, [frame.row["pts"] for frame in waiting])
+        while True:
+            with clock("decode"), storage.reading_input(place):
+                decoded = next(found, None)
+                seen = None if decoded is None else prepare(decoded.image_hwc)
+            if decoded is None:
+                break
+            while waiting and waiting[0].row["pts"] < decoded.pts:
+                yield _lost(waiting.popleft())
+            if waiting and waiting[0].row["pts"] == decoded.pts:
+                frame = waiting.popleft()
+                frame.seen_hwc, frame.size = seen, decoded.image_hwc.shape[:2]
+                yield frame
+    except DataError as problem:
+        error = problem
+    for frame in waiting:
+        yield _lost(frame, error)
+
+
+def _lost(frame: Frame, error: DataError | None = None) -> Frame:
+    uri = frame.row["uri"]
+    frame.error = error or DataError(
+        f"{uri}: the decoder gave no frame at this time stamp; the file is damaged or truncated."
+    )
+    return frame

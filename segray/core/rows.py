@@ -1,0 +1,212 @@
+"""Frames and a model → label rows: mask, figures, scores, or the reason why there is no mask."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from segray.core import images, metrics, quality, storage
+from segray.core.ahead import prefetch
+from segray.core.frames import FETCHES, THREADS, Clock, Frame, decoded
+from segray.core.plan import Plan, Row
+from segray.core.predictor import Prediction, Predictor
+from segray.core.samples import LabelSpace
+from segray.errors import DataError, InputChanged, InputMissing, InputTooLarge, InputUnreadable, ModelError
+
+SCORES = ("pixel_accuracy", "miou", "mean_f1", "mean_sensitivity", "mean_specificity")
+FIGURES = ("confidence_mean", "entropy_mean", "low_margin_share", "boundary_share", "flicker_share")
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+RUNS = pa.struct([("values", pa.list_(pa.uint8())), ("lengths", pa.list_(pa.int32()))])
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("input_id", pa.string()),
+        ("uri", pa.string()),
+        ("video_uri", pa.string()),
+        ("frame_index", pa.int64()),
+        ("pts", pa.int64()),
+        ("time_s", pa.float64()),
+        ("truth_uri", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("mask", IMAGE),
+        ("mask_rle", RUNS),
+        ("confidence", IMAGE),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("class_shares", pa.list_(pa.float64())),
+        ("component_counts", pa.list_(pa.int64())),
+        *[(name, pa.float64()) for name in FIGURES],
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("model_id", pa.string()),
+        ("plan_id", pa.string()),
+        *[(name, pa.float64()) for name in SCORES],
+        ("class_iou", pa.list_(pa.float64())),
+    ]
+)
+KEPT = ("input_id", "uri", "video_uri", "frame_index", "pts", "time_s", "truth_uri")  # from the plan's row
+
+
+CODES = {
+    InputChanged: "input_changed",
+    InputMissing: "input_missing",
+    InputUnreadable: "read_error",
+    InputTooLarge: "out_of_memory",
+    DataError: "decode_error",
+}
+
+
+class _Done(NamedTuple):
+    row: Row
+    confusion: np.ndarray | None
+
+
+class Labelled(NamedTuple):
+    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had truth."""
+
+    rows: list[Row]
+    confusion: np.ndarray
+
+
+def label_rows(plan: Plan, rows: list[Row], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:
+    """Every row with its mask and figures, or with its error; one that cannot be read is no reason to stop.
+
+    Frames are fetched, decoded and resized in threads before the model asks for them, and encoded behind it.
+    """
+    classes = plan.label_space.num_classes
+    done: list[Row] = []
+    confusion = np.zeros((classes, classes), np.int64)
+    encoded: deque[Future[_Done]] = deque()
+
+    def collect(most: int) -> None:
+        while len(encoded) > most:
+            row, counts = encoded.popleft().result()
+            done.append(row)
+            if counts is not None:
+                np.add(confusion, counts, out=confusion)
+
+    with ThreadPoolExecutor(FETCHES) as fetching, ThreadPoolExecutor(THREADS) as pool:
+        frames = prefetch(decoded(rows, predictor.prepare, clock, fetching, pool), batch_size)
+        before: np.ndarray | None = None
+        for batch in _batches(frames, batch_size, clock):
+            predictions = iter(_predict(predictor, batch, clock))
+            for frame in batch:
+                prediction = next(predictions) if frame.seen_hwc is not None else None
+                if not frame.lead:
+                    neighbour = before if frame.row["before_pts"] is not None else None
+                    encoded.append(pool.submit(_finish_row, plan, frame, prediction, neighbour, clock))
+                before = prediction.mask_hw if prediction and frame.row["video_uri"] else None
+                frame.seen_hwc = None  # its memory
+            collect(2 * batch_size)
+        collect(0)
+    return Labelled(done, confusion)
+
+
+def _batches(frames: Iterator[Frame], size: int, clock: Clock) -> Iterator[list[Frame]]:
+    while True:
+        with clock("wait"):
+            batch = list(islice(frames, size))
+        if not batch:
+            return
+        yield batch
+
+
+def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Prediction]:
+    """A prediction for each frame that has pixels; one that does not fit the GPU's memory has none any more."""
+    good = [frame for frame in batch if frame.seen_hwc is not None]
+    if not good:
+        return []
+    try:
+        with clock("model"):
+            return predictor.predict([frame.seen_hwc for frame in good], [frame.size for frame in good])
+    except ModelError as error:
+        if len(good) > 1:
+            return [prediction for frame in good for prediction in _predict(predictor, [frame], clock)]
+        good[0].error, good[0].seen_hwc = InputTooLarge(str(error)), None
+        return []
+
+
+def _finish_row(
+    plan: Plan, frame: Frame, prediction: Prediction | None, before: np.ndarray | None, clock: Clock
+) -> _Done:
+    if prediction is None:
+        codes = (code for kind, code in CODES.items() if isinstance(frame.error, kind))
+        code = frame.row["error_code"] or next(codes, "read_error")
+        return _Done(lost_row(plan, frame.row, code, str(frame.error)), None)
+    with clock("encode"):
+        return _ok_row(plan, _common(plan, frame.row), prediction, before)
+
+
+def lost_row(plan: Plan, row: Row, code: str, message: str) -> Row:
+    """A row of which nothing is known but why it could not be labelled."""
+    return {**_common(plan, row), "status": "error", "error_code": code, "error_message": message}
+
+
+def _common(plan: Plan, row: Row) -> Row:
+    return {key: row[key] for key in KEPT} | {"model_id": plan.model_id, "plan_id": plan.plan_id}
+
+
+def _ok_row(plan: Plan, common: Row, prediction: Prediction, before: np.ndarray | None) -> _Done:
+    mask, space = prediction.mask_hw, plan.label_space
+    pixels = quality.class_pixels(mask, space.num_classes)
+    same_size = before is not None and before.shape == mask.shape
+    scores, confusion = _score(common["truth_uri"], mask, space)
+    row = {
+        **common,
+        "height_px": mask.shape[0],
+        "width_px": mask.shape[1],
+        **_encoded(plan, mask, common["input_id"]),
+        "confidence": _confidence_map(prediction, common["input_id"]),
+        "class_pixels": pixels.tolist(),
+        "class_shares": (pixels / mask.size).tolist(),
+        "component_counts": quality.component_counts(mask, space.num_classes).tolist(),
+        "confidence_mean": prediction.confidence_mean,
+        "entropy_mean": prediction.entropy_mean,
+        "low_margin_share": prediction.low_margin_share,
+        "boundary_share": quality.boundary_share(mask),
+        "flicker_share": quality.flicker_share(mask, before) if same_size else None,
+        "status": "ok",
+        **scores,
+    }
+    return _Done(row, confusion)
+
+
+def _encoded(plan: Plan, mask: np.ndarray, input_id: str) -> Row:
+    if plan.settings["mask_format"] == "png":
+        return {"mask": {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": f"{input_id}.png"}}
+    if plan.settings["mask_format"] == "rle":
+        flat = mask.ravel()
+        starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1))
+        return {"mask_rle": {"values": flat[starts], "lengths": np.diff(starts, append=flat.size)}}
+    return {}
+
+
+def _confidence_map(prediction: Prediction, input_id: str) -> Row | None:
+    if prediction.confidence_hw is None:
+        return None
+    grey = images.encode_mask(prediction.confidence_hw, [(i, i, i) for i in range(256)])
+    return {"bytes": grey, "path": f"{input_id}-confidence.png"}
+
+
+def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace) -> tuple[Row, np.ndarray | None]:
+    """Scores of one mask against its truth; a truth that cannot be used makes the row an error, mask kept."""
+    if truth_uri is None:
+        return {}, None
+    try:
+        with storage.reading_input(truth_uri):
+            data = storage.read_bytes(truth_uri)
+        truth = space.apply(images.decode_mask(data, truth_uri), truth_uri)
+        if truth.shape != mask.shape:
+            raise DataError(f"{truth_uri} is {truth.shape}, its image {mask.shape} (height, width).")
+    except DataError as error:
+        return {"status": "error", "error_code": "truth_error", "error_message": str(error)}, None
+    confusion = metrics.confusion_matrix(truth, mask, space.num_classes)
+    scores = metrics.scores(confusion).to_dict()
+    return {key: scores[key] for key in (*SCORES, "class_iou")}, confusion
