@@ -6,6 +6,7 @@ python tests/ray/test_faults.py CONFIG SEED STRIKES    one run on a cluster of t
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,16 +16,20 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torture
+from faultproxy import FaultProxy
 
+from segray import cli
 from segray.config import load
-from segray.core import parts
+from segray.core import parts, storage
 from segray.core.datasets import streets
 from segray.core.plan import load_plans
 from segray.label import label
 
-SLOW_S = 0.5  # a frame, so that there is time to strike
+SLOW_S = 0.3  # a frame, so that there is time to strike
 SITE = f"""
 import time
 import PIL.Image
@@ -72,7 +77,7 @@ def totals(ray_session, tiny_bundle, drive, tmp_path_factory):
 
 
 def totals_of(summary):
-    return {key: summary[key] for key in torture.TOTALS}
+    return {key: summary[key] for key in torture.TOTALS if key != "parts"}  # whose names the inputs' places change
 
 
 def watch(run, out, until=lambda: False):
@@ -169,6 +174,119 @@ def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, 
     assert (struck["actor"], struck["node"]) == (1, 1)
     assert struck["reads"] > 20
     check(tmp_path / "out", totals)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(0)
+def test_many_strikes_on_a_cluster_and_its_driver(tiny_bundle, drive, tmp_path, env, totals, capsys, pytestconfig):
+    chance = random.Random(0)
+    for seed in range(max(1, pytestconfig.getoption("rounds") // 10)):
+        out = tmp_path / f"cluster-{seed}"
+        struck = cluster_round(tiny_bundle, drive, out, env, seed, strikes=4)
+        check(out, totals)
+        out = tmp_path / f"driver-{seed}"
+        killed = driver_round(command(tiny_bundle, drive, out), out, env, chance)
+        check(out, totals)
+        with capsys.disabled():
+            print(f"round {seed}: {struck}, then {killed}")
+
+
+def driver_round(line, out, env, chance):
+    """A command that is killed at random numbers of parts, and then ends by itself."""
+    kills, reads = 0, 0
+    while True:
+        goal = parts_in(out) + chance.randint(1, 8) if kills < 3 else 10**9
+        run = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        reads += watch(run, out, until=lambda goal=goal: parts_in(out) >= goal)
+        if run.poll() is not None:
+            assert run.returncode == 0, run.stdout.read()
+            return {"driver": kills, "reads": reads}
+        run.kill()
+        run.communicate()
+        kills += 1
+
+
+# A disk that is full, and one that may not be written.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a tmpfs may not be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def run_here(line, monkeypatch, capsys):
+    """A command in this process, on the Ray that it has: exit code and what stands on stderr."""
+    monkeypatch.setattr(sys, "argv", [str(word) for word in line[2:]])
+    capsys.readouterr()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_later(
+    tiny_bundle, drive, small_disk, totals, monkeypatch, capsys
+):
+    out = small_disk / "out"
+    line = command(tiny_bundle, drive, out)
+    for options, reason in (
+        (None, "No space left on device"),
+        ("remount,ro", "Read-only file system"),
+    ):
+        if options:
+            subprocess.run(["mount", "-o", options, small_disk], check=True)
+        code, text = run_here(line, monkeypatch, capsys)
+        assert code == 1
+        assert re.fullmatch(rf"segray: {out}/labels/part-\S+ cannot be written: {reason}\.\n", text.lstrip()), text
+        assert 0 < parts_in(out) < 24
+        assert list(small_disk.rglob(".*")) == []
+        torture.read(str(out), {}, lambda line: line == "read" or pytest.fail(line))
+    subprocess.run(["mount", "-o", "remount,rw,size=16m", small_disk], check=True)
+    assert run_here(line, monkeypatch, capsys) == (0, "")
+    check(out, totals)
+
+
+# A store that goes for good in the middle of a run; and what any run leaves behind knows no secret.
+
+
+def test_a_store_that_goes_ends_a_run_that_goes_on_later_and_no_secret_is_written(
+    tiny_bundle, drive, env, s3, tmp_path, totals
+):
+    place, told = f"{s3}/{tmp_path.name}", []
+    for path in [*(drive / "val").iterdir(), *(drive / "valannot").iterdir()]:
+        storage.create(f"{place}/in/{path.parent.name}/{path.name}", path.read_bytes())
+    line = command(tiny_bundle, f"{place}/in", f"{place}/out")
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        env |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_ENDPOINT_URL_S3": proxy.url, "SEGRAY_RETRY_S": "2"}
+        run = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watch(run, f"{place}/out", until=lambda: len(storage.list_files(f"{place}/out/labels")) >= 3)
+        proxy.set(down=1)
+        told += run.communicate()
+        assert run.returncode == 1
+        assert re.fullmatch(rf"segray: {place}/\S+ cannot be (read|created): .*; tried \d+ times in 2 s\.\n", told[1])
+        proxy.set()
+        done = subprocess.run(line, env=env, capture_output=True, text=True)
+        told += [done.stdout, done.stderr]
+    assert (done.returncode, done.stderr) == (0, "")
+    check(f"{place}/out", totals)  # with no error row
+
+    files = [path for path in Path(env["RAY_TMPDIR"]).rglob("*") if path.is_file()]
+    assert len(files) > 20
+    entries = storage.list_files(f"{place}/out")
+    data = {entry.uri: storage.read_bytes(entry.uri) for entry in entries} | {path: path.read_bytes() for path in files}
+    data |= {
+        f"{uri}, decoded": repr(pq.read_table(pa.BufferReader(data[uri])).to_pylist()).encode()
+        for uri in [entry.uri for entry in entries]
+        if uri.endswith(".parquet")
+    }
+    data |= {"terminal": "".join(told).encode()}
+    assert [str(name) for name, text in data.items() if b"canary-secret" in text or b"canary-key" in text] == []
 
 
 if __name__ == "__main__":
