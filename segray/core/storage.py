@@ -4,7 +4,7 @@ Only these two kinds are opened, because fsspec would also follow http://, zip::
 references that a URI in a list could smuggle in. S3 credentials come from the environment, a profile or
 a role, as botocore finds them, and are never part of a URI.
 
-Every request to S3 goes through _s3(), which tries again for RETRY_FOR_S what may pass: a busy or broken
+Every request to S3 goes through s3.request(), which tries again for RETRY_FOR_S what may pass: a busy or broken
 server, a connection lost, a body cut or damaged. s3fs keeps the connections; its own retries are off.
 """
 
@@ -14,62 +14,21 @@ import ctypes
 import errno
 import io
 import os
-import random
 import re
-import socket
-import time
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
-
+from segray.core import s3
 from segray.errors import InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
 
-RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
-BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
-CONNECT_S, READ_S = 5.0, 30.0  # how long a server may be silent
-UPLOAD_BYTES_S = 100_000  # an upload slower than this has failed
-CONNECTIONS = 50  # as many threads may talk to S3 at once
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
 
-# What statuses do not tell, for errors of single keys and for those of status 400; HEAD's answers have no code.
-TRANSIENT_CODES = frozenset(
-    {
-        "BadDigest",  # the body was damaged on its way there; so are the next two
-        "IncompleteBody",
-        "XAmzContentSHA256Mismatch",
-        "ConditionalRequestConflict",
-        "InternalError",
-        "OperationAborted",
-        "RequestLimitExceeded",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-    }
-)
-TRANSIENT_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
-TRANSIENT_ERRORS = (
-    ConnectionError,
-    TimeoutError,
-    aiohttp.ClientError,
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.FlexibleChecksumError,
-    ResponseParserError,
-)
-# Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
-FAILURES = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
 # What is one input's own fault, and no reason to think that others cannot be read either.
 OWN_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -124,31 +83,10 @@ def stem_of(uri: str) -> str:
     return name_of(uri).rsplit(".", 1)[0]
 
 
-def filesystem(uri: str) -> Any:
-    """The fsspec file system of a checked URI, local or s3fs; made where it is used, never pickled.
-
-    Without s3fs's cache of listings, which does not see what other processes create, change and delete.
-    """
-    import fsspec
-
-    check_uri(uri)
-    if not is_s3(uri):
-        return fsspec.filesystem("file")
-    config = {
-        "connect_timeout": CONNECT_S,
-        "read_timeout": READ_S,
-        "max_pool_connections": CONNECTIONS,
-        "retries": {"total_max_attempts": 1, "mode": "standard"},
-    }
-    fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config)
-    fs.retries = 1
-    return fs
-
-
 def read_bytes(uri: str) -> bytes:
     """A whole file. StorageError names the place and the reason."""
     with _one_line(uri, "read"):
-        return _s3("get_object", **_key(uri))["Body"] if is_s3(uri) else Path(check_uri(uri)).read_bytes()
+        return s3.request("get_object", **_key(uri))["Body"] if is_s3(uri) else Path(check_uri(uri)).read_bytes()
 
 
 def open_read(uri: str) -> Any:
@@ -162,7 +100,7 @@ def read_unchanged(uri: str, stamp: str) -> bytes:
     with reading_input(uri):
         if is_s3(uri):
             with _one_line(uri, "read"):
-                return _s3("get_object", **_key(uri), IfMatch=stamp)["Body"]
+                return s3.request("get_object", **_key(uri), IfMatch=stamp)["Body"]
         check_unchanged(uri, stamp)
         data = read_bytes(uri)
         check_unchanged(uri, stamp)
@@ -185,11 +123,11 @@ def exists(uri: str) -> bool:
         place = _key(uri)
         try:
             if place["Key"] and not place["Key"].endswith("/"):
-                return bool(_s3("head_object", **place))
+                return bool(s3.request("head_object", **place))
         except FileNotFoundError:
             pass
         try:
-            page = _s3("list_objects_v2", Bucket=place["Bucket"], Prefix=_below(place["Key"]), MaxKeys=1)
+            page = s3.request("list_objects_v2", Bucket=place["Bucket"], Prefix=_below(place["Key"]), MaxKeys=1)
         except FileNotFoundError:
             return False
         return not place["Key"] or "Contents" in page
@@ -199,7 +137,7 @@ def stat(uri: str) -> Entry:
     """Size and stamp of one file."""
     with _one_line(uri, "read"):
         if is_s3(uri):
-            head = _s3("head_object", **_key(uri))
+            head = s3.request("head_object", **_key(uri))
             return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
         info = Path(check_uri(uri)).stat()
         return Entry(uri, info.st_size, str(info.st_mtime_ns))
@@ -244,7 +182,7 @@ def replace(uri: str, data: bytes) -> None:
     """Write a file whole, over whatever was there; readers see the old one or the new one."""
     with _one_line(uri, "written"):
         if is_s3(uri):
-            _s3("put_object", **_key(uri), Body=data)
+            s3.request("put_object", **_key(uri), Body=data)
             return
         target = Path(check_uri(uri))
         temporary = _write_beside(target, data)
@@ -258,19 +196,21 @@ def remove(root: str) -> None:
     """Delete a file or a folder with all below it; nothing to delete is fine."""
     with _one_line(root, "deleted"):
         if not is_s3(root):
-            fs = filesystem(root)
-            if fs.exists(root):
-                fs.rm(root, recursive=True)
+            path = Path(check_uri(root))
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
             return
         places = [_key(entry.uri) for entry in iter_files(root)]
         for start in range(0, len(places), 1000):  # as many as one DeleteObjects takes
             keys = [{"Key": place["Key"]} for place in places[start : start + 1000]]
-            _s3("delete_objects", Bucket=places[0]["Bucket"], Delete={"Objects": keys, "Quiet": True})
+            s3.request("delete_objects", Bucket=places[0]["Bucket"], Delete={"Objects": keys, "Quiet": True})
 
 
 def reason(error: BaseException) -> str:
     """An error's own words on one line, without the path that the message names already and without secrets."""
-    answer = _answer(error)
+    answer = s3.answer_of(error)
     if isinstance(error, FileNotFoundError) and answer.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
         return "No such file"
     # FFmpeg's errors have a strerror, and are no OSErrors; a timeout of fsspec's says nothing, and its cause may.
@@ -297,7 +237,7 @@ def _one_line(uri: str, verb: str) -> Iterator[None]:
     """What fails inside is a StorageError: `{uri} cannot be {verb}: {reason}.`"""
     try:
         yield
-    except FAILURES as error:
+    except s3.FAILURES as error:
         raise StorageError(_printable(f"{uri} cannot be {verb}: {reason(error)}.")) from error
 
 
@@ -312,7 +252,7 @@ def reading_input(uri: str) -> Iterator[None]:
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise InputMissing(_printable(f"{uri} is gone since the plan was made.")) from error
-        if error.__cause__ and _http_status(error.__cause__) == 412:
+        if error.__cause__ and s3.http_status(error.__cause__) == 412:
             raise InputChanged(_changed(uri)) from error
         if _is_own_fault(uri, error.__cause__):
             raise InputUnreadable(str(error)) from error
@@ -320,15 +260,15 @@ def reading_input(uri: str) -> Iterator[None]:
 
 
 def _is_own_fault(uri: str, cause: BaseException | None) -> bool:
-    answer = _answer(cause)
+    answer = s3.answer_of(cause)
     if not answer:  # without a cause, it is a URI that is not opened
         return cause is None or isinstance(cause, UnicodeError) or getattr(cause, "errno", None) in OWN_ERRNOS
     if answer.get("Error", {}).get("Code") != "403":
         return answer.get("Error", {}).get("Code") in OWN_CODES
     try:  # HEAD's answers have no code: a GET's says whether it is the file or the credentials
-        return bool(_s3("get_object", **_key(uri), Range="bytes=0-0"))
-    except FAILURES as error:
-        return _answer(error).get("Error", {}).get("Code") in OWN_CODES
+        return bool(s3.request("get_object", **_key(uri), Range="bytes=0-0"))
+    except s3.FAILURES as error:
+        return s3.answer_of(error).get("Error", {}).get("Code") in OWN_CODES
 
 
 def _changed(uri: str) -> str:
@@ -369,7 +309,7 @@ def _list_s3(root: str) -> Iterator[Entry]:
     nothing, more = True, {}
     with _one_line(root, "listed"):
         while more is not None:
-            page = _s3("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
+            page = s3.request("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
             for found in page.get("Contents", ()):
                 nothing = False
                 if not found["Key"].endswith("/"):
@@ -378,59 +318,10 @@ def _list_s3(root: str) -> Iterator[Entry]:
             more = {"ContinuationToken": token} if token else None
         if nothing and key.rstrip("/"):
             try:
-                head = _s3("head_object", Bucket=bucket, Key=key.rstrip("/"))
+                head = s3.request("head_object", Bucket=bucket, Key=key.rstrip("/"))
             except FileNotFoundError:
                 return
             yield Entry(root.rstrip("/"), head["ContentLength"], head["ETag"].strip('"'))
-
-
-def _s3(method: str, **arguments: Any) -> dict[str, Any]:
-    """The answer of a method of boto's S3 client, its Body read; tried again while it fails in a way that may pass."""
-    import fsspec.asyn
-
-    fs = filesystem(f"s3://{arguments['Bucket']}")
-
-    async def call() -> dict[str, Any]:
-        answer = await fs._call_s3(method, **arguments)
-        if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
-            raise boto.ClientError({"Error": answer["Errors"][0]}, method)
-        if "Body" in answer:
-            body = answer["Body"]
-            try:
-                answer["Body"] = await body.read()
-            finally:
-                body.close()
-        return answer
-
-    # READ_S does not count while aiohttp waits to be let in, after `Expect: 100-continue`, nor while it sends.
-    limit_s = CONNECT_S + READ_S + len(arguments.get("Body", b"")) / UPLOAD_BYTES_S
-    patience_s = float(os.environ.get("SEGRAY_RETRY_S") or RETRY_FOR_S)
-    end = time.monotonic() + patience_s
-    for attempt in count():
-        try:
-            return fsspec.asyn.sync(fs.loop, call, timeout=None if method == "get_object" else limit_s)
-        except FAILURES as error:
-            left_s = end - time.monotonic()
-            if not _is_transient(error):
-                raise
-            if left_s <= 0:
-                error.add_note(f"tried {attempt + 1} times in {patience_s - left_s:.0f} s")
-                raise
-            most_s = min(BACKOFF_MOST_S, BACKOFF_S * 2 ** min(attempt, 9), left_s)
-            # Full jitter, so that many workers do not come back at once; not from the generator that a training seeds.
-            time.sleep(random.SystemRandom().uniform(0, most_s))
-    raise AssertionError
-
-
-def _is_transient(error: BaseException) -> bool:
-    answer = _answer(error)
-    if answer:
-        return _http_status(error) in TRANSIENT_STATUSES or answer.get("Error", {}).get("Code") in TRANSIENT_CODES
-    inner = getattr(error, "kwargs", {}).get("error")  # what botocore's errors have wrapped
-    unknown_host = getattr(getattr(inner, "os_error", None), "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA)
-    if unknown_host or isinstance(inner, (ValueError, aiohttp.ClientConnectorCertificateError)):
-        return False
-    return isinstance(error, TRANSIENT_ERRORS)
 
 
 class _S3File(io.RawIOBase):
@@ -442,7 +333,7 @@ class _S3File(io.RawIOBase):
     def __init__(self, uri: str) -> None:
         self._uri, self._at = uri, 0
         self._failed: SegrayError | None = None
-        head = _s3("head_object", **_key(uri))
+        head = s3.request("head_object", **_key(uri))
         self._size, self._etag = head["ContentLength"], head["ETag"]
 
     def readable(self) -> bool:
@@ -474,10 +365,12 @@ class _S3File(io.RawIOBase):
             return b""
         try:
             with _one_line(self._uri, "read"):
-                answer = _s3("get_object", **_key(self._uri), Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
+                answer = s3.request(
+                    "get_object", **_key(self._uri), Range=f"bytes={start}-{end - 1}", IfMatch=self._etag
+                )
         except StorageError as error:
             replaced = InputChanged(_printable(f"{self._uri} was replaced while it was read."))
-            self._failed = replaced if _http_status(error) == 412 else error
+            self._failed = replaced if s3.http_status(error) == 412 else error
             raise self._failed from error.__cause__
         self._at = end
         return answer["Body"]
@@ -547,23 +440,10 @@ def _create_s3(uri: str, data: bytes) -> bool:
     token = uuid.uuid4().hex
     with _one_line(uri, "created"):
         try:
-            _s3("put_object", **_key(uri), Body=data, IfNoneMatch="*", Metadata={TOKEN: token})
-        except FAILURES as error:
-            if _http_status(error) != 412:
+            s3.request("put_object", **_key(uri), Body=data, IfNoneMatch="*", Metadata={TOKEN: token})
+        except s3.FAILURES as error:
+            if s3.http_status(error) != 412:
                 raise
             # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.
-            return _s3("head_object", **_key(uri))["Metadata"].get(TOKEN) == token
+            return s3.request("head_object", **_key(uri))["Metadata"].get(TOKEN) == token
     return True
-
-
-def _answer(error: BaseException | None) -> dict[str, Any]:
-    """The store's answer, {} where there was none: s3fs makes its own errors of botocore's, which are the cause."""
-    while error:
-        if getattr(error, "response", None):
-            return error.response
-        error = error.__cause__
-    return {}
-
-
-def _http_status(error: BaseException) -> int | None:
-    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
