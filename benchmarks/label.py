@@ -131,7 +131,10 @@ def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="segray-label-out-") as folder:
         more = {"out": f"{folder}/out", "up": f"{folder}/up", "result": f"{folder}/result.json", "born": time.time()}
         command = [sys.executable, "-m", "benchmarks.rivals", name, json.dumps(job | more)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Beside other work, OpenMP's threads spin at each other: without this, model-only fell to a thirtieth under
+        # a load of 6, the script to half; segray stayed.
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
         if done.returncode:
             raise click.ClickException(f"{name} failed:\n{done.stderr[-4000:]}")
         return json.loads(Path(more["result"]).read_text())
@@ -319,7 +322,7 @@ def memory(frames: int) -> None:
     from segray.core.rows import label_rows
 
     print_machine()
-    rows = []
+    found = []
     with tempfile.TemporaryDirectory(prefix="segray-memory-") as folder:
         root = Path(folder)
         write_images([root / "frames" / f"{i:06}.jpg" for i in range(frames)], (96, 128))
@@ -331,8 +334,8 @@ def memory(frames: int) -> None:
         for shard in range(made.shards):
             done += parts.label_shard(made, reader.shard(shard), shard, work).rows
             if shard in report:
-                rows.append((shard + 1, done, *memory_mib(), done / (time.perf_counter() - started)))
-    table("One process, frames of 96×128", ("shards", "frames", "MiB now", "MiB at most", "images/s"), rows)
+                found.append((shard + 1, done, *memory_mib(), done / (time.perf_counter() - started)))
+    table("One process, frames of 96×128", ("shards", "frames", "MiB now", "MiB at most", "images/s"), found)
 
 
 def memory_mib() -> tuple[float, float]:
