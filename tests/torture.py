@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import time
 import traceback
 import zlib
 from collections import Counter
@@ -37,7 +38,8 @@ from segray.core.rows import label_rows
 
 PLANS = 3
 KILLS = 8  # of a writer, at most; then it may finish
-KILL_WITHIN_S = 0.8  # of its start: about as long as a writer alone takes
+PAUSE_S = 0.005
+KILL_WITHIN_S = 1.2  # of its start: about as long as a writer alone takes
 TOTALS = ("rows", "ok", "errors", "class_pixels", "confusion", "parts")
 FAULTS = {
     **{"lost": 0.1, "http_503": 0.02, "slow_down": 0.02, "http_500": 0.02, "reset": 0.02, "cut": 0.05},
@@ -172,8 +174,15 @@ def process(env, log_path, work, *arguments):
         os._exit(1)
 
 
-def write_once(world, out, seed, log):
-    label(world, out, random.Random(seed), log)
+def write_slowly(world, out, seed, log):
+    """With pauses between the changes of the file system, for kills and readers to fall into."""
+    chance = random.Random(seed)
+    before_changes(lambda: time.sleep(chance.uniform(0, PAUSE_S)))
+    label(world, out, chance, log)
+
+
+def write_once(world, out, log):
+    label(world, out, random.Random(0), log)
 
 
 def read_on(world, out, log):
@@ -186,7 +195,7 @@ def keep_writing(world, out, seed, env, log_path):
     """One writer: killed at random moments and started again, until it ends by itself; the number of kills."""
     chance = random.Random(seed)
     for kills in range(KILLS + 1):
-        writer = PROCESSES.Process(target=process, args=(env, log_path, write_once, world, out, chance.random()))
+        writer = PROCESSES.Process(target=process, args=(env, log_path, write_slowly, world, out, chance.random()))
         writer.start()
         writer.join(chance.uniform(0, KILL_WITHIN_S) if kills < KILLS and chance.random() < 0.9 else None)
         if writer.exitcode is not None:
@@ -253,7 +262,7 @@ def after(world, out, kills=0):
 def crash_at(world, out, step) -> bool:
     """A writer that ends before its step-th change of the file system, and then another; False when there is no such."""
     log_path = Path(f"{out}.log")
-    for work, arguments in ((write_until, (step,)), (write_once, (0,))):
+    for work, arguments in ((write_until, (step,)), (write_once, ())):
         writer = PROCESSES.Process(target=process, args=({}, log_path, work, world, out, *arguments))
         writer.start()
         writer.join()
@@ -264,7 +273,6 @@ def crash_at(world, out, step) -> bool:
 
 
 def write_until(world, out, step, log):
-    """Changes are counted and end the process: files opened, half written, written, synced, linked, renamed, deleted."""
     left = step
 
     def count():
@@ -273,23 +281,30 @@ def write_until(world, out, step, log):
         if left == 0:
             os._exit(CRASHED)
 
-    def counted(call):
-        def counting(*args, **kwargs):
-            count()
+    before_changes(count)
+    label(world, out, random.Random(0), log)
+
+
+def before_changes(work):
+    """From now on work() comes before this process makes, half writes, writes, syncs, links, renames or deletes a file."""
+
+    def worked(call):
+        def working(*args, **kwargs):
+            work()
             return call(*args, **kwargs)
 
-        return counting
+        return working
 
     def opened(path, mode="r", *args, **kwargs):
-        if mode != "xb":
+        if "r" in mode:
             return plain_open(path, mode, *args, **kwargs)
-        count()
+        work()
         file = plain_open(path, mode, *args, **kwargs)
         plain_write = file.write
 
         def write(data):
             for half in (data[: len(data) // 2], data[len(data) // 2 :]):
-                count()
+                work()
                 plain_write(half)
                 file.flush()
 
@@ -298,5 +313,4 @@ def write_until(world, out, step, log):
 
     plain_open, Path.open = Path.open, opened
     for name in ("mkdir", "fsync", "link", "replace", "rename", "unlink"):
-        setattr(os, name, counted(getattr(os, name)))
-    label(world, out, random.Random(0), log)
+        setattr(os, name, worked(getattr(os, name)))
