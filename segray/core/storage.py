@@ -282,14 +282,18 @@ def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
         return  # a link to a folder that it stands in
     with _one_line(top, "listed"):
         try:
-            for entry in os.scandir(top):
-                if entry.is_dir():
-                    yield from _walk(entry.path, above | {real})
-                elif entry.is_file():
-                    info = entry.stat()
-                    yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
+            entries = os.scandir(top)
         except FileNotFoundError:
             return
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {real})
+            elif entry.is_file():
+                try:
+                    info = entry.stat()
+                except FileNotFoundError:  # deleted meanwhile, as temporary files are; the others are there
+                    continue
+                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
 
 
 def _key(uri: str) -> dict[str, str]:

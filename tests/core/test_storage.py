@@ -131,6 +131,17 @@ def test_removing_takes_a_name_for_a_name_and_not_for_a_pattern(root):
     assert [entry.uri for entry in storage.list_files(root)] == left
 
 
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(tmp_path):
+    for i in range(9):
+        (tmp_path / str(i)).write_bytes(b"")
+    names = [entry.name for entry in os.scandir(tmp_path)]
+    listing = storage.iter_files(str(tmp_path))
+    found = [next(listing).uri]
+    (tmp_path / names[1]).unlink()  # of which the listing knows already
+    found += [entry.uri for entry in listing]
+    assert found == [str(tmp_path / name) for name in names if name != names[1]]
+
+
 def test_a_listing_comes_by_pages_and_leaves_folder_markers_out(s3_proxy, tmp_path):
     from moto.backends import get_backend
 
