@@ -3,8 +3,9 @@
     script    what a user would write: a DataLoader with 2 workers, the smp model in eager fp32 as it was loaded,
               Pillow to decode, to resize and to write palette PNGs
     idiom     Ray Data as its documentation has it: read_binary_files, map (decode, resize), map_batches of an actor, of
-              an encoder, write_parquet. Decoding waits until the actor is up: Ray Data would else decode a short
-              run's frames while the model is loaded, and what then follows would be no steady state
+              an encoder, write_parquet. Ray Data runs `map` inside the actor (it fuses the two); where it does not,
+              decoding waits until the actor is up: a short run would else be decoded while the model is loaded, and
+              what then follows would be no steady state
     model     segray's Predictor alone: frames are prepared in memory, ids and figures come back, nothing is written.
               In turns with it `bare`: the same folded model's forward pass over a tensor, and no more
     segray    segray.label.label() on Ray with one actor
