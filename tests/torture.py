@@ -53,6 +53,8 @@ PROCESSES.set_forkserver_preload(["segray.core.parts", "s3fs", "duckdb"])
 class Hashed:
     """In the place of a Predictor: class ids drawn from a hash of the pixels."""
 
+    lock = threading.RLock()
+
     def prepare(self, image_hwc):
         return zlib.crc32(image_hwc.tobytes())
 

@@ -77,7 +77,7 @@ class Predictor:
         self.model = bundle.fold_batch_norm(model).to(self.device, memory_format=torch.channels_last)
         self.label_space = bundle.label_space(self.info)
         self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.threshold, self.confidence_maps = threshold, confidence_maps
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Pre
     if not good:
         return []
     try:
-        with clock("model"):
+        with predictor.lock, clock("model"):  # the turn of another shard is none of the model's time
             return predictor.predict([frame.seen_hwc for frame in good], [frame.size for frame in good])
     except ModelError as error:
         if len(good) > 1:
