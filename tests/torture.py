@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import threading
 import time
 import traceback
 import zlib
