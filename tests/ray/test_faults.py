@@ -29,14 +29,15 @@ from segray.core.datasets import streets
 from segray.core.plan import load_plans
 from segray.label import label
 
-SLOW_S = 0.3  # a frame, so that there is time to strike
-SITE = f"""
+SLOW_S = "0.3"  # a frame, so that there is time to strike
+SITE = """
+import os
 import time
 import PIL.Image
 plain = PIL.Image.open
 
 def open(*args, **kwargs):
-    time.sleep({SLOW_S})
+    time.sleep(float(os.environ["SLOW_S"]))
     return plain(*args, **kwargs)
 
 PIL.Image.open = open
@@ -55,7 +56,7 @@ def env(tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(torture.__file__).parent)])
-    yield {**os.environ, "PYTHONPATH": path, "RAY_TMPDIR": folder}
+    yield {**os.environ, "PYTHONPATH": path, "RAY_TMPDIR": folder, "SLOW_S": SLOW_S}
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -166,7 +167,9 @@ def cluster_round(bundle, drive, out, env, seed, strikes):
     reads = watch(run, out)
     stdout, stderr = run.communicate()
     assert run.returncode == 0, stderr
-    return json.loads(stdout.splitlines()[-1]) | {"reads": reads}
+    struck = json.loads(stdout.splitlines()[-1])
+    assert sum(struck.values()) == strikes, stderr
+    return struck | {"reads": reads}
 
 
 def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, env, totals):
@@ -182,7 +185,7 @@ def test_many_strikes_on_a_cluster_and_its_driver(tiny_bundle, drive, tmp_path, 
     chance = random.Random(0)
     for seed in range(max(1, pytestconfig.getoption("rounds") // 10)):
         out = tmp_path / f"cluster-{seed}"
-        struck = cluster_round(tiny_bundle, drive, out, env, seed, strikes=4)
+        struck = cluster_round(tiny_bundle, drive, out, env | {"SLOW_S": "3"}, seed, strikes=4)
         check(out, totals)
         out = tmp_path / f"driver-{seed}"
         killed = driver_round(command(tiny_bundle, drive, out), out, env, chance)
