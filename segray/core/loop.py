@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 
 from segray.config import Config, TrainSection
 from segray.core import metrics, optim
+from segray.core.ahead import ahead
 from segray.core.checkpoint import BEST, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.objective import Objective, make_objective
@@ -220,13 +220,7 @@ def read_batches(samples: Samples, steps: Iterable[Sequence[int]]) -> Iterator[t
         return images, torch.from_numpy(np.stack([sample.mask_hw for sample in batch]))
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        ahead: deque[Any] = deque()
-        for step in steps:
-            ahead.append(pool.submit(read, step))
-            if len(ahead) > PREFETCH_BATCHES:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        yield from ahead(pool, read, steps, PREFETCH_BATCHES)
 
 
 def describe(

@@ -11,6 +11,7 @@ because it is built in memory and created exclusively. `_SUCCESS` means that all
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from segray.errors import DataError, OutputExists, SegrayError
 
 STAGES = ("fetch", "decode", "model", "encode", "write")
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
+LEFTOVER_S = 3600.0  # no part takes that long to be written
 ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
 
 
@@ -150,6 +152,7 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
     sink = pa.BufferOutputStream()
     pq.write_table(errors, sink)
     storage.replace(storage.join(out, "errors.parquet"), sink.getvalue().to_pybytes())
+    _remove_leftovers(out)
     data = json.dumps(summary, indent=2).encode()
     storage.replace(storage.join(out, "summary.json"), data)
     said = _said(out)
@@ -158,6 +161,16 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
     else:
         storage.create(success_uri(out), data)
     return read_summary(plans) or summary
+
+
+def _remove_leftovers(out: str) -> None:
+    """Temporary files of writers that were killed on a disk; not those of one that may be at work."""
+    if storage.is_s3(out):
+        return
+    for entry in storage.iter_files(storage.join(out, "labels")):
+        name = storage.name_of(entry.uri)
+        if name.startswith(".part-") and name.endswith(".tmp") and time.time() - int(entry.stamp) / 1e9 > LEFTOVER_S:
+            storage.remove(entry.uri)
 
 
 def totals_of(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> tuple[Totals, pa.Table]:

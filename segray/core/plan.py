@@ -135,7 +135,8 @@ def make_plan(
         if before:
             return None
         raise DataError(f"No image, video or Parquet file of images found in {', '.join(settings['inputs'])}.")
-    _check_truths(files, truths, settings)
+    if not before:
+        _check_truths(files, truths, settings)
     units = _chosen(_units(files, settings, truths), settings, failed)
     size = settings["shard_size"] or max(SHARD_ROWS, math.ceil(len(files) / MOST_SHARDS))
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]

@@ -231,7 +231,8 @@ def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):
 
     (folder / "b.png").write_bytes(picture(2))
     before = storage.read_bytes(first.part_uri(0))
-    second = make_plan(out, first.settings, SPACE, [first])
+    (tmp_path / "truth").mkdir()  # of the new ones, none needs a mask
+    second = make_plan(out, first.settings | {"truth": str(tmp_path / "truth")}, SPACE, [first])
     assert [row["uri"] for row in plan_rows(second)] == [f"{folder}/b.png"]
     assert load_plans(out) == [first, second]
     assert parts.read_summary([first, second]) is None  # _SUCCESS spoke of the first alone

@@ -239,6 +239,17 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(town, predictor, tm
     assert parts.finish([stopped], {}) == parts.finish([whole], {})
 
 
+def test_what_killed_writers_left_goes_when_a_run_is_finished(town, predictor, tmp_path):
+    plan = planned(tmp_path, town / "val")
+    label_all(plan, predictor)
+    old, young = (tmp_path / "labels" / f".part-00000.parquet.{name}.tmp" for name in ("old", "young"))
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    parts.finish([plan], {})
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_a_part_of_another_plan_is_not_done(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val")
     storage.create(plan.part_uri(0).replace(plan.plan_id[:8], "01234567"), b"another's")
