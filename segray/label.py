@@ -20,7 +20,7 @@ from segray.config import Config, InferSection, LabelSection
 from segray.core import parts, storage
 from segray.core.models import bundle
 from segray.core.parts import Receipt
-from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan
+from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, repeated_ids
 from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
@@ -147,11 +147,11 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
     """Label the shards that have no part; the receipts of this run."""
     done = {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
-    rows, errors = sum(plan.rows for plan in plans), 0
-    for number, shard in sorted(done):
-        receipt = parts.done_receipt(plans[number], shard)
-        errors += receipt.errors
-        watch.done(receipt)
+    repeated = sum(len(repeated_ids(plan)) for plan in plans if plan.number)
+    rows, errors = sum(plan.rows for plan in plans) - repeated, -repeated  # at least so many will be left
+    readers = [PlanReader(plan) for plan in plans]
+    for number, shard in sorted(done):  # as many rows as planned: no part is opened
+        watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
     with cluster.connected(config.cluster) as has:

@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.core import metrics, quality, storage
+from segray.core.ahead import ahead
 from segray.core.datasets.places import mask_of
-from segray.core.frames import Clock
+from segray.core.frames import FETCHES, Clock
 from segray.core.plan import Plan, PlanReader, Row, load_plans, repeated_ids
 from segray.core.rows import ROW_SCHEMA, Labelled
 from segray.errors import DataError, OutputExists, SegrayError
@@ -182,17 +184,23 @@ def totals_of(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> 
             repeated = pc.is_in(errors["input_id"], repeated_ids(plan))
             totals.rows -= pc.sum(repeated).as_py() or 0
             errors = errors.filter(pc.invert(repeated))
-        for shard in range(plan.shards):
-            on_part()
-            file = _open_part(plan.part_uri(shard))
-            counts = _totals(file)
-            totals.add(counts)
-            if counts.errors:
-                rows = file.read(columns=[*ERROR_COLUMNS, "status"])
-                failed = rows.filter(pc.equal(rows["status"], "error")).drop_columns("status")
-                errors = pa.concat_tables([errors, failed.replace_schema_metadata()])
+        with ThreadPoolExecutor(FETCHES) as pool:
+            for counts, failed in ahead(pool, _part_totals, map(plan.part_uri, range(plan.shards)), 2 * FETCHES):
+                on_part()
+                totals.add(counts)
+                if failed is not None:
+                    errors = pa.concat_tables([errors, failed])
     totals.errors = Counter(errors["error_code"].to_pylist())
     return totals, errors
+
+
+def _part_totals(uri: str) -> tuple[Totals, pa.Table | None]:
+    file = _open_part(uri)
+    counts = _totals(file)
+    if not counts.errors:
+        return counts, None
+    rows = file.read(columns=[*ERROR_COLUMNS, "status"])
+    return counts, rows.filter(pc.equal(rows["status"], "error")).drop_columns("status").replace_schema_metadata()
 
 
 def read_summary(plans: list[Plan]) -> dict[str, Any] | None:

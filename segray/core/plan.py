@@ -91,6 +91,9 @@ class PlanReader:
     def shard(self, shard: int) -> list[Row]:
         return self._file.read_row_group(shard).to_pylist()
 
+    def rows_in(self, shard: int) -> int:
+        return self._file.metadata.row_group(shard).num_rows
+
     def columns(self, names: list[str]) -> pa.Table:
         return self._file.read(columns=names)
 

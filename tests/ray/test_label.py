@@ -75,6 +75,11 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     assert not (tmp_path / "strict" / "_SUCCESS").exists()
     assert label(strict.changed({"label.max_error_rate": 1.0}))["ok"] == 1
 
+    again = strict.changed({"label.max_error_rate": 0.7, "label.retry_errors": True})
+    summary = label(again)  # of the 2 errors, 2 are left, and not 4
+    assert (summary["rows"], summary["ok"], len(summary["plans"])) == (3, 1, 2)
+    assert problems(tmp_path / "strict") == []
+
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
