@@ -95,6 +95,13 @@ def open_read(uri: str) -> Any:
         return io.BufferedReader(_S3File(uri), READ_AHEAD) if is_s3(uri) else Path(check_uri(uri)).open("rb")
 
 
+def raise_failure(file: Any) -> None:
+    """Raise what a read of an open file failed with, where a library between went on without it, as FFmpeg does."""
+    failed = getattr(getattr(file, "raw", None), "failed", None)
+    if failed is not None:
+        raise failed
+
+
 def read_unchanged(uri: str, stamp: str) -> bytes:
     """A whole file, if it is still the one with this stamp; InputChanged or InputMissing otherwise."""
     with reading_input(uri):
@@ -336,7 +343,7 @@ class _S3File(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self._uri, self._at = uri, 0
-        self._failed: SegrayError | None = None
+        self.failed: SegrayError | None = None
         head = s3.request("head_object", **_key(uri))
         self._size, self._etag = head["ContentLength"], head["ETag"]
 
@@ -362,8 +369,8 @@ class _S3File(io.RawIOBase):
         return self._next(self._size)
 
     def _next(self, most: int) -> bytes:
-        if self._failed:
-            raise self._failed
+        if self.failed:
+            raise self.failed
         start, end = self._at, min(self._at + most, self._size)
         if start >= end:
             return b""
@@ -374,8 +381,8 @@ class _S3File(io.RawIOBase):
                 )
         except StorageError as error:
             replaced = InputChanged(_printable(f"{self._uri} was replaced while it was read."))
-            self._failed = replaced if s3.http_status(error) == 412 else error
-            raise self._failed from error.__cause__
+            self.failed = replaced if s3.http_status(error) == 412 else error
+            raise self.failed from error.__cause__
         self._at = end
         return answer["Body"]
 

@@ -7,6 +7,7 @@ frame rate is a promise that files do not keep. Demuxing the packets lists all o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ def index_video(uri: str) -> VideoIndex:
 
     DataError when there is no video stream, or no frame in it.
     """
-    with storage.open_read(uri) as file, _open(file, uri) as container:
+    with _open(uri) as container:
         stream = _stream(container, uri)
         packets, damage = [], None
         try:
@@ -67,15 +68,18 @@ def index_video(uri: str) -> VideoIndex:
                     packets.append((packet.pts, packet.is_keyframe))
         except DAMAGE as error:  # the frames before it are good
             damage = f"{uri} cannot be read to its end: {storage.reason(error)}."
-        if not packets:
-            raise DataError(f"{uri} holds no video frame with a time stamp.")
         packets.sort()
-        return VideoIndex(
-            pts=tuple(pts for pts, _ in packets),
-            keyframes=tuple(i for i, (_, is_keyframe) in enumerate(packets) if is_keyframe),
-            time_base=float(stream.time_base),
-            damage=damage or _shorter(container, stream, packets[-1][0] - packets[0][0], uri),
-        )
+        time_base = float(stream.time_base)
+        if packets and damage is None:
+            damage = _shorter(container, stream, packets[-1][0] - packets[0][0], uri)
+    if not packets:
+        raise DataError(f"{uri} holds no video frame with a time stamp.")
+    return VideoIndex(
+        pts=tuple(pts for pts, _ in packets),
+        keyframes=tuple(i for i, (_, is_keyframe) in enumerate(packets) if is_keyframe),
+        time_base=time_base,
+        damage=damage,
+    )
 
 
 def _shorter(container: Any, stream: Any, length: int, uri: str) -> str | None:
@@ -103,7 +107,7 @@ def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
         return
     first, last = min(wanted), max(wanted)
     for early_s in SEEK_EARLY_S:
-        with storage.open_read(uri) as file, _open(file, uri) as container:
+        with _open(uri) as container:
             stream = _stream(container, uri)
             stream.thread_type = "AUTO"
             packets = _packets(container, stream, first, early_s)
@@ -142,11 +146,18 @@ def _upright(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def _open(file: Any, uri: str) -> Any:
-    try:
-        return av.open(file, mode="r")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
+@contextmanager
+def _open(uri: str) -> Iterator[Any]:
+    """The container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
+    with storage.open_read(uri) as file:
+        try:
+            container = av.open(file, mode="r")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            storage.raise_failure(file)
+            raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
+        with container:
+            yield container
+        storage.raise_failure(file)
 
 
 def _stream(container: Any, uri: str) -> Any:

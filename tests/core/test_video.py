@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from segray.core import s3 as s3_requests
 from segray.core import storage
 from segray.core.video import index_video, read_frames
-from segray.errors import DataError
+from segray.errors import DataError, StorageError
 
 
 def write(path, codec="libx264", pts=range(30), **options):
@@ -194,3 +195,34 @@ def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     assert index_video(there) == index_video(uri)
     (frame,), (same,) = (list(read_frames(place, index_video(uri).pts[12:13])) for place in (there, uri))
     assert np.array_equal(frame.image_hwc, same.image_hwc)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.mpg"])
+def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, monkeypatch):
+    """Whichever request fails: all frames or a StorageError, never fewer frames. FFmpeg goes on after some errors."""
+    local = write(tmp_path / name, codec="mpeg2video" if name == "a.mpg" else "libx264", **B_FRAMES)
+    uri = f"{s3}/{tmp_path.name}/{name}"
+    storage.create(uri, Path(local).read_bytes())
+    stamps = index_video(local).pts
+    monkeypatch.setattr(storage, "READ_AHEAD", 512)
+    request, outcomes = s3_requests.request, set()
+
+    def failing_from(number):
+        made = iter(range(10_000))
+
+        def fail(method, **arguments):
+            if next(made) >= number:
+                raise ConnectionResetError(104, "Connection reset by peer")
+            return request(method, **arguments)
+
+        return fail
+
+    for number in range(40):
+        monkeypatch.setattr(s3_requests, "request", failing_from(number))
+        for read in (lambda: index_video(uri).pts, lambda: [frame.pts for frame in read_frames(uri, stamps[9:])]):
+            try:
+                outcomes.add(len(read()))
+            except StorageError:
+                outcomes.add("error")
+    assert outcomes <= {len(stamps), len(stamps) - 9, "error"}
+    assert "error" in outcomes
