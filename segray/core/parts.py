@@ -31,7 +31,6 @@ from segray.core.plan import Plan, PlanReader, Row, load_plans, repeated_ids
 from segray.core.rows import ROW_SCHEMA, Labelled
 from segray.errors import DataError, OutputExists, SegrayError
 
-STAGES = ("fetch", "decode", "model", "encode", "write")
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 LEFTOVER_S = 3600.0  # no part takes that long to be written
 ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
@@ -41,7 +40,7 @@ ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "e
 class Receipt:
     """What a shard came to. created: False when another run had made the part before.
 
-    seconds: work of each of STAGES, over all threads, and `wait`: how long the model waited for frames.
+    seconds: of fetch, decode, model, encode and write, over all threads; `wait` is how long the model had no frames.
     """
 
     shard: int
