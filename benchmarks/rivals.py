@@ -124,7 +124,7 @@ class Model:
             seen = torch.from_numpy(np.stack(list(batch["image"]))).to(self.job["device"]).permute(0, 3, 1, 2)
             logits = self.model((seen / 255 - self.mean) / self.std)
             masks = interpolate(logits, self.job["size"], mode="bilinear").argmax(1).to(torch.uint8)
-        return {"path": batch["path"], "mask": masks.cpu().numpy()}
+        return {"path": batch["path"], "mask": masks.cpu().numpy(), "seen": [time.time()] * len(masks)}
 
 
 def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -136,7 +136,7 @@ def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         image.putpalette(PALETTE)
         image.save(file, "PNG")
         files.append(file.getvalue())
-    return {"path": list(batch["path"]), "mask": files, "at": [time.time()] * len(files)}
+    return {"path": list(batch["path"]), "mask": files, "seen": batch["seen"], "at": [time.time()] * len(files)}
 
 
 def idiom(job: Job) -> Result:
@@ -177,9 +177,11 @@ def idiom(job: Job) -> Result:
         actor = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 1, "num_gpus": int(gpu)}
         masks = rows.map_batches(Model, fn_constructor_args=(job,), batch_size=batch, **actor)
         masks.map_batches(encode, batch_size=batch).write_parquet(job["out"])
-        stamps = Counter(pq.read_table(job["out"], columns=["at"])["at"].to_pylist())
-    assert stamps.total() == job["frames"], stamps.total()
-    return speed(job, sorted(stamps.items()), ahead=0)
+        seen, at = (Counter(column.to_pylist()) for column in pq.read_table(job["out"], columns=["seen", "at"]))
+    assert at.total() == job["frames"], at.total()
+    # Masks may pile up before the encoder, which then is faster than the whole: from the first batch that the model saw
+    # to the last that was encoded.
+    return speed(job, [min(seen.items()), *sorted(at.items())[1:]], ahead=0)
 
 
 # --- segray's own model, without anything around it ------------------------------------------------------
@@ -252,7 +254,7 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
 def segray(job: Job) -> Result:
     from segray import cluster
     from segray.config import Config
-    from segray.label import SHARDS_AT_ONCE, Watch, label
+    from segray.label import LEAST_AT_ONCE, MOST_AT_ONCE, Watch, label
 
     class Stamps(Watch):
         def __init__(self) -> None:
@@ -275,9 +277,10 @@ def segray(job: Job) -> Result:
         connected = time.time()
         summary = label(config, watch=watch)
     assert summary["ok"] == job["frames"], summary["ok"]
-    result = speed(job, watch.receipts, ahead=SHARDS_AT_ONCE - 1)
+    at_once = min(MOST_AT_ONCE, max(LEAST_AT_ONCE, job["cpus"]))
+    result = speed(job, watch.receipts, ahead=at_once - 1)
     first, rows = watch.receipts[0]
-    shard_s = SHARDS_AT_ONCE * rows / result["images_per_s"]  # so many take turns
+    shard_s = at_once * rows / result["images_per_s"]  # so many take turns
     result["begin_s"] = {
         "Python, imports": imported - job["born"],
         "Ray": connected - imported,

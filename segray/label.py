@@ -24,7 +24,7 @@ from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan
 from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
-SHARDS_AT_ONCE = 2  # an actor's: while one is written, the next is decoded
+LEAST_AT_ONCE, MOST_AT_ONCE = 2, 16  # shards an actor works on: while one has the model, others decode and encode
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
@@ -191,6 +191,7 @@ def _label_shards(
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
     shape.check(has)
+    at_once = min(MOST_AT_ONCE, max(LEAST_AT_ONCE, has.cpus // actors))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -201,7 +202,7 @@ def _label_shards(
         fn_constructor_args=(section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+            size=actors, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True
         ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,

@@ -86,12 +86,12 @@ class LabelProgress:
         say(text)
 
     def _binding(self) -> str:
-        """The stage that the others wait for: the model, unless it waits for frames longer than it works."""
-        work = {stage: seconds for stage, seconds in self._seconds.items() if stage != "wait"}
+        """The stage that takes longest; shards that wait do so for the model."""
+        work = dict(self._seconds)
         if not work:
             return ""
-        busy = "model" if work.get("model", 0) >= self._seconds["wait"] else max(work, key=lambda stage: work[stage])
-        return f", {busy} binds"
+        work["model"] = work.get("model", 0) + work.pop("wait", 0)
+        return f", {max(work, key=work.__getitem__)} binds"
 
 
 @contextmanager

@@ -1,15 +1,14 @@
-"""Work begun before its result is asked for, in threads, with the results in order."""
+"""Work begun in threads before its result is asked for, with the results in order."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-_END = object()
 
 
 def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
@@ -21,13 +20,3 @@ def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def prefetch(items: Iterable[T], count: int) -> Iterator[T]:
-    """The same items, made in a thread of their own, up to `count` before they are asked for."""
-    source = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, source, _END) for _ in range(count))
-        while (item := waiting.popleft().result()) is not _END:
-            waiting.append(pool.submit(next, source, _END))
-            yield item

@@ -1,4 +1,4 @@
-"""Plan rows → decoded frames, in order: fetched, decoded and resized in threads before the model asks for them."""
+"""Plan rows → decoded frames, in order, as they are asked for; from S3 they are fetched ahead."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from segray.core.plan import Row, place_of
 from segray.core.video import read_frames
 from segray.errors import DataError
 
-FETCHES = 16  # inputs that are read at once: from S3 each is a round trip
-THREADS = 4  # that decode and encode beside the model
+FETCHES = 8  # inputs of a shard that are read from S3 at once: each is a round trip
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 
@@ -55,7 +54,7 @@ class Frame:
     lead: bool = False
 
 
-def decoded(rows: list[Row], prepare: Prepare, clock: Clock, fetching: Executor, pool: Executor) -> Iterator[Frame]:
+def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[Frame]:
     """Rows in order, each with its frame or the reason why there is none. prepare: pixels as the model sees them."""
 
     def decode(fetched: tuple[Row, bytes | DataError]) -> Frame:
@@ -80,9 +79,12 @@ def decoded(rows: list[Row], prepare: Prepare, clock: Clock, fetching: Executor,
         group = list(found)
         if kind == "video":
             yield from _decoded_video(group, prepare, clock)
+        elif kind == "table":
+            yield from map(decode, _table_cells(group, clock))
+        elif any(storage.is_s3(row["uri"]) for row in group):
+            yield from map(decode, ahead(pool, fetch, group, FETCHES))
         else:
-            fetched = ahead(fetching, fetch, group, FETCHES) if kind == "image" else _table_cells(group, clock)
-            yield from ahead(pool, decode, fetched, THREADS)
+            yield from map(decode, map(fetch, group))  # a disk answers sooner than another thread
 
 
 def _kind(row: Row) -> tuple[str, str]:

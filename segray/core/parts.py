@@ -40,7 +40,7 @@ ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "e
 class Receipt:
     """What a shard came to. created: False when another run had made the part before.
 
-    seconds: of fetch, decode, model, encode and write, over all threads; `wait` is how long the model had no frames.
+    seconds: of fetch, decode, model, encode and write; `wait` is how long the shard waited for its turns at the model.
     """
 
     shard: int

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
@@ -12,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from segray.core import images, metrics, quality, storage
-from segray.core.ahead import prefetch
-from segray.core.frames import FETCHES, THREADS, Clock, Frame, decoded
+from segray.core.frames import FETCHES, Clock, Frame, decoded
 from segray.core.plan import Plan, Row
 from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import LabelSpace
@@ -78,44 +75,27 @@ class Labelled(NamedTuple):
 def label_rows(plan: Plan, rows: list[Row], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:
     """Every row with its mask and figures, or with its error; one that cannot be read is no reason to stop.
 
-    Frames are fetched, decoded and resized in threads before the model asks for them, and encoded behind it.
+    A straight line of work in the caller's thread: several shards at once fill the processors with fewer handovers
+    from thread to thread than a pool for each stage does (360×480, a model of 0.7 ms: 330 frames/s against 226).
     """
     classes = plan.label_space.num_classes
     done: list[Row] = []
     confusion = np.zeros((classes, classes), np.int64)
-    encoded: deque[Future[_Done]] = deque()
-
-    def collect(most: int) -> None:
-        while len(encoded) > most:
-            row, counts = encoded.popleft().result()
-            done.append(row)
-            if counts is not None:
-                np.add(confusion, counts, out=confusion)
-
-    with ThreadPoolExecutor(FETCHES) as fetching, ThreadPoolExecutor(THREADS) as pool:
-        frames = prefetch(decoded(rows, predictor.prepare, clock, fetching, pool), batch_size)
-        before: np.ndarray | None = None
-        for batch in _batches(frames, batch_size, clock):
+    before: np.ndarray | None = None
+    with ThreadPoolExecutor(FETCHES) as pool:
+        frames = decoded(rows, predictor.prepare, clock, pool)
+        while batch := list(islice(frames, batch_size)):
             predictions = iter(_predict(predictor, batch, clock))
             for frame in batch:
                 prediction = next(predictions) if frame.seen_hwc is not None else None
                 if not frame.lead:
                     neighbour = before if frame.row["before_pts"] is not None else None
-                    encoded.append(pool.submit(_finish_row, plan, frame, prediction, neighbour, clock))
+                    row, counts = _finish_row(plan, frame, prediction, neighbour, clock)
+                    done.append(row)
+                    if counts is not None:
+                        confusion += counts
                 before = prediction.mask_hw if prediction and frame.row["video_uri"] else None
-                frame.seen_hwc = None  # its memory
-            collect(2 * batch_size)
-        collect(0)
     return Labelled(done, confusion)
-
-
-def _batches(frames: Iterator[Frame], size: int, clock: Clock) -> Iterator[list[Frame]]:
-    while True:
-        with clock("wait"):
-            batch = list(islice(frames, size))
-        if not batch:
-            return
-        yield batch
 
 
 def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Prediction]:
@@ -124,8 +104,13 @@ def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Pre
     if not good:
         return []
     try:
-        with predictor.lock, clock("model"):  # the turn of another shard is none of the model's time
-            return predictor.predict([frame.seen_hwc for frame in good], [frame.size for frame in good])
+        with clock("wait"):  # for the turn of other shards
+            predictor.lock.acquire()
+        try:
+            with clock("model"):
+                return predictor.predict([frame.seen_hwc for frame in good], [frame.size for frame in good])
+        finally:
+            predictor.lock.release()
     except ModelError as error:
         if len(good) > 1:
             return [prediction for frame in good for prediction in _predict(predictor, [frame], clock)]

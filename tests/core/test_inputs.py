@@ -14,7 +14,7 @@ from test_video import write as write_video
 
 from segray.core import inputs, parts, storage
 from segray.core import plan as planning
-from segray.core.ahead import ahead, prefetch
+from segray.core.ahead import ahead
 from segray.core.datasets import places, streets
 from segray.core.plan import check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
@@ -319,8 +319,3 @@ def test_work_ahead_keeps_its_order_and_its_errors():
         assert list(ahead(pool, lambda i: i * i, range(20), 3)) == [i * i for i in range(20)]
         with pytest.raises(ZeroDivisionError):
             list(ahead(pool, lambda i: 1 // i, [1, 0], 1))
-    assert list(prefetch(iter(range(20)), 3)) == list(range(20))
-    with pytest.raises(ZeroDivisionError):
-        list(prefetch((1 // i for i in (1, 0)), 2))
-    first = next(prefetch(iter(range(20)), 3))
-    assert first == 0
