@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -118,21 +118,23 @@ def on_cluster(config, seed, strikes):
         cluster.add_node(num_cpus=1)
     ray.init(cluster.address, log_to_driver=False)
     struck = {"actor": 0, "node": 0}
-    threading.Thread(
-        target=strike, args=(cluster, config.label.out, random.Random(seed), strikes, struck), daemon=True
-    ).start()
-    label(config)
+    with ThreadPoolExecutor(1) as pool:  # a node can be added by the main thread alone, as it sets a signal's handler
+        run = pool.submit(label, config)
+        strike(cluster, run, config.label.out, random.Random(seed), strikes, struck)
+        run.result()
     print(json.dumps(struck))
     ray.shutdown()
     cluster.shutdown()
 
 
-def strike(cluster, out, chance, strikes, struck):
-    """Actors and nodes in turn, each after some more parts."""
+def strike(cluster, run, out, chance, strikes, struck):
+    """Actors and nodes in turn, each after some more parts, as long as the run goes on."""
     for i in range(strikes):
         goal = parts_in(out) + chance.randint(1, 4)
-        while parts_in(out) < goal:
+        while parts_in(out) < goal and not run.done():
             time.sleep(0.01)
+        if run.done():
+            return
         if i % 2 == 0:
             os.kill(chance.choice(actors()), signal.SIGKILL)
             struck["actor"] += 1
