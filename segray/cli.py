@@ -35,7 +35,14 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--address": ("cluster.address", "Ray cluster; default: RAY_ADDRESS, else a Ray of our own.", {}),
     "--encoders": ("sweep.encoders", "An encoder to try; give it again for more.", {"multiple": True}),
     "--lrs": ("sweep.learning_rates", "A range such as 1e-4..1e-2, or a list 1e-3,1e-2.", {}),
-    "--trials": ("sweep.trials", "Trials in all, for a range.", {"type": int}),
+    "--vary": ("sweep.space", "Setting to try: KEY=a,b or KEY=low..high; give it again for more.", {"multiple": True}),
+    "--search": ("sweep.search", "grid: every combination, or random: --trials of them.", {}),
+    "--trials": ("sweep.trials", "Trials in all, for a range or random.", {"type": int}),
+    "--seeds": ("sweep.seeds", "Runs of each combination, for a mean and its spread.", {"type": int}),
+    "--time": ("sweep.time", "Stop after so long, such as 2h; the same command goes on.", {}),
+    "--gpu-hours": ("sweep.gpu_hours", "Stop when all trials together took so many.", {"type": float}),
+    "--objective": ("sweep.objective", "What best/ is: miou, or pareto:0.9, the fastest of 0.9 × that mIoU.", {}),
+    "--price": ("sweep.price", "Of an hour of this device, for the cost of a million frames.", {"type": float}),
     "--model": ("label.model", "Model bundle: the folder best/ of a run.", {}),
     "--input": (
         "label.inputs",
@@ -74,8 +81,13 @@ def flag(name: str) -> Callable[..., Any]:
     return click.option(RENAMED.get(name, name), key.replace(".", "__"), help=text, **more)
 
 
-def stage(*flags: str, out: str, sections: tuple[str, ...]) -> Callable[..., Any]:
-    """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`."""
+def stage(
+    *flags: str, out: str, sections: tuple[str, ...], preview: Callable[[Any], None] = lambda config: None
+) -> Callable[..., Any]:
+    """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`.
+
+    preview: what --dry-run shows after the settings.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -88,6 +100,7 @@ def stage(*flags: str, out: str, sections: tuple[str, ...]) -> Callable[..., Any
             config = load(file, {**values, **dict(parse_override(text) for text in sets)})
             if dry_run:
                 click.echo(config.to_yaml(sections), nl=False)
+                preview(config)
             else:
                 function(config, overwrite)
 
@@ -111,7 +124,30 @@ def stage(*flags: str, out: str, sections: tuple[str, ...]) -> Callable[..., Any
 def _value(key: str, value: Any) -> Any:
     if key == "sweep__learning_rates":
         return value if ".." in value else [part.strip() for part in value.split(",")]
+    if key == "sweep__space":
+        return dict(map(_choices, value))
     return list(value) if isinstance(value, tuple) else value
+
+
+def _choices(text: str) -> tuple[str, Any]:
+    """'train.loss=dice,ohem' → ("train.loss", ["dice", "ohem"]); a YAML list or a range stays as it is."""
+    from segray.config import parse_override
+
+    key, value = parse_override(text)
+    if isinstance(value, str) and ".." not in value:
+        value = [parse_override(f"{key}={part}")[1] for part in value.split(",")]
+    return key, value
+
+
+def preview_sweep(config: Any) -> None:
+    from segray.sweep import preview
+    from segray.terminal import say, table, waiting
+
+    with waiting("Trying a step of each model"):
+        trials, hours = preview(config)
+    rows = [(trial.name, hours[trial.name]) for trial in trials]
+    table(f"{len(trials)} trials", ("trial", "hours on this device"), rows)
+    say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
 
 
 class Examples(click.Group):
@@ -319,17 +355,23 @@ def train(config: Any, overwrite: bool) -> None:
 
 @cli.command()
 @stage(
-    "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--trials",
-    "--epochs", "--batch-size", "--seed", "--workers", "--address",
-    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"),
+    "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
+    "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
+    "--workers", "--address",
+    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
 )  # fmt: skip
 def sweep(config: Any, overwrite: bool) -> None:
-    """Compare encoders and learning rates; poor trials stop early. The same command again resumes.
+    """Compare encoders, learning rates, any settings, by score and by cost; poor trials stop early.
+
+    The same command again resumes; so does --config with the sweep's own config.yaml.
 
     \b
     Example:
       segray sweep --format camvid --data camvid/ --encoder resnet18 --encoder mobilenet_v2 \\
                    --lr 1e-4..1e-2 --trials 4 --epochs 3 --out runs/sweep
+      segray sweep --format camvid --data camvid/ --lr 1e-3 --vary model.arch=unet,fpn \\
+                   --vary train.loss=cross_entropy,dice --seeds 3 --time 8h --price 1.20 --objective pareto:0.9
+      segray sweep --config runs/sweep/config.yaml
     """
     from segray.sweep import sweep
     from segray.terminal import epoch_line, say, show_leaderboard, waiting
@@ -341,6 +383,7 @@ def sweep(config: Any, overwrite: bool) -> None:
             on_row=lambda trial, row: say(f"{trial}  {epoch_line(row, config.train.epochs)}"),
         )
     show_leaderboard(result.leaderboard)
+    say(result.advice)
     say(f"The best model is in {config.sweep.out}/best.")
     say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
 
@@ -457,6 +500,54 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
         for problem in write_pictures(rows, labels, Path(pictures)):
             say(f"Problem: {problem}")
         say(f"Pictures are in {pictures}.")
+
+
+@cli.command()
+@click.argument("place", metavar="IMAGE|VIDEO#frame=N")
+@click.option("--model", required=True, help=FLAGS["--model"][1])
+@click.option("--out", default=".", show_default=True, help="Folder for the two pictures.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
+def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
+    """Write the segmentation map and the overlay of one frame.
+
+    \b
+    Example:
+      segray show frame.png --model runs/sweep/best --out look/
+      segray show 'drive.mp4#frame=120' --model deeplabv3-coco
+    """
+    from segray.config import load, parse_override
+    from segray.show import show
+    from segray.terminal import say
+
+    config = load(None, {"label.model": model, **dict(map(parse_override, sets))})
+    for picture in show(place, config, out):
+        say(picture)
+
+
+@cli.command()
+@click.argument("labels")
+@click.option("--video", "out", required=True, metavar="OUT.mp4", help="The video that is written, H.264.")
+@click.option("--input", "name", help="End of the video's path, where the labels hold several.")
+@click.option("--overwrite", is_flag=True, help="Write over a file that is there.")
+def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
+    """Render a labelled video with its masks over it.
+
+    \b
+    Example:
+      segray overlay labels/street --video street.mp4
+      segray overlay s3://labels/2026 --input drives/0412.mp4 --video 0412.mp4
+    """
+    from pathlib import Path
+
+    from segray.errors import OutputExists
+    from segray.show import overlay_video
+    from segray.terminal import counting, say
+
+    if Path(out).exists() and not overwrite:
+        raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
+    with counting("frames") as advance:
+        count = overlay_video(labels, out, name, lambda total: advance(1, total=total))
+    say(f"{count} frames are in {out}.")
 
 
 @cli.command()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from segray.errors import ConfigError, nearest
 
+TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
 MAX_YAML_BYTES = 1 << 20  # a config is a page; anchors that multiply would need room
 
 
@@ -31,6 +32,24 @@ def parse_size(value: Any) -> Any:
 def _mask_id(value: Any) -> Any:
     """'#800040' → the id of that colour, as core.samples.color_id."""
     return 1 << 24 | int(value[1:], 16) if isinstance(value, str) and value.startswith("#") else value
+
+
+def _seconds(value: Any) -> Any:
+    """'2h', '90m', '45s' → seconds."""
+    if isinstance(value, str):
+        number, unit = value[:-1].strip(), value[-1:]
+        if unit not in TIME_UNITS or not number.replace(".", "", 1).isdigit():
+            raise ValueError("give a number and s, m or h, such as 2h")
+        return float(number) * TIME_UNITS[unit]
+    return value
+
+
+def _objective(value: str) -> str:
+    kind, colon, share = value.partition(":")
+    known = value == "miou" or (kind == "pareto" and colon and share.replace(".", "", 1).isdigit())
+    if not known or (colon and not 0 < float(share) <= 1):
+        raise ValueError("give miou, or pareto: and a share of the best mIoU, such as pareto:0.9")
+    return value
 
 
 def _one_loss(value: Any) -> Any:
@@ -151,14 +170,27 @@ class TrainSection(Section):
 
 
 class SweepSection(Section):
-    """Encoders × learning rates."""
+    """Settings that are tried against each other, and what the best of them is."""
 
     out: str = "runs/sweep"
+    search: Literal["grid", "random"] = Field("grid", description="every combination, or `trials` drawn by train.seed")
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="more settings to try: a list, or a range a..b, by dotted key"
+    )
     encoders: list[str] = Field(default_factory=list, description="default: model.encoder alone")
     learning_rates: str | list[float] = Field(
         "1e-4..1e-2", description="a..b is drawn log-uniformly; a list is tried out whole"
     )
-    trials: int = Field(4, ge=1, description="how many, for a range; shared out over the encoders")
+    trials: int = Field(4, ge=1, description="how many, for a range or random; shared out over a grid's combinations")
+    seeds: int = Field(1, ge=1, description="runs of each combination, by train.seed and those after it")
+    time: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | None = Field(
+        None, description="start no epoch after so long, such as 2h; the same command goes on for as long again"
+    )
+    gpu_hours: float | None = Field(None, gt=0, description="stop when all trials together took so many")
+    objective: Annotated[str, AfterValidator(_objective)] = Field(
+        "miou", description="best/ is the highest mIoU, or with pareto:0.9 the fastest labeller of 0.9 of it"
+    )
+    price: float | None = Field(None, gt=0, description="of an hour of this device, for the cost of a million frames")
     grace_epochs: int = Field(1, ge=1, description="ASHA: no trial stops before this epoch")
     reduction_factor: int = Field(2, ge=2, description="ASHA: at each rung the best 1/n go on")
     concurrent: int | None = Field(None, ge=1, description="trials at once; default: what the cluster holds")

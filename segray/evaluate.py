@@ -215,7 +215,7 @@ def write_pictures(
             (caption, sample.image_hwc),
             ("truth", images.colorize(sample.mask_hw, space.colors)),
             ("prediction", images.colorize(pred_hw, space.colors)),
-            ("prediction over the frame", overlay(sample.image_hwc, pred_hw, space)),
+            ("prediction over the frame", images.overlay(sample.image_hwc, pred_hw, space.colors)),
             (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], sample.image_hwc // 2 + 90)),
         )
         for axis, (title, picture) in zip(line, panels, strict=True):
@@ -223,12 +223,6 @@ def write_pictures(
             axis.set_title(title, fontsize=9, loc="left")
             axis.axis("off")
     figure.savefig(path, dpi=80)
-
-
-def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, space: LabelSpace, share: float = 0.6) -> np.ndarray:
-    """The mask's colours over the frame, uint8 [H, W, 3]; void shows the frame alone."""
-    mixed = image_hwc * (1 - share) + images.colorize(mask_hw, space.colors) * share
-    return np.where((mask_hw == IGNORE_INDEX)[..., None], image_hwc, mixed).astype(np.uint8)
 
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:

@@ -31,7 +31,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
 from segray import __version__
@@ -48,6 +48,10 @@ GALLERY_ROWS = 24  # in the whole page, shared out over the label folders; 10 MB
 VIDEOS, VIDEO_POINTS = 4, 240  # charts of class shares in a label folder, and frames drawn in each
 MATRIX_CLASSES = 30  # what a page's width can show; the table has all
 SERIES = 8  # colours of trials in the template's CSS: --s0 … --s7, the last for all others
+COSTS = (  # columns of a leaderboard that one from before they were measured lacks
+    *("miou_mean", "miou_spread", "label_images_per_s", "peak_memory_mib", "gmacs", "cost_per_million"),
+    *("pareto", "chosen", "settings"),
+)
 VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
 
 # A label row without its mask, whose bytes are read for the gallery alone.
@@ -118,7 +122,7 @@ def read_run(place: str) -> Run:
     board, history, best = (storage.join(place, name) for name in files)
     if not any(map(storage.exists, (board, history, best))):
         raise _no_folder(place, files, "train or segray sweep")
-    leaderboard = _json(board) if storage.exists(board) else []
+    leaderboard = [dict.fromkeys(COSTS) | row for row in _json(board)] if storage.exists(board) else []
     # Only the last part of a trial's name, as one with .. in it would lead out of the folder.
     trials = {row["trial"]: storage.join(place, "trials", storage.name_of(row["trial"])) for row in leaderboard}
     folders = trials or {storage.name_of(place): place}
@@ -232,7 +236,11 @@ def run_view(run: Run) -> dict[str, Any]:
         "run": run,
         "name": name,
         "kind": "Sweep" if run.leaderboard else "Training run",
-        "model": run.leaderboard[0]["trial"] if run.leaderboard else name,
+        "model": next((row["trial"] for row in run.leaderboard if row["chosen"]), run.leaderboard[0]["trial"])
+        if run.leaderboard
+        else name,
+        "trade": trade_chart(run.leaderboard),
+        "axes": settings_chart(run.leaderboard),
         "series": {trial: min(i, SERIES - 1) for i, trial in enumerate(run.histories)},
         "curves": learning_curves(run.histories, baseline) if any(run.histories.values()) else {},
         "scores": None,
@@ -374,7 +382,7 @@ def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray,
     if truth is not None:
         found["Errors"] = jpeg(error_map(image, truth, pred, space.ignore_index))
     elif image is not None:
-        found["Overlay"] = jpeg(image // 2 + images.colorize(pred, space.colors) // 2)
+        found["Overlay"] = jpeg(images.overlay(image, pred, space.colors))
     return found
 
 
@@ -483,6 +491,73 @@ def _curve(histories: Mapping[str, list[dict[str, Any]]], key: str, baseline: Sc
             if baseline:
                 ax.axhline(getattr(baseline, key), color=MUTED, linewidth=1, linestyle="--")
         return to_svg(fig)
+
+
+def trade_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """mIoU against labelling speed, a point a trial, a line through the Pareto front; None with fewer than two."""
+    rows = [row for row in rows if row["miou"] is not None and row["label_images_per_s"]]
+    if len(rows) < 2:
+        return None
+    front = sorted((row["label_images_per_s"], row["miou_mean"], row["trial"]) for row in rows if row["pareto"])
+    with drawing():
+        fig = Figure(figsize=(7.2, 3.4))
+        ax = fig.subplots()
+        ax.grid()
+        speeds, scores = ([row[key] for row in rows] for key in ("label_images_per_s", "miou_mean"))
+        ax.scatter(speeds, scores, color=MUTED, s=18)
+        ax.plot([speed for speed, _, _ in front], [score for _, score, _ in front], "o-", color=ACCENT, markersize=6)
+        for speed, score, trial in front:
+            ax.annotate(clean(trial)[:48], (speed, score), xytext=(4, 6), textcoords="offset points", fontsize=8)
+        ax.set_xscale("log")
+        ax.set_xlim(min(speeds) / 1.3, max(speeds) * 3)  # room for the names
+        ax.margins(y=0.2)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set(xlabel="labels images/s", ylabel="mIoU")
+        return to_svg(fig)
+
+
+def settings_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Parallel coordinates: a line a trial through each setting that differs, to its mIoU; None with under two."""
+    rows = [row for row in rows if row["miou"] is not None and row["settings"]]
+    settings = [json.loads(row["settings"]) for row in rows]
+    known = [key for key in (settings[0] if settings else ()) if key != "train.seed"]
+    keys = [key for key in known if len({str(s[key]) for s in settings}) > 1]
+    if len(keys) < 2 or len(rows) < 3:
+        return None
+    best = max(row["miou"] for row in rows) or 1
+    with drawing():
+        fig = Figure(figsize=(max(7.2, 1.8 * len(keys)), 3.2))
+        ax = fig.subplots()
+        columns = [_places([s[key] for s in settings]) for key in keys]
+        lines = np.array([*columns, [row["miou"] / best for row in rows]]).T
+        for row, line in zip(rows, lines, strict=True):
+            ax.plot(line, "-", color=ACCENT, alpha=0.12 + 0.88 * (row["miou"] / best) ** 4, linewidth=1.6)
+        for x, key in enumerate(keys):
+            for y, name in sorted({(y, _short_name(s[key])) for y, s in zip(columns[x], settings, strict=True)}):
+                ax.text(x, y, f" {name}", fontsize=8, va="center")
+            ax.axvline(x, color=LINE, linewidth=1, zorder=0)
+        for row, line in zip(rows, lines, strict=True):
+            ax.text(len(keys), line[-1], f" {row['miou']:.1%}", fontsize=8, va="center")
+        ax.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), "mIoU"])
+        ax.set_yticks([])
+        ax.set(xlim=(-0.1, len(keys) + 0.4), ylim=(-0.05, 1.05))
+        ax.spines[:].set_visible(False)
+        return to_svg(fig)
+
+
+def _places(values: Sequence[Any]) -> list[float]:
+    """Where values stand on an axis of 0..1: numbers by their logarithm, others evenly, in order."""
+    if all(isinstance(value, int | float) and value > 0 for value in values):
+        logs = np.log(np.array(values, dtype=float))
+        return ((logs - logs.min()) / max(np.ptp(logs), 1e-9)).tolist()
+    names = sorted({str(value) for value in values})
+    return [names.index(str(value)) / max(1, len(names) - 1) for value in values]
+
+
+def _short_name(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else clean(value)[:24]
 
 
 def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:

@@ -77,7 +77,7 @@ def write_pictures(rows: list[dict[str, Any]], labels: str, folder: Path) -> lis
         except DataError as error:
             problems.append(str(error))
             continue
-        overlay = [] if mask is None else [image // 2 + images.colorize(mask, space.colors) // 2]
+        overlay = [] if mask is None else [images.overlay(image, mask, space.colors)]
         Image.fromarray(np.concatenate([image, *overlay], axis=1)).save(folder / f"{rank:03}.png")
     return problems
 

@@ -1,4 +1,4 @@
-"""Encoders × learning rates → a leaderboard and the best bundle: Ray Tune around the training runs of train.py.
+"""A space of settings → a leaderboard of score against cost, and the best bundle: Ray Tune around train.py.
 
 The trials are fixed by the settings before the first one starts, and each is a training run in a folder of
 its own. So a sweep that was stopped goes on with the same command: each trial continues after its last whole
@@ -8,21 +8,28 @@ epoch, with its earlier epochs told to ASHA again; no state of Tune's is needed 
 from __future__ import annotations
 
 import json
-import math
+import random
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from segray import cluster, trackers
 from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import BEST, is_finished, read_history
+from segray.core.cost import Cost, labelling_cost, pareto_front, training_step_s
 from segray.core.models import bundle, check_names
 from segray.core.samples import TrainData
 from segray.errors import ConfigError, SegrayError
+from segray.evaluate import device
 from segray.train import (
     SETTINGS,
     DataPlan,
@@ -39,45 +46,65 @@ from segray.train import (
 )
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
+SPACE_SECTIONS = ("model", "augment", "train")
+NAMED = ("model.arch", "model.encoder", "train.learning_rate")
+NO_CHOICE = ("train.out", "train.epochs", "train.mlflow", "train.seed", "model.weights_dir")
+PRACTICAL = 0.9  # of the best mIoU: what is recommended where it is much cheaper
 OnRow = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the search space; its name is its folder's."""
+    """One point of the search space: dotted settings. Its name is its folder's; seeds of one point share `point`."""
 
     name: str
-    arch: str
-    encoder: str
-    learning_rate: float
+    point: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A trial's best epoch. status: finished, stopped (by ASHA) or failed; None where nothing was measured."""
+    """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
+
+    status: finished, stopped (by ASHA or a budget), failed, or not run.
+    miou_mean, miou_spread: over the seeds of one combination, and their standard deviation.
+    label_images_per_s, peak_memory_mib, gmacs: core.cost.Cost at the size trained for; images_per_s is training's.
+    cost_per_million: of labelling a million frames, by sweep.price.
+    pareto: no other trial is at least as good and as fast, and better in one. chosen: its bundle is best/.
+    """
 
     rank: int
     trial: str
     arch: str
     encoder: str
     learning_rate: float
+    settings: str
     miou: float | None
+    miou_mean: float | None
+    miou_spread: float | None
     pixel_accuracy: float | None
     epochs: int
     status: str
     parameters: int | None
     images_per_s: float | None
     seconds: float
+    label_images_per_s: float | None
+    peak_memory_mib: float | None
+    gmacs: float | None
+    cost_per_million: float | None
+    pareto: bool
+    chosen: bool
     error: str | None
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """leaderboard: best first; best: the bundle of its first row."""
+    """leaderboard: best first; best: the bundle of the chosen row; advice: which to take, and why, in a sentence."""
 
     out: Path
     best: Path
     leaderboard: list[LeaderboardRow]
+    advice: str
 
 
 def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda trial, row: None) -> SweepResult:
@@ -89,11 +116,12 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     config = _absolute(config)
     out = Path(config.sweep.out)
     trials = list_trials(config)
-    for trial in trials:
-        check_names(config.model.model_copy(update={"encoder": trial.encoder}))
+    runs = {(run.model.model_dump_json(), run.train.freeze_encoder): run for run in _runs(config, trials)}
+    for one in runs.values():
+        check_names(one.model)
     plan = plan_data(trial_config(config, trials[0]))
-    for trial in trials[1:]:
-        check_model(trial_config(config, trial), plan.label_space.num_classes)
+    for one in runs.values():
+        check_model(one, plan.label_space.num_classes)
     _claim(config, overwrite)
     with cluster.connected(config.cluster) as has:
         at_once = concurrent(config, has, len(trials))
@@ -106,35 +134,94 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
                     poll_trial()
 
             errors = cluster.wait_for(lambda: _tune(config, trials, plan, has, worker, at_once), poll)
-    board = leaderboard(config, trials, errors)
+        costs = cluster.wait_for(lambda: _costs(config, trials, cluster.shape(config.cluster, has)), lambda: None)
+    board = leaderboard(config, trials, errors, costs)
     if board[0].miou is None:
-        raise SegrayError(f"All {len(trials)} trials failed; the first: {board[0].error}")
+        raise SegrayError(f"No trial of {len(trials)} has a score; the first: {board[0].error or board[0].status}")
     _publish(out, board)
-    return SweepResult(out, out / BEST, board)
+    return SweepResult(out, out / BEST, board, advice(board))
 
 
 def list_trials(config: Config) -> list[Trial]:
     """The trials of a sweep, the same for the same settings.
 
-    A list of rates is combined with every encoder. A range a..b gives `trials` in all, encoders in turn; an
-    encoder's rates are the midpoints of equal parts of the logarithmic range, so that few trials cover it.
+    A grid is every combination of the lists; a range a..b beside them gives `trials` in all, combinations in turn,
+    each with the midpoints of equal parts of the logarithmic range, so that few cover it. random draws `trials` points.
     """
-    encoders = config.sweep.encoders or [config.model.encoder]
-    if isinstance(config.sweep.learning_rates, list):
-        rates = dict.fromkeys(encoders, config.sweep.learning_rates)
-    else:
-        low, high = _range(config.sweep.learning_rates)
-        counts = [len(range(i, config.sweep.trials, len(encoders))) for i in range(len(encoders))]
-        rates = {
-            encoder: [low * (high / low) ** ((k + 0.5) / count) for k in range(count)]
-            for encoder, count in zip(encoders, counts, strict=True)
+    space = {
+        "model.encoder": config.sweep.encoders or [config.model.encoder],
+        "train.learning_rate": config.sweep.learning_rates,
+    } | config.sweep.space
+    choices = {key: _values(config, key, given) for key, given in space.items()}
+    points = _grid(choices, config.sweep.trials) if config.sweep.search == "grid" else _random(choices, config)
+    trials = {}
+    for settings in points:
+        point = _name(config, settings)
+        for seed in range(config.train.seed, config.train.seed + config.sweep.seeds):
+            name = f"{point}-seed{seed}" if config.sweep.seeds > 1 else point
+            trials[name] = Trial(name, point, settings | {"train.seed": seed})
+    return list(trials.values())
+
+
+def _values(config: Config, key: str, given: Any) -> list[Any] | tuple[float, float]:
+    """What may stand for a setting: a list, or the ends of a range. ConfigError for what the setting cannot be."""
+    source = "sweep.learning_rates" if key == "train.learning_rate" else f"sweep.space {key}"
+    if key.partition(".")[0] not in SPACE_SECTIONS or key in NO_CHOICE:
+        raise ConfigError(f"{source} cannot be swept; settings of {', '.join(SPACE_SECTIONS)} can.")
+    ends = given.split("..") if isinstance(given, str) and ".." in given else None
+    values: Any = list(given) if isinstance(given, list) else [given]
+    if ends is not None:
+        try:
+            values = tuple(map(float, ends))
+        except ValueError:
+            values = ()
+        if len(values) != 2 or not 0 < values[0] < values[1]:
+            raise ConfigError(f"{source} is {given!r}; give a range such as 1e-4..1e-2, or a list.")
+    for value in values:
+        config.changed({key: value})
+    return values
+
+
+def _grid(choices: dict[str, list[Any] | tuple[float, float]], trials: int) -> Iterator[dict[str, Any]]:
+    ranges = [key for key, values in choices.items() if isinstance(values, tuple)]
+    combinations = [dict(zip(choices, point, strict=True)) for point in product(*(
+        [None] if key in ranges else values for key, values in choices.items()
+    ))]  # fmt: skip
+    if len(ranges) > 1:
+        raise ConfigError(f"A grid takes one range, not {', '.join(ranges)}; give lists, or sweep.search=random.")
+    if ranges and trials < len(combinations):
+        raise ConfigError(f"sweep.trials is {trials}, and there are {len(combinations)} combinations to share them.")
+    for i, point in enumerate(combinations):
+        for key in ranges:
+            low, high = choices[key]
+            count = len(range(i, trials, len(combinations)))
+            for k in range(count):
+                yield point | {key: _rounded(low * (high / low) ** ((k + 0.5) / count))}
+        if not ranges:
+            yield point
+
+
+def _random(choices: dict[str, list[Any] | tuple[float, float]], config: Config) -> Iterator[dict[str, Any]]:
+    rng = random.Random(config.train.seed)
+    for _ in range(config.sweep.trials):
+        yield {
+            key: _rounded(low * (high / low) ** rng.random()) if isinstance(values, tuple) else rng.choice(values)
+            for key, values in choices.items()
+            for low, high in [values if isinstance(values, tuple) else (0, 0)]
         }
-    arch = config.model.arch
-    return [
-        Trial(f"{arch}-{encoder}-lr{rate:.1e}", arch, encoder, float(f"{rate:.3g}"))
-        for encoder in dict.fromkeys(encoders)
-        for rate in rates[encoder]
-    ]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _name(config: Config, settings: dict[str, Any]) -> str:
+    """unet-resnet18-lr3.2e-04, and what else differs; fit for a folder."""
+    there = config.changed(settings)
+    more = {key: value for key, value in settings.items() if key not in NAMED}
+    parts = [there.model.arch, there.model.encoder, f"lr{there.train.learning_rate:.1e}"]
+    parts += [f"{key.rpartition('.')[2]}{json.dumps(value)}" for key, value in more.items()]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
 
 
 def concurrent(config: Config, has: cluster.Resources, trials: int) -> int:
@@ -146,11 +233,48 @@ def concurrent(config: Config, has: cluster.Resources, trials: int) -> int:
     return max(1, min(fit, trials, config.sweep.concurrent or trials))
 
 
-def leaderboard(config: Config, trials: list[Trial], errors: dict[str, str]) -> list[LeaderboardRow]:
-    """Rows from the trials' folders, best mIoU first, failed ones last."""
-    rows = [_row(config, trial, errors.get(trial.name)) for trial in trials]
-    rows.sort(key=lambda row: -1.0 if row.miou is None else row.miou, reverse=True)
-    return [LeaderboardRow(**{**asdict(row), "rank": rank}) for rank, row in enumerate(rows, start=1)]
+def leaderboard(
+    config: Config, trials: list[Trial], errors: dict[str, str], costs: dict[str, Cost]
+) -> list[LeaderboardRow]:
+    """Rows from the trials' folders, best mean mIoU first, failed ones last."""
+    rows = [_row(config, trial, errors.get(trial.name), costs.get(trial.name)) for trial in trials]
+    scores = defaultdict(list)
+    for trial, row in zip(trials, rows, strict=True):
+        if row.miou is not None:
+            scores[trial.point].append(row.miou)
+    for i, trial in enumerate(trials):
+        if found := scores[trial.point]:
+            spread = stdev(found) if len(found) > 1 else None
+            rows[i] = replace(rows[i], miou_mean=mean(found), miou_spread=spread)
+    rows.sort(key=lambda row: (row.miou is not None, row.miou_mean or 0, row.miou or 0), reverse=True)
+    both = [row for row in rows if row.miou is not None and row.label_images_per_s]
+    front = pareto_front([(row.miou_mean, 1 / row.label_images_per_s) for row in both])
+    on_front = {row.trial for row, there in zip(both, front, strict=True) if there}
+    kind, _, share = config.sweep.objective.partition(":")
+    chosen = rows[0] if kind == "miou" else cheapest(rows, float(share))
+    return [
+        replace(row, rank=rank, pareto=row.trial in on_front, chosen=row.trial == chosen.trial)
+        for rank, row in enumerate(rows, start=1)
+    ]
+
+
+def cheapest(rows: list[LeaderboardRow], share: float) -> LeaderboardRow:
+    """The fastest labeller among those with so much of the best mIoU; the best where no speed was measured."""
+    measured = [row for row in rows if row.label_images_per_s and row.miou is not None]
+    good = [row for row in measured if row.miou_mean >= share * rows[0].miou_mean]
+    return max(good, key=lambda row: row.label_images_per_s, default=rows[0])
+
+
+def advice(board: list[LeaderboardRow]) -> str:
+    """Which model to take, and why."""
+    best, cheap = board[0], cheapest(board, PRACTICAL)
+    if best.label_images_per_s is None:
+        return f"{best.trial} is the best; no model's speed could be measured."
+    if cheap.label_images_per_s <= best.label_images_per_s:
+        return f"{best.trial} is the best, and none within a tenth of its mIoU labels faster."
+    points, share = 100 * (best.miou_mean - cheap.miou_mean), best.label_images_per_s / cheap.label_images_per_s
+    speeds = f"{cheap.label_images_per_s:.3g} against {best.label_images_per_s:.3g} images/s"
+    return f"{cheap.trial}: {points:.1f} points below the best ({best.trial}) at {share:.2f} of its cost ({speeds})."
 
 
 def trial_out(out: Path, trial: Trial) -> Path:
@@ -159,13 +283,27 @@ def trial_out(out: Path, trial: Trial) -> Path:
 
 def trial_config(config: Config, trial: Trial) -> Config:
     """The settings of one trial's training run."""
-    return config.changed(
-        {
-            "model.encoder": trial.encoder,
-            "train.learning_rate": trial.learning_rate,
-            "train.out": str(trial_out(Path(config.sweep.out), trial)),
-        }
-    )
+    return config.changed(trial.settings | {"train.out": str(trial_out(Path(config.sweep.out), trial))})
+
+
+def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
+    """The trials, and by name the hours that one worker here would train each to its end: a step of each is tried."""
+    trials = list_trials(config)
+    plan = plan_data(trial_config(config, trials[0]))
+    took: dict[str, float] = {}
+    hours = {}
+    for trial in trials:
+        there = trial_config(config, trial)
+        key = str((there.model, there.augment.crop, there.train.batch_size))
+        if key not in took:
+            took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, device(config))
+        steps = -(-len(plan.train) // there.train.batch_size) * there.train.epochs
+        hours[trial.name] = took[key] * steps / 3600
+    return trials, hours
+
+
+def _runs(config: Config, trials: list[Trial]) -> list[Config]:
+    return [trial_config(config, trial) for trial in trials]
 
 
 def _follow(config: Config, name: str, on_row: OnRow, stack: ExitStack) -> Callable[[], None]:
@@ -190,22 +328,16 @@ def _tune(
 ) -> dict[str, str]:
     """Run the trials under ASHA; error text by trial name."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
 
     data = stored(plan, has)
     weights: dict[str, Any] = {}
-    for trial in trials:  # once an encoder, for its first trial that is new
-        if weights.get(trial.encoder) is None:
-            weights[trial.encoder] = cluster.put(start_weights(trial_config(config, trial)))
+    for run_config in _runs(config, trials):  # once an encoder, for its first new trial
+        if weights.get(start := _start(run_config)) is None:
+            weights[start] = cluster.put(start_weights(run_config))
     driver = tune.with_parameters(
         _drive, config=config.model_dump(mode="json"), data=data, worker=worker, weights=weights
     )
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        max_t=config.train.epochs,
-        grace_period=min(config.sweep.grace_epochs, config.train.epochs),
-        reduction_factor=config.sweep.reduction_factor,
-    )
+    scheduler = _scheduler(config, worker.gpus * worker.count)
     tuner = tune.Tuner(
         # A driver only waits: it holds no CPU (but Tune wants something), so it can never keep workers from starting.
         tune.with_resources(driver, {"CPU": 0, "memory": 1}),
@@ -234,29 +366,104 @@ def _drive(
     history = read_history(Path(trial.train.out))
     for row in history:
         tune.report(row)
-    if not is_finished(trial.train, history):
-        run(trial, data, worker, weights[trial.model.encoder], callbacks=(TuneReportCallback(),))
+    if _spent(trial).exists():
+        tune.report({"epoch": len(history), "miou": 0.0, "seconds": 0.0})  # Tune wants a word of every trial
+    elif not is_finished(trial.train, history):
+        run(trial, data, worker, weights[_start(trial)], callbacks=(TuneReportCallback(),))
 
 
-def _row(config: Config, trial: Trial, error: str | None) -> LeaderboardRow:
-    folder = trial_out(Path(config.sweep.out), trial)
+def _start(config: Config) -> str:
+    return f"{config.model.encoder} {config.model.encoder_weights}"
+
+
+def _scheduler(config: Config, gpus: int) -> Any:
+    """ASHA, which also stops every trial once sweep.time or sweep.gpu_hours is spent, and says so in a file."""
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+    spent = _spent(config)
+    spent.unlink(missing_ok=True)
+    ends_at = time.monotonic() + (config.sweep.time or float("inf"))
+    gpu_seconds = (config.sweep.gpu_hours or float("inf")) * 3600
+
+    class Budgeted(ASHAScheduler):
+        used = 0.0
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            self.used += result["seconds"] * gpus
+            over = time.monotonic() > ends_at or self.used > gpu_seconds
+            if over:
+                spent.touch()
+            if result["epoch"] >= config.train.epochs:
+                return TrialScheduler.CONTINUE  # it ends by itself, and gives its CPUs back; stopped, it may not
+            return TrialScheduler.STOP if over else super().on_trial_result(controller, trial, result)
+
+    return Budgeted(
+        time_attr="epoch",
+        max_t=config.train.epochs,
+        grace_period=min(config.sweep.grace_epochs, config.train.epochs),
+        reduction_factor=config.sweep.reduction_factor,
+    )
+
+
+def _spent(config: Config) -> Path:
+    return Path(config.sweep.out) / ".spent"
+
+
+def _costs(config: Config, trials: list[Trial], worker: cluster.WorkerShape) -> dict[str, Cost]:
+    """By trial, one model after another in a process of its own; models that differ in weights alone cost the same."""
+    import ray
+
+    before = Path(config.sweep.out) / "leaderboard.json"
+    known = {row["trial"]: row for row in json.loads(before.read_bytes())} if before.exists() else {}
+    measure = ray.remote(num_cpus=worker.cpus, num_gpus=worker.gpus, max_calls=1)(labelling_cost)
+    found: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
+    for trial in trials:
+        best = trial_out(Path(config.sweep.out), trial) / BEST
+        if not best.exists():
+            continue
+        model = trial_config(config, trial).model.model_dump_json(exclude={"encoder_weights"})
+        row = known.get(trial.name, {})
+        if row.get("label_images_per_s"):
+            found[model] = Cost(row["label_images_per_s"], row["peak_memory_mib"], row["gmacs"])
+        if model not in found:
+            try:
+                found[model] = ray.get(measure.remote(str(best), "cuda" if worker.gpus else "cpu", worker.cpus))
+            except ray.exceptions.RayError:  # such as too little memory; the trial keeps its score
+                continue
+        costs[trial.name] = found[model]
+    return costs
+
+
+def _row(config: Config, trial: Trial, error: str | None, cost: Cost | None) -> LeaderboardRow:
+    folder, settings = trial_out(Path(config.sweep.out), trial), trial_config(config, trial)
     history = read_history(folder)
     scored = [row for row in history if row["miou"] is not None]
     best = max(scored, key=lambda row: row["miou"], default={})
-    status = "failed" if error else "finished" if is_finished(config.train, history) else "stopped"
+    done = "finished" if is_finished(settings.train, history) else "stopped" if history else "not run"
+    hours = 1e6 / cost.images_per_s / 3600 if cost else None
     return LeaderboardRow(
         rank=0,
         trial=trial.name,
-        arch=trial.arch,
-        encoder=trial.encoder,
-        learning_rate=trial.learning_rate,
+        arch=settings.model.arch,
+        encoder=settings.model.encoder,
+        learning_rate=settings.train.learning_rate,
+        settings=json.dumps(trial.settings),
         miou=best.get("miou"),
+        miou_mean=None,
+        miou_spread=None,
         pixel_accuracy=best.get("pixel_accuracy"),
         epochs=len(history),
-        status=status,
+        status="failed" if error else done,
         parameters=bundle.count_parameters(str(folder / BEST)) if best else None,
         images_per_s=best.get("images_per_s"),
         seconds=sum(row["seconds"] for row in history),
+        label_images_per_s=cost.images_per_s if cost else None,
+        peak_memory_mib=cost.peak_memory_mib if cost else None,
+        gmacs=cost.gmacs if cost else None,
+        cost_per_million=hours * config.sweep.price if hours and config.sweep.price else None,
+        pareto=False,
+        chosen=False,
         error=error,
     )
 
@@ -273,7 +480,8 @@ def _publish(out: Path, board: list[LeaderboardRow]) -> None:
     storage.replace(str(out / "leaderboard.json"), json.dumps(rows, indent=2).encode())
     copy = out / ".best.tmp"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(out / "trials" / board[0].trial / BEST, copy)
+    (chosen,) = (row.trial for row in board if row.chosen)
+    shutil.copytree(out / "trials" / chosen / BEST, copy)
     bundle.swap(copy, out / BEST)
 
 
@@ -286,21 +494,10 @@ def _claim(config: Config, overwrite: bool) -> None:
         return lines
 
     out = Path(config.sweep.out)
-    made = (SETTINGS, "trials", BEST, "leaderboard.json", "leaderboard.parquet", ".tune")
+    made = (SETTINGS, "trials", BEST, "leaderboard.json", "leaderboard.parquet", ".tune", ".spent")
     claim_folder(out, "sweep", made, overwrite, differences)
     (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
 
 
 def _absolute(config: Config) -> Config:
     return absolute(config).changed({"sweep.out": str(Path(config.sweep.out).absolute())})
-
-
-def _range(text: str) -> tuple[float, float]:
-    low, dots, high = text.partition("..")
-    try:
-        low_value, high_value = float(low), float(high)
-    except ValueError:
-        low_value = high_value = math.nan
-    if not dots or not 0 < low_value < high_value:
-        raise ConfigError(f"sweep.learning_rates is {text!r}; give a range such as 1e-4..1e-2, or a list.")
-    return low_value, high_value

@@ -151,10 +151,15 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 
 def show_leaderboard(rows: Sequence[Any]) -> None:
-    """The sweep's trials, best first."""
-    columns = ("rank", "trial", "mIoU", "accuracy", "epochs", "status", "parameters")
-    cells = [(r.rank, r.trial, r.miou, r.pixel_accuracy, r.epochs, r.status, r.parameters) for r in rows]
-    table("Leaderboard", columns, cells)
+    """The sweep's trials, best first; * is the Pareto front of mIoU and labelling speed."""
+    spread, priced = (any(getattr(row, key) is not None for row in rows) for key in ("miou_spread", "cost_per_million"))
+    columns = {"": "pareto", "trial": "trial", "mIoU": "miou", "of seeds": "miou_mean", "±": "miou_spread"}
+    columns |= {"epochs": "epochs", "status": "status", "parameters": "parameters", "G mult-adds": "gmacs"}
+    columns |= {"labels images/s": "label_images_per_s", "MiB": "peak_memory_mib", "a million": "cost_per_million"}
+    left_out = (() if spread else ("of seeds", "±")) + (() if priced else ("a million",))
+    shown = {title: key for title, key in columns.items() if title not in left_out}
+    cells = [["*" * row.pareto, *(getattr(row, key) for key in list(shown.values())[1:])] for row in rows]
+    table("Leaderboard; * labels fastest for its mIoU", list(shown), cells)
     for row in rows:
         if row.error:
             say(f"{row.trial} failed: {row.error}")

@@ -187,10 +187,28 @@ def test_header_sets_the_best_miou_beside_the_majority_baseline(tmp_path):
 def test_leaderboard_shows_every_trial_and_why_one_failed(tmp_path):
     page = page_of(tmp_path, [write_sweep(tmp_path / "sweep")])
     assert table_rows(page)[1:3] == [
-        ["1", "unet-a", "", "43.2%", "87.6%", "3", "14.3 M", "12.1", "40.1 s", "finished"],
-        ["2", "unet-b", "", "–", "–", "0", "–", "–", "40.1 s", "failed"],
+        ["1", "unet-a", "", "43.2%", "87.6%", "3", "14.3 M", "–", "–", "–", "40.1 s", "finished"],
+        ["2", "unet-b", "", "–", "–", "0", "–", "–", "–", "–", "40.1 s", "failed"],
     ]
     assert "Out of memory." in page
+
+
+def test_leaderboard_with_costs_shows_the_front_and_the_settings(tmp_path):
+    sweep = write_sweep(tmp_path / "sweep", trials=("unet-a", "unet-b", "unet-c", "unet-d"))
+    board = json.loads((tmp_path / "sweep" / "leaderboard.json").read_text())
+    for i, row in enumerate(board[:3]):
+        row |= {"miou": 0.5 - i / 10, "miou_mean": 0.5 - i / 10, "miou_spread": 0.012, "label_images_per_s": 4.5 + i}
+        row |= {"peak_memory_mib": 812.4, "gmacs": 2.5, "cost_per_million": 74.1, "pareto": True, "chosen": i == 1}
+        row["settings"] = json.dumps({"model.encoder": f"resnet{i}", "train.learning_rate": 10.0 ** -(i + 1)})
+    (tmp_path / "sweep" / "leaderboard.json").write_text(json.dumps(board))
+    page = page_of(tmp_path, [sweep])
+    cells = ["40.0%", "87.6%", "3", "14.3 M", "5.5", "2.5", "812", "74.1", "40.1 s", "finished"]
+    assert table_rows(page)[2] == ["2", "unet-b", "", *cells]
+    assert "mean 40.0% ± 1.2" in page
+    assert page.count("<small>best/</small>") == 1
+    assert "Score against speed" in page
+    assert "Settings of each trial" in page
+    assert "unet-b" in re.search(r'<p class="label">Best mIoU.*?</div>', page, re.S)[0]
 
 
 def test_run_without_a_finished_epoch_says_so(tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from segray.core.samples import COLOR
+from segray.core.samples import COLOR, IGNORE_INDEX
 from segray.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -114,6 +114,12 @@ def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(colors)] = colors
     return table[mask_hw]
+
+
+def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """The mask's colours half over the frame, uint8 [H, W, 3]; void shows the frame alone."""
+    mixed = image_hwc // 2 + colorize(mask_hw, colors) // 2
+    return np.where((mask_hw == IGNORE_INDEX)[..., None], image_hwc, mixed)
 
 
 def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,109 @@
+"""What a model costs: as a labeller its speed, memory and multiply-adds on this device, in training its seconds a step.
+
+Measured on random pixels: neither speed nor memory hangs on what a frame shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segray.config import Config
+from segray.core.models import build, forward, forward_all
+from segray.core.predictor import Predictor
+
+REPEATS = 3
+STATUS = Path("/proc/self/status")  # Linux's account of a process
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of labelling frames of one size on one device.
+
+    images_per_s: with frames in memory, class ids and figures back; no decoding, no writing.
+    peak_memory_mib: a GPU's by PyTorch's allocator; without one, what the process grew by, None where no /proc says.
+    gmacs: 1e9 multiply-adds a frame, of convolutions and matrix products.
+    """
+
+    images_per_s: float
+    peak_memory_mib: float | None
+    gmacs: float
+
+
+def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> Cost:
+    """Label batches of the bundle's input size in this process, which should be a fresh one for the memory's sake."""
+    torch.set_num_threads(threads)
+    before_mib = _reset_peak(device)
+    predictor = Predictor(uri, device)
+    size = predictor.info.input_size
+    frames = list(np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8))
+    seconds = _seconds(lambda: predictor.predict(frames, [size] * batch_size))
+    peak_mib = _peak(device)
+    grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
+    return Cost(batch_size / seconds, grown, multiply_adds(predictor.model, size) / 1e9)
+
+
+def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
+    """Of one frame's forward pass, half of the floating-point operations that PyTorch's own counter sees."""
+    parameter = next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(model, torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
+    return counter.get_total_flops() / 2
+
+
+def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
+    """Seconds of a forward and backward pass over one worker's batch: what an epoch mostly consists of."""
+    batch = max(2, config.train.batch_size // max(1, config.cluster.workers))
+    model = build(config.model, classes).to(device, memory_format=torch.channels_last).train()
+    images = torch.rand(batch, 3, *(config.augment.crop or size), device=device)
+
+    def step() -> None:
+        forward_all(model, images)[0].float().mean().backward()
+
+    return _seconds(step)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """(score, cost) → whether no other has at least the score for at most the cost, and is better in one of them."""
+    return [not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points) for score, cost in points]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of some calls, after one to warm up."""
+    took = []
+    for _ in range(1 + REPEATS):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+    return median(took[1:])
+
+
+def _reset_peak(device: str) -> float | None:
+    """MiB that are held now; what was held before does not count from here on."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0.0
+    if not STATUS.exists():
+        return None
+    STATUS.with_name("clear_refs").write_text("5")  # proc(5): resets the high-water mark VmHWM
+    return _status_mib("VmRSS")
+
+
+def _peak(device: str) -> float | None:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _status_mib("VmHWM") if STATUS.exists() else None
+
+
+def _status_mib(key: str) -> float:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) / 2**10

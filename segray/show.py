@@ -1,0 +1,117 @@
+"""Pictures to look at: what a model says of one frame, and a labelled video with its masks over it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from segray.config import Config
+from segray.core import images, storage
+from segray.core.datasets import places
+from segray.core.plan import load_plans
+from segray.core.samples import LabelSpace
+from segray.core.video import read_frames
+from segray.errors import DataError
+
+TICKS = 90_000  # a second, as MPEG counts it
+WHERE = ["video_uri", "pts", "time_s", "height_px", "width_px"]
+
+
+def show(place: str, config: Config, out: str) -> list[str]:
+    """The segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
+
+    place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read.
+    """
+    from segray.core.models import bundle
+    from segray.core.predictor import Predictor
+    from segray.evaluate import device
+
+    model = bundle.resolve(config.label.model, config.model.weights_dir)
+    predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
+    with storage.reading_input(place):
+        image_hwc = places.read_image(storage.absolute(place))
+    mask_hw = predictor.predict([predictor.prepare(image_hwc)], [image_hwc.shape[:2]])[0].mask_hw
+    space = predictor.label_space
+    found = io.BytesIO()
+    Image.fromarray(images.overlay(image_hwc, mask_hw, space.colors)).save(found, "PNG")
+    name = storage.name_of(place).replace("#", "-").replace("=", "")
+    pictures = {
+        storage.join(out, f"{name}-map.png"): images.encode_mask(mask_hw, space.colors),
+        storage.join(out, f"{name}-overlay.png"): found.getvalue(),
+    }
+    for uri, data in pictures.items():
+        storage.replace(storage.absolute(uri), data)
+    return list(pictures)
+
+
+def overlay_video(
+    labels: str, out: str, name: str | None = None, on_frame: Callable[[int], None] = lambda total: None
+) -> int:
+    """A labelled video's frames under their masks, at their own times, as H.264 in `out`; how many frames there are.
+
+    name: the end of the video's path, where the labels hold several. Frames that have no mask are left out. on_frame
+    gets the number of all frames whenever one is done. Raises DataError where the labels hold no such video.
+    """
+    rows = _frames_of(labels, name)
+    space = load_plans(storage.absolute(labels))[0].label_space
+    height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with av.open(out, mode="w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
+        stream.height, stream.width = height - height % 2, width - width % 2  # H.264 halves its colours
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
+        for time_s, picture in _pictures(rows, space):
+            frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width], format="rgb24")
+            frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
+            container.mux(stream.encode(frame))
+            count += 1
+            on_frame(len(rows))
+        container.mux(stream.encode())
+    return count
+
+
+def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and overlay of each frame; a part's masks are in memory at once, and its frames decoded in one go."""
+    for part, group in groupby(rows.to_pylist(), lambda row: row["part"]):
+        times = {row["pts"]: row["time_s"] for row in group}
+        video = rows["video_uri"][0].as_py()
+        with storage.open_read(part) as file:
+            wanted = [("video_uri", "=", video), ("pts", "in", list(times))]
+            found = pq.read_table(file, columns=["pts", "mask", "mask_rle", "height_px", "width_px"], filters=wanted)
+        masks = {row["pts"]: row for row in found.to_pylist()}
+        for frame in read_frames(video, list(times)):
+            mask_hw = places.mask_of(masks[frame.pts], f"the mask at {times[frame.pts]:.3f} s")
+            yield times[frame.pts], images.overlay(frame.image_hwc, mask_hw, space.colors)
+
+
+def _frames_of(labels: str, name: str | None) -> pa.Table:
+    """WHERE and `part` of a video's frames that have masks, in order of time. DataError unless it is one video."""
+    place = storage.absolute(labels)
+    tables = []
+    for entry in storage.iter_files(storage.join(place, "labels")):
+        if entry.uri.endswith(".parquet"):
+            with storage.open_read(entry.uri) as file:
+                rows = pq.read_table(file, columns=WHERE).replace_schema_metadata()
+            rows = rows.filter(pc.and_(pc.is_valid(rows["video_uri"]), pc.is_valid(rows["height_px"])))
+            tables.append(rows.append_column("part", pa.array([entry.uri] * len(rows), pa.string())))
+    rows = pa.concat_tables(tables) if tables else pa.table({"video_uri": pa.array([], pa.string())})
+    videos = sorted(uri for uri in pc.unique(rows["video_uri"]).to_pylist() if uri.endswith(name or ""))
+    if not videos:
+        raise DataError(f"{labels} has no labelled frame of a video{f' that ends in {name}' if name else ''}.")
+    if len(videos) > 1:
+        few = ", ".join(map(storage.name_of, videos[:4]))
+        raise DataError(
+            f"{labels} holds {len(videos)} videos ({few}{', …' * (len(videos) > 4)}); name one with --input."
+        )
+    return rows.filter(pc.equal(rows["video_uri"], videos[0])).sort_by("pts")

@@ -1,0 +1,23 @@
+"""Cost of a model: counted by hand where it can be, there where it is measured."""
+
+import torch
+
+from segray.config import Config
+from segray.core.cost import labelling_cost, multiply_adds, training_step_s
+
+
+def test_multiply_adds_of_a_convolution_are_those_of_its_definition():
+    model = torch.nn.Conv2d(3, 4, 3, padding=1)
+    assert multiply_adds(model, (64, 96)) == 64 * 96 * 4 * 3 * 9
+
+
+def test_a_bundle_has_a_speed_a_peak_and_a_size(tiny_bundle):
+    threads = torch.get_num_threads()
+    cost = labelling_cost(str(tiny_bundle), "cpu", threads, batch_size=2)
+    assert cost.images_per_s > 0
+    assert cost.peak_memory_mib is None or cost.peak_memory_mib >= 0
+    assert 0.01 < cost.gmacs < 1  # a Unet over resnet18 has 21.6 at 512x512
+
+
+def test_a_training_step_takes_time():
+    assert training_step_s(Config(), 3, (32, 48), "cpu") > 0

@@ -1,0 +1,67 @@
+"""Pictures of a frame and of a labelled video: the right masks over the right frames, at their times."""
+
+import av
+import numpy as np
+import pytest
+from labelled import label_all, settings_of
+from PIL import Image
+
+from segray.config import load
+from segray.core import images
+from segray.core.datasets import places, streets
+from segray.core.plan import make_plan
+from segray.core.predictor import Predictor
+from segray.errors import DataError
+from segray.show import overlay_video, show
+
+COLORS = streets.LABEL_SPACE.colors
+
+
+def planned(out, source, **more):
+    return make_plan(str(out), settings_of([source], **more), streets.LABEL_SPACE)
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return streets.write(tmp_path_factory.mktemp("town") / "streets", train=1, val=1, size=(64, 96), video_s=1.0)
+
+
+def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
+    place = f"{town}/video.mp4#frame=3"
+    map_, over = show(place, load(None, {"label.model": str(tiny_bundle)}), str(tmp_path))
+    assert map_ == f"{tmp_path}/video.mp4-frame3-map.png"
+    mask_hw, frame = np.asarray(Image.open(map_)), places.read_image(place)
+    assert mask_hw.shape == (64, 96)
+    assert mask_hw.max() < len(COLORS)
+    assert np.array_equal(np.asarray(Image.open(over)), images.overlay(frame, mask_hw, COLORS))
+
+
+def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
+    label_all(planned(tmp_path / "labels", town / "video.mp4", every=2, shard_size=2), Predictor(str(tiny_bundle)))
+    out, totals = tmp_path / "deep" / "over.mp4", []
+    assert overlay_video(str(tmp_path / "labels"), str(out), on_frame=totals.append) == len(totals) == totals[0]
+    with av.open(str(out)) as container:
+        frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    with av.open(str(town / "video.mp4")) as container:
+        times = [float(frame.time) for frame in container.decode(video=0)][::2]
+    assert [time for time, _ in frames] == pytest.approx([time - times[0] for time in times], abs=1e-3)
+    predictor = Predictor(str(tiny_bundle))
+    source = places.read_image(f"{town}/video.mp4#frame=4")
+    (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
+    expected = images.overlay(source, found.mask_hw, COLORS).astype(int)
+    differences = [np.abs(picture.astype(int) - expected).mean() for _, picture in frames]
+    assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
+
+
+def test_labels_without_a_video_or_with_several_are_refused_by_name(town, tiny_bundle, tmp_path):
+    predictor = Predictor(str(tiny_bundle))
+    label_all(planned(tmp_path / "frames", town / "val"), predictor)
+    with pytest.raises(DataError, match="has no labelled frame of a video"):
+        overlay_video(str(tmp_path / "frames"), str(tmp_path / "over.mp4"))
+    for name in ("a", "b"):
+        (tmp_path / "drives" / name).mkdir(parents=True)
+        (tmp_path / "drives" / name / "x.mp4").write_bytes((town / "video.mp4").read_bytes())
+    label_all(planned(tmp_path / "labels", tmp_path / "drives", every=5), predictor)
+    with pytest.raises(DataError, match=r"holds 2 videos .*; name one with --input"):
+        overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4"))
+    assert overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4"), "b/x.mp4") > 0

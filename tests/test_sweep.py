@@ -1,0 +1,103 @@
+"""What a sweep tries, and what it makes of scores and costs; no Ray."""
+
+from dataclasses import replace
+
+import pytest
+
+from segray.config import load
+from segray.core.cost import Cost, pareto_front
+from segray.errors import ConfigError
+from segray.sweep import LeaderboardRow, advice, cheapest, leaderboard, list_trials
+
+
+def config(**more):
+    return load(None, {key.replace("__", "."): value for key, value in more.items()})
+
+
+def names(**more):
+    return [trial.name for trial in list_trials(config(**more))]
+
+
+def test_trials_of_a_range_are_shared_out_and_the_same_every_time():
+    given = {"sweep__encoders": ["resnet18", "vgg11"], "sweep__learning_rates": "1e-4..1e-2", "sweep__trials": 4}
+    assert names(**given) == [
+        "unet-resnet18-lr3.2e-04",
+        "unet-resnet18-lr3.2e-03",
+        "unet-vgg11-lr3.2e-04",
+        "unet-vgg11-lr3.2e-03",
+    ]
+    assert names(**given) == names(**given)
+
+
+def test_a_grid_is_every_combination_of_any_settings():
+    space = {"model.arch": ["unet", "fpn"], "train.loss": ["dice", {"dice": 1, "focal": 2}]}
+    trials = list_trials(config(sweep__learning_rates=[1e-3], sweep__space=space, sweep__seeds=2, train__seed=7))
+    assert [trial.name for trial in trials[:4]] == [
+        "unet-resnet18-lr1.0e-03-loss_dice-seed7",
+        "unet-resnet18-lr1.0e-03-loss_dice-seed8",
+        "unet-resnet18-lr1.0e-03-loss_dice_1_focal_2-seed7",
+        "unet-resnet18-lr1.0e-03-loss_dice_1_focal_2-seed8",
+    ]
+    assert len({trial.name for trial in trials}) == 8
+    assert len({trial.point for trial in trials}) == 4
+    assert trials[3].settings["train.seed"] == 8
+
+
+def test_random_points_lie_in_their_ranges_and_are_the_seeds_own():
+    space = {"train.weight_decay": "1e-4..1e-1", "augment.flip": [0, 0.5]}
+    given = {"sweep__search": "random", "sweep__space": space, "sweep__trials": 20}
+    trials = list_trials(config(**given))
+    assert len(trials) == 20
+    decays = [trial.settings["train.weight_decay"] for trial in trials]
+    assert 1e-4 <= min(decays) < 1e-3
+    assert 1e-2 < max(decays) <= 1e-1
+    assert {trial.settings["augment.flip"] for trial in trials} == {0, 0.5}
+    assert [trial.name for trial in trials] == names(**given) != names(**given, train__seed=1)
+
+
+@pytest.mark.parametrize("key", ["train.out", "train.seed", "label.out", "nothing"])
+def test_what_is_no_choice_of_a_model_cannot_be_swept(key):
+    with pytest.raises(ConfigError, match="cannot be swept"):
+        names(sweep__space={key: [1]})
+
+
+def test_the_front_has_what_nothing_beats_in_both():
+    points = [(0.9, 10.0), (0.8, 5.0), (0.8, 6.0), (0.7, 5.0), (0.5, 1.0), (0.9, 10.0)]
+    assert pareto_front(points) == [True, True, False, False, True, True]
+
+
+def row(trial, miou, speed):
+    nothing = dict.fromkeys(LeaderboardRow.__dataclass_fields__)
+    return LeaderboardRow(**nothing | {"trial": trial, "miou": miou, "miou_mean": miou, "label_images_per_s": speed})
+
+
+def test_the_advice_names_the_fastest_that_is_nearly_as_good_and_what_it_saves():
+    board = [row("large", 0.80, 2.0), row("small", 0.73, 10.0), row("tiny", 0.5, 50.0), row("broken", None, None)]
+    assert advice(board) == "small: 7.0 points below the best (large) at 0.20 of its cost (10 against 2 images/s)."
+    assert cheapest(board, 0.6).trial == "tiny"
+    assert cheapest(board, 0.95).trial == "large"
+    assert advice(board[:1]) == "large is the best, and none within a tenth of its mIoU labels faster."
+    assert advice([replace(board[0], label_images_per_s=None)]).startswith("large is the best; no")
+
+
+def test_seeds_have_a_mean_and_a_spread_and_the_objective_chooses(tmp_path, monkeypatch):
+    given = config(sweep__out=str(tmp_path), sweep__learning_rates=[1e-3, 1e-2], sweep__seeds=2)
+    trials = list_trials(given)
+    scores = dict(zip((trial.name for trial in trials), (0.5, 0.7, 0.65, 0.59), strict=True))
+    for name in scores:
+        (tmp_path / "trials" / name / "best").mkdir(parents=True)
+
+    def history(folder):
+        return [{"miou": scores[folder.name], "seconds": 1.0, "epoch": 1}]
+
+    monkeypatch.setattr("segray.sweep.read_history", history)
+    monkeypatch.setattr("segray.sweep.bundle.count_parameters", lambda uri: 1)
+    speeds = dict(zip(scores, (30.0, 30.0, 10.0, 10.0), strict=True))
+    costs = {name: Cost(speed, None, 1.0) for name, speed in speeds.items()}
+    board = leaderboard(given, trials, {}, costs)
+    assert [(r.learning_rate, r.miou) for r in board] == [(1e-2, 0.65), (1e-2, 0.59), (1e-3, 0.7), (1e-3, 0.5)]
+    assert [r.miou_mean for r in board] == pytest.approx([0.62, 0.62, 0.6, 0.6])
+    assert board[2].miou_spread == pytest.approx(0.02**0.5)
+    assert [r.chosen for r in board] == [True, False, False, False]
+    board = leaderboard(given.changed({"sweep.objective": "pareto:0.9"}), trials, {}, costs)
+    assert [r.chosen for r in board] == [False, False, True, False]
