@@ -551,6 +551,77 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
 
 
 @cli.command()
+@click.argument("source")
+@click.option("--to", required=True, help="The format, as below.")
+@click.option("--out", help="Folder that it goes to; for onnx the file.")
+@click.option("--images", is_flag=True, help="Write the images too, below OUT/images; video frames as PNG.")
+@click.option("--min-area", default=64, show_default=True, help="coco: pixels of the smallest instance.")
+@click.option("--image-root", default="", help="label-studio: URL before the images' names; default: where they are.")
+@click.option("--repo", help="hub: OWNER/NAME; one that is new becomes private.")
+@click.option("--dry-run", is_flag=True, help="hub: say what would be uploaded.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier export left in --out.")
+def export(
+    source: str, to: str, out: str | None, repo: str | None, dry_run: bool, overwrite: bool, **given: Any
+) -> None:
+    """Write labels, or a model bundle, as other tools read them; the same command again goes on where it stopped.
+
+    \b
+    Of labels:  png            masks and classes.csv; with --images what --format folder trains on
+                cityscapes     results of labelIds, for cityscapesScripts and its benchmark
+                coco           instances, a region of one class each
+                coco-panoptic  panoptic PNGs, a segment a class
+                cvat           zip of "Segmentation mask 1.1"
+                label-studio   tasks with predictions as brush strokes
+                huggingface    dataset folder with images, masks and figures
+    Of a model: onnx           one file, checked against the model
+                hub            upload to the Hugging Face Hub, with a card
+
+    \b
+    Example:
+      segray export labels/drives --to cvat --out for-cvat
+      segray export labels/drives --to png --images --out corrected
+      segray export runs/sweep/best --to onnx --out model.onnx
+      segray export runs/sweep/best --to hub --repo OWNER/NAME --dry-run
+    """
+    from segray import export as exports
+    from segray.core.formats.frame import Options
+    from segray.errors import ConfigError
+    from segray.terminal import counting, say, waiting
+
+    exports.check_format(to)
+    if to == "hub":
+        if repo is None:
+            raise ConfigError("--repo is not given; name the repository: --repo OWNER/NAME.")
+        with waiting("Uploading"):
+            address, sizes = exports.push(source, repo, dry_run=dry_run)
+        files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+        say(f"{'Nothing is uploaded. It would be' if dry_run else 'Uploaded'}: {files}, to {address}.")
+        return
+    if dry_run or repo is not None:
+        raise ConfigError(f"--repo and --dry-run are for --to hub, not {to}; leave them out.")
+    if out is None:
+        raise ConfigError("--out is not given; name where the export goes.")
+    if to == "onnx":
+        with waiting("Writing and checking"):
+            check = exports.to_onnx(source, out, overwrite=overwrite)
+        say(f"The model is {out}: {'any' if check.dynamic else 'this one'} height and width, any batch.")
+        say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
+        return
+    with counting("parts") as advance:
+        done = exports.export(
+            source, to, out, Options(**given), overwrite=overwrite, on_part=lambda of: advance(1, total=of)
+        )
+    there = "" if done.new else " It was there already."
+    say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
+    if done.parts < done.of:
+        say(f"{done.parts} of {done.of} parts are labelled so far; when more are, the same command goes on.")
+    for reason in done.lost[:20]:
+        say(f"Left out: {reason}")
+    if len(done.lost) > 20:
+        say(f"… and {len(done.lost) - 20} more frames whose images cannot be read.")
+
+
+@cli.command()
 @click.argument("report__runs", nargs=-1, metavar="[RUN]...")
 @stage("--labels", out="report.out", sections=("report",))
 def report(config: Any, overwrite: bool) -> None:

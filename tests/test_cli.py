@@ -32,6 +32,7 @@ FROZEN = {
     "select": {"by", "count", "apart", "out", "pictures", "help"},
     "show": {"model", "out", "set", "help"},
     "overlay": {"video", "input", "overwrite", "help"},
+    "export": {"to", "out", "images", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
     "report": STAGE | {"labels"},
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ def test_the_readme_shows_every_command():
 def test_a_readme_command_parses(line):
     args = shlex.split(line)[1:]
     command = cli.cli.commands[args[0]]
-    if any("--dry-run" in param.opts for param in command.params):
+    if any("--config" in param.opts for param in command.params):
         cli.cli.main([*args, "--dry-run"], standalone_mode=False)
     else:
         while isinstance(command, click.Group):

@@ -22,7 +22,7 @@ def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], l
     A class that the model does not know is its background where it has one, else void. Where the model tells two
     synonyms apart (rider, person), each is matched by its own name first.
     """
-    target = [_match(name, model.names) for name in truth.names]
+    target = [match(name, model.names) for name in truth.names]
     unknown = model.names.index(BACKGROUND) if BACKGROUND in model.names else IGNORE_INDEX
     id_map = {
         raw: IGNORE_INDEX if label == IGNORE_INDEX else unknown if target[label] is None else target[label]
@@ -31,6 +31,7 @@ def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], l
     return id_map, [name for name, found in zip(truth.names, target, strict=True) if found is None]
 
 
-def _match(name: str, names: tuple[str, ...]) -> int | None:
+def match(name: str, names: tuple[str, ...]) -> int | None:
+    """The position of this class, or of what means the same."""
     same = next((group for group in SYNONYMS if name in group), {name})
     return next((names.index(known) for known in (name, *sorted(same)) if known in names), None)

@@ -87,6 +87,28 @@ def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> 
             yield from map(decode, map(fetch, group))  # a disk answers sooner than another thread
 
 
+def encoded(rows: list[Row]) -> Iterator[bytes | DataError]:
+    """Of each row, in order, its picture as it is stored, a video frame's as PNG; or the reason why there is none."""
+    clock = Clock()
+    for (kind, *_), found in groupby(rows, _kind):
+        group = list(found)
+        if kind == "video":
+            group[0] = {**group[0], "before_pts": None}  # no lead
+            for frame in _decoded_video(group, lambda image_hwc: image_hwc, clock):
+                yield frame.error or images.encode_image(frame.seen_hwc)
+        elif kind == "table":
+            yield from (data for _, data in _table_cells(group, clock))
+        else:
+            yield from map(_stored, group)
+
+
+def _stored(row: Row) -> bytes | DataError:
+    try:
+        return _read(row)
+    except DataError as error:
+        return error
+
+
 def _kind(row: Row) -> tuple[str, str]:
     """Rows with one of these are read together."""
     if row["error"] is not None or row["frame_index"] is None:

@@ -109,6 +109,13 @@ def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> 
     )
 
 
+def encode_image(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W] or RGB [H, W, 3] → PNG, grey or RGB; little time for a somewhat larger file."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
 def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """Class ids uint8 [H, W] → RGB uint8 [H, W, 3]; ids beyond the colours (void) are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
@@ -137,6 +144,11 @@ def resize_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if mask_hw.shape == tuple(size):
         return mask_hw
     return np.asarray(Image.fromarray(mask_hw).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def kind(data: bytes, source: str = "image") -> str:
+    """What an encoded image is: jpeg, png, …"""
+    return _open(data, source).format.lower()
 
 
 def _open(data: bytes, source: str) -> Image.Image:

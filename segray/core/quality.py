@@ -48,7 +48,19 @@ def component_counts(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
 
     Ids from num_classes on (void) are left out. [[0, 1], [1, 0]] of 2 classes → [2, 2]
     """
-    ids, width = mask_hw.reshape(-1), mask_hw.shape[1]
+    starts, region_of_run = regions(mask_hw)
+    class_of_region = np.empty(region_of_run.max() + 1, dtype=mask_hw.dtype)
+    class_of_region[region_of_run] = mask_hw.reshape(-1)[starts]
+    return np.bincount(class_of_region, minlength=num_classes)[:num_classes]
+
+
+def regions(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids uint8 [H, W] → where runs of one class along the rows begin in the flat mask, and the region of each run.
+
+    Regions are numbered from 0: pixels of one class joined by their sides.
+    [[0, 1], [1, 0]] → [0, 1, 2, 3], [0, 1, 2, 3]
+    """
+    width = mask_hw.shape[1]
     begins = _run_begins(mask_hw)
     starts = np.flatnonzero(begins)
     # Two runs, one above the other, first meet where the upper or the lower one begins.
@@ -57,10 +69,8 @@ def component_counts(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
     above = np.flatnonzero(meets)
     upper = np.searchsorted(starts, above, side="right") - 1
     lower = np.searchsorted(starts, above + width, side="right") - 1
-    count, region_of_run = connected_components(_graph(upper, lower, len(starts)), directed=False)
-    class_of_region = np.empty(count, dtype=mask_hw.dtype)
-    class_of_region[region_of_run] = ids[starts]
-    return np.bincount(class_of_region, minlength=num_classes)[:num_classes]
+    _, region_of_run = connected_components(_graph(upper, lower, len(starts)), directed=False)
+    return starts, region_of_run
 
 
 def _run_begins(mask_hw: np.ndarray) -> np.ndarray:

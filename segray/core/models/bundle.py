@@ -2,6 +2,7 @@
 
 model.safetensors, config.json   as smp's save_pretrained writes them: smp.from_pretrained(folder) loads it
 segray.json                      classes, preprocessing, scores, resolved settings, sha256 of the weights
+README.md                        the same for people, as a card of the Hugging Face Hub
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from torch.utils._pytree import tree_leaves
 from segray.config import ModelSection, Size
 from segray.core import storage
 from segray.core.models import build, forward
+from segray.core.models.card import card
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
 
-WEIGHTS, CONFIG, INFO = "model.safetensors", "config.json", "segray.json"
+WEIGHTS, CONFIG, INFO, CARD = "model.safetensors", "config.json", "segray.json", "README.md"
 FOLD_SIZE = (64, 96)  # height, width of the frame that a folded model is tried with
 FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # of the logits' spread; share of pixels with one and the same class
 
@@ -67,7 +69,7 @@ def save(folder: Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
         info.model_id = _model_id(info)
         info.versions = {name: version(name) for name in ("segray", "torch", "segmentation-models-pytorch")}
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
-        (temporary / "README.md").unlink(missing_ok=True)  # smp's card speaks of smp's example, not of this model
+        (temporary / CARD).write_bytes(card(info).encode())  # in the place of smp's, which speaks of smp's example
         swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,6 +142,7 @@ def set_temperature(uri: str, temperature: float, fit: dict[str, Any]) -> Bundle
     info = read_info(uri).model_copy(update={"temperature": temperature, "calibration": fit})
     info.model_id = _model_id(info)
     storage.replace(storage.join(uri, INFO), info.model_dump_json(indent=2).encode())
+    storage.replace(storage.join(uri, CARD), card(info).encode())
     return info
 
 
@@ -206,6 +209,18 @@ def resolve(uri: str, weights_dir: str | None = None) -> str:
     from segray.core.models import ready
 
     return ready.bundle_of(uri, weights_dir) if ready.is_ready(uri) else uri
+
+
+def without_places(info: BundleInfo) -> BundleInfo:
+    """The same model, told without the folders and servers of the machine that trained it."""
+    data = info.model_dump(mode="json")
+    sections = [data["model"], *(data["config"].get(name, {}) for name in ("data", "model", "train"))]
+    for section in sections:
+        for key in ("root", "weights_dir", "out", "teacher", "mlflow"):
+            section.pop(key, None)
+        if "encoder_weights" in section:  # may be a file
+            section["encoder_weights"] = storage.name_of(section["encoder_weights"])
+    return BundleInfo.model_validate(data)
 
 
 def label_space(info: BundleInfo) -> LabelSpace:

@@ -26,9 +26,10 @@ class PositionAttention(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         # s_ji = exp(B_i · C_j) / Σ_i exp(B_i · C_j): j asks with C, i answers with B; no scaling by √channels
-        asked, keys, values = (part(features).flatten(2).transpose(1, 2) for part in (self.key, self.query, self.value))
+        tokens = (part(features).flatten(2).transpose(1, 2) for part in (self.key, self.query, self.value))
+        asked, keys, values = (one.unsqueeze(1) for one in tokens)  # one head, which the ONNX exporter asks for
         found = functional.scaled_dot_product_attention(asked, keys, values, scale=1.0)  # Σ_i s_ji D_i
-        return self.alpha * found.transpose(1, 2).reshape(features.shape) + features
+        return self.alpha * found.squeeze(1).transpose(1, 2).reshape(features.shape) + features
 
 
 class ChannelAttention(nn.Module):

@@ -1,0 +1,68 @@
+"""CVAT's "Segmentation mask 1.1": a zip of masks in the colours of a label map."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from segray.core import images
+from segray.core.formats.frame import Frame, Job, replacing
+from segray.core.samples import LabelSpace
+from segray.errors import DataError
+
+Color = tuple[int, int, int]
+BACKGROUND = "background"  # CVAT's own label for what is black
+BLACK = (0, 0, 0)
+
+
+class Cvat:
+    """segmentation_mask.zip with labelmap.txt, ImageSets/ and SegmentationClass/, which stands beside it too."""
+
+    made, uses, pictures = ("segmentation_mask.zip", "SegmentationClass"), (), False
+    result = "segmentation_mask.zip"
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.colors = job, own_colors(job.space)
+        bad = [name for name in job.space.names if ":" in name or name.startswith("#")]
+        if bad:
+            raise DataError(f"CVAT cannot hold the class {bad[0]!r}; rename it: no `:`, and no # at its head.")
+        told = zip(job.space.names, job.space.colors, self.colors, strict=True)
+        changed = [f"{name} is {color_text(new)}" for name, old, new in told if old != new]
+        self.note = f"Void is {BACKGROUND}." + (f" Colours of their own: {'; '.join(changed)}." if changed else "")
+
+    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        for frame in frames:
+            pixels = images.colorize(frame.mask_hw, self.colors)
+            self.job.put(f"SegmentationClass/{frame.name}.png", images.encode_image(pixels))
+            yield {"name": frame.name}
+
+    def join(self) -> None:
+        labels = {BACKGROUND: BLACK} | dict(zip(self.job.space.names, self.colors, strict=True))
+        lines = [f"{name}:{color_text(color)}::" for name, color in labels.items()]
+        path = self.job.out / self.result
+        with replacing(path, "wb") as file, zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
+            archive.writestr("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
+            with archive.open("ImageSets/Segmentation/default.txt", "w", force_zip64=True) as names:
+                names.writelines(f"{record['name']}\n".encode() for record in self.job.records())
+            for record in self.job.records():
+                name = f"SegmentationClass/{record['name']}.png"
+                archive.write(self.job.out / name, name)
+
+
+def own_colors(space: LabelSpace) -> list[Color]:
+    """The classes' colours; one that is black, or an earlier class's, becomes another. A class background is black."""
+    taken, colors = {BLACK, *space.colors}, []
+    free = (color for color in product((64, 192, 128, 255, 0, 32, 224), repeat=3) if color not in taken)
+    for name, color in zip(space.names, space.colors, strict=True):
+        if name == BACKGROUND:
+            colors.append(BLACK)
+        else:
+            colors.append(next(free) if color == BLACK or color in colors else color)
+    return colors
+
+
+def color_text(color: Color) -> str:
+    """'128,64,128'"""
+    return ",".join(map(str, color))

@@ -1,0 +1,129 @@
+"""What a writer works with: a labelled frame, the job that it belongs to, and files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from segray.core import storage
+from segray.core.datasets.places import mask_of
+from segray.core.plan import Row
+from segray.core.samples import LabelSpace
+from segray.errors import StorageError
+
+STATE = "_export"  # folder of OUT: what the export is of, and a piece a finished part
+TOTALS = '{"totals": '  # begins the last line of a piece
+
+
+@dataclass(frozen=True)
+class Frame:
+    """name: the frame's own in this export, without suffix: day1/a, or drive/000120 of a video.
+
+    picture: where its image is below the images' folder, such as day1/a.jpg. image: the image as it is stored, a video
+    frame's as PNG; None where it was not asked for. row: its label row.
+    """
+
+    name: str
+    picture: str
+    row: Row
+    image: bytes | None = None
+
+    @cached_property
+    def mask_hw(self) -> np.ndarray:
+        """Class ids uint8 [H, W]; 255 is void."""
+        return mask_of(self.row, f"the mask of {self.name}")
+
+    @property
+    def image_facts(self) -> dict[str, Any]:
+        """As COCO has them."""
+        return {"file_name": self.picture, "height": self.row["height_px"], "width": self.row["width_px"]}
+
+
+@dataclass(frozen=True)
+class Options:
+    """min_area: pixels of the smallest instance. image_root: before the images' names, in place of where they are.
+
+    images: whether images are written too, below OUT/images.
+    """
+
+    images: bool = False
+    min_area: int = 64
+    image_root: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where an export goes, and what holds for all of its frames."""
+
+    out: Path
+    space: LabelSpace
+    options: Options = Options()
+
+    def put(self, name: str, data: bytes) -> None:
+        """A file below OUT, whole, over one that a stopped run left."""
+        storage.replace(str(self.out / name), data)
+
+    @property
+    def pieces(self) -> list[Path]:
+        return sorted((self.out / STATE).glob("[0-9]*.jsonl"))
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Those of all parts, in the order of the labels."""
+        return (json.loads(line) for line in self._lines() if not line.startswith(TOTALS))
+
+    def totals(self) -> Iterator[dict[str, Any]]:
+        """Of each part."""
+        return (json.loads(line)["totals"] for line in self._lines() if line.startswith(TOTALS))
+
+    def _lines(self) -> Iterator[str]:
+        for piece in self.pieces:
+            with piece.open() as file:
+                yield from file
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that takes its name when the block ends; what fails inside leaves none."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {storage.reason(error)}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_items(file: IO[str], items: Iterable[Any]) -> None:
+    """A JSON list, one item in memory at a time."""
+    before = "[\n"
+    for item in items:
+        file.write(before + json.dumps(item))
+        before = ",\n"
+    file.write("]" if before != "[\n" else "[]")
+
+
+def write_object(file: IO[str], fields: dict[str, Any]) -> None:
+    """A JSON object; values that are iterators are written as lists, item by item."""
+    before = "{"
+    for key, value in fields.items():
+        file.write(f"{before}{json.dumps(key)}: ")
+        if isinstance(value, Iterator):
+            write_items(file, value)
+        else:
+            file.write(json.dumps(value))
+        before = ",\n"
+    file.write("}\n")

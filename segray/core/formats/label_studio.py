@@ -1,0 +1,96 @@
+"""Label Studio: tasks with a prediction each, whose brush strokes are the classes' pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from segray.core.datasets.places import image_place
+from segray.core.formats.frame import Frame, Job, replacing, write_items
+
+BITS = np.array([3, 4, 8, 16])  # sizes that the length of a run can have
+WORD = 8  # bits of a value
+CHANNELS = 4  # Label Studio's masks are RGBA, with one value in all
+
+
+class LabelStudio:
+    """tasks.json, and label_config.xml: the labelling interface that its predictions are made for."""
+
+    made, uses, pictures, result = ("tasks.json", "label_config.xml"), ("image_root",), False, "tasks.json"
+    note = "Give the project label_config.xml as its labelling interface, then import tasks.json."
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        for frame in frames:
+            prediction = {
+                "model_version": frame.row["model_id"],
+                "score": frame.row["confidence_mean"],
+                "result": [self._region(frame, label) for label in np.flatnonzero(frame.row["class_pixels"]).tolist()],
+            }
+            yield {"data": {"image": self._url(frame)}, "predictions": [prediction]}
+
+    def _url(self, frame: Frame) -> str:
+        options = self.job.options
+        if options.image_root:
+            return f"{options.image_root.rstrip('/')}/{quote(frame.picture)}"
+        return str(self.job.out / "images" / frame.picture) if options.images else image_place(frame.row)
+
+    def _region(self, frame: Frame, label: int) -> dict[str, Any]:
+        runs = encode_brush(frame.mask_hw == label)
+        return {
+            "id": f"{frame.row['input_id'][:8]}-{label}",
+            "type": "brushlabels",
+            "from_name": "tag",
+            "to_name": "image",
+            "original_width": frame.row["width_px"],
+            "original_height": frame.row["height_px"],
+            "image_rotation": 0,
+            "value": {"format": "rle", "rle": runs, "brushlabels": [self.job.space.names[label]]},
+        }
+
+    def join(self) -> None:
+        colors = ("#{:02X}{:02X}{:02X}".format(*color) for color in self.job.space.colors)
+        named = zip(self.job.space.names, colors, strict=True)
+        labels = "".join(f'    <Label value={quoteattr(name)} background="{color}"/>\n' for name, color in named)
+        self.job.put(
+            "label_config.xml",
+            '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+            f'  <BrushLabels name="tag" toName="image">\n{labels}  </BrushLabels>\n</View>\n'.encode(),
+        )
+        with replacing(self.job.out / self.result) as file:
+            write_items(file, self.job.records())
+
+
+def encode_brush(marked_hw: np.ndarray) -> list[int]:
+    """Marked pixels, bool [H, W] → the bytes of Label Studio's brush: thi.ng/rle-pack of RGBA, 255 where marked.
+
+    32 bits of length, 5 of word size - 1, 4 of each of BITS - 1; then of every run a 1, which of BITS its length takes
+    (2 bits), length - 1, value. The bytes are those of label_studio_converter.brush.mask2rle.
+    """
+    flat = marked_hw.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
+    lengths = CHANNELS * np.diff(starts, append=flat.size)
+    most = 1 << int(BITS[-1])
+    pieces = -(-lengths // most)  # a longer run is cut
+    values = np.repeat(np.where(flat[starts], 255, 0), pieces)
+    kinds = np.repeat(np.searchsorted(1 << BITS[:-1], lengths), pieces)
+    sizes = np.full(len(values), most)
+    sizes[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * most
+    codes = (((4 | kinds) << BITS[kinds] | sizes - 1) << WORD) | values
+    head = (flat.size * CHANNELS << 5 | WORD - 1) << 16 | int("".join(f"{bits - 1:x}" for bits in BITS), 16)
+    bits = np.concatenate([_bits(np.array([head]), np.array([53])), _bits(codes, 3 + BITS[kinds] + WORD)])
+    # Zeros to a whole byte, and a byte of them where it is whole: as the converter does.
+    return np.packbits(np.append(bits, np.zeros(8 - len(bits) % 8, np.uint8))).tolist()
+
+
+def _bits(codes: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Numbers int64 [N] and their widths in bits → their bits, the highest first, one after the other, uint8."""
+    ends = np.cumsum(widths)
+    shift = np.repeat(ends, widths) - 1 - np.arange(ends[-1])
+    return (np.repeat(codes, widths) >> shift & 1).astype(np.uint8)

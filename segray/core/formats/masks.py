@@ -1,0 +1,66 @@
+"""Masks as a tree of PNGs: segray's layout `folder`, and Cityscapes results."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from segray.core import images
+from segray.core.classmaps import match
+from segray.core.datasets.cityscapes import LABELS
+from segray.core.formats.frame import Frame, Job, replacing
+from segray.errors import DataError
+
+
+class Png:
+    """masks/NAME.png, palette PNGs of class ids, and classes.csv; with images/ it is what `--format folder` reads."""
+
+    made, uses, pictures, result, note = ("masks", "classes.csv"), (), False, "masks", "255 is void."
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        for frame in frames:
+            stored = frame.row["mask"]
+            data = stored["bytes"] if stored else images.encode_mask(frame.mask_hw, self.job.space.colors)
+            self.job.put(f"masks/{frame.name}.png", data)
+            yield {}
+
+    def join(self) -> None:
+        space = self.job.space
+        with replacing(self.job.out / "classes.csv") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(("name", "id", "r", "g", "b"))
+            lines.writerows(
+                (name, i, *color) for i, (name, color) in enumerate(zip(space.names, space.colors, strict=True))
+            )
+
+
+class Cityscapes:
+    """masks/CITY/NAME.png, grey PNGs of labelIds; cityscapesScripts pairs them by CITY_SEQUENCE_FRAME at their head."""
+
+    made, uses, pictures, result, note = ("masks",), (), False, "masks", "Void is 0, `unlabeled`."
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        official = tuple(name for name, _, _ in LABELS)
+        found = [match(name.lower().replace("_", " "), official) for name in job.space.names]
+        if unknown := [name for name, label_id in zip(job.space.names, found, strict=True) if label_id is None]:
+            raise DataError(
+                f"No official label of Cityscapes is called {', '.join(unknown)}. Train on classes that it has, "
+                "with data.class_map, or export --to png."
+            )
+        self.id_of_class = np.zeros(256, np.uint8)
+        self.id_of_class[: len(found)] = found
+
+    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        for frame in frames:
+            self.job.put(f"masks/{frame.name}.png", images.encode_image(self.id_of_class[frame.mask_hw]))
+            yield {}
+
+    def join(self) -> None:
+        pass

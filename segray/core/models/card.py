@@ -1,0 +1,89 @@
+"""What segray.json knows of a model → its card: Markdown, with the front matter that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from segray.core import storage
+
+if TYPE_CHECKING:
+    from segray.core.models.bundle import BundleInfo
+
+SCORES = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_f1": "mean F1 (Dice)",
+    "mean_sensitivity": "mean sensitivity",
+    "mean_specificity": "mean specificity",
+}
+SETTINGS = ("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "weight_decay", "loss", "ema", "seed")
+
+
+def card(info: BundleInfo) -> str:
+    """README.md of a bundle: use, preprocessing, scores by class, training, versions. No place on a disk is in it."""
+    model, names = info.model, info.label_space["names"]
+    height, width = info.input_size
+    resized = f"resized to {height}×{width} (height × width)"
+    if info.resize == "short_side":
+        resized = f"resized until their shorter side is {min(height, width)} px"
+    return "\n".join(
+        [
+            "---",
+            "pipeline_tag: image-segmentation",
+            "library_name: segray",
+            "tags:",
+            *(f"- {tag}" for tag in ("semantic-segmentation", "segray", model.arch, model.encoder)),
+            "---",
+            "",
+            f"# {model.arch} over {model.encoder}, {len(names)} classes",
+            "",
+            "Gives each pixel of a picture one class. Made by segray; `segray.json` holds all that is said here.",
+            "",
+            "```sh",
+            "segray label --model FOLDER --input FRAMES --out labels",
+            "```",
+            "",
+            f"Frames are RGB, {resized}, scaled to 0..1, less the mean {list(info.mean)}, over the deviation "
+            f"{list(info.std)}. Logits are divided by the temperature {info.temperature:.4g}.",
+            "",
+            "## Scores",
+            "",
+            *_scores(info),
+            "",
+            "## Training",
+            "",
+            *_training(info),
+            "",
+            f"Model {info.model_id}, weights sha256 {info.weights_sha256}; "
+            f"{', '.join(f'{name} {number}' for name, number in info.versions.items())}.",
+            "",
+        ]
+    )
+
+
+def _scores(info: BundleInfo) -> list[str]:
+    scores, names = info.scores, info.label_space["names"]
+    ious = scores.get("class_iou") or [None] * len(names)
+    lines = ["None are kept in the bundle.", ""]
+    if scores:
+        data = info.config.get("data", {})
+        figures = ", ".join(f"{name} {_text(scores.get(key))}" for key, name in SCORES.items())
+        split = f"the split {data.get('val_split')} of its data ({data.get('format')})"
+        lines = [f"Of epoch {info.epoch}, on {split}, at the input size: {figures}."]
+        lines += ["", "A class that occurs in neither truth nor prediction has no IoU.", ""]
+    rows = zip(range(len(names)), names, info.label_space["colors"], ious, strict=True)
+    lines += ["| id | class | colour | IoU |", "|---|---|---|---|"]
+    return lines + [f"| {i} | {name} | {', '.join(map(str, color))} | {_text(iou)} |" for i, name, color, iou in rows]
+
+
+def _training(info: BundleInfo) -> list[str]:
+    train = info.config.get("train", {})
+    chosen = {key: train[key] for key in SETTINGS if train.get(key) is not None}
+    if not chosen:
+        return ["Not trained by segray."]
+    start = storage.name_of(info.config.get("model", {}).get("encoder_weights", "none"))
+    return [f"- encoder weights at the start: {start}", *(f"- {key}: {value}" for key, value in chosen.items())]
+
+
+def _text(score: Any) -> str:
+    return "–" if score is None else f"{score:.3f}"

@@ -1,0 +1,147 @@
+"""A model bundle → one ONNX file that holds all from pixels to logits, and is checked against the model.
+
+Input `image`: float32 RGB [B, 3, H, W] in 0..255, resized by whoever calls; the normalisation is inside. Output
+`logits`: float32 [B, C, H, W], divided by the temperature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from segray.core import storage
+from segray.core.datasets import streets
+from segray.core.extras import extra
+from segray.core.models import STRIDE, bundle, forward
+from segray.errors import ModelError
+
+TOLERANCE = 1e-3  # of the largest logit, or of 1
+OPSET = 18
+FRAMES = 2  # a batch of them is compared: one of noise, the others drawn
+
+
+class Check(NamedTuple):
+    """dynamic: whether height and width are free. difference: the largest between logits, which go up to `largest`."""
+
+    dynamic: bool
+    sizes: list[tuple[int, int]]
+    difference: float
+    largest: float
+
+
+class Whole(torch.nn.Module):
+    """A model with what stands before and behind it."""
+
+    def __init__(self, model: torch.nn.Module, info: bundle.BundleInfo) -> None:
+        super().__init__()
+        self.model, self.temperature = model, info.temperature
+        self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return forward(self.model, (image - self.mean) / self.std) / self.temperature
+
+
+def write(uri: str, out: str) -> Check:
+    """The bundle's ONNX file. ModelError where it cannot be one, or gives other logits than the model.
+
+    Height and width are free where the architecture can be exported so, else those of the bundle.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        extra(module)
+    model, info = bundle.load(uri)
+    whole = Whole(model, info).eval()
+    height, width = info.input_size
+    problem: Exception | str = ""
+    for sizes in ([(height, width), (height + 32, width + 72)], [(height, width)]):
+        try:
+            data = _export(whole, info, dynamic=len(sizes) > 1)
+            check = _check(whole, data, sizes)
+        except Exception as error:  # the exporter's, the compiler's and onnxruntime's have no other base in common
+            problem = storage.reason(error)[:300]
+            continue
+        if check.difference <= TOLERANCE * max(1.0, check.largest):
+            storage.replace(storage.absolute(out), data)
+            return check
+        problem = f"its logits differ by {check.difference:.2g} from the model's, which go up to {check.largest:.3g}"
+    raise ModelError(f"{info.model.arch} over {info.model.encoder} cannot be written as ONNX: {problem}.")
+
+
+def _export(whole: Whole, info: bundle.BundleInfo, *, dynamic: bool) -> bytes:
+    size, free = info.input_size, {0: torch.export.Dim("batch")}
+    if dynamic:
+        # From a size that is padded, torch.export infers that every one is, and fails (torch 2.15).
+        size = tuple(side + -side % STRIDE for side in size)
+        free |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            whole,
+            (torch.zeros(2, 3, *size),),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"image": free},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props.update(facts(info))
+    return program.model_proto.SerializeToString()
+
+
+def facts(info: bundle.BundleInfo) -> dict[str, str]:
+    """The file's metadata: what a program without segray has to know; lists are JSON."""
+    space = info.label_space
+    return {
+        "segray.model_id": info.model_id,
+        "segray.model": f"{info.model.arch} over {info.model.encoder}",
+        "segray.input": "RGB, float32, 0..255, [batch, 3, height, width]; normalised inside",
+        "segray.output": "logits, [batch, class, height, width]; divided by the temperature",
+        "segray.input_size": json.dumps(info.input_size),
+        "segray.resize": info.resize,
+        "segray.mean": json.dumps(info.mean),
+        "segray.std": json.dumps(info.std),
+        "segray.temperature": str(info.temperature),
+        "segray.classes": json.dumps(space["names"]),
+        "segray.colors": json.dumps(space["colors"]),
+    }
+
+
+def _check(whole: Whole, data: bytes, sizes: list[tuple[int, int]]) -> Check:
+    """Noise and drawn streets of these sizes through both."""
+    runtime = extra("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    difference, largest = 0.0, 0.0
+    for size in sizes:
+        frames = [np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)]
+        frames += [streets.draw(i, size).image_hwc for i in range(1, FRAMES)]
+        batch = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+        with torch.inference_mode():
+            wanted = whole(batch).numpy()
+        (given,) = session.run(None, {"image": batch.numpy()})
+        difference = max(difference, float(np.abs(given - wanted).max()))
+        largest = max(largest, float(np.abs(wanted).max()))
+    return Check(len(sizes) > 1, sizes, difference, largest)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's talk: its errors say what matters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

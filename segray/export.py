@@ -1,0 +1,270 @@
+"""Labels → what other tools read; a model bundle → ONNX, its card, the Hugging Face Hub.
+
+    OUT/…                              masks, JSON or Parquet, as the format has them (core.formats)
+    OUT/_export/export.json            what the export is of
+    OUT/_export/00000-00042.jsonl      that shard 42 of plan 0 is written, its counts, and what the end is made of
+
+A part of the labels is exported at once or again: its piece is written last. Nothing but a piece is kept in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from segray.core import images, parts, storage
+from segray.core.ahead import ahead
+from segray.core.formats import FORMATS, Writer
+from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, replacing
+from segray.core.formats.names import Names
+from segray.core.frames import encoded
+from segray.core.models.card import card
+from segray.core.plan import Plan, PlanReader, Row, load_plans, repeated_ids
+from segray.core.rows import FIGURES
+from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
+
+MODEL_FORMATS = ("onnx", "hub")
+COLUMNS = [
+    *("input_id", "uri", "video_uri", "frame_index", "time_s", "height_px", "width_px", "mask", "mask_rle"),
+    *("class_pixels", "class_shares", *FIGURES, "model_id"),
+]
+THREADS = min(8, os.cpu_count() or 1)  # parts that are written at once
+ROWS = 16  # of a part that are in memory at once
+
+
+class Exported(NamedTuple):
+    """frames, errors (rows without a mask), lost (reasons of images that could not be read), over all parts.
+
+    parts, of: how many of the labels' parts are exported, and planned. new: whether this call wrote any.
+    """
+
+    frames: int
+    errors: int
+    lost: list[str]
+    parts: int
+    of: int
+    new: bool
+    result: str
+    note: str
+
+
+class _Task(NamedTuple):
+    """A part to export: its plan rows, and the ids of rows that a later plan repeats."""
+
+    plan: Plan
+    shard: int
+    rows: list[Row]
+    repeated: set[str]
+
+    @property
+    def piece(self) -> str:
+        return f"{self.plan.number:05}-{self.shard:05}.jsonl"
+
+
+def check_format(to: str) -> None:
+    """ConfigError with the nearest names for one that is not there."""
+    if to not in FORMATS and to not in MODEL_FORMATS:
+        raise ConfigError(f"{to!r} is no format to export to.{nearest(to, (*FORMATS, *MODEL_FORMATS))}")
+
+
+def export(
+    labels: str,
+    to: str,
+    out: str,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    on_part: Callable[[int], None] = lambda of: None,
+) -> Exported:
+    """Write the labels' frames in the format below `out`; the same call goes on where one was stopped.
+
+    on_part gets the number of parts whenever one is done. Raises DataError for labels without masks or with classes
+    that the format cannot hold, OutputExists where `out` holds something else.
+    """
+    check_format(to)
+    if storage.is_s3(out):
+        raise ConfigError(f"{out}: an export is written to a local folder; name one, and copy it there afterwards.")
+    plans = load_plans(storage.absolute(labels))
+    if not plans:
+        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
+    if plans[0].settings["mask_format"] == "none":
+        raise DataError(f"{labels} has figures alone; label with --mask-format png to have masks to export.")
+    made = FORMATS[to]
+    names = Names(plans)
+    options = options or Options()
+    job = Job(Path(storage.absolute(out)), plans[0].label_space, options)
+    writer = made(job)
+    about = {"labels": plans[0].plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
+    _claim(job.out, made, about, overwrite)
+    of, before = sum(plan.shards for plan in plans), len(job.pieces)
+    with ThreadPoolExecutor(THREADS) as pool:
+        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(plans, job), THREADS)
+        for _ in written:
+            on_part(of)
+    finished, count = job.out / STATE / "finished", f"{len(job.pieces)} parts"
+    if not finished.exists() or finished.read_text() != count:
+        writer.join()
+        storage.replace(str(finished), count.encode())
+    frames, errors, lost = _totals(job, plans)
+    return Exported(frames, errors, lost, len(job.pieces), of, len(job.pieces) > before, made.result, writer.note)
+
+
+def _used(made: type[Writer], options: Options) -> dict[str, Any]:
+    """The options that this format knows. ConfigError for one that is given and would do nothing."""
+    for name, value in asdict(Options()).items():
+        if name not in (*made.uses, "images") and getattr(options, name) != value:
+            knows = ", ".join(to for to, other in FORMATS.items() if name in other.uses)
+            raise ConfigError(f"--{name.replace('_', '-')} is for {knows}; leave it out.")
+    return {name: getattr(options, name) for name in (*made.uses, "images")}
+
+
+def _claim(out: Path, made: type[Writer], about: dict[str, Any], overwrite: bool) -> None:
+    """Make `out` the folder of this export, or find that it is. overwrite deletes what an export writes, no more."""
+    state = out / STATE / "export.json"
+    if state.exists():
+        before = json.loads(state.read_text())
+        changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
+        if overwrite:
+            for name in (*FORMATS[before["format"]].made, "images", STATE):
+                storage.remove(str(out / name))
+        elif changed:
+            raise OutputExists(
+                f"{out} holds another export ({'; '.join(changed)}). Give another --out, or --overwrite."
+            )
+    elif out.is_file() or (out.exists() and any(out.iterdir())):
+        raise OutputExists(f"{out} holds files that are no export; give another --out.")
+    storage.replace(str(state), json.dumps(about, indent=2).encode())
+
+
+def _open(plans: list[Plan], job: Job) -> Iterator[_Task]:
+    """The parts that are labelled and not exported yet."""
+    there = {piece.name for piece in job.pieces}
+    repeated = _repeated_after(plans)
+    for plan in plans:
+        reader, labelled = PlanReader(plan), parts.done_shards(plan)
+        for shard in sorted(labelled):
+            if f"{plan.number:05}-{shard:05}.jsonl" not in there:
+                yield _Task(plan, shard, reader.shard(shard), repeated[plan.number])
+
+
+def _repeated_after(plans: list[Plan]) -> dict[int, set[str]]:
+    """For each plan the ids of rows that a later one tried again."""
+    ids: set[str] = set()
+    found = {}
+    for plan in reversed(plans):
+        found[plan.number] = ids
+        ids = ids | set(repeated_ids(plan).to_pylist())
+    return found
+
+
+def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
+    """The files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
+    uri = task.plan.part_uri(task.shard)
+    with storage.open_read(uri) as opened, replacing(job.out / STATE / task.piece) as piece:
+        file = pq.ParquetFile(opened)
+        status = file.read(columns=["input_id", "status"]).to_pylist()
+        wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
+        errors = [row["input_id"] for row in status if row["status"] == "error"]
+        rows = (row for row, want in zip(_rows(file), wanted, strict=True) if want)
+        planned = [row for row, want in zip(task.rows, wanted, strict=True) if want]
+        pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
+        lost: list[str] = []
+
+        def frames() -> Iterator[Frame]:
+            for row, picture in zip(rows, pictures, strict=True):
+                if isinstance(picture, DataError):
+                    lost.append(str(picture))
+                    continue
+                frame = _frame(names, row, picture, job.options.images)
+                if job.options.images:
+                    job.put(f"images/{frame.picture}", picture)
+                yield frame
+
+        count = 0
+        for record in writer.part(Path(task.piece).stem, frames()):
+            count += 1
+            if record:
+                piece.write(json.dumps(record) + "\n")
+        totals = {"plan": task.plan.number, "frames": count, "errors": errors, "lost": lost}
+        piece.write(f"{TOTALS}{json.dumps(totals)}}}\n")
+
+
+def _rows(file: pq.ParquetFile) -> Iterator[Row]:
+    for batch in file.iter_batches(ROWS, columns=COLUMNS):
+        yield from batch.to_pylist()
+
+
+def _frame(names: Names, row: Row, image: bytes | None, written: bool) -> Frame:
+    """written: whether its image is, and so has the frame's name; else it is called what its source is called."""
+    name = names.name(row["uri"], row["frame_index"])
+    below = names.below(row["uri"])
+    if row["frame_index"] is not None:
+        picture = f"{name}.{images.kind(image) if image else 'png'}"
+    else:
+        picture = name + posixpath.splitext(below)[1] if written else below
+    return Frame(name, picture, row, image)
+
+
+def _totals(job: Job, plans: list[Plan]) -> tuple[int, int, list[str]]:
+    """Frames, error rows that were not tried again, and images that could not be read, over all pieces."""
+    repeated = _repeated_after(plans)
+    frames, errors, lost = 0, 0, []
+    for part in job.totals():
+        frames += part["frames"]
+        errors += len(set(part["errors"]) - repeated[part["plan"]])
+        lost += part["lost"]
+    return frames, errors, lost
+
+
+def to_onnx(model: str, out: str, *, overwrite: bool = False) -> Any:
+    """Write a bundle, or a ready model, as one ONNX file that was checked against it: core.models.onnx_file.Check."""
+    from segray.core.models import bundle, onnx_file
+
+    if storage.exists(out) and not overwrite:
+        raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
+    return onnx_file.write(bundle.resolve(model), out)
+
+
+def push(model: str, repo: str, *, dry_run: bool = False) -> tuple[str, dict[str, int]]:
+    """Upload a bundle with a new card to the Hugging Face Hub; (its address there, bytes of each file).
+
+    A repository that is not there becomes a private one. What names places on this machine is left out of segray.json.
+    StorageError where the Hub refuses, or does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    from segray.core.models import bundle
+
+    uri = bundle.resolve(model)
+    _, info = bundle.load(uri)
+    info = bundle.without_places(info)
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (bundle.WEIGHTS, bundle.CONFIG)}
+    files |= {bundle.INFO: info.model_dump_json(indent=2).encode(), bundle.CARD: card(info).encode()}
+    sizes = {name: len(data) for name, data in files.items()}
+    if dry_run:
+        return repo, sizes
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        try:
+            hub = HfApi()
+            address = hub.create_repo(repo, private=True, exist_ok=True)
+            said = f"segray model {info.model_id}"
+            hub.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=said)
+        except (OSError, ValueError, HTTPError) as error:
+            raise StorageError(
+                f"{repo} cannot be uploaded: {storage.reason(error)}. Name it OWNER/NAME, and log in: hf auth login."
+            ) from error
+    return str(address), sizes
