@@ -64,6 +64,12 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--max-error-rate": ("label.max_error_rate", "Stop when more than this share failed.", {"type": float}),
     "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
     "--split": ("evaluate.split", "Split that is scored.", {}),
+    "--masks": ("evaluate.truth", "Of labels: folder of masks with the images' stems.", {}),
+    "--conditions": (
+        "evaluate.conditions",
+        "Table (csv, jsonl, Parquet), a row an image: scores by its columns.",
+        {},
+    ),
     "--calibrate": (
         "evaluate.calibrate",
         "Fit the model's temperature on the split, data that it was not trained on, and keep it in its segray.json.",
@@ -73,7 +79,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
     "--labels": ("report.labels", "Folder of labels; give it again for more.", {"multiple": True}),
 }
-RENAMED = {"--encoders": "--encoder", "--lrs": "--lr"}  # the sweep's flags, by the names that train's have
+RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # flags, by names that others have too
 
 
 def flag(name: str) -> Callable[..., Any]:
@@ -389,13 +395,13 @@ def sweep(config: Any, overwrite: bool) -> None:
 
 
 @cli.command()
-@click.argument("evaluate__model", metavar="MODEL", required=False)
+@click.argument("evaluate__model", metavar="MODEL|LABELS", required=False)
 @stage(
-    "--format", "--data", "--split", "--window", "--flip", "--calibrate", "--weights-dir",
+    "--format", "--data", "--split", "--masks", "--conditions", "--window", "--flip", "--calibrate", "--weights-dir",
     out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
 )  # fmt: skip
 def evaluate(config: Any, overwrite: bool) -> None:
-    """Score a model on labelled frames at their own size: by class, by frame, at boundaries, with pictures.
+    """Score a model, or finished labels, at the frames' own size: by class, frame and condition, with pictures.
 
     \b
     Example:
@@ -404,6 +410,7 @@ def evaluate(config: Any, overwrite: bool) -> None:
                       --set infer.scales='[0.75, 1, 1.25]'
       segray evaluate deeplabv3-coco --format cityscapes --data cityscapes/
       segray evaluate runs/camvid/best --format camvid --data camvid/ --calibrate --out runs/camvid-honest
+      segray evaluate labels/val --truth camvid/valannot --conditions weather.csv --out runs/labels-val
     """
     from segray.evaluate import PICTURES, evaluate
     from segray.terminal import counting, say, show_scores
@@ -413,6 +420,31 @@ def evaluate(config: Any, overwrite: bool) -> None:
     show_scores(result)
     out = config.evaluate.out
     say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
+
+
+@cli.command()
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--out", help="Folder for compare.json and a picture of the images that changed most.")
+@click.option("--images", default=10, show_default=True, help="Images that changed most, to name.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> None:
+    """Say whether the mIoU of two evaluations of the same frames differs by more than noise, over all and by class.
+
+    \b
+    Example:
+      segray compare runs/resnet18-val runs/mobilenet-val
+      segray compare runs/resnet18-val runs/mobilenet-val --images 5 --out runs/compared
+    """
+    from segray.compare import compare
+    from segray.terminal import say, show_comparison, waiting
+
+    with waiting("Drawing images"):
+        result = compare(run_a, run_b, out=out, count=images, seed=seed)
+    show_comparison(result)
+    if out is not None:
+        pictured = "" if result["no_picture"] else f", those images in {out}/changed.png"
+        say(f"The comparison is in {out}/compare.json{pictured}.")
 
 
 @cli.command()

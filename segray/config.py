@@ -236,10 +236,16 @@ class InferSection(Section):
 
 
 class EvaluateSection(Section):
-    """Scores of a bundle on labelled frames at their own size."""
+    """Scores of a bundle, or of finished labels, on labelled frames at their own size."""
 
-    model: str | None = Field(None, description="a bundle, or a ready model by name")
+    model: str | None = Field(None, description="a bundle, a ready model by name, or the --out of segray label")
+    truth: str | None = Field(
+        None, description="of labels: folder of masks with the images' stems; default: data.root's, else as labelled"
+    )
     split: str = "val"
+    conditions: str | None = Field(
+        None, description="csv, jsonl or Parquet table, a row an image: scores for each value of its columns"
+    )
     out: str = "runs/evaluation"
     batch_size: int = Field(8, ge=1)
     pictures: int = Field(3, ge=0, description="frames shown of the best and of the worst")

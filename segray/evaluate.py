@@ -1,18 +1,16 @@
-"""A bundle and a labelled split → its scores at the frames' own size, in this process, with pictures.
+"""A bundle and a labelled split, or finished labels and their truth → scores at the frames' own size, with pictures.
 
-OUT/scores.json      scores of all frames together, by class, per-image averages, boundary IoU, confusion matrix,
-                     expected calibration error
-OUT/images.parquet   a row a frame, worst first
+OUT/scores.json      scores of all frames together, by class and condition, per-image averages, boundary IoU, confusion
+                     matrix, reliability curve and expected calibration error, and the protocol that all this follows
+OUT/images.parquet   a row a frame, worst first, with its confusion matrix
 OUT/frames.png       the best and the worst frames: image, truth, prediction, errors
+OUT/reliability.png  accuracy over confidence
 """
 
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,75 +19,102 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.config import Config
-from segray.core import calibration, images, metrics
-from segray.core.ahead import ahead
-from segray.core.classmaps import scoring_map
-from segray.core.datasets import open_dataset, read_sample, split_refs
+from segray.core import calibration, conditions, images, metrics
+from segray.core.datasets.places import read_image
 from segray.core.models import bundle
-from segray.core.predictor import Prediction, Predictor
-from segray.core.samples import IGNORE_INDEX, LabelSpace, Sample, SampleRef
-from segray.errors import ConfigError, DataError
+from segray.core.predictor import Predictor
+from segray.core.protocols import Protocol, more_scores, protocol_of, scored_counts
+from segray.core.samples import IGNORE_INDEX, SampleRef
+from segray.core.scored import LabelFrames, ModelFrames, Scored, is_labels
+from segray.errors import ConfigError, DataError, SegrayError
 from segray.train import SETTINGS, claim_folder, different
 
-SCORES, IMAGES, PICTURES = "scores.json", "images.parquet", "frames.png"
+SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 SECTIONS = ("data", "infer", "evaluate", "cluster")
-THREADS = 2
 ROW_SCORES = ("miou", "pixel_accuracy", "mean_f1", "mean_sensitivity", "mean_specificity")
 
 
 def evaluate(
     config: Config, *, overwrite: bool = False, on_frame: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Score `evaluate.model` on `evaluate.split`; what scores.json then holds. on_frame gets (frames done, of all).
+    """Score `evaluate.model`, a model or finished labels; what scores.json then holds. on_frame gets (done, of all).
 
-    Classes of model and data are matched by name (core.classmaps); those that the model does not know are
-    reported as not covered. With `evaluate.calibrate`, the bundle gets the temperature that fits the split.
-    Raises ModelError and DataError for a bundle or data that cannot be used.
+    Classes of prediction and truth are matched by name (core.classmaps); the truth's that are not among the predicted
+    are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
+    temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
     section = config.evaluate
+    source = open_source(config)
+    out = Path(section.out)
+    if section.calibrate:
+        bundle.check_writable(bundle.resolve(section.model, config.model.weights_dir))
+    table = _table(config, source.refs)
+    _claim(out, config, overwrite)
+    start(source, config)
+    predicted, protocol = source.space.names, protocol_of(source.truth_space, source.space.names)
+    confusion = np.zeros((len(protocol.names), len(protocol.names) + 1), np.int64)  # the last column: undecided
+    boundary, rows = np.zeros((len(predicted), 2), np.int64), []
+    looks: list[Scored] = []
+    for frame in source.frames(source.refs):
+        counts = confusion_of(frame.truth_hw, frame.pred_hw, len(predicted))
+        counts = scored_counts(counts, predicted, protocol.names)
+        confusion += counts
+        boundary += metrics.boundary_counts(frame.truth_hw, frame.pred_hw, len(predicted))
+        rows.append(_row(frame.ref, counts))
+        looks.append(frame._replace(truth_hw=None, pred_hw=None))
+        on_frame(len(rows), len(source.refs))
+    if not confusion.any():
+        raise DataError(f"No pixel of {source.what} is labelled with a class that {section.model} knows.")
+    kept = [predicted.index(name) for name in protocol.names]
+    result = _result(protocol, confusion, boundary[kept], rows)
+    result |= {"not_covered": source.not_covered, "missing": list(source.missing)}
+    result |= {"model": section.model, "split": section.split, "scored": source.what}
+    result |= _calibration(config, source, looks)
+    curve = result["reliability"]
+    result["scores"]["ece"] = calibration.error_of(curve) if curve else None
+    table = table or conditions.cities([row["sample_id"] for row in rows])
+    result["conditions"] = conditions.scores(table, rows, len(protocol.names))
+    for i, row in enumerate(rows):
+        row |= {name: values[i] for name, values in table.items()}
+    rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
+    pq.write_table(pa.Table.from_pylist(rows), out / IMAGES, compression="zstd")
+    if section.pictures:
+        write_pictures(out / PICTURES, source, _chosen(rows, section.pictures))
+    if result["reliability"]:
+        write_reliability(out / RELIABILITY, result["reliability"], result["scores"]["ece"])
+    (out / SCORES).write_text(json.dumps(result, indent=2))
+    return result
+
+
+def open_source(config: Config) -> ModelFrames | LabelFrames:
+    """What the settings score: frames are listed and classes matched; none is read and no model loaded yet."""
+    section = config.evaluate
     if not section.model:
-        raise ConfigError("evaluate.model is not given; name the bundle, or a ready model of `segray models`.")
+        raise ConfigError("evaluate.model is not given; name the bundle, a ready model of `segray models`, or labels.")
+    labels = is_labels(section.model)
+    if labels and section.calibrate:
+        raise ConfigError(f"{section.model} holds labels; evaluate.calibrate needs the model that made them.")
+    if section.truth and not labels:
+        raise ConfigError(
+            f"evaluate.truth goes with finished labels; {section.model} holds none. Use --format, --data."
+        )
     if section.calibrate and (config.infer.window or config.infer.flip or config.infer.scales != [1.0]):
         raise ConfigError(
             "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."
         )
     if section.calibrate and config.infer.threshold is not None:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
+    if labels:
+        return LabelFrames(config)
     model = bundle.resolve(section.model, config.model.weights_dir)
-    space = bundle.label_space(bundle.read_info(model))
-    dataset = open_dataset(config.data)
-    refs = split_refs(dataset, section.split)
-    truth_space, not_covered = _truth_space(space, dataset.label_space)
-    out = Path(section.out)
-    if section.calibrate:
-        bundle.check_writable(model)
-    _claim(out, config, overwrite)
-    predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
-    classes = space.num_classes
-    confusion = np.zeros((classes, classes + 1), np.int64)  # the last column: pixels left undecided
-    boundary, rows = np.zeros((classes, 2), np.int64), []
-    looks: list[tuple[np.ndarray, np.ndarray]] = []  # logits and classes of sampled pixels
-    for ref, sample, points, found in _predictions(predictor, refs, truth_space, section.batch_size):
-        counts = confusion_of(sample.mask_hw, found.mask_hw, classes)
-        edges = metrics.boundary_counts(sample.mask_hw, found.mask_hw, classes)
-        looks.append((found.logits_nc, sample.mask_hw[points[:, 0], points[:, 1]]))
-        confusion, boundary = confusion + counts, boundary + edges
-        rows.append({"sample_id": ref.sample_id, "image": ref.image, "mask": ref.mask, **_row_scores(counts)})
-        on_frame(len(rows), len(refs))
-    if not confusion.any():
-        raise DataError(f"No pixel of {dataset.name} {section.split} is labelled with a class that {model} knows.")
-    result = _result(space, confusion, boundary, rows, not_covered) | {"model": section.model, "split": section.split}
-    logits_nc, truth_n = (np.concatenate(values) for values in zip(*looks, strict=True))
-    result["scores"]["ece"] = calibration.ece(logits_nc, truth_n)
-    if section.calibrate:
-        result["calibration"] = _calibrate(model, predictor.info.temperature, section.split, logits_nc, truth_n)
-        result["scores"]["ece"] = result["calibration"]["ece_after"]
-    rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
-    pq.write_table(pa.Table.from_pylist(rows), out / IMAGES)
-    if section.pictures:
-        write_pictures(out / PICTURES, predictor, _chosen(rows, section.pictures), truth_space)
-    (out / SCORES).write_text(json.dumps(result, indent=2))
-    return result
+    return ModelFrames(config, bundle.label_space(bundle.read_info(model)))
+
+
+def start(source: ModelFrames | LabelFrames, config: Config) -> None:
+    """Load the model, where the source has one."""
+    if isinstance(source, ModelFrames):
+        model = bundle.resolve(config.evaluate.model, config.model.weights_dir)
+        source.predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
 
 
 def device(config: Config) -> str:
@@ -108,8 +133,29 @@ def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.
     return metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
 
 
-def _calibrate(model: str, before: float, split: str, logits_nc: np.ndarray, truth_n: np.ndarray) -> dict[str, Any]:
-    """Give the bundle the temperature that fits; the logits are divided by its `before` already."""
+def _calibration(config: Config, source: ModelFrames | LabelFrames, looks: Sequence[Scored]) -> dict[str, Any]:
+    """The reliability curve, None where labels have no confidence maps; of a model that is calibrated, the new one."""
+    if isinstance(source, LabelFrames):
+        known = [(look.confidence_n, look.right_n) for look in looks if look.confidence_n is not None]
+        return {"reliability": calibration.reliability(*_joined(known)) if known else None}
+    logits_nc, truth_n = _joined([(look.logits_nc, look.truth_n) for look in looks])
+    factor, more = 1.0, {}
+    if config.evaluate.calibrate:
+        model = bundle.resolve(config.evaluate.model, config.model.weights_dir)
+        factor, more["calibration"] = _calibrate(
+            model, source.predictor.info.temperature, config.evaluate.split, logits_nc, truth_n
+        )
+    return more | {"reliability": calibration.reliability(*calibration.confidences(logits_nc, truth_n, factor))}
+
+
+def _joined(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate(values) for values in zip(*pairs, strict=True)]
+
+
+def _calibrate(
+    model: str, before: float, split: str, logits_nc: np.ndarray, truth_n: np.ndarray
+) -> tuple[float, dict[str, Any]]:
+    """Give the bundle the temperature that fits: (its factor, what is said of it). Logits are divided by `before`."""
     factor = calibration.fit(logits_nc, truth_n)
     errors = {
         "ece_before": calibration.ece(logits_nc, truth_n),
@@ -117,63 +163,44 @@ def _calibrate(model: str, before: float, split: str, logits_nc: np.ndarray, tru
     }
     fit = {"split": split, "pixels": len(truth_n), **errors}
     info = bundle.set_temperature(model, before * factor, fit)
-    return {"temperature": info.temperature, "model_id": info.model_id, **fit}
+    return factor, {"temperature": info.temperature, "model_id": info.model_id, **fit}
 
 
-def _truth_space(model: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
-    """The model's classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
-    if model.names == truth.names:
-        return replace(model, id_map=truth.id_map), []
-    id_map, not_covered = scoring_map(model, truth)
-    if len(not_covered) == len(truth.names):
-        raise DataError(
-            f"The model's classes ({', '.join(model.names[:5])}, …) and the data's ({', '.join(truth.names[:5])}, …) "
-            "have no name in common. Rename the data's with data.class_map."
-        )
-    return replace(model, id_map=id_map), not_covered
+def _row(ref: SampleRef, counts: np.ndarray) -> dict[str, Any]:
+    """A row of images.parquet: `cells` are the positions of `pixels` in the flattened matrix [C, C + 1], int64."""
+    scores, cells = metrics.scores(counts).to_dict(), np.flatnonzero(counts)
+    row = {"sample_id": ref.sample_id, "image": ref.image, "mask": ref.mask}
+    return row | {name: scores[name] for name in ROW_SCORES} | {"cells": cells, "pixels": counts.ravel()[cells]}
 
 
-def _predictions(
-    predictor: Predictor, refs: Sequence[SampleRef], space: LabelSpace, batch_size: int
-) -> Iterator[tuple[SampleRef, Sample, np.ndarray, Prediction]]:
-    """Each frame with its truth, pixels of it that are drawn for calibration, and what is predicted, a batch ahead."""
-    batches = [refs[i : i + batch_size] for i in range(0, len(refs), batch_size)]
-    most = calibration.pixels_a_frame(len(refs), space.num_classes)
-
-    def read(batch: Sequence[SampleRef]) -> list[tuple[Sample, np.ndarray]]:
-        samples = [read_sample(ref, space, None) for ref in batch]
-        seeds = [zlib.crc32(ref.sample_id.encode()) for ref in batch]
-        return [
-            (one, calibration.sample_pixels(one.mask_hw, most, seed)) for one, seed in zip(samples, seeds, strict=True)
-        ]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for batch, read_ahead in zip(batches, ahead(pool, read, batches, THREADS), strict=True):
-            samples, points = zip(*read_ahead, strict=True)
-            frames = [sample.image_hwc for sample in samples]
-            found = predictor.predict([predictor.prepare(f) for f in frames], [f.shape[:2] for f in frames], points)
-            yield from zip(batch, samples, points, found, strict=True)
-
-
-def _row_scores(counts: np.ndarray) -> dict[str, Any]:
-    scores = metrics.scores(counts).to_dict()
-    return {name: scores[name] for name in ROW_SCORES}
+def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
+    """The columns of evaluate.conditions for these frames; {} without."""
+    place = config.evaluate.conditions
+    if place is None:
+        return {}
+    table = conditions.read_table(place, [(ref.sample_id, ref.image) for ref in refs])
+    own = {"sample_id", "image", "mask", "cells", "pixels", *ROW_SCORES} & table.keys()
+    if own:
+        raise DataError(f"{place} has a column {min(own)}, as {IMAGES} has; rename it.")
+    return table
 
 
 def _result(
-    space: LabelSpace, confusion: np.ndarray, boundary: np.ndarray, rows: list[dict[str, Any]], not_covered: list[str]
+    protocol: Protocol, confusion: np.ndarray, boundary: np.ndarray, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     counts = [None if union == 0 else int(hit) / int(union) for hit, union in boundary]
     known = [value for value in counts if value is not None]
     means = {f"image_{name}": _mean([row[name] for row in rows]) for name in ROW_SCORES}
     return {
         "frames": len(rows),
-        "classes": list(space.names),
+        "protocol": protocol.name,
+        "rule": protocol.rule,
+        "classes": list(protocol.names),
         "scores": metrics.scores(confusion).to_dict()
         | means
-        | {"boundary_miou": _mean(known), "class_boundary": counts},
+        | {"boundary_miou": _mean(known), "class_boundary": counts}
+        | more_scores(protocol, confusion),
         "baseline_miou": metrics.majority_baseline(confusion[:, :-1]).miou,
-        "not_covered": not_covered,
         "undecided_share": float(confusion[:, -1].sum() / confusion.sum()),
         "confusion": confusion.tolist(),
     }
@@ -196,36 +223,67 @@ def _chosen(rows: list[dict[str, Any]], count: int) -> list[tuple[str, SampleRef
     ]
 
 
-def write_pictures(
-    path: Path, predictor: Predictor, frames: Sequence[tuple[str, SampleRef]], space: LabelSpace
-) -> None:
+def write_pictures(path: Path, source: ModelFrames | LabelFrames, frames: Sequence[tuple[str, SampleRef]]) -> None:
     """One picture, a line a frame: the frame, its truth, the prediction alone and over the frame, and its errors."""
+    lines = []
+    for (caption, ref), frame in zip(frames, source.frames([ref for _, ref in frames]), strict=True):
+        image_hwc = image_or_black(ref, frame.truth_hw)
+        wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
+        lines.append(
+            (
+                (caption, image_hwc),
+                ("truth", images.colorize(frame.truth_hw, source.space.colors)),
+                ("prediction", images.colorize(frame.pred_hw, source.space.colors)),
+                ("prediction over the frame", images.overlay(image_hwc, frame.pred_hw, source.space.colors)),
+                (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),
+            )
+        )
+    draw(path, lines)
+
+
+def draw(path: Path, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
+    """Lines of pictures with their captions → one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(20, 3.2 * len(frames)), layout="constrained")
+    figure = Figure(figsize=(4 * len(lines[0]), 3.2 * len(lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(frames), 5, squeeze=False)
-    for line, (caption, ref) in zip(axes, frames, strict=True):
-        sample = read_sample(ref, space, None)
-        shape = sample.mask_hw.shape
-        pred_hw = predictor.predict([predictor.prepare(sample.image_hwc)], [shape])[0].mask_hw
-        wrong = (pred_hw != sample.mask_hw) & (sample.mask_hw != IGNORE_INDEX)
-        panels = (
-            (caption, sample.image_hwc),
-            ("truth", images.colorize(sample.mask_hw, space.colors)),
-            ("prediction", images.colorize(pred_hw, space.colors)),
-            ("prediction over the frame", images.overlay(sample.image_hwc, pred_hw, space.colors)),
-            (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], sample.image_hwc // 2 + 90)),
-        )
-        for axis, (title, picture) in zip(line, panels, strict=True):
+    axes = figure.subplots(len(lines), len(lines[0]), squeeze=False)
+    for row, panels in zip(axes, lines, strict=True):
+        for axis, (title, picture) in zip(row, panels, strict=True):
             axis.imshow(picture.astype(np.uint8))
             axis.set_title(title, fontsize=9, loc="left")
             axis.axis("off")
     figure.savefig(path, dpi=80)
 
 
+def write_reliability(path: Path, curve: list[dict[str, Any]], error: float) -> None:
+    """Accuracy over confidence, bin by bin, and below it the share of pixels in each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    confidence, accuracy, share = ([one[key] for one in curve] for key in ("confidence", "accuracy", "share"))
+    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
+    upper.plot(confidence, accuracy, marker="o", color="#1f77b4", label="this model")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
+    upper.legend(loc="upper left")
+    lower.bar(confidence, share, width=0.9 / calibration.BINS, color="#1f77b4")
+    lower.set(xlabel="confidence", ylabel="share of pixels")
+    figure.savefig(path, dpi=100)
+
+
+def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
+    """The frame; black where labels outlived it."""
+    try:
+        return read_image(ref.image)
+    except SegrayError:
+        return np.zeros((*truth_hw.shape, 3), np.uint8)
+
+
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
-    made = (SETTINGS, SCORES, IMAGES, PICTURES)
+    made = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
     claim_folder(out, "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
     (out / SETTINGS).write_text(config.to_yaml(SECTIONS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +17,8 @@ from rich.table import Table
 
 LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
 
-console = Console(highlight=False, soft_wrap=True)
+WIDTH = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))  # in a log, tables need not fold
+console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 
 @contextmanager
@@ -200,7 +203,7 @@ def show_scores(result: dict[str, Any]) -> None:
     rows = [[name, *(scores[key][i] for key in columns.values())] for i, name in enumerate(result["classes"])]
     means = ["miou", "mean_precision", "mean_sensitivity", "mean_specificity", "mean_f1", "boundary_miou"]
     table(
-        f"{result['frames']} frames of {result['split']}",
+        f"{result['frames']} frames of {result['scored']}; protocol {result['protocol']}: {result['rule']}",
         ("class", *columns),
         [*rows, ["mean", *(scores[m] for m in means)]],
     )
@@ -209,7 +212,14 @@ def show_scores(result: dict[str, Any]) -> None:
         f"micro IoU {text(scores['micro_iou'])}; mean of the frames' own mIoU {text(scores['image_miou'])}; "
         f"the best constant guess has mIoU {text(result['baseline_miou'])}."
     )
-    say(f"Expected calibration error {text(scores['ece'])}: how far confidence is from accuracy.")
+    if "foreground_iou" in scores:
+        say(f"Foreground alone: IoU {text(scores['foreground_iou'])}, Dice {text(scores['foreground_dice'])}.")
+    if "category_iou" in scores:
+        say("By category: " + ", ".join(f"{name} {text(iou)}" for name, iou in scores["category_iou"].items()) + ".")
+    if scores["ece"] is None:
+        say("Calibration is undefined: these labels hold no confidence maps (label.confidence_maps).")
+    else:
+        say(f"Expected calibration error {text(scores['ece'])}: how far confidence is from accuracy.")
     if "calibration" in result:
         fit = result["calibration"]
         columns = ("temperature", "error before", "error after", "pixels")
@@ -217,5 +227,30 @@ def show_scores(result: dict[str, Any]) -> None:
         table(f"Calibrated on {fit['split']}; the model's id is now {fit['model_id']}", columns, [row])
     if result["undecided_share"]:
         say(f"Undecided: {result['undecided_share']:.1%} of the labelled pixels.")
+    for name, values in result["conditions"].items():
+        rows = [(value, one["frames"], one["miou"], one["pixel_accuracy"]) for value, one in values.items()]
+        table(f"By {name}", (name, "frames", "mIoU", "pixel accuracy"), rows)
+    if result["missing"]:
+        say(f"Truth without a label, not scored: {len(result['missing'])} frames, such as {result['missing'][0]}.")
     if result["not_covered"]:
         say(f"Not covered by this model: {', '.join(result['not_covered'])}.")
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """What `compare` found: the mean and each class with their intervals, then the images that changed most."""
+    verdicts = {None: "undefined", 0: "within noise", 1: "B is better", -1: "A is better"}
+
+    def cells(name: str, one: dict[str, Any]) -> tuple[Any, ...]:
+        interval = None if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
+        return name, one["a"], one["b"], one["difference"], interval, one["b_better"], verdicts[one["verdict"]]
+
+    rows = [cells(name, one) for name, one in result["classes"].items()]
+    columns = ("class", "A", "B", "B − A", "95 % interval", "draws: B better", "")
+    table(f"{result['frames']} frames, IoU", columns, [*rows, cells("mean", result["miou"])])
+    changed = [(one["sample_id"], one["a"], one["b"], one["difference"]) for one in result["images"]]
+    table("The images that changed most, mIoU", ("image", "A", "B", "B − A"), changed)
+    if (mean := result["miou"])["verdict"] is not None:
+        say(
+            f"mIoU {text(mean['a'])} against {text(mean['b'])}: {verdicts[mean['verdict']]} "
+            f"({mean['difference']:+.4f}, 95 % interval {mean['low']:+.4f} to {mean['high']:+.4f})."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,35 @@ def pixels_a_frame(frames: int, classes: int) -> int:
 
 def ece(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> float:
     """Expected calibration error: over bins of confidence, the mean distance of accuracy and confidence."""
-    sums = torch.zeros(BINS, dtype=torch.float64)
-    for logits, truth in _chunks(logits_nc, truth_n):
-        confidence, label = (logits / temperature).softmax(1).max(1)
-        place = (confidence * BINS).ceil().long().sub(1).clamp_(0, BINS - 1)
-        sums.index_add_(0, place, (label == truth).double() - confidence)
-    return float(sums.abs().sum()) / len(truth_n)
+    return error_of(reliability(*confidences(logits_nc, truth_n, temperature)))
+
+
+def confidences(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(the highest probability of each pixel, float32 [N], whether its class is the true one, bool [N])."""
+    found = [((logits / temperature).softmax(1).max(1), truth) for logits, truth in _chunks(logits_nc, truth_n)]
+    confidence = torch.cat([best.values for best, _ in found])
+    return confidence.numpy(), torch.cat([best.indices == truth for best, truth in found]).numpy()
+
+
+def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[dict[str, Any]]:
+    """The reliability curve: of each bin of confidence that holds pixels, their mean confidence, accuracy and share."""
+    place = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
+    count, confident, right = (
+        np.bincount(place, weights, BINS) for weights in (None, confidence_n, right_n.astype(np.float64))
+    )
+    return [
+        {
+            "confidence": float(confident[i] / count[i]),
+            "accuracy": float(right[i] / count[i]),
+            "share": float(count[i] / len(confidence_n)),
+        }
+        for i in np.flatnonzero(count)
+    ]
+
+
+def error_of(curve: list[dict[str, Any]]) -> float:
+    """The expected calibration error of a reliability curve."""
+    return sum(one["share"] * abs(one["accuracy"] - one["confidence"]) for one in curve)
 
 
 def fit(logits_nc: np.ndarray, truth_n: np.ndarray) -> float:

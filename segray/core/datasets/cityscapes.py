@@ -26,6 +26,15 @@ LABELS = (  # (name, whether it is one of the 19, colour); the id is the positio
     ("caravan", False, (0, 0, 90)), ("trailer", False, (0, 0, 110)), ("train", True, (0, 80, 100)),
     ("motorcycle", True, (0, 0, 230)), ("bicycle", True, (119, 11, 32)),
 )  # fmt: skip
+CATEGORIES = {  # of the 19
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
 SPLITS = ("train", "val", "test")
 
 

@@ -63,7 +63,7 @@ def read_mask(place: str) -> np.ndarray:
     if not (found := ROW.fullmatch(place)):
         return images.decode_mask(storage.read_bytes(place), place)
     row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
-    mask_hw = images.decode_mask(row["mask"]["bytes"], place)
+    mask_hw = mask_of(row, place)
     if found[3]:
         if row.get("confidence") is None:  # also labels from before there was the column
             raise DataError(
@@ -75,9 +75,17 @@ def read_mask(place: str) -> np.ndarray:
     return mask_hw
 
 
+def read_confidence(place: str) -> np.ndarray | None:
+    """Each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
+    found = ROW.fullmatch(place)
+    row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
+    return images.decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
+
+
 @lru_cache(maxsize=8)
 def _part(uri: str) -> pa.Table:
-    return pq.read_table(storage.open_read(uri), columns=["mask", "confidence"])
+    columns = ["mask", "mask_rle", "confidence", "height_px", "width_px"]
+    return pq.read_table(storage.open_read(uri), columns=columns)
 
 
 @lru_cache(maxsize=4)

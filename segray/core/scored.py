@@ -1,0 +1,189 @@
+"""Where scored frames come from: a model that looks at labelled frames, or finished labels and their truth.
+
+Both give the same: frames with their truth and what was predicted, in the classes of the source's `space`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from segray.config import Config
+from segray.core import calibration, storage
+from segray.core.ahead import ahead
+from segray.core.classmaps import scoring_map
+from segray.core.datasets import open_dataset, places, read_sample, split_refs
+from segray.core.datasets.pairs import find_truth, pair_key
+from segray.core.plan import load_plans
+from segray.core.predictor import Predictor
+from segray.core.samples import LabelSpace, Sample, SampleRef
+from segray.errors import ConfigError, DataError
+
+THREADS = 2
+COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status"]
+
+
+class Scored(NamedTuple):
+    """A frame with its truth and its prediction, uint8 [H, W] each, in the classes of the source's `space`.
+
+    truth_n: the truth at pixels that were drawn for calibration, uint8 [N]. What is known of the prediction there:
+    logits_nc float32 [N, C], or confidence_n float32 [N] in 0..1 and whether it is right, bool [N], or nothing.
+    """
+
+    ref: SampleRef
+    truth_hw: np.ndarray
+    pred_hw: np.ndarray
+    truth_n: np.ndarray
+    logits_nc: np.ndarray | None = None
+    confidence_n: np.ndarray | None = None
+    right_n: np.ndarray | None = None
+
+
+class ModelFrames:
+    """A model and the labelled frames of one split, in order.
+
+    space: the predicted classes. truth_space: the truth's own classes and ids. not_covered: classes of the truth that
+    are not among the predicted. missing: truth without a prediction. what: the words for all this in messages.
+    """
+
+    missing: Sequence[str] = ()
+
+    def __init__(self, config: Config, space: LabelSpace) -> None:
+        dataset = open_dataset(config.data)
+        self.refs = split_refs(dataset, config.evaluate.split)
+        self.space, self.truth_space, self.what = space, dataset.label_space, f"{dataset.name} {config.evaluate.split}"
+        self._reading, self.not_covered = reading_space(space, dataset.label_space)
+        self._batch_size = config.evaluate.batch_size
+        self._most = calibration.pixels_a_frame(len(self.refs), space.num_classes)
+        self.predictor: Predictor | None = None
+
+    def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
+        """Frames are read a batch ahead of the model."""
+        batches = [refs[i : i + self._batch_size] for i in range(0, len(refs), self._batch_size)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for batch, read in zip(batches, ahead(pool, self._read, batches, THREADS), strict=True):
+                samples, points = zip(*read, strict=True)
+                prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
+                found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
+                for ref, (_, truth_hw), at, one in zip(batch, samples, points, found, strict=True):
+                    yield Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.logits_nc)
+
+    def _read(self, batch: Sequence[SampleRef]) -> list[tuple[Sample, np.ndarray]]:
+        samples = [read_sample(ref, self._reading, None) for ref in batch]
+        return [(one, _points(ref, one.mask_hw, self._most)) for ref, one in zip(batch, samples, strict=True)]
+
+
+class LabelFrames:
+    """Finished labels and their truth; the attributes are those of ModelFrames.
+
+    The truth is the folder `evaluate.truth`, of masks with the images' stems and the ids that the model learned from;
+    else the split of the data settings, where data.root is given; else the masks that the labels were made with.
+    DataError for labels that are not finished, hold no masks, or have no truth.
+    """
+
+    def __init__(self, config: Config) -> None:
+        section = config.evaluate
+        plans = load_plans(storage.absolute(section.model))
+        if not plans or not storage.exists(storage.join(plans[0].out, "_SUCCESS")):
+            raise DataError(f"{section.model} holds no finished labels; run segray label until it has _SUCCESS.")
+        if plans[0].settings["mask_format"] == "none":
+            raise DataError(f"{section.model} was made with label.mask_format none; label with png or rle to score it.")
+        rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
+        self.space = self.truth_space = plans[0].label_space
+        if section.truth:
+            masks = find_truth(storage.absolute(section.truth))
+            wanted, self.what = [SampleRef(name, "", uri) for name, uri in masks.items()], section.truth
+        elif config.data.root:
+            dataset = open_dataset(config.data)
+            wanted, self.what = split_refs(dataset, section.split), f"{dataset.name} {section.split}"
+            self.truth_space = dataset.label_space
+        else:
+            having = [row for row in rows if row["truth_uri"]]
+            wanted = [SampleRef(_name(row), places.image_place(row), row["truth_uri"]) for row in having]
+            self.what = "the truth of labelling"
+        if not wanted:
+            raise ConfigError(
+                f"{section.model} was labelled without truth; give --truth FOLDER, or --format and --data."
+            )
+        self._reading, self.not_covered = reading_space(self.space, self.truth_space)
+        self._masks: dict[str, str] = {}
+        self._pair(wanted, [row for row in rows if row["status"] == "ok"])
+        self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
+
+    def _pair(self, wanted: Sequence[SampleRef], rows: list[dict[str, Any]]) -> None:
+        """Truth and labels by the frame's place, else by its name; refs are in the order of the parts."""
+        by_place = {places.image_place(row): row for row in rows}
+        by_name, count = {_name(row): row for row in rows}, Counter(map(_name, rows))
+        found: dict[str, SampleRef] = {}
+        self.missing = []
+        for ref in wanted:
+            name = pair_key(storage.name_of(ref.sample_id))
+            if ref.image not in by_place and count[name] > 1:
+                raise DataError(
+                    f"{count[name]} labelled frames are called {name}; truth pairs by file name: give it as --data."
+                )
+            if row := by_place.get(ref.image) or by_name.get(name):
+                found[row["place"]] = replace(ref, image=places.image_place(row))
+                self._masks[found[row["place"]].image] = row["place"]
+            else:
+                self.missing.append(ref.sample_id)
+        if not found:
+            raise DataError(f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}.")
+        self.refs = [found[row["place"]] for row in rows if row["place"] in found]
+
+    def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from ahead(pool, self._frame, refs, 2 * THREADS)
+
+    def _frame(self, ref: SampleRef) -> Scored:
+        place = self._masks[ref.image]
+        truth_hw, pred_hw = self._reading.apply(places.read_mask(ref.mask), ref.mask), places.read_mask(place)
+        if truth_hw.shape != pred_hw.shape:
+            raise DataError(f"{ref.mask} is {truth_hw.shape} but its label {pred_hw.shape} (height, width).")
+        confidence_hw = places.read_confidence(place)
+        rows, columns = _points(ref, truth_hw, self._most).T
+        truth_n = truth_hw[rows, columns]
+        if confidence_hw is None:
+            return Scored(ref, truth_hw, pred_hw, truth_n)
+        confidence_n = confidence_hw[rows, columns].astype(np.float32) / 255
+        return Scored(ref, truth_hw, pred_hw, truth_n, None, confidence_n, truth_n == pred_hw[rows, columns])
+
+
+def is_labels(place: str) -> bool:
+    """Whether a place is the --out of `segray label`."""
+    return storage.exists(storage.join(storage.absolute(place), "_segray"))
+
+
+def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
+    """The predicted classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
+    if predicted.names == truth.names:
+        return replace(predicted, id_map=truth.id_map), []
+    id_map, not_covered = scoring_map(predicted, truth)
+    if len(not_covered) == len(truth.names):
+        raise DataError(
+            f"The model's classes ({', '.join(predicted.names[:5])}, …) and the data's "
+            f"({', '.join(truth.names[:5])}, …) have no name in common. Rename the data's with data.class_map."
+        )
+    return replace(predicted, id_map=id_map), not_covered
+
+
+def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:
+    return calibration.sample_pixels(truth_hw, most, zlib.crc32(ref.sample_id.encode()))
+
+
+def _rows(part: str) -> list[dict[str, Any]]:
+    rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
+    return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
+
+
+def _name(row: dict[str, Any]) -> str:
+    """A labelled frame's name: its file's, and its number in a video or Parquet file."""
+    name = pair_key(storage.stem_of(row["uri"]))
+    return name if row["frame_index"] is None else f"{name}#{row['frame_index']}"
