@@ -23,7 +23,10 @@ FROZEN = {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
         *("trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
     },
-    "evaluate": STAGE | {"format", "data", "split", "window", "flip", "calibrate", "weights-dir"},
+    "evaluate": STAGE | {
+        *("format", "data", "split", "truth", "conditions", "window", "flip", "calibrate", "weights-dir"),
+    },
+    "compare": {"images", "seed", "out", "help"},
     "label": STAGE | {
         *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
         *("max-error-rate", "window", "flip", "actors", "address"),
