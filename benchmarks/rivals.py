@@ -254,7 +254,7 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
 def segray(job: Job) -> Result:
     from segray import cluster
     from segray.config import Config
-    from segray.label import LEAST_AT_ONCE, MOST_AT_ONCE, Watch, label
+    from segray.label import Watch, label, shards_at_once
 
     class Stamps(Watch):
         def __init__(self) -> None:
@@ -277,7 +277,7 @@ def segray(job: Job) -> Result:
         connected = time.time()
         summary = label(config, watch=watch)
     assert summary["ok"] == job["frames"], summary["ok"]
-    at_once = min(MOST_AT_ONCE, max(LEAST_AT_ONCE, job["cpus"]))
+    at_once = shards_at_once(job["cpus"])
     result = speed(job, watch.receipts, ahead=at_once - 1)
     first, rows = watch.receipts[0]
     shard_s = at_once * rows / result["images_per_s"]  # so many take turns

@@ -180,6 +180,11 @@ def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
         )
 
 
+def shards_at_once(cpus: int) -> int:
+    """How many an actor works on that has so many processors for itself."""
+    return min(MOST_AT_ONCE, max(LEAST_AT_ONCE, cpus))
+
+
 def _label_shards(
     config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: cluster.Resources, careful: bool
 ) -> Iterator[Receipt]:
@@ -191,7 +196,7 @@ def _label_shards(
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
     shape.check(has)
-    at_once = min(MOST_AT_ONCE, max(LEAST_AT_ONCE, has.cpus // actors))
+    at_once = shards_at_once(has.cpus // actors)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from segray.config import Config
 from segray.core import images, storage
@@ -42,12 +40,10 @@ def show(place: str, config: Config, out: str) -> list[str]:
         image_hwc = places.read_image(storage.absolute(place))
     mask_hw = predictor.predict([predictor.prepare(image_hwc)], [image_hwc.shape[:2]])[0].mask_hw
     space = predictor.label_space
-    found = io.BytesIO()
-    Image.fromarray(images.overlay(image_hwc, mask_hw, space.colors)).save(found, "PNG")
     name = storage.name_of(place).replace("#", "-").replace("=", "")
     pictures = {
         storage.join(out, f"{name}-map.png"): images.encode_mask(mask_hw, space.colors),
-        storage.join(out, f"{name}-overlay.png"): found.getvalue(),
+        storage.join(out, f"{name}-overlay.png"): images.encode_image(images.overlay(image_hwc, mask_hw, space.colors)),
     }
     for uri, data in pictures.items():
         storage.replace(storage.absolute(uri), data)
