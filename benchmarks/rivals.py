@@ -6,8 +6,9 @@
               an encoder, write_parquet. Ray Data runs `map` inside the actor (it fuses the two); where it does not,
               decoding waits until the actor is up: a short run would else be decoded while the model is loaded, and
               what then follows would be no steady state
-    model     segray's Predictor alone: frames are prepared in memory, ids and figures come back, nothing is written.
-              In turns with it `bare`: the same folded model's forward pass over a tensor, and no more
+    model     segray's Predictor alone, called from as many threads as in segray: frames are prepared in memory, ids
+              and figures come back, nothing is written. In turns with it `bare`: the same folded model's forward pass
+              over a batch's tensor with all threads of PyTorch, and no more
     segray    segray.label.label() on Ray with one actor
 
 A run gives images_per_s of its steady state: from the first unit done (a batch, a shard) to the last but those that
@@ -24,12 +25,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 WORKERS = 2
+BATCHES_A_TURN = 4
 PALETTE = bytes(range(256)) * 3
 Job = dict[str, Any]
 Result = dict[str, Any]
@@ -191,7 +194,7 @@ def model(job: Job) -> Result:
     import torch
 
     from segray.core import images
-    from segray.core.predictor import Predictor
+    from segray.core.predictor import Predictor, side_by_side
 
     torch.set_num_threads(job["cpus"])
     predictor, size = Predictor(job["model"], job["device"]), tuple(job["size"])
@@ -219,15 +222,24 @@ def model(job: Job) -> Result:
         with torch.autocast(predictor.device.type, predictor.dtype, enabled=predictor.dtype is not None):
             return predictor.model(tensor)
 
-    batches = max(2, job["frames"] // len(frames))
-    with torch.inference_mode():
-        for number in range(batches + 1):
+    callers = side_by_side(job["cpus"])
+    batches = max(2, job["frames"] // len(frames) // callers)
+
+    def predict(_: int) -> None:
+        with predictor.shared():
+            for _ in range(BATCHES_A_TURN):
+                predictor.predict(prepared, [size] * len(prepared))
+
+    with torch.inference_mode(), ThreadPoolExecutor(callers) as pool:
+        for number in range(1 + batches // BATCHES_A_TURN):
             if number == 1:  # the one before was to warm up
                 took.clear()
-            timed("predict", lambda: predictor.predict(prepared, [size] * len(prepared)))
+            timed("predict", lambda: list(pool.map(predict, range(callers))))
             timed("bare", bare)
             split(predictor, frames, size, timed)
-    each_ms = {name: 1e3 * seconds / batches / len(frames) for name, seconds in took.items()}
+    turns = number * len(frames)
+    took["predict"] /= callers * BATCHES_A_TURN
+    each_ms = {name: 1e3 * seconds / turns for name, seconds in took.items()}
     return {"images_per_s": 1e3 / each_ms.pop("predict"), "bare": 1e3 / each_ms.pop("bare"), "split_ms": each_ms}
 
 
@@ -254,7 +266,8 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
 def segray(job: Job) -> Result:
     from segray import cluster
     from segray.config import Config
-    from segray.label import Watch, label, shards_at_once
+    from segray.core.predictor import side_by_side
+    from segray.label import Watch, label
 
     class Stamps(Watch):
         def __init__(self) -> None:
@@ -277,7 +290,7 @@ def segray(job: Job) -> Result:
         connected = time.time()
         summary = label(config, watch=watch)
     assert summary["ok"] == job["frames"], summary["ok"]
-    at_once = shards_at_once(job["cpus"])
+    at_once = side_by_side(job["cpus"])
     result = speed(job, watch.receipts, ahead=at_once - 1)
     first, rows = watch.receipts[0]
     shard_s = at_once * rows / result["images_per_s"]  # so many take turns

@@ -21,10 +21,10 @@ from segray.core import parts, storage
 from segray.core.models import bundle
 from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, repeated_ids
+from segray.core.predictor import side_by_side
 from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
-LEAST_AT_ONCE, MOST_AT_ONCE = 2, 16  # shards an actor works on: while one has the model, others decode and encode
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
@@ -180,11 +180,6 @@ def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
         )
 
 
-def shards_at_once(cpus: int) -> int:
-    """How many an actor works on that has so many processors for itself."""
-    return min(MOST_AT_ONCE, max(LEAST_AT_ONCE, cpus))
-
-
 def _label_shards(
     config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: cluster.Resources, careful: bool
 ) -> Iterator[Receipt]:
@@ -196,7 +191,7 @@ def _label_shards(
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
     shape.check(has)
-    at_once = shards_at_once(has.cpus // actors)
+    at_once = side_by_side(has.cpus // actors)  # while one has a GPU, others decode and encode
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -22,6 +22,7 @@ import traceback
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ PROCESSES.set_forkserver_preload(["segray.core.parts", "s3fs", "duckdb"])
 class Hashed:
     """In the place of a Predictor: class ids drawn from a hash of the pixels."""
 
-    lock = threading.RLock()
+    lock, shared = threading.RLock(), staticmethod(nullcontext)
 
     def prepare(self, image_hwc):
         return zlib.crc32(image_hwc.tobytes())

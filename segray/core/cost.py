@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segray.config import Config
 from segray.core.models import build, forward, forward_all
-from segray.core.predictor import Predictor
+from segray.core.predictor import Predictor, side_by_side
 
 REPEATS = 3
 STATUS = Path("/proc/self/status")  # Linux's account of a process
@@ -38,13 +41,21 @@ class Cost:
 
 
 def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> Cost:
-    """Label batches of the bundle's input size in this process, which should be a fresh one for the memory's sake."""
+    """Label batches of the bundle's input size as `segray label` does, in as many threads.
+
+    The process should be a fresh one, for the memory's sake.
+    """
     torch.set_num_threads(threads)
     before_mib = _reset_peak(device)
     predictor = Predictor(uri, device)
     size = predictor.info.input_size
     frames = list(np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8))
-    seconds = _seconds(lambda: predictor.predict(frames, [size] * batch_size))
+    callers = side_by_side(threads) if device == "cpu" else 1
+    with ThreadPoolExecutor(callers) as pool, ExitStack() as stack:
+        for _ in range(callers):
+            stack.enter_context(predictor.shared())
+        each = partial(predictor.predict, sizes=[size] * batch_size)
+        seconds = _seconds(lambda: list(pool.map(each, [frames] * callers))) / callers
     peak_mib = _peak(device)
     grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
     return Cost(batch_size / seconds, grown, multiply_adds(predictor.model, size) / 1e9)

@@ -82,7 +82,7 @@ def label_rows(plan: Plan, rows: list[Row], clock: Clock, predictor: Predictor, 
     done: list[Row] = []
     confusion = np.zeros((classes, classes), np.int64)
     before: np.ndarray | None = None
-    with ThreadPoolExecutor(FETCHES) as pool:
+    with ThreadPoolExecutor(FETCHES) as pool, predictor.shared():
         frames = decoded(rows, predictor.prepare, clock, pool)
         while batch := list(islice(frames, batch_size)):
             predictions = iter(_predict(predictor, batch, clock))
@@ -104,7 +104,7 @@ def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Pre
     if not good:
         return []
     try:
-        with clock("wait"):  # for the turn of other shards
+        with clock("wait"):  # for the GPU, while it works for other shards
             predictor.lock.acquire()
         try:
             with clock("model"):

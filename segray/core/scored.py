@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from segray.config import Config
 from segray.core import calibration, storage
@@ -22,8 +24,8 @@ from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, places, read_sample, split_refs
 from segray.core.datasets.pairs import find_truth, pair_key
 from segray.core.plan import load_plans
-from segray.core.predictor import Predictor
-from segray.core.samples import LabelSpace, Sample, SampleRef
+from segray.core.predictor import Predictor, side_by_side
+from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
 
 THREADS = 2
@@ -65,19 +67,22 @@ class ModelFrames:
         self.predictor: Predictor | None = None
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
-        """Frames are read a batch ahead of the model."""
+        """Each batch is a straight line of work in a thread; as many at once as the predictor does best with."""
         batches = [refs[i : i + self._batch_size] for i in range(0, len(refs), self._batch_size)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            for batch, read in zip(batches, ahead(pool, self._read, batches, THREADS), strict=True):
-                samples, points = zip(*read, strict=True)
-                prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
-                found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
-                for ref, (_, truth_hw), at, one in zip(batch, samples, points, found, strict=True):
-                    yield Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.logits_nc)
+        threads = side_by_side(torch.get_num_threads())
+        with ThreadPoolExecutor(threads) as pool:
+            yield from chain.from_iterable(ahead(pool, self._look, batches, threads))
 
-    def _read(self, batch: Sequence[SampleRef]) -> list[tuple[Sample, np.ndarray]]:
-        samples = [read_sample(ref, self._reading, None) for ref in batch]
-        return [(one, _points(ref, one.mask_hw, self._most)) for ref, one in zip(batch, samples, strict=True)]
+    def _look(self, batch: Sequence[SampleRef]) -> list[Scored]:
+        with self.predictor.shared():
+            samples = [read_sample(ref, self._reading, None) for ref in batch]
+            points = [_points(ref, one.mask_hw, self._most) for ref, one in zip(batch, samples, strict=True)]
+            prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
+            found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
+        return [
+            Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.logits_nc)
+            for ref, (_, truth_hw), at, one in zip(batch, samples, points, found, strict=True)
+        ]
 
 
 class LabelFrames:

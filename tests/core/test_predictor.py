@@ -1,5 +1,6 @@
 """Windows, scales and mirrors: every way of looking agrees where it must."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -202,23 +203,58 @@ def test_bf16_is_nearly_fp32_where_the_cpu_has_it(tiny_bundle, frame, monkeypatc
     assert half.confidence_mean != full.confidence_mean
 
 
-class Alone(Pointwise):
-    """Fails where a second thread comes in while one is at work."""
+class Seen(Pointwise):
+    """Remembers how many threads PyTorch had, and how many were at work in it at once."""
 
-    busy = False
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.busy, self.most, self.threads = 0, 0, []
 
     def forward(self, images):
-        assert not self.busy
-        self.busy = True
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        self.threads.append(torch.get_num_threads())
         time.sleep(0.01)
-        self.busy = False
+        self.busy -= 1
         return super().forward(images)
 
 
-def test_threads_take_turns(tiny_bundle):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_callers_share_the_threads_of_a_cpu_and_take_turns_on_a_gpu(tiny_bundle, device):
     frames = [streets.draw(seed, (32, 48))[0] for seed in range(12)]
-    predictor = predictor_of(tiny_bundle, Alone(11))
+    predictor = predictor_of(tiny_bundle, Seen(11))
+    predictor._threads = 4
+    if device == "cuda":
+        predictor.lock = threading.RLock()
+
+    def work(frame):
+        with predictor.shared():
+            barrier.wait()
+            return predict(predictor, frame)
+
+    barrier = threading.Barrier(4)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda frame: predict(predictor, frame), frames))
+        found = list(pool.map(work, frames))
+    assert min(predictor.model.threads) == 1
+    assert predictor.model.most == 1 if device == "cuda" else predictor.model.most > 1
     for frame, prediction in zip(frames, found, strict=True):
         assert np.array_equal(prediction.mask_hw, predict(predictor, frame).mask_hw)
+    assert predictor.model.threads[-1] == 4, "a caller alone has all"
+
+
+def test_large_frames_go_one_by_one_on_a_cpu(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(module, "CPU_PX", 2 * 32 * 48)
+    predictor = predictor_of(tiny_bundle, Sizes(11))
+    frames = [streets.draw(seed, (32, 48))[0] for seed in range(5)]
+    predictor.predict([predictor.prepare(frame) for frame in frames], [(32, 48)] * 5)
+    assert predictor.model.seen == [2, 2, 1]
+
+
+class Sizes(Pointwise):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return super().forward(images)
