@@ -307,6 +307,11 @@ def load(file: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     return validate(data, file or "settings")
 
 
+def parse(text: bytes, source: str) -> Config:
+    """Settings from the text of a YAML file, wherever it was read."""
+    return validate(_sections(text, source), source)
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """'train.epochs=3' → ("train.epochs", 3); the value is YAML."""
     key, equals, value = text.partition("=")
@@ -378,9 +383,16 @@ def _read_yaml(file: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")
-        data = _safe_load(path.read_text(encoding="utf-8"), file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        return _sections(path.read_bytes(), file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None
+
+
+def _sections(text: bytes, file: str) -> dict[str, Any]:
+    try:
+        data = _safe_load(text.decode(), file)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

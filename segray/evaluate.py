@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.config import Config
-from segray.core import calibration, conditions, images, metrics
+from segray.core import calibration, conditions, images, metrics, storage
 from segray.core.datasets.places import read_image
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
@@ -285,5 +285,5 @@ def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
     made = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
-    claim_folder(out, "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
-    (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
+    claim_folder(str(out), "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
+    storage.replace(str(out / SETTINGS), config.to_yaml(SECTIONS).encode())

@@ -315,7 +315,7 @@ def _follow(config: Config, name: str, on_row: OnRow, stack: ExitStack) -> Calla
         track(row)
         on_row(name, row)
 
-    return new_rows(Path(config.train.out), tell)
+    return new_rows(config.train.out, tell)
 
 
 def _tune(
@@ -363,7 +363,7 @@ def _drive(
 
     trial = trial_config(Config(**config), Trial(**params["trial"]))
     claim(trial, overwrite=False)
-    history = read_history(Path(trial.train.out))
+    history = read_history(trial.train.out)
     for row in history:
         tune.report(row)
     if _spent(trial).exists():
@@ -437,7 +437,7 @@ def _costs(config: Config, trials: list[Trial], worker: cluster.WorkerShape) -> 
 
 def _row(config: Config, trial: Trial, error: str | None, cost: Cost | None) -> LeaderboardRow:
     folder, settings = trial_out(Path(config.sweep.out), trial), trial_config(config, trial)
-    history = read_history(folder)
+    history = read_history(str(folder))
     scored = [row for row in history if row["miou"] is not None]
     best = max(scored, key=lambda row: row["miou"], default={})
     done = "finished" if is_finished(settings.train, history) else "stopped" if history else "not run"
@@ -478,11 +478,8 @@ def _publish(out: Path, board: list[LeaderboardRow]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), sink)
     storage.replace(str(out / "leaderboard.parquet"), sink.getvalue().to_pybytes())
     storage.replace(str(out / "leaderboard.json"), json.dumps(rows, indent=2).encode())
-    copy = out / ".best.tmp"
-    shutil.rmtree(copy, ignore_errors=True)
     (chosen,) = (row.trial for row in board if row.chosen)
-    shutil.copytree(out / "trials" / chosen / BEST, copy)
-    bundle.swap(copy, out / BEST)
+    bundle.copy_to(str(out / BEST), str(out / "trials" / chosen / BEST))
 
 
 def _claim(config: Config, overwrite: bool) -> None:
@@ -495,8 +492,8 @@ def _claim(config: Config, overwrite: bool) -> None:
 
     out = Path(config.sweep.out)
     made = (SETTINGS, "trials", BEST, "leaderboard.json", "leaderboard.parquet", ".tune", ".spent")
-    claim_folder(out, "sweep", made, overwrite, differences)
-    (out / SETTINGS).write_text(config.to_yaml(SECTIONS))
+    claim_folder(str(out), "sweep", made, overwrite, differences)
+    storage.replace(str(out / SETTINGS), config.to_yaml(SECTIONS).encode())
 
 
 def _absolute(config: Config) -> Config:

@@ -6,13 +6,14 @@ same places, without doubling an epoch.
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from segray.config import Config
+from segray.core import storage
 from segray.core.checkpoint import read_history
 from segray.errors import ConfigError
 
@@ -24,8 +25,7 @@ Track = Callable[[Mapping[str, Any]], None]
 @contextmanager
 def tracking(config: Config) -> Iterator[Track]:
     """Give a function that takes each new row of `train.out`'s history."""
-    out = Path(config.train.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = config.train.out
     history = read_history(out)
     board = _TensorBoard(out, history)
     flow = _mlflow(config, out, history) if config.train.mlflow else None
@@ -38,17 +38,22 @@ def tracking(config: Config) -> Iterator[Track]:
     try:
         yield track
     finally:
-        board.writer.close()
+        board.close()
 
 
 class _TensorBoard:
-    """OUT/tensorboard, written anew from the history, so that a resumed run has one file and one curve."""
+    """OUT/tensorboard, written anew from the history, so that a resumed run has one file and one curve.
 
-    def __init__(self, out: Path, history: list[dict[str, Any]]) -> None:
+    It grows in a folder of this machine; on S3 it is replaced after each epoch.
+    """
+
+    def __init__(self, out: str, history: list[dict[str, Any]]) -> None:
         from tensorboardX import SummaryWriter
 
-        shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
-        self.writer = SummaryWriter(str(out / TENSORBOARD))
+        self.place = storage.join(out, TENSORBOARD)
+        storage.remove(self.place)
+        self.folder = tempfile.TemporaryDirectory(prefix="segray-") if storage.is_s3(out) else None
+        self.writer = SummaryWriter(self.folder.name if self.folder else self.place)
         for row in history:
             self.add(row)
 
@@ -56,23 +61,31 @@ class _TensorBoard:
         for name, value in _numbers(row).items():
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
+        if self.folder:
+            for file in Path(self.folder.name).iterdir():
+                storage.replace(storage.join(self.place, file.name), file.read_bytes())
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.folder:
+            self.folder.cleanup()
 
 
-def _mlflow(config: Config, out: Path, history: list[dict[str, Any]]) -> Track:
+def _mlflow(config: Config, out: str, history: list[dict[str, Any]]) -> Track:
     """A run of the experiment `segray`, named as the folder; its id is kept beside the run."""
     try:
         from mlflow import MlflowClient
     except ImportError:
         raise ConfigError("train.mlflow is set, but mlflow is not installed: pip install 'segray[mlflow]'.") from None
     client = MlflowClient(config.train.mlflow)
-    kept = out / MLFLOW_RUN
-    if history and kept.exists():
-        run_id = kept.read_text()
+    kept = storage.join(out, MLFLOW_RUN)
+    if history and storage.exists(kept):
+        run_id = storage.read_bytes(kept).decode()
     else:
         experiment = client.get_experiment_by_name("segray")
         experiment_id = experiment.experiment_id if experiment else client.create_experiment("segray")
-        run_id = client.create_run(experiment_id, run_name=out.name).info.run_id
-        kept.write_text(run_id)
+        run_id = client.create_run(experiment_id, run_name=storage.name_of(out)).info.run_id
+        storage.replace(kept, run_id.encode())
         for section in ("data", "model", "augment", "train"):
             for key, value in config.model_dump(mode="json")[section].items():
                 client.log_param(run_id, f"{section}.{key}", value)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from segray import cluster, trackers
-from segray.config import Config, load
+from segray.config import Config, parse
 from segray.core import loop, optim, storage
 from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
@@ -31,10 +29,10 @@ OnRow = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """out: the run's folder; best: its bundle; history: a row an epoch."""
+    """out: the run's folder, local or on S3; best: its bundle; history: a row an epoch."""
 
-    out: Path
-    best: Path
+    out: str
+    best: str
     history: list[dict[str, Any]]
 
     @property
@@ -65,11 +63,11 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     cannot be used.
     """
     config = absolute(config)
-    out = Path(config.train.out)
+    out = config.train.out
     plan = plan_data(config)
     claim(config, overwrite)
     if is_finished(config.train, read_history(out)):
-        return TrainResult(out, out / BEST, read_history(out))
+        return TrainResult(out, storage.join(out, BEST), read_history(out))
     weights = start_weights(config)
     with trackers.tracking(config) as track:
 
@@ -85,7 +83,7 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
                 worker = cluster.shape(config.cluster, has)
                 data, stored_weights = stored(plan, has), cluster.put(weights)
                 cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
-    return TrainResult(out, out / BEST, read_history(out))
+    return TrainResult(out, storage.join(out, BEST), read_history(out))
 
 
 class _Reporter(LocalWorker):
@@ -145,7 +143,7 @@ def check_teacher(uri: str, space: LabelSpace) -> None:
 
 def start_weights(config: Config) -> dict[str, Any] | None:
     """What the encoder of a new run starts from, fetched here once; None for random, or for a run that goes on."""
-    return None if (Path(config.train.out) / STATE).exists() else encoder_weights(config.model)
+    return None if storage.exists(storage.join(config.train.out, STATE)) else encoder_weights(config.model)
 
 
 def stored(plan: DataPlan, has: cluster.Resources) -> TrainData:
@@ -183,7 +181,7 @@ def run(
     ).fit()
     if isinstance(result.return_value, SegrayError):
         raise result.return_value
-    shutil.rmtree(Path(config.train.out) / ".ray", ignore_errors=True)
+    storage.remove(storage.join(config.train.out, ".ray"))
 
 
 def _loop(given: dict[str, Any]) -> SegrayError | None:
@@ -201,38 +199,30 @@ def _loop(given: dict[str, Any]) -> SegrayError | None:
 def claim(config: Config, overwrite: bool) -> None:
     """Make `train.out` this run's folder. OutputExists when it holds something else, unless `overwrite`."""
     made = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, ".ray")
-    claim_folder(Path(config.train.out), "training run", made, overwrite, lambda before: different(before, config))
-    (Path(config.train.out) / SETTINGS).write_text(config.to_yaml(SECTIONS))
+    claim_folder(config.train.out, "training run", made, overwrite, lambda before: different(before, config))
+    storage.replace(storage.join(config.train.out, SETTINGS), config.to_yaml(SECTIONS).encode())
 
 
 def claim_folder(
-    out: Path, kind: str, made: tuple[str, ...], overwrite: bool, differences: Callable[[Config], list[str]]
+    out: str, kind: str, made: tuple[str, ...], overwrite: bool, differences: Callable[[Config], list[str]]
 ) -> None:
     """Make `out` a folder for a run of this kind, or find that it is one with the same settings.
 
     overwrite deletes what such a run makes, and nothing else. OutputExists for any other folder that holds files.
     """
-    if (out / SETTINGS).exists():
-        changed = differences(load(str(out / SETTINGS)))
+    settings = storage.join(out, SETTINGS)
+    if storage.exists(settings):
+        changed = differences(parse(storage.read_bytes(settings), settings))
         if overwrite:
-            clear(out, made)
+            for name in made:
+                storage.remove(storage.join(out, name))
         elif changed:
             raise OutputExists(
                 f"{out} holds a {kind} with other settings ({'; '.join(changed)}). "
                 "Give another --out, or --overwrite to begin anew."
             )
-    elif out.exists() and any(out.iterdir()):
+    elif any(storage.iter_files(out)):
         raise OutputExists(f"{out} holds files that are no {kind}; give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def clear(out: Path, made: tuple[str, ...]) -> None:
-    """Delete these files and folders of `out`."""
-    for path in (out / name for name in made):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:
@@ -246,7 +236,7 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
     return lines
 
 
-def new_rows(out: Path, on_row: OnRow) -> Callable[[], None]:
+def new_rows(out: str, on_row: OnRow) -> Callable[[], None]:
     """A poll that calls on_row for each epoch that is new in the history since now."""
     seen = len(read_history(out))
 

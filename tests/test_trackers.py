@@ -16,7 +16,7 @@ def run_twice(config, out):
     for epochs in ([1, 2], [3]):
         with tracking(config) as track:
             for epoch in epochs:
-                write_history(out, [row(i) for i in range(1, epoch + 1)])
+                write_history(str(out), [row(i) for i in range(1, epoch + 1)])
                 track(row(epoch))
 
 

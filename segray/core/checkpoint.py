@@ -1,4 +1,4 @@
-"""A run's folder ↔ what training needs to go on: last.pt is the one commit point of an epoch.
+"""A run's folder, local or on S3 ↔ what training needs to go on: last.pt is the one commit point of an epoch.
 
 last.pt         weights, averaged weights, optimizer, scaler, and the history, after the last whole epoch
 history.jsonl   a line an epoch, written anew from last.pt's
@@ -6,34 +6,36 @@ history.jsonl   a line an epoch, written anew from last.pt's
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from segray.config import TrainSection
+from segray.core import storage
 from segray.errors import ModelError
 
 STATE, HISTORY, BEST = "last.pt", "history.jsonl", "best"
 
 
-def save_state(out: Path, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:
+def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """parts: name → something with state_dict()."""
-    temporary = out / f".{STATE}.tmp"
-    torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, temporary)
-    temporary.replace(out / STATE)
+    file = io.BytesIO()
+    torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, file)
+    storage.replace(storage.join(out, STATE), file.getvalue())
     write_history(out, history)
 
 
-def load_state(out: Path, parts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+def load_state(out: str, parts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
     """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
-    path = out / STATE
-    if not path.exists():
+    path = storage.join(out, STATE)
+    if not storage.exists(path):
         return []
+    file = io.BytesIO(storage.read_bytes(path))
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return state["history"]
@@ -42,17 +44,15 @@ def load_state(out: Path, parts: dict[str, Any], device: torch.device) -> list[d
         raise ModelError(f"{path} cannot be continued from: {text}") from error
 
 
-def write_history(out: Path, history: list[dict[str, Any]]) -> None:
-    temporary = out / f".{HISTORY}.tmp"
+def write_history(out: str, history: list[dict[str, Any]]) -> None:
     plain = [{key: None if value != value else value for key, value in row.items()} for row in history]
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in plain))
-    temporary.replace(out / HISTORY)
+    storage.replace(storage.join(out, HISTORY), "".join(json.dumps(row) + "\n" for row in plain).encode())
 
 
-def read_history(out: Path) -> list[dict[str, Any]]:
+def read_history(out: str) -> list[dict[str, Any]]:
     """The rows of a run so far; [] before its first epoch ends."""
-    path = out / HISTORY
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path = storage.join(out, HISTORY)
+    return [json.loads(line) for line in storage.read_bytes(path).splitlines()] if storage.exists(path) else []
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:

@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from segray.config import Config, TrainSection
-from segray.core import metrics, optim
+from segray.core import metrics, optim, storage
 from segray.core.ahead import ahead
 from segray.core.checkpoint import BEST, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
@@ -55,7 +54,7 @@ def fit(
     encoder_weights: what a new run's encoder starts from. Raises TrainingDiverged, and other SegrayErrors for
     settings that this model or device cannot follow.
     """
-    train, out = config.train, Path(config.train.out)
+    train, out = config.train, config.train.out
     check_device(train, worker)
     torch.manual_seed(train.seed)
     model = build(config.model, data.label_space.num_classes)
@@ -89,7 +88,7 @@ def fit(
         history.append(row | {"val_loss": val_loss} | {name: getattr(scores, name) for name in metrics.HEADLINES})
         if worker.rank == 0:
             if best_epoch(history) == epoch:
-                bundle.save(out / BEST, kept, describe(config, data, epoch, scores, confusion))
+                bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
             save_state(out, state, history)
         worker.report(history[-1])
 

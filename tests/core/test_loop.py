@@ -1,6 +1,5 @@
 """The training loop without Ray, on frames of 32×32."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,7 +61,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
             loop.fit(worker, stopped, data)
         except KeyboardInterrupt:
             continue
-    assert [row["epoch"] for row in checkpoint.read_history(tmp_path / "other")] == [1, 2, 3]
+    assert [row["epoch"] for row in checkpoint.read_history(str(tmp_path / "other"))] == [1, 2, 3]
     resumed = weights(stopped)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, resumed[name]), name
@@ -70,7 +69,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
 
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
     loop.fit(LocalWorker(), settings(train__epochs=12, train__learning_rate=3e-3), data)
-    history = checkpoint.read_history(tmp_path / "run")
+    history = checkpoint.read_history(str(tmp_path / "run"))
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     best = max(history, key=lambda row: row["miou"])
     info = bundle.read_info(str(tmp_path / "run" / "best"))
@@ -163,14 +162,14 @@ def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_pat
         loop.fit(LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
     assert bundle.read_info(str(tmp_path / "run" / "best")) == best
-    assert [row["epoch"] for row in checkpoint.read_history(tmp_path / "run")] == [1]
+    assert [row["epoch"] for row in checkpoint.read_history(str(tmp_path / "run"))] == [1]
 
 
 def test_a_val_split_of_void_alone_ends_no_run(settings, data):
     void = MemorySamples([Sample(sample.image_hwc, np.full_like(sample.mask_hw, 255)) for sample in data.val.samples])
     config = settings(train__epochs=1)
     loop.fit(LocalWorker(), config, TrainData(data.train, void, SPACE, (32, 32)))
-    (row,) = checkpoint.read_history(Path(config.train.out))
+    (row,) = checkpoint.read_history(config.train.out)
     assert row["miou"] is None
 
 
@@ -224,7 +223,7 @@ def test_patience_ends_a_run_and_the_same_call_does_not_go_on(settings, data, tm
     config = settings(train__epochs=9, train__patience=2, train__learning_rate=1e-12, **still)
     for _ in range(2):
         loop.fit(LocalWorker(), config, data)
-        assert len(checkpoint.read_history(tmp_path / "run")) == 3
+        assert len(checkpoint.read_history(str(tmp_path / "run"))) == 3
 
 
 def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path):
@@ -245,7 +244,7 @@ def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path
             train__teacher=str(tmp_path / "run" / "best"), train__teacher_weight=weight,
         )  # fmt: skip
         loop.fit(LocalWorker(), config, TrainData(unlabelled, data.val, SPACE, (32, 32)))
-        agreement[weight] = checkpoint.read_history(out)[-1]["pixel_accuracy"]
+        agreement[weight] = checkpoint.read_history(str(out))[-1]["pixel_accuracy"]
     assert agreement[5.0] > agreement[0.0] + 0.05
 
 

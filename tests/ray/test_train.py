@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from segray.config import ModelSection
-from segray.core import checkpoint, metrics
+from segray.core import checkpoint, metrics, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs
 from segray.core.models import build, bundle, encoder_of
 from segray.core.samples import LabelSpace
@@ -51,6 +51,27 @@ def test_a_finished_run_is_returned_and_not_trained_again(settings, tmp_path):
     before = (tmp_path / "run" / checkpoint.STATE).stat().st_mtime_ns
     assert len(train(config).history) == 1
     assert (tmp_path / "run" / checkpoint.STATE).stat().st_mtime_ns == before
+
+
+def test_a_run_on_s3_goes_on_there_and_is_the_run_on_a_disk(settings, s3, tmp_path):
+    out = f"{s3}/{tmp_path.name}/run"
+    there, disk = (settings(cluster__workers=0, train__epochs=1, **more) for more in ({"train__out": out}, {}))
+    train(there)
+    first = bundle.read_info(f"{out}/best")
+    result = train(there.changed({"train.epochs": 2}))
+    train(disk)
+    here = train(disk.changed({"train.epochs": 2}))
+    assert [row["loss"] for row in result.history] == [row["loss"] for row in here.history]
+    model, info = bundle.load(result.best)
+    assert info.weights_sha256 == bundle.read_info(here.best).weights_sha256
+    assert first.epoch == 1
+    assert bundle.count_parameters(result.best) == sum(tensor.numel() for tensor in model.state_dict().values())
+    kept = {entry.uri.removeprefix(f"{out}/").partition("/")[0] for entry in storage.list_files(out)}
+    assert kept == {"best", "config.yaml", "history.jsonl", "last.pt", "tensorboard"}
+    with pytest.raises(OutputExists, match=r"train.learning_rate was 0.\d+, is 0.5"):
+        train(there.changed({"train.learning_rate": 0.5}))
+    train(there, overwrite=True)
+    assert len(checkpoint.read_history(out)) == 1
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_named(settings, tmp_path):

@@ -12,8 +12,11 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import uuid
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -59,10 +62,9 @@ class BundleInfo(BaseModel):
     versions: dict[str, str] = {}
 
 
-def save(folder: Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
-    """Write the bundle beside `folder` and swap it in; what was there before is replaced. Gives info with its ids."""
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
+def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
+    """Write the bundle to `folder`, over the one that was there before. Gives info with its ids."""
+    with beside(str(folder)) as temporary:
         save_model(temporary, model, info.model)
         info = info.model_copy()
         info.weights_sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
@@ -70,10 +72,32 @@ def save(folder: Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
         info.versions = {name: version(name) for name in ("segray", "torch", "segmentation-models-pytorch")}
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
         (temporary / CARD).write_bytes(card(info).encode())  # in the place of smp's, which speaks of smp's example
-        swap(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return info
+
+
+@contextmanager
+def beside(folder: str) -> Iterator[Path]:
+    """A local folder to make; when the block ends well, it is put in the place of `folder`.
+
+    Local, by two renames: a kill between them leaves neither half-written. On S3 file by file, segray.json last:
+    until then the sha256 in the older one refuses the newer weights.
+    """
+    if not storage.is_s3(folder):
+        target = Path(folder)
+        temporary, old = (target.with_name(f".{target.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
+        try:
+            yield temporary
+            if target.exists():
+                target.rename(old)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="segray-") as there:
+        yield (temporary := Path(there) / "bundle")
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == INFO):
+            storage.replace(storage.join(folder, file.name), file.read_bytes())
 
 
 def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> None:
@@ -90,13 +114,12 @@ def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> N
     )
 
 
-def swap(new: Path, target: Path) -> None:
-    """Put folder `new` in the place of `target`. A kill between the two renames leaves neither half-written."""
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def copy_to(folder: str, place: str) -> None:
+    """Put the bundle that is at `place` in the place of `folder`; either may be on S3."""
+    with beside(folder) as temporary:
+        temporary.mkdir()
+        for entry in storage.list_files(place):
+            (temporary / storage.name_of(entry.uri)).write_bytes(storage.read_bytes(entry.uri))
 
 
 def read_info(uri: str) -> BundleInfo:
@@ -237,8 +260,10 @@ def _model_id(info: BundleInfo) -> str:
 
 
 def count_parameters(uri: str) -> int:
-    """Weights that are learned and statistics that are kept, from the header of the safetensors file."""
-    from safetensors import safe_open
+    """Weights that are learned and statistics that are kept, from the header of the safetensors file.
 
-    with safe_open(storage.join(uri, WEIGHTS), framework="numpy") as file:
-        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    That is 8 bytes with its length, least significant first, then JSON (safetensors' README, Format).
+    """
+    with storage.open_read(storage.join(uri, WEIGHTS)) as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
