@@ -209,7 +209,7 @@ def remove(root: str) -> None:
             else:
                 path.unlink(missing_ok=True)
             return
-        places = [_key(entry.uri) for entry in iter_files(root)]
+        places = [_key(entry.uri) for entry in _list_s3(root, markers=True)]
         for start in range(0, len(places), 1000):  # as many as one DeleteObjects takes
             keys = [{"Key": place["Key"]} for place in places[start : start + 1000]]
             s3.request("delete_objects", Bucket=places[0]["Bucket"], Delete={"Objects": keys, "Quiet": True})
@@ -314,8 +314,11 @@ def _below(key: str) -> str:
     return key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
-def _list_s3(root: str) -> Iterator[Entry]:
-    """By pages of 1000 keys; not by s3fs's find(), which holds all of them and can return a prefix as a file."""
+def _list_s3(root: str, markers: bool = False) -> Iterator[Entry]:
+    """By pages of 1000 keys; not by s3fs's find(), which holds all of them and can return a prefix as a file.
+
+    markers: also the keys that end in a slash, with which some programs mark folders.
+    """
     bucket, key = _key(root).values()
     nothing, more = True, {}
     with _one_line(root, "listed"):
@@ -323,7 +326,7 @@ def _list_s3(root: str) -> Iterator[Entry]:
             page = s3.request("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
             for found in page.get("Contents", ()):
                 nothing = False
-                if not found["Key"].endswith("/"):
+                if markers or not found["Key"].endswith("/"):
                     yield Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"].strip('"'))
             token = page.get("NextContinuationToken")
             more = {"ContinuationToken": token} if token else None

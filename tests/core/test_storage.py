@@ -157,6 +157,17 @@ def test_a_listing_comes_by_pages_and_leaves_folder_markers_out(s3_proxy, tmp_pa
     assert s3_proxy.count["requests"] == 3
 
 
+def test_a_folder_is_removed_with_the_marker_that_another_program_left(s3, tmp_path):
+    import boto3
+
+    bucket, _, key = s3[5:].partition("/")
+    for name in ("run/", "run/sub/", "run/sub/file", "runner"):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"{key}/{tmp_path.name}/{name}")
+    storage.remove(f"{s3}/{tmp_path.name}/run")
+    assert not storage.exists(f"{s3}/{tmp_path.name}/run")
+    assert storage.exists(f"{s3}/{tmp_path.name}/runner")
+
+
 def test_what_others_do_on_s3_is_seen_at_once(s3, tmp_path):
     """s3fs keeps listings; with them a lister would not see what another process does in the same folder."""
     theirs = boto3.client("s3")

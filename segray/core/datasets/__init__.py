@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segray.config import DataSection
-from segray.core import images
+from segray.core import images, storage
 from segray.core.datasets import ade20k, camvid, carvana, cityscapes, folder, labels, streets, voc
 from segray.core.datasets.places import read_image, read_mask
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
@@ -24,6 +24,8 @@ STREETS_CACHE = Path(f"~/.cache/segray/streets-{streets.DRAWING}")
 
 def open_streets(config: DataSection) -> Dataset:
     """Drawn streets, in CamVid's layout: drawn once into `root`, or into a cache where none is given."""
+    if config.root and storage.is_s3(config.root):
+        raise ConfigError(f"data.root is {config.root}, and streets are drawn on a disk; take --format camvid.")
     root = Path(config.root) if config.root else STREETS_CACHE.expanduser()
     if not (root / "streets.json").exists():
         streets.write(root)
