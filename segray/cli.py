@@ -36,8 +36,8 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--encoders": ("sweep.encoders", "An encoder to try; give it again for more.", {"multiple": True}),
     "--lrs": ("sweep.learning_rates", "A range such as 1e-4..1e-2, or a list 1e-3,1e-2.", {}),
     "--vary": ("sweep.space", "Setting to try: KEY=a,b or KEY=low..high; give it again for more.", {"multiple": True}),
-    "--search": ("sweep.search", "grid: every combination, or random: --trials of them.", {}),
-    "--trials": ("sweep.trials", "Trials in all, for a range or random.", {"type": int}),
+    "--search": ("sweep.search", "grid: every combination; random: --trials of them; tpe: --trials by the scores.", {}),
+    "--trials": ("sweep.trials", "Trials in all, of a range, random or tpe.", {"type": int}),
     "--seeds": ("sweep.seeds", "Runs of each combination, for a mean and its spread.", {"type": int}),
     "--time": ("sweep.time", "Stop after so long, such as 2h; the same command goes on.", {}),
     "--gpu-hours": ("sweep.gpu_hours", "Stop when all trials together took so many.", {"type": float}),
@@ -88,11 +88,15 @@ def flag(name: str) -> Callable[..., Any]:
 
 
 def stage(
-    *flags: str, out: str, sections: tuple[str, ...], preview: Callable[[Any], None] = lambda config: None
+    *flags: str,
+    out: str,
+    sections: tuple[str, ...],
+    preview: Callable[[Any], None] = lambda config: None,
+    resume: bool = False,
 ) -> Callable[..., Any]:
     """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`.
 
-    preview: what --dry-run shows after the settings.
+    preview: what --dry-run shows after the settings. resume: whether --resume takes the settings that --out has saved.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -100,10 +104,16 @@ def stage(
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
             from segray.config import load, parse_override
 
+            if click.get_current_context().invoked_subcommand:
+                return  # these are the options of the group, not of its command
+            saved = given.pop("resume", False)
             values = {
                 key.replace("__", "."): _value(key, value) for key, value in given.items() if value not in (None, ())
             }
-            config = load(file, {**values, **dict(parse_override(text) for text in sets)})
+            if saved:
+                values.setdefault(out, getattr(load(), out.split(".")[0]).out)
+            values |= dict(parse_override(text) for text in sets)
+            config = _saved_settings(file, values[out]).changed(values) if saved else load(file, values)
             if dry_run:
                 click.echo(config.to_yaml(sections), nl=False)
                 preview(config)
@@ -120,11 +130,27 @@ def stage(
             click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing."),
             click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in --out."),
         ]
+        if resume:
+            options.append(
+                click.option("--resume", is_flag=True, help="Go on in --out, with the settings saved there.")
+            )
         for option in reversed(options):
             command = option(command)
         return command
 
     return decorate
+
+
+def _saved_settings(file: str | None, out: str) -> Any:
+    from segray.config import parse
+    from segray.core import storage
+    from segray.errors import ConfigError
+
+    if file is not None:
+        raise ConfigError(f"--resume reads the settings that {out} has saved; leave --config out.")
+    if not storage.exists(saved := storage.join(out, "config.yaml")):
+        raise ConfigError(f"{out} holds nothing to resume (no config.yaml); leave --resume out to begin.")
+    return parse(storage.read_bytes(saved), saved)
 
 
 def _value(key: str, value: Any) -> Any:
@@ -152,7 +178,8 @@ def preview_sweep(config: Any) -> None:
     with waiting("Trying a step of each model"):
         trials, hours = preview(config)
     rows = [(trial.name, hours[trial.name]) for trial in trials]
-    table(f"{len(trials)} trials", ("trial", "hours on this device"), rows)
+    about = "; TPE chooses its own as scores come in, these are random ones" if config.sweep.search == "tpe" else ""
+    table(f"{len(trials)} trials{about}", ("trial", "hours on this device"), rows)
     say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
 
 
@@ -359,17 +386,18 @@ def train(config: Any, overwrite: bool) -> None:
     say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
 
 
-@cli.command()
+@cli.group(cls=Examples, invoke_without_command=True)
 @stage(
     "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
     "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
     "--workers", "--address",
     out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
+    resume=True,
 )  # fmt: skip
 def sweep(config: Any, overwrite: bool) -> None:
     """Compare encoders, learning rates, any settings, by score and by cost; poor trials stop early.
 
-    The same command again resumes; so does --config with the sweep's own config.yaml.
+    The same command again resumes; so does --resume with --out alone.
 
     \b
     Example:
@@ -377,21 +405,34 @@ def sweep(config: Any, overwrite: bool) -> None:
                    --lr 1e-4..1e-2 --trials 4 --epochs 3 --out runs/sweep
       segray sweep --format camvid --data camvid/ --lr 1e-3 --vary model.arch=unet,fpn \\
                    --vary train.loss=cross_entropy,dice --seeds 3 --time 8h --price 1.20 --objective pareto:0.9
-      segray sweep --config runs/sweep/config.yaml
+      segray sweep --format camvid --data camvid/ --search tpe --trials 30 --lr 1e-4..1e-1 \\
+                   --vary train.loss=dice,ohem --out runs/tpe
+      segray sweep --resume --out runs/tpe
+      segray sweep show runs/tpe
     """
     from segray.sweep import sweep
-    from segray.terminal import epoch_line, say, show_leaderboard, waiting
+    from segray.terminal import say, show_sweep, sweeping
 
-    with waiting("Sweeping"):
-        result = sweep(
-            config,
-            overwrite=overwrite,
-            on_row=lambda trial, row: say(f"{trial}  {epoch_line(row, config.train.epochs)}"),
-        )
-    show_leaderboard(result.leaderboard)
-    say(result.advice)
+    with sweeping(config.sweep.out, config.train.epochs) as on_row:
+        result = sweep(config, overwrite=overwrite, on_row=on_row)
+    show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")
     say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
+
+
+@sweep.command("show")
+@click.argument("out")
+def sweep_show(out: str) -> None:
+    """Print the leaderboard of a sweep, its advice and how far it is, by its files alone; also while it runs.
+
+    \b
+    Example:
+      segray sweep show runs/sweep
+    """
+    from segray.leaderboard import read_sweep
+    from segray.terminal import show_sweep
+
+    show_sweep(read_sweep(out))
 
 
 @cli.command()

@@ -30,6 +30,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box and a path, however silent it is told to be
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that outlives our Ray, as after Ctrl-C, starts another
     "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns of four times as many processes
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -42,11 +43,20 @@ BYTES_A_PIXEL = 4  # RGB and the mask
 
 @dataclass(frozen=True)
 class Resources:
-    """What the connected cluster has in all."""
+    """What the connected cluster has in all; nodes: CPUs and GPUs of each."""
 
     cpus: int
     gpus: int
     object_store_bytes: int
+    nodes: tuple[tuple[int, int], ...]
+
+    def room(self, cpus: int, gpus: float) -> int:
+        """How many processes fit that hold so many CPUs and GPUs: each stands on one node."""
+        return sum(min(has // cpus, int(gpu / gpus) if gpus else has // cpus) for has, gpu in self.nodes)
+
+    def cpus_each(self, processes: int, gpus: float = 0) -> int:
+        """The most CPUs that so many processes can hold alike, besides their GPUs; at least 1."""
+        return next((n for n in range(self.cpus // processes, 1, -1) if self.room(n, gpus) >= processes), 1)
 
 
 @contextmanager
@@ -55,23 +65,26 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
 
     A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
     """
-    import ray
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    import ray  # which reads some of them as it is imported
 
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
         raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
     if ray.is_initialized():
         yield resources()
         return
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
+    options: dict[str, Any] = {}
+    if address == "local":
+        options["runtime_env"] = {"worker_process_setup_hook": _know_address}
+    else:
         # A local Ray turns token auth on and makes the token itself; told to, it fails where there is none yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         with _silent_stderr():
             # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
     hush()
@@ -79,6 +92,16 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
         yield resources()
     finally:
         ray.shutdown()
+
+
+def _know_address() -> None:
+    """In each process of a Ray of our own: by this Ray Train looks for the driver of a run that was stopped.
+
+    Without it, where several Rays run on a machine, it finds none of them, and keeps the run's CPUs and GPUs.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 @contextmanager
@@ -109,16 +132,20 @@ def resources() -> Resources:
     import ray
 
     total = ray.cluster_resources()
-    return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), int(total.get("object_store_memory", 0)))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive)
+    return Resources(
+        int(total.get("CPU", 0)), int(total.get("GPU", 0)), int(total.get("object_store_memory", 0)), nodes
+    )
 
 
 @dataclass(frozen=True)
 class WorkerShape:
-    """What each of `count` processes holds."""
+    """What each of `count` processes holds; gpus below 1 is a share of one."""
 
     count: int
     cpus: int
-    gpus: int
+    gpus: float
 
     def check(self, has: Resources) -> None:
         """ClusterError when the cluster can never hold them: Ray would wait for ever."""
@@ -128,17 +155,22 @@ class WorkerShape:
         ):
             if asked > there:
                 raise ClusterError(
-                    f"{asked} {name}s asked, {there} in the cluster. Lower the number of workers, "
+                    f"{asked:g} {name}s asked, {there} in the cluster. Lower the number of workers, "
                     "or add a node to the cluster."
                 )
+        if (room := has.room(self.cpus, self.gpus)) < self.count:
+            raise ClusterError(
+                f"The cluster's nodes hold {room} processes of {self.cpus} CPUs and {self.gpus:g} GPUs, not "
+                f"{self.count}. Lower cluster.cpus_per_worker or the number of workers, or add a node to the cluster."
+            )
 
 
-def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1) -> WorkerShape:
+def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
     """The processes of one training run, where `runs_at_once` of them share the cluster."""
     count = max(1, config.workers)
     gpu = config.gpu if config.gpu is not None else has.gpus >= count
-    cpus = config.cpus_per_worker or max(1, has.cpus // (count * runs_at_once))
-    worker = WorkerShape(count, cpus, 1 if gpu else 0)
+    gpus = 10_000 // runs_per_gpu / 10_000 if gpu else 0  # Ray counts in steps of 1e-4, and rounds to the nearest
+    worker = WorkerShape(count, config.cpus_per_worker or has.cpus_each(count * runs_at_once, gpus), gpus)
     worker.check(has)
     return worker
 

@@ -173,7 +173,9 @@ class SweepSection(Section):
     """Settings that are tried against each other, and what the best of them is."""
 
     out: str = "runs/sweep"
-    search: Literal["grid", "random"] = Field("grid", description="every combination, or `trials` drawn by train.seed")
+    search: Literal["grid", "random", "tpe"] = Field(
+        "grid", description="every combination; `trials` drawn by train.seed; or `trials` by TPE from the scores so far"
+    )
     space: dict[str, Any] = Field(
         default_factory=dict, description="more settings to try: a list, or a range a..b, by dotted key"
     )
@@ -181,7 +183,7 @@ class SweepSection(Section):
     learning_rates: str | list[float] = Field(
         "1e-4..1e-2", description="a..b is drawn log-uniformly; a list is tried out whole"
     )
-    trials: int = Field(4, ge=1, description="how many, for a range or random; shared out over a grid's combinations")
+    trials: int = Field(4, ge=1, description="of a range, random or tpe; shared out over a grid's combinations")
     seeds: int = Field(1, ge=1, description="runs of each combination, by train.seed and those after it")
     time: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | None = Field(
         None, description="start no epoch after so long, such as 2h; the same command goes on for as long again"
@@ -194,6 +196,7 @@ class SweepSection(Section):
     grace_epochs: int = Field(1, ge=1, description="ASHA: no trial stops before this epoch")
     reduction_factor: int = Field(2, ge=2, description="ASHA: at each rung the best 1/n go on")
     concurrent: int | None = Field(None, ge=1, description="trials at once; default: what the cluster holds")
+    trials_per_gpu: int = Field(1, ge=1, description="trials that share a GPU, each with its part of it")
 
 
 class LabelSection(Section):

@@ -15,7 +15,7 @@ from segray.errors import OutputExists
 from segray.label import label
 from segray.report import report
 from segray.sweep import sweep
-from segray.terminal import duration, epoch_line, labelling, say, show_labels, show_leaderboard, waiting
+from segray.terminal import duration, labelling, say, show_labels, show_leaderboard, sweeping
 from segray.train import clear
 
 SIZE = (96, 128)  # small enough for two laptop cores, large enough that a sign has some pixels
@@ -35,8 +35,8 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
     config = _config(root, drawn)
     with cluster.connected(config.cluster):
         say(f"2/4  Sweeping {len(ENCODERS)} encoders over {len(LEARNING_RATES)} learning rates")
-        with waiting("Sweeping"):
-            result = sweep(config, on_row=lambda trial, row: say(f"     {trial}  {epoch_line(row, EPOCHS)}"))
+        with sweeping(config.sweep.out, EPOCHS) as on_row:
+            result = sweep(config, on_row=on_row)
         say("3/4  Labelling held-out streets and the video with the best model")
         frames = {"label.inputs": [str(held_out / "val")], "label.truth": str(held_out / "valannot")}
         scored = _label(config.changed({**frames, "label.out": str(root / "labels-frames")}))

@@ -189,7 +189,7 @@ def _label_shards(
     cluster.hush()
     use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
-    shape = cluster.WorkerShape(actors, 1 if use_gpu else max(1, has.cpus // actors), int(use_gpu))
+    shape = cluster.WorkerShape(actors, 1 if use_gpu else has.cpus_each(actors), int(use_gpu))
     shape.check(has)
     at_once = side_by_side(has.cpus // actors)  # while one has a GPU, others decode and encode
     context = ray.data.DataContext.get_current()

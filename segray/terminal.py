@@ -6,14 +6,18 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
 
@@ -111,6 +115,10 @@ def say(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Columns of text and numbers; numbers stand on the right."""
+    console.print(_table(title, columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     drawn = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -121,7 +129,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(text(cell) for cell in row))
-    console.print(drawn)
+    return drawn
 
 
 def text(cell: Any) -> str:
@@ -153,19 +161,89 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     )
 
 
+# Of the leaderboard: title → field, as they stand; the later in KEPT, the sooner one is left out for want of room.
+COLUMNS = {
+    "": "pareto", "trial": "trial", "mIoU": "miou", "mean": "miou_mean", "±": "miou_spread", "epochs": "epochs",
+    "status": "status", "parameters": "parameters", "G mult-adds": "gmacs", "labels/s": "label_images_per_s",
+    "MiB": "peak_memory_mib", "a million": "cost_per_million",
+}  # fmt: skip
+LEAST = ("", "trial", "mIoU", "status")
+KEPT = (
+    *LEAST, "labels/s", "mean", "±", "a million", "epochs", "parameters", "MiB", "G mult-adds",
+)  # fmt: skip
+
+
+def show_sweep(result: Any) -> None:
+    """leaderboard.SweepResult: its table, why trials failed, what to take, and how far it is."""
+    show_leaderboard(result.leaderboard)
+    say(result.advice)
+    say(result.state)
+
+
 def show_leaderboard(rows: Sequence[Any]) -> None:
     """The sweep's trials, best first; * is the Pareto front of mIoU and labelling speed."""
-    spread, priced = (any(getattr(row, key) is not None for row in rows) for key in ("miou_spread", "cost_per_million"))
-    columns = {"": "pareto", "trial": "trial", "mIoU": "miou", "of seeds": "miou_mean", "±": "miou_spread"}
-    columns |= {"epochs": "epochs", "status": "status", "parameters": "parameters", "G mult-adds": "gmacs"}
-    columns |= {"labels images/s": "label_images_per_s", "MiB": "peak_memory_mib", "a million": "cost_per_million"}
-    left_out = (() if spread else ("of seeds", "±")) + (() if priced else ("a million",))
-    shown = {title: key for title, key in columns.items() if title not in left_out}
-    cells = [["*" * row.pareto, *(getattr(row, key) for key in list(shown.values())[1:])] for row in rows]
-    table("Leaderboard; * labels fastest for its mIoU", list(shown), cells)
+    console.print(leaderboard_table(rows))
     for row in rows:
         if row.error:
             say(f"{row.trial} failed: {row.error}")
+
+
+def leaderboard_table(rows: Sequence[Any]) -> RenderableType:
+    """As many columns as have something to say and room; names without room stand above, by their numbers."""
+    fields = COLUMNS | {"mean": "miou_spread"}  # without a spread the mean is the score itself
+    known = [title for title in KEPT if title in LEAST or any(getattr(row, fields[title]) is not None for row in rows)]
+    fewer = [known[:count] for count in range(len(known), len(LEAST) - 1, -1)]
+    for titles in fewer:
+        if _width(drawn := _leaderboard(rows, titles, "trial")) <= console.width:
+            return drawn
+    drawn = next(
+        (d for d in (_leaderboard(rows, titles, "rank") for titles in fewer) if _width(d) <= console.width), drawn
+    )
+    return Group(_folded("\n".join(f"{row.rank}  {row.trial}" for row in rows)), drawn)
+
+
+def _folded(text: str) -> Text:
+    """Text that is not cut at the terminal's edge."""
+    return Text(text, no_wrap=False, overflow="fold")
+
+
+def _leaderboard(rows: Sequence[Any], titles: Sequence[str], name: str) -> Table:
+    fields = {title: name if title == "trial" else field for title, field in COLUMNS.items() if title in titles}
+    cells = [[_cell(row, field) for field in fields.values()] for row in rows]
+    return _table("Leaderboard; * labels fastest for its mIoU", list(fields), cells)
+
+
+def _cell(row: Any, field: str) -> Any:
+    value = getattr(row, field)
+    if field == "peak_memory_mib" and value is not None:
+        return round(value)
+    return "*" * value if field == "pareto" else value
+
+
+def _width(drawn: Table) -> int:
+    """Of a table whose cells do not fold."""
+    return console.measure(drawn, options=console.options.update_width(10_000)).maximum
+
+
+@contextmanager
+def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """sweep's on_row: on a terminal a leaderboard that lives, elsewhere a line an epoch."""
+    from segray.leaderboard import TRIALS, read_sweep
+
+    if not console.is_terminal:
+        yield lambda trial, row: say(f"{trial}  {epoch_line(row, epochs)}")
+        return
+    last = _folded("")
+
+    def draw() -> RenderableType:
+        if not (Path(out) / TRIALS).exists():
+            return starting
+        now = read_sweep(out)
+        return Group(leaderboard_table(now.leaderboard), _folded(now.state), last)
+
+    starting = Spinner("dots", "Starting")
+    with Live(get_renderable=draw, refresh_per_second=1, transient=True, console=console):
+        yield lambda trial, row: setattr(last, "plain", f"{trial}\n{epoch_line(row, epochs)}")
 
 
 def show_labels(out: str, summary: dict[str, Any]) -> None:

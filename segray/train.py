@@ -10,14 +10,13 @@ from typing import Any
 from segray import cluster, trackers
 from segray.config import Config, parse
 from segray.core import loop, optim, storage
-from segray.core.checkpoint import BEST, HISTORY, STATE, best_epoch, is_finished, read_history
+from segray.core.checkpoint import BEST, HISTORY, SETTINGS, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
 
-SETTINGS = "config.yaml"
 SECTIONS = ("data", "model", "augment", "train", "cluster")
 FREE_KEYS = {  # may change between a run and its resumption
     "train.epochs", "train.out", "train.max_failures", "train.patience", "train.mlflow", "train.compile",

@@ -22,7 +22,9 @@ FROZEN = {
     "sweep": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
         *("trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
+        "resume",
     },
+    "sweep show": {"help"},
     "evaluate": STAGE | {
         *("format", "data", "split", "truth", "conditions", "window", "flip", "calibrate", "weights-dir"),
     },
@@ -44,7 +46,7 @@ def commands(group=cli.cli, prefix=""):
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield f"{prefix}{name}", command
 
 
@@ -140,6 +142,16 @@ BAD = [
      "sweep.trials is 1, and there are 2 combinations to share them."),
     (("sweep", "--objective", "pareto"),
      "settings: sweep.objective is 'pareto'; give miou, or pareto: and a share of the best mIoU, such as pareto:0.9."),
+    (("sweep", "--resume", "--out", "{}/none"),
+     "{}/none holds nothing to resume (no config.yaml); leave --resume out to begin."),
+    (("sweep", "--resume", "--config", "{}/c.yaml"),
+     "--resume reads the settings that runs/sweep has saved; leave --config out."),
+    (("sweep", "show", "{}/full"), "{}/full holds no sweep (no trials.json); give the --out of segray sweep."),
+    (("sweep", "--workers", "2", "--set", "sweep.trials_per_gpu=2"),
+     "sweep.trials_per_gpu is 2, and a trial has 2 workers, each of which needs a GPU of its own (NCCL); "
+     "set one of them to 1."),
+    (("sweep", "--search", "random", "--vary", "train.batch_size=4..16"),
+     "settings: train.batch_size is 6.68; input should be a valid integer, got a number with a fractional part."),
     (("sweep", "--time", "soon"), "settings: sweep.time is 'soon'; give a number and s, m or h, such as 2h."),
     (("label",), "label.model is not given; name the bundle: --model runs/train/best."),
     (("label", "--model", "m"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),

@@ -31,5 +31,6 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(code, "ray", "torch", "numpy", "pydantic", "rich") == ""
 
 
-def test_the_report_needs_neither_ray_nor_torch():
-    assert loaded_after("import segray.report", "ray", "torch", "click") == ""
+@pytest.mark.parametrize("module", ["report", "leaderboard"])
+def test_what_only_reads_needs_neither_ray_nor_torch(module):
+    assert loaded_after(f"import segray.{module}", "ray", "torch", "click") == ""

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from segray import cli
-from segray.sweep import list_trials
+from segray.core.space import list_trials
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,15 +30,14 @@ def test_a_readme_command_parses(line, monkeypatch):
     monkeypatch.setattr(
         "segray.sweep.preview", lambda config: (list_trials(config), defaultdict(float))
     )  # needs no data
-    args = shlex.split(line)[1:]
-    command = cli.cli.commands[args[0]]
-    if any("--config" in param.opts for param in command.params):
+    args, command = shlex.split(line)[1:], cli.cli
+    place = 0
+    while isinstance(command, click.Group) and args[place] in command.commands:
+        command, place = command.commands[args[place]], place + 1
+    if "--resume" not in args and any("--config" in param.opts for param in command.params):
         cli.cli.main([*args, "--dry-run"], standalone_mode=False)
     else:
-        while isinstance(command, click.Group):
-            args = args[1:]
-            command = command.commands[args[0]]
-        command.make_context(args[0], args[1:])
+        command.make_context(args[place - 1], args[place:])
 
 
 def test_every_layout_loss_architecture_and_job_is_on_a_page():

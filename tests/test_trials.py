@@ -1,13 +1,19 @@
 """What a sweep tries, and what it makes of scores and costs; no Ray."""
 
+import math
+import re
+import statistics
+import sys
 from dataclasses import replace
 
 import pytest
 
 from segray.config import load
-from segray.core.cost import Cost, pareto_front
+from segray.core.checkpoint import write_history
+from segray.core.pareto import Cost, pareto_front
+from segray.core.space import Outcome, list_trials, propose
 from segray.errors import ConfigError
-from segray.sweep import LeaderboardRow, advice, cheapest, leaderboard, list_trials
+from segray.leaderboard import Entry, LeaderboardRow, advice, cheapest, leaderboard
 
 
 def config(**more):
@@ -55,6 +61,43 @@ def test_random_points_lie_in_their_ranges_and_are_the_seeds_own():
     assert [trial.name for trial in trials] == names(**given) != names(**given, train__seed=1)
 
 
+def distance(settings):
+    """Of a point from the best one: a rate of 1e-3 with Dice."""
+    return abs(math.log10(settings["train.learning_rate"]) + 3) + (settings["train.loss"] != "dice")
+
+
+def test_tpe_comes_near_the_best_point_and_gives_the_same_point_for_the_same_outcomes():
+    space = {"train.loss": ["cross_entropy", "dice", {"ohem": 1.0}]}
+    given = config(sweep__search="tpe", sweep__trials=40, sweep__learning_rates="1e-6..1", sweep__space=space)
+    outcomes = []
+    while len(outcomes) < 40:
+        settings = propose(given, outcomes)
+        assert settings == propose(given, outcomes)
+        far = distance(settings)
+        state, epochs = ("finished", 4) if far < 1 else ("stopped", 2) if far < 3 else ("failed", 0)
+        outcomes.append(Outcome(settings, state, epochs, miou=1 - 0.1 * far if epochs else None))
+    assert len({str(outcome.settings) for outcome in outcomes}) == 40
+    found = [distance(outcome.settings) for outcome in outcomes]
+    drawn = [distance(trial.settings) for trial in list_trials(given)]  # as many at random
+    assert min(found) < 0.05 < 0.4 < min(drawn)
+    assert statistics.median(found[25:]) < 1.4 < 2.3 < statistics.median(drawn)
+    assert propose(given, outcomes) != propose(given.changed({"train.seed": 1}), outcomes)
+
+
+def test_tpe_does_not_wait_beside_a_trial_that_runs_and_ends_when_a_small_space_is_used_up():
+    given = config(sweep__search="tpe", sweep__trials=9, sweep__learning_rates=[1e-3, 1e-2, 1e-1])
+    outcomes = []
+    while settings := propose(given, outcomes):
+        outcomes.append(Outcome(settings, "running", epochs=0, miou=None))
+    assert sorted(outcome.settings["train.learning_rate"] for outcome in outcomes) == [1e-3, 1e-2, 1e-1]
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=re.escape("optuna is not installed; pip install 'segray[sweep]' brings it.")):
+        propose(config(sweep__search="tpe"), [])
+
+
 @pytest.mark.parametrize("key", ["train.out", "train.seed", "label.out", "nothing"])
 def test_what_is_no_choice_of_a_model_cannot_be_swept(key):
     with pytest.raises(ConfigError, match="cannot be swept"):
@@ -77,27 +120,24 @@ def test_the_advice_names_the_fastest_that_is_nearly_as_good_and_what_it_saves()
     assert cheapest(board, 0.6).trial == "tiny"
     assert cheapest(board, 0.95).trial == "large"
     assert advice(board[:1]) == "large is the best, and none within a tenth of its mIoU labels faster."
-    assert advice([replace(board[0], label_images_per_s=None)]).startswith("large is the best; no")
+    assert advice([replace(board[0], label_images_per_s=None)]).startswith("large is the best; its speed")
+    assert advice([row("broken", None, None)]) == advice([]) == "No trial has a score yet."
 
 
-def test_seeds_have_a_mean_and_a_spread_and_the_objective_chooses(tmp_path, monkeypatch):
+def test_seeds_have_a_mean_and_a_spread_and_the_objective_chooses(tmp_path):
     given = config(sweep__out=str(tmp_path), sweep__learning_rates=[1e-3, 1e-2], sweep__seeds=2)
     trials = list_trials(given)
+    entries = [Entry(trial) for trial in trials]
     scores = dict(zip((trial.name for trial in trials), (0.5, 0.7, 0.65, 0.59), strict=True))
-    for name in scores:
-        (tmp_path / "trials" / name / "best").mkdir(parents=True)
-
-    def history(folder):
-        return [{"miou": scores[folder.name], "seconds": 1.0, "epoch": 1}]
-
-    monkeypatch.setattr("segray.sweep.read_history", history)
-    monkeypatch.setattr("segray.sweep.bundle.count_parameters", lambda uri: 1)
+    for name, miou in scores.items():
+        (tmp_path / "trials" / name).mkdir(parents=True)
+        write_history(str(tmp_path / "trials" / name), [{"miou": miou, "seconds": 1.0, "epoch": 1}])
     speeds = dict(zip(scores, (30.0, 30.0, 10.0, 10.0), strict=True))
-    costs = {name: Cost(speed, None, 1.0) for name, speed in speeds.items()}
-    board = leaderboard(given, trials, {}, costs)
+    costs = {name: Cost(speed, None, 1.0, 1) for name, speed in speeds.items()}
+    board = leaderboard(given, entries, costs)
     assert [(r.learning_rate, r.miou) for r in board] == [(1e-2, 0.65), (1e-2, 0.59), (1e-3, 0.7), (1e-3, 0.5)]
     assert [r.miou_mean for r in board] == pytest.approx([0.62, 0.62, 0.6, 0.6])
     assert board[2].miou_spread == pytest.approx(0.02**0.5)
     assert [r.chosen for r in board] == [True, False, False, False]
-    board = leaderboard(given.changed({"sweep.objective": "pareto:0.9"}), trials, {}, costs)
+    board = leaderboard(given.changed({"sweep.objective": "pareto:0.9"}), entries, costs)
     assert [r.chosen for r in board] == [False, False, True, False]

@@ -1,5 +1,6 @@
 """A run's folder, local or on S3 ↔ what training needs to go on: last.pt is the one commit point of an epoch.
 
+config.yaml     its settings
 last.pt         weights, averaged weights, optimizer, scaler, and the history, after the last whole epoch
 history.jsonl   a line an epoch, written anew from last.pt's
 """
@@ -9,19 +10,22 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from segray.config import TrainSection
 from segray.core import storage
 from segray.errors import ModelError
 
-STATE, HISTORY, BEST = "last.pt", "history.jsonl", "best"
+if TYPE_CHECKING:
+    import torch  # else where it is used: a history is read without it
+
+SETTINGS, STATE, HISTORY, BEST = "config.yaml", "last.pt", "history.jsonl", "best"
 
 
 def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """parts: name → something with state_dict()."""
+    import torch
+
     file = io.BytesIO()
     torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, file)
     storage.replace(storage.join(out, STATE), file.getvalue())
@@ -30,6 +34,8 @@ def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -
 
 def load_state(out: str, parts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
     """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
+    import torch
+
     path = storage.join(out, STATE)
     if not storage.exists(path):
         return []

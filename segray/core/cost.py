@@ -6,10 +6,9 @@ Measured on random pixels: neither speed nor memory hangs on what a frame shows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,25 +18,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segray.config import Config
-from segray.core.models import build, forward, forward_all
+from segray.core.models import build, bundle, forward, forward_all
+from segray.core.pareto import Cost
 from segray.core.predictor import Predictor, side_by_side
 
 REPEATS = 3
 STATUS = Path("/proc/self/status")  # Linux's account of a process
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of labelling frames of one size on one device.
-
-    images_per_s: with frames in memory, class ids and figures back; no decoding, no writing.
-    peak_memory_mib: a GPU's by PyTorch's allocator; without one, what the process grew by, None where no /proc says.
-    gmacs: 1e9 multiply-adds a frame, of convolutions and matrix products.
-    """
-
-    images_per_s: float
-    peak_memory_mib: float | None
-    gmacs: float
 
 
 def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> Cost:
@@ -58,7 +44,8 @@ def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> 
         seconds = _seconds(lambda: list(pool.map(each, [frames] * callers))) / callers
     peak_mib = _peak(device)
     grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
-    return Cost(batch_size / seconds, grown, multiply_adds(predictor.model, size) / 1e9)
+    gmacs = multiply_adds(predictor.model, size) / 1e9
+    return Cost(batch_size / seconds, grown, gmacs, bundle.count_parameters(uri))
 
 
 def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
@@ -79,11 +66,6 @@ def training_step_s(config: Config, classes: int, size: tuple[int, int], device:
         forward_all(model, images)[0].float().mean().backward()
 
     return _seconds(step)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """(score, cost) → whether no other has at least the score for at most the cost, and is better in one of them."""
-    return [not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points) for score, cost in points]
 
 
 def _seconds(work: Callable[[], object]) -> float:

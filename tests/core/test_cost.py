@@ -4,6 +4,7 @@ import torch
 
 from segray.config import Config
 from segray.core.cost import labelling_cost, multiply_adds, training_step_s
+from segray.core.models.bundle import count_parameters
 
 
 def test_multiply_adds_of_a_convolution_are_those_of_its_definition():
@@ -17,6 +18,7 @@ def test_a_bundle_has_a_speed_a_peak_and_a_size(tiny_bundle):
     assert cost.images_per_s > 0
     assert cost.peak_memory_mib is None or cost.peak_memory_mib >= 0
     assert 0.01 < cost.gmacs < 1  # a Unet over resnet18 has 21.6 at 512x512
+    assert cost.parameters == count_parameters(str(tiny_bundle))
 
 
 def test_a_training_step_takes_time():

@@ -1,0 +1,314 @@
+"""A sweep's folder → what is known of its trials: score against cost, which to take, and how far it is.
+
+trials.json         each trial, how it stands and why it failed; written by the sweep alone
+trials/NAME/        its training run, whose history has the scores
+leaderboard.json    the rows below, as leaderboard.parquet has them; costs are measured when all trials have ended
+
+No Ray and no torch: `segray sweep show` reads a sweep while it runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from segray.config import Config, parse
+from segray.core import storage
+from segray.core.checkpoint import BEST, SETTINGS, is_finished, read_history
+from segray.core.pareto import Cost, pareto_front
+from segray.core.space import Outcome, Trial, list_trials
+from segray.errors import DataError, OutputExists
+
+TRIALS, ROWS, TABLE = "trials.json", "leaderboard.json", "leaderboard.parquet"
+PRACTICAL = 0.9  # of the best mIoU: what is recommended where it is much cheaper
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of trials.json. state: waiting, running, interrupted, finished, stopped (by ASHA), failed (with error)."""
+
+    trial: Trial
+    state: str = "waiting"
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
+
+    status: finished, stopped (by ASHA), failed, running, interrupted (the same command goes on) or not run.
+    miou_mean, miou_spread: over the seeds of one combination, and their standard deviation.
+    label_images_per_s, peak_memory_mib, gmacs, parameters: core.pareto.Cost at the size trained for; images_per_s is
+    training's. cost_per_million: of labelling a million frames, by sweep.price.
+    pareto: no other trial is at least as good and as fast, and better in one. chosen: its bundle is best/.
+    """
+
+    rank: int
+    trial: str
+    arch: str
+    encoder: str
+    learning_rate: float
+    settings: str
+    miou: float | None
+    miou_mean: float | None
+    miou_spread: float | None
+    pixel_accuracy: float | None
+    epochs: int
+    status: str
+    parameters: int | None
+    images_per_s: float | None
+    seconds: float
+    label_images_per_s: float | None
+    peak_memory_mib: float | None
+    gmacs: float | None
+    cost_per_million: float | None
+    pareto: bool
+    chosen: bool
+    error: str | None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """rows: best first; best: the bundle of the chosen one; advice: which to take, and why; state: what is done."""
+
+    out: str
+    best: str
+    leaderboard: list[LeaderboardRow]
+    advice: str
+    state: str
+
+
+def read_sweep(out: str) -> SweepResult:
+    """A sweep by its files alone, finished or not. DataError where there is none."""
+    out = storage.absolute(out)
+    if not storage.exists(storage.join(out, TRIALS)):
+        raise DataError(f"{out} holds no sweep (no {TRIALS}); give the --out of segray sweep.")
+    settings = storage.join(out, SETTINGS)
+    config = parse(storage.read_bytes(settings), settings).changed({"sweep.out": out})
+    entries, live = read_entries(out), is_live(out)
+    board = leaderboard(config, entries, known_costs(out), live)
+    return SweepResult(out, storage.join(out, BEST), board, advice(board), _state(config, board, live))
+
+
+def leaderboard(
+    config: Config, entries: Sequence[Entry], costs: Mapping[str, Cost], live: bool = False
+) -> list[LeaderboardRow]:
+    """Rows from the trials' folders, best mean mIoU first, those without a score last. live: the sweep runs now."""
+    rows = [_row(config, entry, costs.get(entry.trial.name), live) for entry in entries]
+    scores = defaultdict(list)
+    for entry, row in zip(entries, rows, strict=True):
+        if row.miou is not None:
+            scores[entry.trial.point].append(row.miou)
+    for i, entry in enumerate(entries):
+        if found := scores[entry.trial.point]:
+            spread = stdev(found) if len(found) > 1 else None
+            rows[i] = replace(rows[i], miou_mean=mean(found), miou_spread=spread)
+    rows.sort(key=lambda row: (row.miou is not None, row.miou_mean or 0, row.miou or 0), reverse=True)
+    both = [row for row in rows if row.miou is not None and row.label_images_per_s]
+    front = pareto_front([(row.miou_mean, 1 / row.label_images_per_s) for row in both])
+    on_front = {row.trial for row, there in zip(both, front, strict=True) if there}
+    chosen = _chosen(config, rows)
+    return [
+        replace(row, rank=rank, pareto=row.trial in on_front, chosen=row.trial == chosen)
+        for rank, row in enumerate(rows, start=1)
+    ]
+
+
+def _chosen(config: Config, rows: Sequence[LeaderboardRow]) -> str | None:
+    if not rows or rows[0].miou is None:
+        return None
+    kind, _, share = config.sweep.objective.partition(":")
+    return (rows[0] if kind == "miou" else cheapest(rows, float(share))).trial
+
+
+def cheapest(rows: Sequence[LeaderboardRow], share: float) -> LeaderboardRow:
+    """The fastest labeller among those with so much of the best mIoU; the best where no speed was measured."""
+    measured = [row for row in rows if row.label_images_per_s and row.miou is not None]
+    good = [row for row in measured if row.miou_mean >= share * rows[0].miou_mean]
+    return max(good, key=lambda row: row.label_images_per_s, default=rows[0])
+
+
+def advice(board: Sequence[LeaderboardRow]) -> str:
+    """Which model to take, and why."""
+    if not board or board[0].miou is None:
+        return "No trial has a score yet."
+    best, cheap = board[0], cheapest(board, PRACTICAL)
+    if best.label_images_per_s is None:
+        return f"{best.trial} is the best; its speed as a labeller is not measured."
+    if cheap.label_images_per_s <= best.label_images_per_s:
+        return f"{best.trial} is the best, and none within a tenth of its mIoU labels faster."
+    points, share = 100 * (best.miou_mean - cheap.miou_mean), best.label_images_per_s / cheap.label_images_per_s
+    speeds = f"{cheap.label_images_per_s:.3g} against {best.label_images_per_s:.3g} images/s"
+    return f"{cheap.trial}: {points:.1f} points below the best ({best.trial}) at {share:.2f} of its cost ({speeds})."
+
+
+def planned(config: Config) -> int:
+    """How many trials the sweep has in all; with TPE at most, as a small space can be used up before."""
+    tpe = config.sweep.search == "tpe"
+    return config.sweep.trials * config.sweep.seeds if tpe else len(list_trials(config))
+
+
+def _state(config: Config, board: Sequence[LeaderboardRow], live: bool) -> str:
+    """Running: 3 finished, 1 running, 4 not run."""
+    counts = Counter(row.status for row in board)
+    counts["not run"] += max(0, planned(config) - len(board))
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    if live:
+        return f"Running: {told}."
+    if counts["interrupted"] or counts["not run"]:
+        return f"Not running: {told}. To go on: segray sweep --resume --out {config.sweep.out}"
+    return f"Complete: {told}."
+
+
+def outcomes(config: Config, entries: Sequence[Entry]) -> list[Outcome]:
+    """What each combination came to, over its seeds, in the order of their first turns: what TPE learns from."""
+    points = defaultdict(list)
+    for entry in entries:
+        points[entry.trial.point].append(entry)
+    return [_outcome(config, seeds) for seeds in points.values()]
+
+
+def _outcome(config: Config, seeds: Sequence[Entry]) -> Outcome:
+    histories = [read_history(trial_out(config.sweep.out, entry.trial)) for entry in seeds]
+    states = [entry.state for entry in seeds]
+    over = next((state for state in ("finished", "stopped") if state in states), "failed")
+    scores = [max(found) for history in histories if (found := _scores(history))]
+    return Outcome(
+        {key: value for key, value in seeds[0].trial.settings.items() if key != "train.seed"},
+        "running" if {"waiting", "running"} & set(states) else over,
+        max(map(len, histories)),
+        mean(scores) if scores else None,
+    )
+
+
+def _scores(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [row["miou"] for row in history if row["miou"] is not None]
+
+
+def trial_out(out: str, trial: Trial) -> str:
+    return storage.join(out, "trials", trial.name)
+
+
+def trial_config(config: Config, trial: Trial) -> Config:
+    """The settings of one trial's training run."""
+    return config.changed(trial.settings | {"train.out": trial_out(config.sweep.out, trial)})
+
+
+def read_entries(out: str) -> list[Entry]:
+    """trials.json; [] before a sweep's first turn."""
+    lines = _read(storage.join(out, TRIALS))
+    return [Entry(Trial(**line["trial"]), line["state"], line["error"]) for line in lines]
+
+
+def write_entries(out: str, entries: Sequence[Entry]) -> None:
+    storage.replace(storage.join(out, TRIALS), json.dumps([asdict(entry) for entry in entries], indent=1).encode())
+
+
+def _read(place: str) -> list[Any]:
+    return json.loads(storage.read_bytes(place)) if storage.exists(place) else []
+
+
+def known_costs(out: str) -> dict[str, Cost]:
+    """By trial, what an earlier leaderboard has measured."""
+    return {
+        row["trial"]: Cost(row["label_images_per_s"], row["peak_memory_mib"], row["gmacs"], row["parameters"])
+        for row in _read(storage.join(out, ROWS))
+        if row.get("label_images_per_s")
+    }
+
+
+def write_leaderboard(out: str, board: Sequence[LeaderboardRow]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [asdict(row) for row in board]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    storage.replace(storage.join(out, TABLE), sink.getvalue().to_pybytes())
+    storage.replace(storage.join(out, ROWS), json.dumps(rows, indent=2).encode())
+
+
+@contextmanager
+def alone(out: str) -> Iterator[None]:
+    """Hold the folder: two sweeps in one would write each other's checkpoints. OutputExists while another has it.
+
+    S3 has no locks: there it is left to who starts them.
+    """
+    if not storage.is_s3(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
+    with _locked(out, fcntl.LOCK_EX) as free:
+        if not free:
+            raise OutputExists(f"A sweep is running in {out}; wait for its end, or give another --out.")
+        yield
+
+
+def is_live(out: str) -> bool:
+    """Whether a sweep runs in the folder now, as far as a lock tells."""
+    with _locked(out, fcntl.LOCK_SH) as free:
+        return not free
+
+
+@contextmanager
+def _locked(folder: str, kind: int) -> Iterator[bool]:
+    """Whether the folder could be locked. The system lets go of it when the process ends, killed or not."""
+    if storage.is_s3(folder):
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    free = True
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+        yield free
+    finally:
+        os.close(handle)
+
+
+def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> LeaderboardRow:
+    settings = trial_config(config, entry.trial)
+    history = read_history(settings.train.out)
+    best = max((row for row in history if row["miou"] is not None), key=lambda row: row["miou"], default={})
+    hours = 1e6 / cost.images_per_s / 3600 if cost else None
+    return LeaderboardRow(
+        rank=0,
+        trial=entry.trial.name,
+        arch=settings.model.arch,
+        encoder=settings.model.encoder,
+        learning_rate=settings.train.learning_rate,
+        settings=json.dumps(entry.trial.settings),
+        miou=best.get("miou"),
+        miou_mean=None,
+        miou_spread=None,
+        pixel_accuracy=best.get("pixel_accuracy"),
+        epochs=len(history),
+        status=_status(entry, history, is_finished(settings.train, history), live),
+        parameters=cost.parameters if cost else None,
+        images_per_s=best.get("images_per_s"),
+        seconds=sum(row["seconds"] for row in history),
+        label_images_per_s=cost.images_per_s if cost else None,
+        peak_memory_mib=cost.peak_memory_mib if cost else None,
+        gmacs=cost.gmacs if cost else None,
+        cost_per_million=hours * config.sweep.price if hours and config.sweep.price else None,
+        pareto=False,
+        chosen=False,
+        error=entry.error,
+    )
+
+
+def _status(entry: Entry, history: Sequence[Any], finished: bool, live: bool) -> str:
+    if finished or entry.state in ("stopped", "failed"):
+        return "finished" if finished else entry.state
+    if live and entry.state == "running":
+        return "running"
+    return "interrupted" if history else "not run"
