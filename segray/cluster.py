@@ -18,6 +18,7 @@ from typing import Any
 from segray.config import ClusterSection
 from segray.core.samples import LabelSpace, Sample, SampleRef
 from segray.errors import ClusterError, SegrayError
+from segray.telemetry import Gauges, event
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -84,7 +85,7 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
     try:
         with _silent_stderr():
             # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job(), **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
     hush()
@@ -102,6 +103,19 @@ def _know_address() -> None:
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _job() -> Any:
+    """Lines in the logs of Ray's processes end with what segray.telemetry says of them.
+
+    RAY_LOGGING_CONFIG_ENCODING=JSON makes each an object instead, and this process's own, on stderr, too.
+    """
+    import ray
+    from ray.job_config import JobConfig
+
+    job = JobConfig()
+    job.set_py_logging_config(ray.LoggingConfig())
+    return job
 
 
 @contextmanager
@@ -238,15 +252,16 @@ def get(stored: Any) -> Any:
 
 
 class RayWorker:
-    """The loop's Worker inside a Ray Train process."""
+    """The loop's Worker inside a Ray Train process of the run that writes to `out`."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: str) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.out, self.gauges = out, Gauges(out) if self.rank == 0 else None
 
     def wrap(self, model: Any) -> Any:
         import ray.train.torch
@@ -257,6 +272,9 @@ class RayWorker:
     def report(self, row: dict[str, Any]) -> None:
         import ray.train
 
+        if self.gauges:
+            self.gauges.set_epoch(row)
+            event("epoch ended", self.out, **row)
         ray.train.report(dict(row))
 
 

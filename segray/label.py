@@ -8,9 +8,11 @@ object store. The protocol is core.parts'.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, repeated_ids
 from segray.core.predictor import side_by_side
 from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
+from segray.telemetry import Gauges, LabelCounters, event
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
 
@@ -65,6 +68,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         if lost := sum(not receipt.created for receipt in receipts):
             watch.note(f"{lost} parts were made by another run meanwhile.")
         summary = parts.finish(plans, {"seconds": seconds, "images_per_s": rows / seconds if rows else None})
+        event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 
@@ -154,12 +158,16 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
-    with cluster.connected(config.cluster) as has:
+    with cluster.connected(config.cluster) as has, closing(Gauges(section.out)) as gauges:
+        left = sum(readers[number].rows_in(shard) for number, shard in todo)
+        gauges.set("segray_frames_left", left)
+        event("labelling", section.out, rows=left, shards=len(todo))
         for round_ in range(ROUNDS):
             if round_:
                 watch.note(f"{len(todo)} shards were lost with their processes; they are labelled input by input now.")
             for receipt in _label_shards(config, section, plans, sorted(todo), has, careful=round_ > 0):
-                errors += receipt.errors
+                errors, left = errors + receipt.errors, left - receipt.rows
+                gauges.set("segray_frames_left", left)
                 watch.done(receipt)
                 _check_errors(section, errors, rows)
                 yield receipt
@@ -236,6 +244,7 @@ class Labeller:
             "confidence_maps": section.confidence_maps,
         }
         self.plans, self.readers, self.lock = plans, {}, threading.Lock()
+        self.out, self.counters = section.out, LabelCounters(section.out)
         if careful:
             self.label = Careful(threads, **options)
         else:
@@ -244,11 +253,18 @@ class Labeller:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
+        about = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
+        event("shard begun", **about)  # the last line of a process that dies names what it had in hand
         try:
-            receipt = asdict(parts.label_shard(plan, self._rows(plan, shard), shard, self.label))
+            receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
         except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
-            receipt = {"failure": str(error)}
-        return {"receipt": [json.dumps(receipt)]}
+            event("shard failed", **about, level=logging.ERROR, reason=str(error))
+            return {"receipt": [json.dumps({"failure": str(error)})]}
+        self.counters.add(receipt)
+        text = "shard labelled" if receipt.created else "shard was there"
+        seconds = {stage: round(value, 4) for stage, value in receipt.seconds.items()}
+        event(text, **about, rows=receipt.rows, errors=receipt.errors, seconds=seconds)
+        return {"receipt": [json.dumps(asdict(receipt))]}
 
     def _rows(self, plan: Plan, shard: int) -> list[dict[str, Any]]:
         with self.lock:

@@ -188,8 +188,9 @@ def _loop(given: dict[str, Any]) -> SegrayError | None:
     import torch
 
     torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
+    config = Config(**given["config"])
     try:
-        loop.fit(cluster.RayWorker(), Config(**given["config"]), given["data"], cluster.get(given["weights"]))
+        loop.fit(cluster.RayWorker(config.train.out), config, given["data"], cluster.get(given["weights"]))
     except SegrayError as error:
         return error
     return None
