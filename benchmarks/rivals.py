@@ -226,9 +226,8 @@ def model(job: Job) -> Result:
     batches = max(2, job["frames"] // len(frames) // callers)
 
     def predict(_: int) -> None:
-        with predictor.shared():
-            for _ in range(BATCHES_A_TURN):
-                predictor.predict(prepared, [size] * len(prepared))
+        for _ in range(BATCHES_A_TURN):
+            predictor.predict(prepared, [size] * len(prepared))
 
     with torch.inference_mode(), ThreadPoolExecutor(callers) as pool:
         for number in range(1 + batches // BATCHES_A_TURN):

@@ -64,18 +64,18 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
 def compare(config: Config, variants: Variants) -> list[dict[str, Any]]:
     """Train and evaluate each variant in `train.out`/NAME; the rows of the table, which is printed and kept."""
     out = Path(config.train.out)
-    rows, runs = [], []
+    rows, folders = [], []
     for name, changes in variants.items():
         variant = config.changed({**changes, "train.out": str(out / name)})
         say(f"{name}: {variant.model.arch} over {variant.model.encoder}")
         with waiting(name):
             train(variant, on_row=lambda row, total=variant.train.epochs: say(f"  {epoch_line(row, total)}"))
         rows.append({"run": name, **score(variant, str(out / name / "best"), out / f"{name}-evaluation")})
-        runs.append(str(out / name))
+        folders += [str(out / name), str(out / f"{name}-evaluation")]
     table(out.name, ("run", *COLUMNS), [[row["run"], *(row[key] for key in COLUMNS.values())] for row in rows])
     (out / "results.json").write_text(json.dumps(rows, indent=2))
-    write_curves(out / "curves.png", {Path(run).name: read_history(Path(run)) for run in runs})
-    say(f"The report is {report(runs, [], str(out / 'report.html'), overwrite=True)}; curves are in {out}/curves.png.")
+    write_curves(out / "curves.png", {name: read_history(out / name) for name in variants})
+    say(f"The report is {report(folders, str(out / 'report.html'), overwrite=True)}; curves are in {out}/curves.png.")
     return rows
 
 

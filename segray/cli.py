@@ -77,7 +77,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "--window": ("infer.window", "Slide a window of this height x width over frames at their own size.", {}),
     "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
-    "--labels": ("report.labels", "Folder of labels; give it again for more.", {"multiple": True}),
+    "--labels": ("report.labels", "A further folder, such as of labels; give it again for more.", {"multiple": True}),
 }
 RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # flags, by names that others have too
 
@@ -695,20 +695,20 @@ def export(
 
 
 @cli.command()
-@click.argument("report__runs", nargs=-1, metavar="[RUN]...")
+@click.argument("report__runs", nargs=-1, metavar="[FOLDER]...")
 @stage("--labels", out="report.out", sections=("report",))
 def report(config: Any, overwrite: bool) -> None:
-    """Write one HTML page about training runs, sweeps and labels.
+    """Write one HTML page about training runs, sweeps, evaluations, comparisons and labels.
 
     \b
     Example:
-      segray report runs/sweep --labels labels/val --out report.html
+      segray report runs/sweep runs/sweep-val labels/val --out report.html
     """
     from segray.report import report
     from segray.terminal import say, waiting
 
     with waiting("Writing the report"):
-        page = report(config.report.runs, config.report.labels, config.report.out, overwrite=overwrite)
+        page = report([*config.report.runs, *config.report.labels], config.report.out, overwrite=overwrite)
     say(f"The report is {page}.")
 
 

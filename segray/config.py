@@ -215,7 +215,9 @@ class LabelSection(Section):
     extend: bool = Field(False, description="also plan the inputs that the output does not have yet")
     retry_errors: bool = Field(False, description="try the inputs again that are errors in a finished output")
     shard_size: int | None = Field(
-        None, ge=1, description="rows a part: what an interruption can cost; default 64, more beyond 320,000 inputs"
+        None,
+        ge=1,
+        description="rows a part: what an interruption can cost; default 64, less of few images, more beyond 320,000",
     )
     batch_size: int = Field(8, ge=1)
     actors: int | None = Field(None, ge=1, description="default: one a GPU, or one on a machine without")
@@ -260,8 +262,8 @@ class EvaluateSection(Section):
 class ReportSection(Section):
     """One HTML page."""
 
-    runs: list[str] = Field(default_factory=list, description="folders of train or sweep")
-    labels: list[str] = Field(default_factory=list, description="folders of label")
+    runs: list[str] = Field(default_factory=list, description="folders of train, sweep, evaluate, compare or label")
+    labels: list[str] = Field(default_factory=list, description="more of them, which come after")
     out: str = "report.html"
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from segray import cluster
 from segray.config import Config
+from segray.core import storage
 from segray.core.datasets import streets
 from segray.errors import OutputExists
 from segray.label import label
 from segray.report import report
 from segray.sweep import sweep
 from segray.terminal import duration, labelling, say, show_labels, show_leaderboard, sweeping
-from segray.train import clear
 
 SIZE = (96, 128)  # small enough for two laptop cores, large enough that a sign has some pixels
 TRAIN, VAL, HELD_OUT = 96, 16, 24
@@ -44,7 +44,7 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
         _label(config.changed(video))
     say("4/4  Writing the report")
     page = report(
-        [config.sweep.out], [str(root / "labels-frames"), str(root / "labels-video")], str(root / "report.html"),
+        [config.sweep.out, str(root / "labels-frames"), str(root / "labels-video")], str(root / "report.html"),
         overwrite=True,
     )  # fmt: skip
     show_leaderboard(result.leaderboard)
@@ -84,7 +84,8 @@ def _claim(root: Path, overwrite: bool) -> Path:
     if root.exists() and any(root.iterdir()) and not mark.exists():
         raise OutputExists(f"{root} holds files that are no demo; give another --out.")
     if overwrite:
-        clear(root, ("streets", "held-out", "sweep", "labels-frames", "labels-video", "report.html"))
+        for name in ("streets", "held-out", "sweep", "labels-frames", "labels-video", "report.html"):
+            storage.remove(str(root / name))
     root.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return root

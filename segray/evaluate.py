@@ -2,7 +2,7 @@
 
 OUT/scores.json      scores of all frames together, by class and condition, per-image averages, boundary IoU, confusion
                      matrix, reliability curve and expected calibration error, and the protocol that all this follows
-OUT/images.parquet   a row a frame, worst first, with its confusion matrix
+OUT/images.parquet   a row a frame, worst first, with its confusion matrix; truth and prediction of those worth a look
 OUT/frames.png       the best and the worst frames: image, truth, prediction, errors
 OUT/reliability.png  accuracy over confidence
 """
@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from segray.config import Config
 from segray.core import calibration, conditions, images, metrics, storage
 from segray.core.datasets.places import read_image
+from segray.core.digest import PICKS
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
 from segray.core.protocols import Protocol, more_scores, protocol_of, scored_counts
-from segray.core.samples import IGNORE_INDEX, SampleRef
+from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.core.scored import LabelFrames, ModelFrames, Scored, is_labels
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.train import SETTINGS, claim_folder, different
@@ -32,6 +33,7 @@ from segray.train import SETTINGS, claim_folder, different
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 SECTIONS = ("data", "infer", "evaluate", "cluster")
 ROW_SCORES = ("miou", "pixel_accuracy", "mean_f1", "mean_sensitivity", "mean_specificity")
+ROW_MORE = ("sample_id", "image", "mask", "entropy_mean", "cells", "pixels", "shown", "truth", "prediction")
 
 
 def evaluate(
@@ -60,7 +62,7 @@ def evaluate(
         counts = scored_counts(counts, predicted, protocol.names)
         confusion += counts
         boundary += metrics.boundary_counts(frame.truth_hw, frame.pred_hw, len(predicted))
-        rows.append(_row(frame.ref, counts))
+        rows.append(_row(frame, counts))
         looks.append(frame._replace(truth_hw=None, pred_hw=None))
         on_frame(len(rows), len(source.refs))
     if not confusion.any():
@@ -69,6 +71,7 @@ def evaluate(
     result = _result(protocol, confusion, boundary[kept], rows)
     result |= {"not_covered": source.not_covered, "missing": list(source.missing)}
     result |= {"model": section.model, "split": section.split, "scored": source.what}
+    result["label_space"] = source.space.to_dict()
     result |= _calibration(config, source, looks)
     curve = result["reliability"]
     result["scores"]["ece"] = calibration.error_of(curve) if curve else None
@@ -77,9 +80,10 @@ def evaluate(
     for i, row in enumerate(rows):
         row |= {name: values[i] for name, values in table.items()}
     rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
-    pq.write_table(pa.Table.from_pylist(rows), out / IMAGES, compression="zstd")
     if section.pictures:
-        write_pictures(out / PICTURES, source, _chosen(rows, section.pictures))
+        choose(rows, section.pictures)
+        write_pictures(out / PICTURES, source, [row for row in rows if row["shown"]])
+    pq.write_table(pa.Table.from_pylist(rows), out / IMAGES, compression="zstd")
     if result["reliability"]:
         write_reliability(out / RELIABILITY, result["reliability"], result["scores"]["ece"])
     (out / SCORES).write_text(json.dumps(result, indent=2))
@@ -166,11 +170,16 @@ def _calibrate(
     return factor, {"temperature": info.temperature, "model_id": info.model_id, **fit}
 
 
-def _row(ref: SampleRef, counts: np.ndarray) -> dict[str, Any]:
-    """A row of images.parquet: `cells` are the positions of `pixels` in the flattened matrix [C, C + 1], int64."""
+def _row(frame: Scored, counts: np.ndarray) -> dict[str, Any]:
+    """A row of images.parquet: `cells` are the positions of `pixels` in the flattened matrix [C, C + 1], int64.
+
+    shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
+    """
     scores, cells = metrics.scores(counts).to_dict(), np.flatnonzero(counts)
-    row = {"sample_id": ref.sample_id, "image": ref.image, "mask": ref.mask}
-    return row | {name: scores[name] for name in ROW_SCORES} | {"cells": cells, "pixels": counts.ravel()[cells]}
+    row = {"sample_id": frame.ref.sample_id, "image": frame.ref.image, "mask": frame.ref.mask}
+    row |= {name: scores[name] for name in ROW_SCORES} | {"entropy_mean": frame.entropy_mean}
+    row |= {"cells": cells, "pixels": counts.ravel()[cells]}
+    return row | {"shown": [], "truth": None, "prediction": None}
 
 
 def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
@@ -179,7 +188,7 @@ def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
     if place is None:
         return {}
     table = conditions.read_table(place, [(ref.sample_id, ref.image) for ref in refs])
-    own = {"sample_id", "image", "mask", "cells", "pixels", *ROW_SCORES} & table.keys()
+    own = {*ROW_SCORES, *ROW_MORE} & table.keys()
     if own:
         raise DataError(f"{place} has a column {min(own)}, as {IMAGES} has; rename it.")
     return table
@@ -211,34 +220,39 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _chosen(rows: list[dict[str, Any]], count: int) -> list[tuple[str, SampleRef]]:
-    """(caption, frame): the best `count`, best first, then the worst, worst first; rows are worst first."""
-    scored = [row for row in rows if row["miou"] is not None]
-    best = scored[::-1][:count]
-    worst = [row for row in scored[:count] if row not in best]
-    return [
-        (f"{kind}: {row['sample_id']}, mIoU {row['miou']:.3f}", SampleRef(row["sample_id"], row["image"], row["mask"]))
-        for kind, group in (("best", best), ("worst", worst))
-        for row in group
-    ]
+def choose(rows: list[dict[str, Any]], count: int) -> None:
+    """Into `shown` of each row go the galleries that it is in, of `count` frames at most."""
+    titles = [title for title, pick in PICKS.items() if pick.column in (*ROW_SCORES, "entropy_mean")]
+    for title in titles:
+        pick = PICKS[title]
+        known = [row for row in rows if row[pick.column] is not None]
+        order = sorted(known, key=lambda row, pick=pick: row[pick.column], reverse=pick.high)
+        for row in order[: min(count, -(-len(known) // 2))]:
+            row["shown"].append(title)
 
 
-def write_pictures(path: Path, source: ModelFrames | LabelFrames, frames: Sequence[tuple[str, SampleRef]]) -> None:
-    """One picture, a line a frame: the frame, its truth, the prediction alone and over the frame, and its errors."""
-    lines = []
-    for (caption, ref), frame in zip(frames, source.frames([ref for _, ref in frames]), strict=True):
-        image_hwc = image_or_black(ref, frame.truth_hw)
-        wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
-        lines.append(
-            (
-                (caption, image_hwc),
-                ("truth", images.colorize(frame.truth_hw, source.space.colors)),
-                ("prediction", images.colorize(frame.pred_hw, source.space.colors)),
-                ("prediction over the frame", images.overlay(image_hwc, frame.pred_hw, source.space.colors)),
-                (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),
-            )
-        )
+def write_pictures(path: Path, source: ModelFrames | LabelFrames, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows get their truth and prediction; the best and the worst become one picture, the best first."""
+    refs, lines = [SampleRef(row["sample_id"], row["image"], row["mask"]) for row in rows], []
+    for row, frame in zip(rows, source.frames(refs), strict=True):
+        for name, mask_hw in (("truth", frame.truth_hw), ("prediction", frame.pred_hw)):
+            row[name] = {"bytes": images.encode_mask(mask_hw, source.space.colors), "path": f"{name}.png"}
+        if {"Best frames", "Worst frames"} & set(row["shown"]):
+            lines.insert(0, _line(row, frame, source.space))
     draw(path, lines)
+
+
+def _line(row: dict[str, Any], frame: Scored, space: LabelSpace) -> list[tuple[str, np.ndarray]]:
+    """Captions and pictures: the frame, its truth, the prediction alone and over the frame, and its errors."""
+    image_hwc = image_or_black(frame.ref, frame.truth_hw)
+    wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
+    return [
+        (f"{row['sample_id']}, mIoU {row['miou']:.3f}", image_hwc),
+        ("truth", images.colorize(frame.truth_hw, space.colors)),
+        ("prediction", images.colorize(frame.pred_hw, space.colors)),
+        ("prediction over the frame", images.overlay(image_hwc, frame.pred_hw, space.colors)),
+        (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),
+    ]
 
 
 def draw(path: Path, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:

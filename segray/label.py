@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -67,7 +68,9 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         rows = sum(receipt.rows for receipt in receipts if receipt.created)
         if lost := sum(not receipt.created for receipt in receipts):
             watch.note(f"{lost} parts were made by another run meanwhile.")
-        summary = parts.finish(plans, {"seconds": seconds, "images_per_s": rows / seconds if rows else None})
+        speed = {"seconds": seconds, "images_per_s": rows / seconds if rows else None, "new_rows": rows}
+        stages = sum((Counter(receipt.seconds) for receipt in receipts), Counter())
+        summary = parts.finish(plans, {**speed, "stage_seconds": dict(stages)})
         event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary

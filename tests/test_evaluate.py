@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from segray import cli, terminal
+from segray import cli, terminal, wording
 from segray.config import load
-from segray.core import calibration, metrics
+from segray.core import calibration, images, metrics
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
 from segray.errors import ConfigError, DataError, StorageError
 from segray.evaluate import evaluate
+from segray.report import report
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,23 @@ def test_scores_are_those_of_the_predicted_masks(config, tmp_path):
     assert result["scores"]["image_miou"] == pytest.approx(np.mean([row["miou"] for row in rows]))
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == result
     assert Image.open(tmp_path / "out" / "frames.png").size[0] > 1000
+
+
+def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tmp_path):
+    result = evaluate(config.changed({"evaluate.pictures": 1}))
+    rows = pq.read_table(tmp_path / "out" / "images.parquet").to_pylist()
+    assert "Worst frames" in rows[0]["shown"]
+    assert "Best frames" in rows[-1]["shown"]
+    assert sum(len(row["shown"]) for row in rows) == 5  # best, worst, right, wrong, uncertain
+    for row in rows:
+        assert (row["truth"] is None) == (row["prediction"] is None) == (row["shown"] == [])
+    truth, pred = (images.decode_mask(rows[0][name]["bytes"]) for name in ("truth", "prediction"))
+    assert metrics.scores(metrics.confusion_matrix(truth, pred, 11)).miou == pytest.approx(rows[0]["miou"], abs=1e-3)
+    page = report([config.evaluate.out], str(tmp_path / "page.html")).read_text()
+    shown = {title: 1 for row in rows for title in row["shown"]}
+    assert all(f"<h4>{title}</h4>" in page for title in shown)
+    assert wording.pct(result["scores"]["miou"]) in page
+    assert page.count("<img") == 5 * sum(row["shown"] != [] for row in rows)
 
 
 def test_a_threshold_turns_pixels_into_misses(config):

@@ -1,7 +1,6 @@
 """Scores by published protocols: hand-made masks, and the very files that cityscapesScripts scores as well."""
 
 import threading
-from contextlib import nullcontext
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,8 +24,6 @@ FRAMES = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000019"
 
 class Guesses:
     """A model that draws its masks: any class, in blocks; seeded by the frame."""
-
-    shared = staticmethod(nullcontext)
 
     def __init__(self, classes, confidence=None):
         self.classes, self.confidence, self.lock = classes, confidence, threading.RLock()

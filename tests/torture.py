@@ -22,7 +22,6 @@ import traceback
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +54,7 @@ PROCESSES.set_forkserver_preload(["segray.core.parts", "s3fs", "duckdb"])
 class Hashed:
     """In the place of a Predictor: class ids drawn from a hash of the pixels."""
 
-    lock, shared = threading.RLock(), staticmethod(nullcontext)
+    lock = threading.RLock()
 
     def prepare(self, image_hwc):
         return zlib.crc32(image_hwc.tobytes())

@@ -22,6 +22,7 @@ from segray.errors import DataError
 KEYS = ("image", "file_name", "sample_id")
 MOST_VALUES = 50  # a text column with more is a name or a time, and no condition
 MOST_NUMBERS = 8  # a column with more different numbers is cut into quartiles
+NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write them
 CITY = re.compile(r"(?:.*/)?([a-z-]+)_\d{6}_\d{6}")  # cityscapesScripts' names: city, sequence, frame
 
 Table = dict[str, list[Any]]
@@ -126,11 +127,10 @@ def _read(place: str) -> list[dict[str, Any]]:
 
 
 def _number(text: Any) -> Any:
-    """A CSV cell: empty is None, a number is one."""
+    """A CSV cell: empty is None, a number is one; a name such as CamVid's 0016E5 or 007 is none."""
     if not isinstance(text, str) or not text.strip():
         return None
-    try:
-        value = float(text)
-    except ValueError:
+    if not NUMBER.fullmatch(text.strip()):
         return text.strip()
+    value = float(text)
     return int(value) if value.is_integer() else value

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,9 +36,7 @@ def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> 
     size = predictor.info.input_size
     frames = list(np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8))
     callers = side_by_side(threads) if device == "cpu" else 1
-    with ThreadPoolExecutor(callers) as pool, ExitStack() as stack:
-        for _ in range(callers):
-            stack.enter_context(predictor.shared())
+    with ThreadPoolExecutor(callers) as pool:
         each = partial(predictor.predict, sizes=[size] * batch_size)
         seconds = _seconds(lambda: list(pool.map(each, [frames] * callers))) / callers
     peak_mib = _peak(device)

@@ -52,7 +52,8 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 SCHEMA_VERSION = 2
-SHARD_ROWS = 64
+LEAST_ROWS, SHARD_ROWS = 8, 64
+SPREAD = 16  # shards that few images make
 MOST_SHARDS = 5000  # beyond it shards grow: a listing of the parts stays a few requests
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
@@ -141,7 +142,7 @@ def make_plan(
     if not before:
         _check_truths(files, truths, settings)
     units = _chosen(_units(files, settings, truths), settings, failed)
-    size = settings["shard_size"] or max(SHARD_ROWS, math.ceil(len(files) / MOST_SHARDS))
+    size = settings["shard_size"] or _shard_rows(files)
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
     frozen = _write_rows(out, _pack(units, size), json.dumps(about, sort_keys=True).encode())
     if not frozen.rows:
@@ -154,6 +155,13 @@ def make_plan(
     if not created and before and failed is None:  # another run was faster: what it did not plan is left
         return make_plan(out, settings, label_space, load_plans(out), on_found=on_found)
     return _load(out, plan.number, _json_uri(out, plan.number))
+
+
+def _shard_rows(files: pa.Table) -> int:
+    """Rows a shard: fewer of few images, so that several processors have some; more of very many files."""
+    images = pc.all(pc.equal(files["kind"], inputs.IMAGE)).as_py()
+    share = math.ceil(len(files) / SPREAD) if images else SHARD_ROWS
+    return max(LEAST_ROWS, min(SHARD_ROWS, share), math.ceil(len(files) / MOST_SHARDS))
 
 
 def check_same(plan: Plan, settings: dict[str, Any], ignoring: Iterable[str] = ()) -> None:

@@ -61,10 +61,10 @@ class Predictor:
     over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
     mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
 
-    Several threads may share one. On a GPU their batches take turns; of a CPU each has its part of the threads that
+    Several threads may share one. On a GPU their batches take turns. Of a CPU each has its part of the threads that
     PyTorch had when the predictor was made: a layer's threads wait for the slowest, callers for nobody (Unet over
-    resnet18 on 2 cores: 9.5 frames/s against 7.7). Where a GPU's memory does not hold a batch, it goes in halves,
-    from then on.
+    resnet18 on 2 cores: 9.5 frames/s against 7.7). It has no more when it is alone, as logits differ in the last bits
+    with the number of threads. Where a GPU's memory does not hold a batch, it goes in halves, from then on.
     """
 
     def __init__(
@@ -84,19 +84,8 @@ class Predictor:
         self.label_space = bundle.label_space(self.info)
         self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
         self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
-        self._threads, self._sharers, self._counting = torch.get_num_threads(), 0, threading.Lock()
+        self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))
         self.threshold, self.confidence_maps = threshold, confidence_maps
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Around a thread's work with this predictor, where other threads have work for it too."""
-        with self._counting:
-            self._sharers += 1
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._sharers -= 1
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
         """A decoded frame → the pixels that the model sees, uint8: as it is for a window, else resized."""
@@ -125,13 +114,22 @@ class Predictor:
             groups.setdefault(pixels.shape, []).append(i)
         points = [None] * len(prepared) if points is None else points
         found: dict[int, Prediction] = {}
-        if self.device.type == "cpu":
-            torch.set_num_threads(max(1, self._threads // max(1, self._sharers)))
-        with self.lock:
+        with self.lock, self._own_threads():
             for members in groups.values():  # one shape at a time
                 jobs = [_Job(prepared[i], tuple(sizes[i]), points[i]) for i in members]
                 found |= zip(members, self._predict(jobs), strict=True)
         return [found[i] for i in range(len(prepared))]
+
+    @contextmanager
+    def _own_threads(self) -> Iterator[None]:
+        """This thread with its part of the processors, where they compute."""
+        before = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _predict(self, jobs: Sequence[_Job]) -> list[Prediction]:
         try:

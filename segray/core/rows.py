@@ -82,7 +82,7 @@ def label_rows(plan: Plan, rows: list[Row], clock: Clock, predictor: Predictor, 
     done: list[Row] = []
     confusion = np.zeros((classes, classes), np.int64)
     before: np.ndarray | None = None
-    with ThreadPoolExecutor(FETCHES) as pool, predictor.shared():
+    with ThreadPoolExecutor(FETCHES) as pool:
         frames = decoded(rows, predictor.prepare, clock, pool)
         while batch := list(islice(frames, batch_size)):
             predictions = iter(_predict(predictor, batch, clock))

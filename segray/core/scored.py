@@ -29,7 +29,7 @@ from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
 
 THREADS = 2
-COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status"]
+COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status", "entropy_mean"]
 
 
 class Scored(NamedTuple):
@@ -37,12 +37,14 @@ class Scored(NamedTuple):
 
     truth_n: the truth at pixels that were drawn for calibration, uint8 [N]. What is known of the prediction there:
     logits_nc float32 [N, C], or confidence_n float32 [N] in 0..1 and whether it is right, bool [N], or nothing.
+    entropy_mean: how undecided the prediction is, as a label row has it.
     """
 
     ref: SampleRef
     truth_hw: np.ndarray
     pred_hw: np.ndarray
     truth_n: np.ndarray
+    entropy_mean: float | None
     logits_nc: np.ndarray | None = None
     confidence_n: np.ndarray | None = None
     right_n: np.ndarray | None = None
@@ -74,13 +76,12 @@ class ModelFrames:
             yield from chain.from_iterable(ahead(pool, self._look, batches, threads))
 
     def _look(self, batch: Sequence[SampleRef]) -> list[Scored]:
-        with self.predictor.shared():
-            samples = [read_sample(ref, self._reading, None) for ref in batch]
-            points = [_points(ref, one.mask_hw, self._most) for ref, one in zip(batch, samples, strict=True)]
-            prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
-            found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
+        samples = [read_sample(ref, self._reading, None) for ref in batch]
+        points = [_points(ref, one.mask_hw, self._most) for ref, one in zip(batch, samples, strict=True)]
+        prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
+        found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
         return [
-            Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.logits_nc)
+            Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.entropy_mean, one.logits_nc)
             for ref, (_, truth_hw), at, one in zip(batch, samples, points, found, strict=True)
         ]
 
@@ -118,7 +119,7 @@ class LabelFrames:
                 f"{section.model} was labelled without truth; give --truth FOLDER, or --format and --data."
             )
         self._reading, self.not_covered = reading_space(self.space, self.truth_space)
-        self._masks: dict[str, str] = {}
+        self._masks: dict[str, dict[str, Any]] = {}
         self._pair(wanted, [row for row in rows if row["status"] == "ok"])
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
 
@@ -136,7 +137,7 @@ class LabelFrames:
                 )
             if row := by_place.get(ref.image) or by_name.get(name):
                 found[row["place"]] = replace(ref, image=places.image_place(row))
-                self._masks[found[row["place"]].image] = row["place"]
+                self._masks[found[row["place"]].image] = row
             else:
                 self.missing.append(ref.sample_id)
         if not found:
@@ -148,7 +149,7 @@ class LabelFrames:
             yield from ahead(pool, self._frame, refs, 2 * THREADS)
 
     def _frame(self, ref: SampleRef) -> Scored:
-        place = self._masks[ref.image]
+        place, entropy_mean = (self._masks[ref.image][key] for key in ("place", "entropy_mean"))
         truth_hw, pred_hw = self._reading.apply(places.read_mask(ref.mask), ref.mask), places.read_mask(place)
         if truth_hw.shape != pred_hw.shape:
             raise DataError(f"{ref.mask} is {truth_hw.shape} but its label {pred_hw.shape} (height, width).")
@@ -156,9 +157,10 @@ class LabelFrames:
         rows, columns = _points(ref, truth_hw, self._most).T
         truth_n = truth_hw[rows, columns]
         if confidence_hw is None:
-            return Scored(ref, truth_hw, pred_hw, truth_n)
+            return Scored(ref, truth_hw, pred_hw, truth_n, entropy_mean)
         confidence_n = confidence_hw[rows, columns].astype(np.float32) / 255
-        return Scored(ref, truth_hw, pred_hw, truth_n, None, confidence_n, truth_n == pred_hw[rows, columns])
+        right_n = truth_n == pred_hw[rows, columns]
+        return Scored(ref, truth_hw, pred_hw, truth_n, entropy_mean, None, confidence_n, right_n)
 
 
 def is_labels(place: str) -> bool:

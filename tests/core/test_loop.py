@@ -67,10 +67,22 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
         assert torch.equal(tensor, resumed[name]), name
 
 
+def test_training_pixels_are_counted_thinned_and_without_void():
+    masks = torch.full((1, 8, 8), 1)
+    masks[0, 0, 0], masks[0, 1] = 255, 0  # a void pixel that is looked at, and a row that is not
+    logits = torch.zeros(1, 2, 8, 8)
+    logits[0, 0, 4, 4] = 1
+    confusion = torch.zeros(3, 2, dtype=torch.int64)
+    logits[0, 1] += 0.5
+    loop.tally(confusion, masks, logits)
+    assert confusion.tolist() == [[0, 0], [1, 2], [0, 1]]
+
+
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
     loop.fit(LocalWorker(), settings(train__epochs=12, train__learning_rate=3e-3), data)
     history = checkpoint.read_history(str(tmp_path / "run"))
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert 0 < history[0]["train_miou"] < history[-1]["train_miou"] <= history[-1]["train_pixel_accuracy"] <= 1
     best = max(history, key=lambda row: row["miou"])
     info = bundle.read_info(str(tmp_path / "run" / "best"))
     assert (info.epoch, info.scores["miou"]) == (best["epoch"], best["miou"])

@@ -52,6 +52,8 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
     assert len({row["input_id"] for row in rows}) == 21
     assert [row["frame_index"] for row in rows if row["video_uri"]] == list(range(10))
 
+    assert summary["new_rows"] == 21
+    assert summary["stage_seconds"].keys() >= {"decode", "wait", "model", "encode", "write"}
     assert label(options(tiny_bundle, town, tmp_path / "out")) == summary  # a second run does nothing
     with pytest.raises(OutputExists, match=r"\(every was 1, is 2\)"):
         label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))

@@ -124,6 +124,7 @@ def test_the_history_is_json_lines_of_plain_numbers(settings, tmp_path):
     (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert json.loads(line).keys() == {
         *("epoch", "loss", "val_loss", "learning_rate", "images_per_s", "wait_share", "seconds"),
+        *("train_miou", "train_pixel_accuracy"),
         *metrics.HEADLINES,
     }
 

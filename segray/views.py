@@ -1,0 +1,376 @@
+"""A folder of train, sweep, evaluate, compare or label → what the page shows of it, charts and thumbnails drawn.
+
+Each view is plain data for the template of its kind. Of label parts only a digest is kept, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from segray import charts, gallery, wording
+from segray.config import parse_size
+from segray.core import digest, images, storage
+from segray.core.metrics import majority_baseline
+from segray.core.plan import load_plans
+from segray.core.samples import LabelSpace
+from segray.errors import DataError
+from segray.leaderboard import LeaderboardRow, advice
+
+# In the whole page, shared out over its folders: it stays below 10 MB.
+PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
+WIDE_PX = 1280  # of compare's picture
+COSTS = (  # columns of a leaderboard that one from before they were measured lacks
+    *("miou_mean", "miou_spread", "label_images_per_s", "peak_memory_mib", "gmacs", "cost_per_million"),
+    *("pareto", "chosen", "settings"),
+)
+STAGES = {  # of labelling, in the order of the work → what each is
+    "fetch": "reading files",
+    "decode": "to pixels of the model's size",
+    "wait": "for a turn at the model, which other shards have",
+    "model": "inference",
+    "encode": "masks and figures",
+    "write": "parts",
+}
+
+
+class Bundle(NamedTuple):
+    """What a model bundle says of itself; facts is its segray.json, confusion int64 [C, C]."""
+
+    facts: dict[str, Any]
+    space: LabelSpace
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run (no leaderboard), or a sweep; history by trial; best is None before a first epoch."""
+
+    place: str
+    config: str
+    leaderboard: list[dict[str, Any]]
+    histories: dict[str, list[dict[str, Any]]]
+    best: Bundle | None
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether the leaderboard is of a sweep that measured them; earlier ones lack columns."""
+        return bool(self.leaderboard) and self.leaderboard[0]["miou_mean"] is not None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label folder: of its plans, those parts that are there, and its receipt (None while unfinished)."""
+
+    place: str
+    plan: dict[str, Any]
+    success: dict[str, Any] | None
+    parts: int
+    space: LabelSpace
+    digest: digest.Digest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The --out of evaluate: scores.json, the worst rows of images.parquet, those with masks, mIoU's histogram."""
+
+    place: str
+    found: dict[str, Any]
+    space: LabelSpace
+    listed: list[dict[str, Any]]
+    shown: list[dict[str, Any]]
+    miou_counts: np.ndarray
+
+
+class Share(NamedTuple):
+    """What one folder of a page may take of it."""
+
+    picture_bytes: int
+    listed: int
+    videos: int
+
+
+def share_of(folders: int) -> Share:
+    return Share(PICTURE_BYTES // folders, max(20, LISTED // folders), max(1, VIDEOS // folders))
+
+
+def view_of(place: str, share: Share) -> dict[str, Any]:
+    """What the page shows of a folder. DataError for one that no command here wrote."""
+    for mark, read in KINDS.items():
+        if storage.exists(storage.join(place, mark)):
+            return {"place": place, "name": storage.name_of(place)} | read(place, share)
+    there = f"holds none of {', '.join(KINDS)}" if storage.exists(place) else "does not exist"
+    raise DataError(f"{place} {there}. Name a folder that segray train, sweep, evaluate, compare or label wrote.")
+
+
+# Training runs and sweeps
+
+
+def read_run(place: str) -> Run:
+    """A folder written by train (history.jsonl, best/) or by sweep (leaderboard.json, trials/, best/)."""
+    board, best, config = (
+        storage.join(place, name) for name in ("leaderboard.json", "best/segray.json", "config.yaml")
+    )
+    leaderboard = [dict.fromkeys(COSTS) | row for row in _json(board)] if storage.exists(board) else []
+    # Only the last part of a trial's name, as one with .. in it would lead out of the folder.
+    trials = {row["trial"]: storage.join(place, "trials", storage.name_of(row["trial"])) for row in leaderboard}
+    folders = trials or {storage.name_of(place): place}
+    histories = {trial: _history(storage.join(folder, "history.jsonl")) for trial, folder in folders.items()}
+    text = storage.read_bytes(config).decode(errors="replace") if storage.exists(config) else ""
+    return Run(place, text, leaderboard, histories, _bundle(best) if storage.exists(best) else None)
+
+
+def run_view(place: str, share: Share) -> dict[str, Any]:
+    """Of a training run or a sweep; scores is None before there is a model."""
+    run = read_run(place)
+    best, board, name = run.best, run.leaderboard, storage.name_of(place)
+    baseline = majority_baseline(best.confusion) if best else None
+    lone = run.histories.get(name, [])
+    view = {
+        "kind": "run",
+        "title": "Sweep" if board else "Training run",
+        "run": run,
+        "model": next((row["trial"] for row in board if row["chosen"]), board[0]["trial"]) if board else name,
+        "advice": advice([LeaderboardRow(**row) for row in board]) if run.has_costs else None,
+        "trade": charts.trade_chart(board),
+        "axes": charts.settings_chart(board),
+        "series": {trial: min(i, charts.SERIES - 1) for i, trial in enumerate(run.histories)},
+        "curves": charts.learning_curves(run.histories, baseline) if any(run.histories.values()) else {},
+        "curves_left": max(0, len(run.histories) - charts.CURVES),
+        "on_training": any(row.get("train_miou") is not None for row in lone),
+        "epochs": [row for row in lone if row.get("images_per_s")],
+        "scores": None,
+    }
+    if best is None:
+        return view
+    return view | {
+        "facts": best.facts,
+        "baseline": baseline,
+        "majority": best.space.names[int(best.confusion.sum(1).argmax())],
+        "measured_on": measured_on(run.config, best),
+        **scored_view(best.space.names, best.space, best.facts["scores"], best.confusion),
+    }
+
+
+def measured_on(config: str, best: Bundle) -> str:
+    """What the scores were counted on, in words, as far as the run's config tells."""
+    try:
+        settings = yaml.safe_load(config)["data"].items()
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        settings = ()
+    data = {key: value for key, value in settings if isinstance(value, str)}
+    place, size = data.get("root") or data.get("format"), parse_size(best.facts.get("input_size"))
+    text = f"the {data.get('val_split', 'validation')} split{f' of {place}' if place else ''}"
+    text += f" at {size[1]} × {size[0]} pixels" if size else ""
+    return f"{text}: {wording.short(int(best.confusion.sum()))} labelled pixels"
+
+
+# Labels
+
+
+def read_labels(place: str, share: Share) -> Labels:
+    """A folder written by label: the parts of its plans, with `_SUCCESS` or without."""
+    plans = load_plans(place)
+    there = {entry.uri for entry in storage.iter_files(storage.join(place, "labels"))}
+    found = digest.read(plans, there, frames=share.listed, videos=share.videos)
+    success_uri = storage.join(place, "_SUCCESS")
+    success = _json(success_uri) if storage.exists(success_uri) else None
+    if success and success["plans"] != [plan.plan_id for plan in plans]:
+        success = None  # it speaks of a run before
+    about = {key: getattr(plans[0], key) for key in ("plan_id", "model_id", "settings")}
+    about |= {"shards": sum(plan.shards for plan in plans), "rows": found.planned}
+    parts = sum(plan.part_uri(shard) in there for plan in plans for shard in range(plan.shards))
+    return Labels(place, about, success, parts, plans[0].label_space, found)
+
+
+def labels_view(place: str, share: Share) -> dict[str, Any]:
+    """Of a label folder; sums are its receipt's, or of its rows while it is unfinished."""
+    labels = read_labels(place, share)
+    found, success, space = labels.digest, labels.success, labels.space
+    scores, pixels = (success["scores"], success["class_pixels"]) if success else (None, found.class_pixels)
+    image_miou = found.miou_sum / found.known["miou"] if found.known["miou"] else None
+    with_masks = labels.plan["settings"]["mask_format"] != "none"
+    view = {
+        "kind": "labels",
+        "title": "Labels",
+        "labels": labels,
+        "done": success["rows"] if success else found.rows,
+        "ok": success["ok"] if success else found.ok,
+        "errors": sorted(found.errors.values(), key=lambda row: (-row["count"], row["error_code"])),
+        "stages": stage_rows(success or {}),
+        "palette": list(zip(space.names, css_colors(space), shares(pixels), strict=True)),
+        "scores": None,
+        "mean_image_miou": image_miou,
+        "galleries": gallery.of_labels(found, space, share.picture_bytes) if with_masks else gallery.Galleries({}, 0),
+        "listed": [gallery.described(row) for row in found.listed.to_pylist()],
+        "listed_by": found.score,
+        "videos": [(storage.name_of(uri), charts.track_chart(track, space)) for uri, track in found.tracks.items()],
+        "settings": yaml.safe_dump(labels.plan["settings"], allow_unicode=True, sort_keys=False),
+        **images_view(found.miou_counts),
+    }
+    if not scores:
+        return view
+    return view | scored_view(space.names, space, scores | {"image_miou": image_miou}, success["confusion"])
+
+
+def stage_rows(success: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table row a stage of the last run: its seconds over all threads, milliseconds a frame, share of all."""
+    seconds, rows = success.get("stage_seconds") or {}, success.get("new_rows")
+    total = sum(seconds.values())
+    known = {stage: about for stage, about in STAGES.items() if seconds.get(stage)}
+    return [
+        {"name": stage, "about": about, "seconds": seconds[stage], "share": seconds[stage] / total}
+        | {"frame_ms": 1000 * seconds[stage] / rows if rows else None}
+        for stage, about in known.items()
+    ]
+
+
+# Evaluations and comparisons
+
+
+def read_evaluation(place: str, share: Share) -> Evaluation:
+    """A folder written by evaluate. DataError for one from before it kept masks."""
+    found, rows = _json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
+    with digest.opened(rows) as opened:
+        file = pq.ParquetFile(opened)
+        if "label_space" not in found or "shown" not in file.schema_arrow.names:
+            raise DataError(f"{place} is of an older segray, without masks; evaluate again with --overwrite.")
+        columns = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]
+        listed, miou_counts = [], np.zeros(digest.MIOU_BINS, np.int64)
+        for batch in file.iter_batches(digest.BATCH, columns=columns):
+            listed += batch.slice(0, max(0, share.listed - len(listed))).to_pylist()
+            miou_counts += digest.miou_histogram(batch["miou"])
+    shown = digest.read_parquet(rows, filters=pc.field("prediction").is_valid()).to_pylist()
+    return Evaluation(place, found, LabelSpace.from_dict(found["label_space"]), listed, shown, miou_counts)
+
+
+def evaluation_view(place: str, share: Share) -> dict[str, Any]:
+    evaluation = read_evaluation(place, share)
+    found, space, confusion = evaluation.found, evaluation.space, np.asarray(evaluation.found["confusion"])
+    listed, shown = ([evaluated(row, len(confusion)) for row in rows] for rows in (evaluation.listed, evaluation.shown))
+    return {
+        "kind": "evaluation",
+        "title": "Evaluation",
+        "found": found,
+        "majority": found["classes"][int(confusion.sum(1).argmax())],
+        "reliability": charts.reliability_chart(found["reliability"]) if found["reliability"] else None,
+        "palette": [(*pair, None) for pair in zip(space.names, css_colors(space), strict=True)],
+        "galleries": gallery.of_evaluation(shown, space, share.picture_bytes),
+        "listed": listed,
+        "listed_by": "miou",
+        **images_view(evaluation.miou_counts),
+        **scored_view(found["classes"], space, found["scores"], confusion),
+    }
+
+
+def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
+    """A row of images.parquet with its id, name and classes as the page has them: true or predicted ones."""
+    cells, pixels = np.array(row["cells"], np.int64), np.array(row["pixels"], np.int64)
+    pairs = np.zeros((classes, classes + 1), np.int64)
+    pairs.flat[cells] = pixels
+    most = np.maximum(pairs.sum(1), pairs.sum(0)[:classes])
+    present = np.flatnonzero(most > digest.PRESENT * pixels.sum()).tolist()
+    return row | {"id": row["sample_id"], "name": row["sample_id"], "classes": present}
+
+
+def comparison_view(place: str, share: Share) -> dict[str, Any]:
+    found, picture = _json(storage.join(place, "compare.json")), storage.join(place, "changed.png")
+    return {
+        "kind": "comparison",
+        "title": "Comparison",
+        "found": found,
+        "rows": {"mIoU": found["miou"]} | found["classes"],
+        "chart": charts.difference_chart({"mIoU": found["miou"]} | found["classes"]),
+        "picture": narrowed(picture, share.picture_bytes) if storage.exists(picture) else None,
+    }
+
+
+def narrowed(place: str, room: int) -> str | None:
+    """A picture as the data: URI of a JPEG of WIDE_PX at most; None where that does not fit."""
+    image_hwc = images.decode_image(storage.read_bytes(place), place)
+    scale = min(1.0, WIDE_PX / image_hwc.shape[1])
+    uri = gallery.jpeg(images.resize_image(image_hwc, tuple(round(side * scale) for side in image_hwc.shape[:2])))
+    return uri if len(uri) <= room else None
+
+
+KINDS = {  # a file that such a folder holds → its view; the first that is there
+    "_segray/plan-00000.json": labels_view,
+    "scores.json": evaluation_view,
+    "compare.json": comparison_view,
+    "leaderboard.json": run_view,
+    "history.jsonl": run_view,
+    "best/segray.json": run_view,
+}
+
+
+# What several of them have
+
+
+def scored_view(
+    names: Sequence[str], space: LabelSpace, scores: dict[str, Any], counts: Sequence[Any]
+) -> dict[str, Any]:
+    """Scores by class and on average, and the matrix. counts: confusion [C, C], or [C, C + 1] with undecided pixels."""
+    confusion = np.asarray(counts)
+    keys = [key for key in ("iou", "f1", "sensitivity", "specificity", "boundary") if f"class_{key}" in scores]
+    columns = {key: scores[f"class_{key}"] for key in keys}
+    colors = dict(zip(space.names, css_colors(space), strict=True))
+    columns |= {"name": names, "color": [colors[name] for name in names], "share": shares(confusion.sum(1))}
+    return {
+        "scores": scores,
+        "classes": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        "matrix": charts.confusion_chart(confusion, names),
+    }
+
+
+def images_view(miou_counts: np.ndarray) -> dict[str, Any]:
+    """How the frames' own mIoU spreads, from its histogram; where there is any."""
+    known = bool(miou_counts.any())
+    return {
+        "quartiles": digest.quartiles(miou_counts) if known else None,
+        "spread": charts.miou_chart(miou_counts) if known else None,
+    }
+
+
+def css_colors(space: LabelSpace) -> list[str]:
+    return [f"rgb({r},{g},{b})" for r, g, b in space.colors]
+
+
+def shares(pixels: Iterable[float]) -> list[float]:
+    """Each count's share of all; nan where there is nothing."""
+    counts = np.asarray(pixels, dtype=np.float64)
+    return (counts / counts.sum() if counts.sum() else counts * math.nan).tolist()
+
+
+# Files
+
+
+def _bundle(uri: str) -> Bundle:
+    facts = _json(uri)
+    if missing := {"label_space", "scores", "confusion"} - set(facts):
+        raise DataError(f"{uri} has no {min(missing)}; give a bundle that segray train wrote.")
+    return Bundle(facts, LabelSpace.from_dict(facts["label_space"]), np.asarray(facts["confusion"], np.int64))
+
+
+def _history(uri: str) -> list[dict[str, Any]]:
+    """One dict an epoch; [] for a trial that failed before its first."""
+    lines = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
+    return [_parse(line, f"{uri} line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _json(uri: str) -> Any:
+    return _parse(storage.read_bytes(uri), uri)
+
+
+def _parse(data: bytes, source: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{source} is not JSON: {error}. Restore it, or leave its folder out.") from error

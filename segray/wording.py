@@ -1,0 +1,40 @@
+"""Numbers and foreign names as text for a page."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+
+def clean(value: Any) -> str:
+    """Text without the control, bidi and surrogate characters that could hide or reorder what is shown."""
+    kept = (c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    return "–" if value is None else "".join(kept)
+
+
+def _or_dash(text: Callable[[float], str]) -> Callable[[float | None], str]:
+    """An undefined number is shown as a dash."""
+    return lambda value: "–" if value is None or not math.isfinite(value) else text(value)
+
+
+def _short(value: float) -> str:
+    for scale, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= scale:
+            return f"{value / scale:.1f}\N{NO-BREAK SPACE}{unit}"
+    return f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+pct = _or_dash(lambda share: f"{share * 100:.1f}%")  # 0.4123 → 41.2%
+count = _or_dash(lambda value: f"{value:,}")  # 14328354 → 14,328,354
+number = _or_dash(lambda value: f"{value:.3g}")  # three digits that matter: 12.1, 0.001
+short = _or_dash(_short)  # 14328354 → 14.3 million
+duration = _or_dash(_duration)  # 3725 → 1 h 02 min
