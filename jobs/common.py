@@ -50,13 +50,19 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
     @click.option("--config", default=str(Path(file).with_suffix(".yaml")), help="Settings; default: the job's own.")
     @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting.")
     @click.option("--smoke", "quick", is_flag=True, help="A minute on drawn streets.")
-    def command(data: str | None, out: str, config: str, sets: tuple[str, ...], quick: bool) -> None:
+    @click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing.")
+    def command(data: str | None, out: str, config: str, sets: tuple[str, ...], quick: bool, dry_run: bool) -> None:
         given = {"data.root": data} if data else {}
+        drawn = Path(out) / "streets"
         if quick:
-            drawn = streets.write(Path(out) / "streets", train=8, val=4, size=(96, 128), video_s=0)
             given = {**SMOKE, **(smoke or {}), "data.root": str(drawn)}
-        overrides = {"train.out": out, **given, **dict(parse_override(text) for text in sets)}
-        run(load(config, overrides), quick)
+        settings = load(config, {"train.out": out, **given, **dict(parse_override(text) for text in sets)})
+        if dry_run:
+            click.echo(settings.to_yaml(), nl=False)
+            return
+        if quick:
+            streets.write(drawn, train=8, val=4, size=(96, 128), video_s=0)
+        run(settings, quick)
 
     main(command)
 

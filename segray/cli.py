@@ -6,13 +6,15 @@ Heavy modules are imported inside the commands, so that `segray --help` answers 
 from __future__ import annotations
 
 import functools
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from segray.errors import SegrayError
+from segray.errors import SegrayError, Terminated
 
 # Flag → (setting that it gives, help, more for click). What has no flag is given by --set or in a file.
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -102,18 +104,9 @@ def stage(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
-            from segray.config import load, parse_override
-
             if click.get_current_context().invoked_subcommand:
                 return  # these are the options of the group, not of its command
-            saved = given.pop("resume", False)
-            values = {
-                key.replace("__", "."): _value(key, value) for key, value in given.items() if value not in (None, ())
-            }
-            if saved:
-                values.setdefault(out, getattr(load(), out.split(".")[0]).out)
-            values |= dict(parse_override(text) for text in sets)
-            config = _saved_settings(file, values[out]).changed(values) if saved else load(file, values)
+            config = settings(file, sets, **given)
             if dry_run:
                 click.echo(config.to_yaml(sections), nl=False)
                 preview(config)
@@ -141,16 +134,26 @@ def stage(
     return decorate
 
 
-def _saved_settings(file: str | None, out: str) -> Any:
-    from segray.config import parse
+def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **given: Any) -> Any:
+    """The Config of a file, or with `resume` the one that the sweep has saved; then flags, then --set."""
+    from segray.config import load, parse_override
+
+    values = {key.replace("__", "."): _value(key, value) for key, value in given.items() if value not in (None, ())}
+    values |= dict(parse_override(text) for text in sets)
+    return _resumed(file, values) if resume else load(file, values)
+
+
+def _resumed(file: str | None, values: dict[str, Any]) -> Any:
+    from segray.config import load, parse
     from segray.core import storage
     from segray.errors import ConfigError
 
+    place = values.setdefault("sweep.out", load().sweep.out)
     if file is not None:
-        raise ConfigError(f"--resume reads the settings that {out} has saved; leave --config out.")
-    if not storage.exists(saved := storage.join(out, "config.yaml")):
-        raise ConfigError(f"{out} holds nothing to resume (no config.yaml); leave --resume out to begin.")
-    return parse(storage.read_bytes(saved), saved)
+        raise ConfigError(f"--resume reads the settings that {place} has saved; leave --config out.")
+    if not storage.exists(saved := storage.join(place, "config.yaml")):
+        raise ConfigError(f"{place} holds nothing to resume (no config.yaml); leave --resume out to begin.")
+    return parse(storage.read_bytes(saved), saved).changed(values)
 
 
 def _value(key: str, value: Any) -> Any:
@@ -712,8 +715,176 @@ def report(config: Any, overwrite: bool) -> None:
     say(f"The report is {page}.")
 
 
+CLUSTER = click.option("--address", help="The head's dashboard, http://HEAD:8265; default: RAY_ADDRESS.")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", metavar="train|sweep|label|evaluate|jobs.NAME")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@CLUSTER
+@click.option("--no-wait", is_flag=True, help="Send it, and do not follow it.")
+@click.option("--python", help="Interpreter on the cluster; default: this one's path, with --pip the cluster's.")
+@click.option(
+    "--pip", multiple=True, metavar="REQUIREMENT", help="Installed for the job; a wheel file is sent. Again for more."
+)
+def submit(
+    command: str, args: tuple[str, ...], address: str | None, no_wait: bool, python: str | None, pip: tuple[str, ...]
+) -> None:
+    """Run a command as a job on a cluster, follow what it writes, and end with its exit code.
+
+    Its flags are the command's own. Ctrl-C leaves the job running; what it reads and writes is on s3://, or in
+    folders that the cluster's nodes mount.
+
+    \b
+    Example:
+      segray submit --address http://10.0.0.1:8265 label --model s3://models/best --input s3://drives/ --out s3://labels/1
+      segray submit --no-wait sweep --format camvid --data /shared/camvid --lr 1e-3 --workers 4 --out /shared/sweep
+      segray submit --pip dist/segray-0.1.0-py3-none-any.whl train --data /shared/camvid --out /shared/run
+      segray submit jobs.camvid_best --data /shared/camvid --out /shared/best
+    """
+    import shlex
+
+    from segray import submit as jobs
+    from segray.terminal import say, size
+
+    config, flags, dry_run = submitted(command, list(args))
+    if dry_run:
+        click.echo(config.to_yaml(), nl=False)
+        return
+    client = jobs.connect(address)
+    sent = jobs.submit(client, command, config, flags, python=python, pip=pip, shown=shlex.join([command, *args]))
+    say(f"Sent {sent.files} files, {size(sent.size)}. The job is {sent.job}.")
+    if no_wait:
+        say(f"Its output: segray logs {sent.job} -f")
+        return
+    follow(client, sent.job)
+
+
+def submitted(command: str, args: list[str]) -> tuple[Any, list[str], bool]:
+    """The settings of a command line that is to be a job, the flags that stay, and whether it is a dry run."""
+    from segray import submit as jobs
+    from segray.errors import ConfigError, nearest
+
+    if command.startswith("jobs."):
+        return *jobs.job_settings(command, args), "--dry-run" in args
+    if command not in jobs.COMMANDS:
+        raise ConfigError(f"{command} cannot be sent as a job.{nearest(command, (*jobs.COMMANDS, 'jobs.NAME'))}")
+    given = dict(cli.commands[command].make_context(command, args).params)
+    dry_run, overwrite = given.pop("dry_run"), given.pop("overwrite")
+    config = jobs.absolute(settings(given.pop("file"), given.pop("sets"), **given))
+    if command == "label":
+        config.label.check_given()
+    return config, ["--overwrite"] * overwrite, dry_run
+
+
+def follow(client: Any, job: str) -> None:
+    """Show a job's output until it ends, and end with its code; Ctrl-C ends the showing alone."""
+    from segray import submit as jobs
+    from segray.terminal import say
+
+    try:
+        code = jobs.follow(
+            client, job, lambda text: click.echo(text, nl=False), lambda text: click.echo(text, err=True)
+        )
+    except KeyboardInterrupt as stop:
+        say(f"The job goes on. Its output: segray logs {job} -f; its end: segray stop {job}")
+        sys.exit(getattr(stop, "exit_code", 130))
+    no_python = " Its interpreter is not on the cluster: see --python and --pip." if code == 127 else ""
+    say(f"The job {job} ended with exit code {code}.{no_python}")
+    sys.exit(code)
+
+
+@cli.command()
+@CLUSTER
+def jobs(address: str | None) -> None:
+    """List the jobs of a cluster, the newest first.
+
+    \b
+    Example:
+      segray jobs --address http://10.0.0.1:8265
+    """
+    from segray import submit
+    from segray.terminal import duration, moment, say, table
+
+    rows = []
+    for info in submit.jobs(submit.connect(address)):
+        started, ended = info.start_time or 0, info.end_time or time.time() * 1000
+        command = (info.metadata or {}).get("command") or info.entrypoint
+        took = duration((ended - started) / 1000) if started else None
+        rows.append((info.submission_id, info.status.value, moment(started / 1000), took, command))
+    if not rows:
+        say("No job was sent to this cluster yet.")
+        return
+    table(f"{len(rows)} jobs", ("job", "status", "started", "took", "command"), rows)
+
+
+@cli.command()
+@click.argument("job")
+@CLUSTER
+@click.option("-f", "--follow", "go_on", is_flag=True, help="Go on until the job ends, and end with its exit code.")
+def logs(job: str, address: str | None, go_on: bool) -> None:
+    """Print what a job wrote.
+
+    \b
+    Example:
+      segray logs segray-label-1a2b3c4d -f
+    """
+    from segray import submit
+
+    client = submit.connect(address)
+    if go_on:
+        follow(client, job)
+    click.echo(submit.logs(client, job), nl=False)
+
+
+@cli.command()
+@click.argument("job")
+@CLUSTER
+def stop(job: str, address: str | None) -> None:
+    """End a job; what it has finished stays, and the same command goes on from there.
+
+    \b
+    Example:
+      segray stop segray-label-1a2b3c4d
+    """
+    from segray import submit
+    from segray.terminal import say
+
+    running = submit.stop(submit.connect(address), job)
+    say(f"{job} is stopped." if running else f"{job} had ended before.")
+
+
+@cli.command()
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(out: str, as_json: bool) -> None:
+    """Say how far a run is, from its folder alone: train, sweep or label, here or anywhere, while it runs or after.
+
+    \b
+    Example:
+      segray status s3://labels/2026
+      segray status runs/sweep --json
+    """
+    import json
+    from dataclasses import asdict
+
+    from segray.status import status
+    from segray.terminal import show_status
+
+    found = status(out)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        show_status(out, found)
+
+
 def main(command: click.Command = cli) -> None:
-    """Run a command: errors of ours are one line and exit code 1; Ctrl-C is 130."""
+    """Run a command and end the process.
+
+    Exit codes: 0 done, 1 failed, 2 usage or settings, 3 more errors than the limit, 130 Ctrl-C, 143 SIGTERM. What is
+    ours is one line on stderr.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
@@ -721,10 +892,17 @@ def main(command: click.Command = cli) -> None:
         sys.exit(error.exit_code)
     except SegrayError as error:
         click.echo(f"segray: {error}", err=True)
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("segray: stopped. The same command goes on from here.", err=True)
-        sys.exit(130)
+        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who asks twice must not cut the tidying up short; SIGKILL can
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Ray side: connect or start, what it has, the Worker of the training loop, and Ray's errors as ours.
+"""The Ray side: connect or start, samples in its store, the Worker of the training loop, and Ray's errors as ours.
 
 Ray is told to be quiet: progress is printed by segray, and full logs stay in Ray's session folder.
 """
@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import segray
 from segray.config import ClusterSection
+from segray.connecting import check_join, keep_token, refusal
 from segray.core.samples import LabelSpace, Sample, SampleRef
-from segray.errors import ClusterError, SegrayError
+from segray.errors import ClusterError, SegrayError, Terminated
+from segray.shapes import Resources, WorkerShape
 from segray.telemetry import Gauges, event
 
 QUIET = {
@@ -37,34 +42,22 @@ QUIET = {
 }
 # With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
+SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
 STORE_SHARE = 0.5  # of the object store that decoded samples may take
 BYTES_A_PIXEL = 4  # RGB and the mask
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What the connected cluster has in all; nodes: CPUs and GPUs of each."""
-
-    cpus: int
-    gpus: int
-    object_store_bytes: int
-    nodes: tuple[tuple[int, int], ...]
-
-    def room(self, cpus: int, gpus: float) -> int:
-        """How many processes fit that hold so many CPUs and GPUs: each stands on one node."""
-        return sum(min(has // cpus, int(gpu / gpus) if gpus else has // cpus) for has, gpu in self.nodes)
-
-    def cpus_each(self, processes: int, gpus: float = 0) -> int:
-        """The most CPUs that so many processes can hold alike, besides their GPUs; at least 1."""
-        return next((n for n in range(self.cpus // processes, 1, -1) if self.room(n, gpus) >= processes), 1)
+log = logging.getLogger("segray")
 
 
 @contextmanager
-def connected(config: ClusterSection) -> Iterator[Resources]:
+def connected(config: ClusterSection, least: WorkerShape | None = None) -> Iterator[Resources]:
     """A Ray to work on: the one that this process has, else the address given, else one of our own.
 
     A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
+    least: what it must hold, at once or within `cluster.wait`; ClusterError when it does not.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -73,26 +66,75 @@ def connected(config: ClusterSection) -> Iterator[Resources]:
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
         raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
     if ray.is_initialized():
-        yield resources()
+        yield _holding(least, config.wait)
         return
+    _start_or_join(config)
+    hush()
+    try:
+        yield _holding(least, config.wait)
+    finally:
+        ray.shutdown()
+
+
+def _start_or_join(config: ClusterSection) -> None:
+    import ray
+
+    # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if address == "local":
-        options["runtime_env"] = {"worker_process_setup_hook": _know_address}
+        keep_token()
+        more["runtime_env"] = {"worker_process_setup_hook": _know_address}
+        if config.object_store_gib:
+            more["object_store_memory"] = int(config.object_store_gib * 2**30)
+        if config.spill_dir:
+            more["object_spilling_directory"] = config.spill_dir
     else:
-        # A local Ray turns token auth on and makes the token itself; told to, it fails where there is none yet.
+        check_join(address)
+        # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
+        if RAY_JOB not in os.environ:  # a job brings its own; a driver's workers get the code that it runs itself
+            more["runtime_env"] = {"py_modules": [str(Path(segray.__file__).parent)]}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job(), **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"No Ray at {address}: {str(error).splitlines()[0]}") from error
-    hush()
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job(), **more)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise refusal(error, address) from error
+    except SystemExit as stop:  # Ray's own answer to SIGTERM
+        raise Terminated from stop
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _holding(least: WorkerShape | None, wait_s: float) -> Resources:
+    """What the cluster has; ClusterError when it does not hold `least`, also not after the time to wait."""
+    has = resources()
+    if least is None:
+        return has
+    if wait_s and not least.fits(has):
+        has = _scaled(least, has, wait_s)
+    least.check(has)
+    return has
+
+
+def _scaled(least: WorkerShape, has: Resources, wait_s: float) -> Resources:
+    """Ask an autoscaler for nodes that hold `least`; what the cluster has when they are there, or the time is over."""
+    from ray.autoscaler.sdk import request_resources
+
+    there = f"{has.cpus} CPUs and {has.gpus} GPUs are there"
+    log.warning(f"Waiting up to {wait_s / 60:.3g} min for nodes: {least} asked, {there}.")
+    request_resources(bundles=[{"CPU": least.cpus, "GPU": least.gpus}] * least.count)
+    end = time.monotonic() + wait_s
     try:
-        yield resources()
+        while not least.fits(has) and time.monotonic() < end:
+            time.sleep(SCALE_POLL_S)
+            has = resources()
     finally:
-        ray.shutdown()
+        request_resources(bundles=[])  # which else holds the nodes for ever
+    return has
 
 
 def _know_address() -> None:
@@ -145,48 +187,10 @@ def hush() -> None:
 def resources() -> Resources:
     import ray
 
-    total = ray.cluster_resources()
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive)
-    return Resources(
-        int(total.get("CPU", 0)), int(total.get("GPU", 0)), int(total.get("object_store_memory", 0)), nodes
-    )
-
-
-@dataclass(frozen=True)
-class WorkerShape:
-    """What each of `count` processes holds; gpus below 1 is a share of one."""
-
-    count: int
-    cpus: int
-    gpus: float
-
-    def check(self, has: Resources) -> None:
-        """ClusterError when the cluster can never hold them: Ray would wait for ever."""
-        for name, asked, there in (
-            ("GPU", self.gpus * self.count, has.gpus),
-            ("CPU", self.cpus * self.count, has.cpus),
-        ):
-            if asked > there:
-                raise ClusterError(
-                    f"{asked:g} {name}s asked, {there} in the cluster. Lower the number of workers, "
-                    "or add a node to the cluster."
-                )
-        if (room := has.room(self.cpus, self.gpus)) < self.count:
-            raise ClusterError(
-                f"The cluster's nodes hold {room} processes of {self.cpus} CPUs and {self.gpus:g} GPUs, not "
-                f"{self.count}. Lower cluster.cpus_per_worker or the number of workers, or add a node to the cluster."
-            )
-
-
-def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
-    """The processes of one training run, where `runs_at_once` of them share the cluster."""
-    count = max(1, config.workers)
-    gpu = config.gpu if config.gpu is not None else has.gpus >= count
-    gpus = 10_000 // runs_per_gpu / 10_000 if gpu else 0  # Ray counts in steps of 1e-4, and rounds to the nearest
-    worker = WorkerShape(count, config.cpus_per_worker or has.cpus_each(count * runs_at_once, gpus), gpus)
-    worker.check(has)
-    return worker
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shapes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
+    store = sum(int(node.get("object_store_memory", 0)) for node in nodes)
+    return Resources(sum(cpus for cpus, _ in shapes), sum(gpus for _, gpus in shapes), store, shapes)
 
 
 class StoredSamples:

@@ -226,6 +226,15 @@ class LabelSection(Section):
     strict: bool = Field(False, description="refuse a store that overwrites what must be created once")
     confidence_maps: bool = Field(False, description="also write each pixel's confidence, as a grey PNG")
 
+    def check_given(self) -> None:
+        """ConfigError when model or inputs are not given, or two settings contradict each other."""
+        if not self.model:
+            raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
+        if not self.inputs:
+            raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
+        if self.fps and self.every > 1:
+            raise ConfigError(f"label.every is {self.every} and label.fps {self.fps:g}; give one of them.")
+
 
 class InferSection(Section):
     """How a model is applied to a frame, by label and evaluate."""
@@ -274,6 +283,13 @@ class ClusterSection(Section):
     workers: int = Field(1, ge=0, description="training processes of a run; 0 trains in this process, without Ray")
     cpus_per_worker: int | None = Field(None, ge=1, description="default: the cluster's CPUs, shared out")
     gpu: bool | None = Field(None, description="default: where the cluster has one for each worker")
+    wait: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = Field(
+        0, description="how long nodes that an autoscaler starts are waited for, such as 20m"
+    )
+    object_store_gib: float | None = Field(
+        None, ge=0.1, description="memory for objects, of a Ray of our own; default: Ray's, 30 % of what is free"
+    )
+    spill_dir: str | None = Field(None, description="where objects go that it does not hold; default: below RAY_TMPDIR")
 
 
 class Config(Section):

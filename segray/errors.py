@@ -1,17 +1,19 @@
 """What can go wrong, as one small tree; each message says the value, the rule and the next step.
 
 SegrayError            one line for the user, exit code 1
-├── ConfigError        a setting is unknown, ill-typed or contradictory
+├── ConfigError        a setting is unknown, ill-typed or contradictory; exit code 2
 ├── DataError          labelled or unlabelled input that cannot be used
 │   ├── InputChanged   a file is not the one that the plan saw
 │   ├── InputMissing   a file that the plan saw is gone
 │   ├── InputTooLarge  a frame that the GPU's memory does not hold
 │   ├── InputUnreadable  a file that is there and may not be read
+│   ├── TooManyErrors  more rows failed than the limit allows; exit code 3
 │   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
 ├── StorageError       a place that cannot be read or written
 ├── OutputExists       something was written there before, and would be lost
 └── ClusterError       Ray cannot give what was asked, or lost a worker
+Terminated             SIGTERM came; it unwinds as Ctrl-C does, exit code 143
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from collections.abc import Iterable
 class SegrayError(Exception):
     """Base of every error that a user can mend; `str(error)` is the whole message."""
 
+    exit_code = 1
+
 
 class ConfigError(SegrayError):
     """A setting is unknown, ill-typed or contradictory."""
+
+    exit_code = 2
 
 
 class DataError(SegrayError):
@@ -48,6 +54,12 @@ class InputUnreadable(DataError):
     """A file that is there and may not be read."""
 
 
+class TooManyErrors(DataError):
+    """More rows failed than the limit allows."""
+
+    exit_code = 3
+
+
 class TrainingDiverged(DataError):
     """The loss is not a number any more; every worker raises it in the same step of the run."""
 
@@ -66,6 +78,12 @@ class OutputExists(SegrayError):
 
 class ClusterError(SegrayError):
     """Ray cannot give what was asked, or lost a worker."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as on `segray stop`, `kill` and a spot machine that is reclaimed."""
+
+    exit_code = 143
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:

@@ -18,14 +18,15 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from segray import cluster
+from segray import cluster, shapes
 from segray.config import Config, InferSection, LabelSection
+from segray.connecting import check_places
 from segray.core import parts, storage
 from segray.core.models import bundle
 from segray.core.parts import Receipt
-from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, repeated_ids
+from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
 from segray.core.predictor import side_by_side
-from segray.errors import ClusterError, ConfigError, DataError, SegrayError, StorageError
+from segray.errors import ClusterError, ConfigError, SegrayError, StorageError, TooManyErrors
 from segray.telemetry import Gauges, LabelCounters, event
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
@@ -52,8 +53,8 @@ class Watch:
 def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> dict[str, Any]:
     """Label every input in `label.out`, or go on with what is not labelled yet; what `_SUCCESS` then says.
 
-    Raises OutputExists when the folder was made from other inputs, model or settings, DataError when more than
-    `label.max_error_rate` of the rows are errors.
+    Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
+    than `label.max_error_rate` of the rows are errors.
     """
     section, watch = absolute(config.label, config.model.weights_dir), watch or Watch()
     if overwrite:
@@ -81,12 +82,7 @@ def absolute(section: LabelSection, weights_dir: str | None = None) -> LabelSect
 
     weights_dir: where a ready model's weights are, on machines without internet.
     """
-    if not section.model:
-        raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
-    if not section.inputs:
-        raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
-    if section.fps and section.every > 1:
-        raise ConfigError(f"label.every is {section.every} and label.fps {section.fps:g}; give one of them.")
+    section.check_given()
     return section.model_copy(
         update={
             "model": storage.absolute(bundle.resolve(section.model, weights_dir)),
@@ -161,7 +157,9 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
-    with cluster.connected(config.cluster) as has, closing(Gauges(section.out)) as gauges:
+    least = shapes.least(config.cluster, section.actors or 1)
+    with cluster.connected(config.cluster, least) as has, closing(Gauges(section.out)) as gauges:
+        check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)
         event("labelling", section.out, rows=left, shards=len(todo))
@@ -183,16 +181,21 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
     )
 
 
+def _read_places(section: LabelSection, readers: list[PlanReader]) -> list[str]:
+    """Where actors read: the model, and an input of each plan, as they mostly lie together."""
+    return [section.model, *(place_of(reader.shard(0)[0]) for reader in readers)]
+
+
 def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
     if errors > section.max_error_rate * rows:
-        raise DataError(
+        raise TooManyErrors(
             f"{errors} of {rows} rows are errors, more than {section.max_error_rate:.0%}; "
             f"look at error_message in {section.out}/labels, then raise label.max_error_rate or mend the inputs."
         )
 
 
 def _label_shards(
-    config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: cluster.Resources, careful: bool
+    config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: shapes.Resources, careful: bool
 ) -> Iterator[Receipt]:
     """Receipts of the shards, as they are made."""
     import ray.data
@@ -200,9 +203,10 @@ def _label_shards(
     cluster.hush()
     use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
-    shape = cluster.WorkerShape(actors, 1 if use_gpu else has.cpus_each(actors), int(use_gpu))
+    shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
     shape.check(has)
-    at_once = side_by_side(has.cpus // actors)  # while one has a GPU, others decode and encode
+    shape.tell_if_busy()
+    at_once = side_by_side(shape.cpus if not use_gpu else has.cpus // actors)  # while one has a GPU, others decode
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,8 +16,9 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-from segray import cluster
+from segray import cluster, shapes
 from segray.config import Config
+from segray.connecting import check_places
 from segray.core import storage
 from segray.core.checkpoint import BEST, SETTINGS, read_history
 from segray.core.cost import labelling_cost, training_step_s
@@ -51,6 +52,7 @@ from segray.train import (
     claim_folder,
     different,
     plan_data,
+    read_places,
     run,
     stored,
 )
@@ -71,15 +73,17 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     plan = _check(config)
     with alone(out):
         _claim(config, overwrite)
-        with cluster.connected(config.cluster) as has:
+        with cluster.connected(config.cluster, shapes.least(config.cluster, config.cluster.workers)) as has:
             at_once = concurrent(config, has, planned(config))
-            worker = cluster.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
+            worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
+            check_places(read_places(config), [storage.join(out, SETTINGS)])
+            worker.tell_if_busy()
             with ExitStack() as stack:
                 turns = Turns(config, on_row, stack)
                 if turns.are_left():
                     cluster.wait_for(lambda: _tune(config, turns, plan, has, worker, at_once), turns.poll)
             names = [entry.trial for entry in turns.entries.values()]
-            costs = cluster.wait_for(lambda: _costs(config, names, cluster.shape(config.cluster, has)), lambda: None)
+            costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), lambda: None)
         board = leaderboard(config, list(turns.entries.values()), costs)
         if not board or board[0].miou is None:
             first = board[0].error or board[0].status if board else "not run"
@@ -108,11 +112,11 @@ def _check(config: Config) -> DataPlan:
     return plan
 
 
-def concurrent(config: Config, has: cluster.Resources, trials: int) -> int:
+def concurrent(config: Config, has: shapes.Resources, trials: int) -> int:
     """Trials at once: as many as the cluster's nodes hold, so that none waits inside Ray for another's workers."""
     narrow = config.cluster.model_copy(update={"cpus_per_worker": config.cluster.cpus_per_worker or 1})
-    one = cluster.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
-    return max(1, min(has.room(one.cpus, one.gpus) // one.count, trials, config.sweep.concurrent or trials))
+    one = shapes.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
+    return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, config.sweep.concurrent or trials))
 
 
 def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
@@ -132,7 +136,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
 
 
 def _tune(
-    config: Config, turns: Turns, plan: DataPlan, has: cluster.Resources, worker: cluster.WorkerShape, at_once: int
+    config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, worker: shapes.WorkerShape, at_once: int
 ) -> None:
     """Give each trial its turn, under ASHA."""
     from ray import tune
@@ -174,7 +178,7 @@ def _drive(
     params: dict[str, Any],
     config: dict[str, Any],
     data: TrainData,
-    worker: cluster.WorkerShape,
+    worker: shapes.WorkerShape,
     weights: dict[str, Any],
 ) -> None:
     """One trial, in a process of Tune's. That it failed, and why, is reported: raised, Tune would try it again."""
@@ -189,7 +193,7 @@ def _drive(
         tune.report({**scores, "failed": str(cluster.explain(error))})
 
 
-def _train(trial: Config, data: TrainData, worker: cluster.WorkerShape, weights: Any) -> None:
+def _train(trial: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any) -> None:
     """Train from the last whole epoch; once more where the loss became no number on a GPU.
 
     A GPU's sums differ a little from run to run. A CPU's do not: it would meet the same number again.
@@ -299,7 +303,7 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
     return scheduler
 
 
-def _costs(config: Config, trials: list[Trial], worker: cluster.WorkerShape) -> dict[str, Cost]:
+def _costs(config: Config, trials: list[Trial], worker: shapes.WorkerShape) -> dict[str, Cost]:
     """By trial, one model after another in a process of its own; models that differ in weights alone cost the same."""
     import ray
 

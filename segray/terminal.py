@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,6 +152,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def size(count: int) -> str:
+    """'812 bytes', '1.3 MiB'."""
+    units = ("bytes", "KiB", "MiB", "GiB")
+    power = min(len(units) - 1, max(0, count.bit_length() - 1) // 10)
+    return f"{count / 1024**power:.3g} {units[power]}"
+
+
+def moment(unix_s: float) -> str:
+    """Local time to the second."""
+    return datetime.fromtimestamp(unix_s).isoformat(" ", "seconds")
+
+
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """A row of history as a line: epoch, loss, scores, speed, time left."""
     left = (epochs - row["epoch"]) * row["seconds"]
@@ -260,6 +273,17 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
     say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
+
+
+def show_status(out: str, found: Any) -> None:
+    """How far a run is, as one sentence."""
+    facts = [f"{found.done:,} of {found.of:,} {found.unit}"]
+    facts += [f"{found.frames:,} frames"] if found.frames is not None else []
+    facts += [f"{found.errors:,} errors"] if found.errors else []
+    facts += [f"{found.images_per_s:.1f} images/s"] if found.images_per_s else []
+    facts += [f"best mIoU {found.miou:.3f}"] if found.miou is not None else []
+    facts += [f"the last {duration(found.age_s)} ago"] if found.age_s is not None else []
+    say(f"{out}: {found.kind}, {'finished' if found.finished else 'not finished'}: {', '.join(facts)}.")
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from segray import cluster, trackers
+from segray import cluster, shapes, trackers
 from segray.config import Config, parse
+from segray.connecting import check_places
 from segray.core import loop, optim, storage
 from segray.core.checkpoint import BEST, HISTORY, SETTINGS, STATE, best_epoch, is_finished, read_history
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
@@ -78,8 +79,10 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
             splits = (MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
             loop.fit(_Reporter(tell), config, plan.with_samples(*splits), weights)
         else:
-            with cluster.connected(config.cluster) as has:
-                worker = cluster.shape(config.cluster, has)
+            with cluster.connected(config.cluster, shapes.least(config.cluster, config.cluster.workers)) as has:
+                worker = shapes.shape(config.cluster, has)
+                check_places(read_places(config), [storage.join(out, SETTINGS)])
+                worker.tell_if_busy()
                 data, stored_weights = stored(plan, has), cluster.put(weights)
                 cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
     return TrainResult(out, storage.join(out, BEST), read_history(out))
@@ -96,6 +99,11 @@ def absolute(config: Config) -> Config:
     paths = {"train.out": config.train.out, "data.root": config.data.root, "train.teacher": config.train.teacher,
              "model.weights_dir": config.model.weights_dir}  # fmt: skip
     return config.changed({key: storage.absolute(path) for key, path in paths.items() if path is not None})
+
+
+def read_places(config: Config) -> list[str]:
+    """Where workers read a run's frames and its teacher."""
+    return [path for path in (config.data.root, config.train.teacher) if path is not None]
 
 
 def plan_data(config: Config) -> DataPlan:
@@ -145,14 +153,14 @@ def start_weights(config: Config) -> dict[str, Any] | None:
     return None if storage.exists(storage.join(config.train.out, STATE)) else encoder_weights(config.model)
 
 
-def stored(plan: DataPlan, has: cluster.Resources) -> TrainData:
+def stored(plan: DataPlan, has: shapes.Resources) -> TrainData:
     """The plan's frames, decoded once for every worker of every run in this session."""
     samples = (cluster.store_samples(refs, plan.label_space, plan.size, has) for refs in (plan.train, plan.val))
     return plan.with_samples(*samples)
 
 
 def run(
-    config: Config, data: TrainData, worker: cluster.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
+    config: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
 ) -> None:
     """core.loop.fit on Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray."""
     import ray.train

@@ -6,6 +6,7 @@ from PIL import Image
 
 from segray import cli
 from segray.config import load
+from segray.submit import AT_ADDRESS
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
@@ -39,6 +40,11 @@ FROZEN = {
     "overlay": {"video", "input", "overwrite", "help"},
     "export": {"to", "out", "images", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
     "report": STAGE | {"labels"},
+    "submit": {"address", "no-wait", "python", "pip", "help"},
+    "jobs": {"address", "help"},
+    "logs": {"address", "follow", "help"},
+    "stop": {"address", "help"},
+    "status": {"json", "help"},
 }  # fmt: skip
 
 
@@ -118,6 +124,7 @@ def places(tmp_path):
 
 
 CAMVID = ("--format", "camvid", "--data")
+SUBMIT = ("submit", "--address", "http://127.0.0.1:1")
 BAD = [
     (("train", *CAMVID, "{}/none"), "{}/none does not exist; give the folder that holds train/ and trainannot/."),
     (
@@ -126,13 +133,24 @@ BAD = [
     ),
     (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
+    (("train", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
+    (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (
+        ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
+        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+    ),
+    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan-00000.json); give the --out of segray label."),
+    (("status", "{}/empty"), "{}/empty holds no run, neither config.yaml nor _segray/; give an --out of train, sweep or label."),
+    (("report", "{}/none", "--out", "{}/r.html"), None),
+    (("jobs",), "No cluster is given in --address or RAY_ADDRESS. " + AT_ADDRESS),
+    ((*SUBMIT, "train"), "No Ray answers at http://127.0.0.1:1: Connection refused. " + AT_ADDRESS),
+]  # fmt: skip
+USAGE = [
     (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
     (("train", "--config", "{}/none.yaml"), "{}/none.yaml cannot be read: No such file or directory."),
-    (("train", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
     (("sweep", "--lr", "1..", "--dry-run"), "sweep.learning_rates is '1..'; give a range such as 1e-4..1e-2, or a list."),
     (("sweep", "--lr", "1e-2..1e-4"), "sweep.learning_rates is '1e-2..1e-4'; give a range such as 1e-4..1e-2, or a list."),
-    (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("sweep", "--vary", "data.size=1,2"), "sweep.space data.size cannot be swept; settings of model, augment, train can."),
     (("sweep", "--vary", "train.loss=dicee"),
      "settings: train.loss.dicee is 'dicee'; input should be 'cross_entropy', 'focal', 'dice', 'lovasz' or 'ohem'."),
@@ -155,24 +173,43 @@ BAD = [
     (("sweep", "--time", "soon"), "settings: sweep.time is 'soon'; give a number and s, m or h, such as 2h."),
     (("label",), "label.model is not given; name the bundle: --model runs/train/best."),
     (("label", "--model", "m"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),
-    (
-        ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
-        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
-    ),
-    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan-00000.json); give the --out of segray label."),
-    (("report", "{}/none", "--out", "{}/r.html"), None),
+    ((*SUBMIT, "train", "--set", "train.lr_rate=1"),
+     "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
+    ((*SUBMIT, "labell"), "labell cannot be sent as a job. Did you mean label?"),
+    ((*SUBMIT, "train", "--address", "10.0.0.1:6379"),
+     "cluster.address is 10.0.0.1:6379, and a job runs on the cluster that it is sent to; leave it out, and give "
+     "--address before the command."),
+    ((*SUBMIT, "jobs.best"), "jobs/best.py is not here; run this in the folder that holds jobs/."),
 ]  # fmt: skip
+CODES = [(*row, 1) for row in BAD] + [(*row, 2) for row in USAGE]
 
 
-@pytest.mark.parametrize(("args", "line"), BAD, ids=[" ".join(args) for args, _ in BAD])
-def test_bad_input_is_one_line_and_a_code(monkeypatch, capsys, places, args, line):
+@pytest.mark.parametrize(("args", "line", "exit_code"), CODES, ids=[" ".join(row[0]) for row in CODES])
+def test_bad_input_is_one_line_and_a_code(monkeypatch, capsys, places, args, line, exit_code):
     monkeypatch.chdir(places)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     code, _, err = run(monkeypatch, capsys, *(arg.format(places) for arg in args))
     if line is None:
-        assert (code, err.count("\n"), err.startswith("segray: ")) == (1, 1, True)
+        assert (code, err.count("\n"), err.startswith("segray: ")) == (exit_code, 1, True)
     else:
-        assert (code, err) == (1, f"segray: {line.format(places)}\n")
+        assert (code, err) == (exit_code, f"segray: {line.format(places)}\n")
     assert (places / "full" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bucket_that_may_not_be_used_is_one_line(monkeypatch, capsys, places, tiny_bundle, s3, s3_proxy):
+    s3_proxy.set(http_403=1)
+    label = ("label", "--model", tiny_bundle, "--input")
+    for args in ((*label, places / "frame.png", "--out", s3), (*label, s3, "--out", places / "new"), ("status", s3)):
+        code, _, err = run(monkeypatch, capsys, *args)
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith(f"segray: {s3}")
+        assert err.endswith(" Check the credentials (AWS_PROFILE, a role) and the bucket's policy.\n")
+
+
+def test_a_flag_that_does_not_exist_is_a_usage_error_also_behind_submit(monkeypatch, capsys):
+    for before in ((), SUBMIT):
+        code, _, err = run(monkeypatch, capsys, *before, "train", "--learning-rate", "1")
+        assert (code, "No such option '--learning-rate'" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

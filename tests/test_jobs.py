@@ -1,12 +1,15 @@
 """The pinned jobs: each runs its own model, loss and schedule on drawn streets, as a user starts it."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from segray.config import load
 
 ROOT = Path(__file__).parent.parent
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))
@@ -23,6 +26,23 @@ def test_a_job_runs_in_smoke_form(name, tmp_path):
         rows = json.loads((out / "results.json").read_text())
         assert all(0 <= row[key] <= 1 for row in rows for key in ("miou", "pixel_accuracy", "mean_f1"))
         assert {"curves.png", "report.html"} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_jobs_dry_run_shows_its_settings_and_makes_nothing(name, tmp_path, monkeypatch, capsys):
+    """As `python -m jobs.NAME --config jobs/NAME.yaml --set …` has them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    file = str(ROOT / "jobs" / f"{name}.yaml")
+    monkeypatch.setattr(
+        sys, "argv", [name, "--config", file, "--data", "frames", "--set", "train.seed=7", "--smoke", "--dry-run"]
+    )
+    runpy.run_module(f"jobs.{name}", run_name="__main__")
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    shown = load(str(tmp_path / "shown.yaml"))
+    assert (shown.train.out, shown.train.seed) == (f"runs/{name}", 7)
+    assert shown.model.arch == load(file).model.arch
+    assert [path.name for path in tmp_path.iterdir()] == ["shown.yaml"]
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -36,8 +36,11 @@ def test_a_readme_command_parses(line, monkeypatch):
         command, place = command.commands[args[place]], place + 1
     if "--resume" not in args and any("--config" in param.opts for param in command.params):
         cli.cli.main([*args, "--dry-run"], standalone_mode=False)
-    else:
-        command.make_context(args[place - 1], args[place:])
+        return
+    given = command.make_context(args[place - 1], args[place:]).params
+    if command.name == "submit":
+        monkeypatch.chdir(ROOT)
+        cli.submitted(given["command"], list(given["args"]))
 
 
 def test_every_layout_loss_architecture_and_job_is_on_a_page():

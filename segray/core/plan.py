@@ -74,6 +74,10 @@ class Plan:
     label_space: LabelSpace
     settings: dict[str, Any]
 
+    @property
+    def json_uri(self) -> str:
+        return storage.join(self.out, "_segray", f"plan-{self.number:05}.json")
+
     def part_uri(self, shard: int) -> str:
         return storage.join(self.out, "labels", f"part-{shard:05}-of-{self.shards:05}-{self.plan_id[:8]}.parquet")
 
@@ -151,10 +155,10 @@ def make_plan(
         raise DataError(f"Nothing is left of {len(files)} files; raise label.sample or label.limit.")
     plan = Plan(out, len(before), *frozen, settings["model_id"], label_space, settings)
     # The .json is created last: it says that the rows are there, and names the file that holds them.
-    created = storage.create(_json_uri(out, plan.number), plan.to_json())
+    created = storage.create(plan.json_uri, plan.to_json())
     if not created and before and failed is None:  # another run was faster: what it did not plan is left
         return make_plan(out, settings, label_space, load_plans(out), on_found=on_found)
-    return _load(out, plan.number, _json_uri(out, plan.number))
+    return _load(out, plan.number, plan.json_uri)
 
 
 def _shard_rows(files: pa.Table) -> int:
@@ -371,10 +375,6 @@ def _load(out: str, number: int, uri: str) -> Plan:
             "give another --out, or --overwrite."
         )
     return Plan(out=out, number=number, **{**data, "label_space": LabelSpace.from_dict(data["label_space"])})
-
-
-def _json_uri(out: str, number: int) -> str:
-    return storage.join(out, "_segray", f"plan-{number:05}.json")
 
 
 def _rows_uri(out: str, plan_id: str) -> str:

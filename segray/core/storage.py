@@ -44,6 +44,7 @@ class Entry:
     uri: str
     size: int
     stamp: str
+    modified_s: float  # Unix time
 
 
 def is_s3(uri: str) -> bool:
@@ -145,9 +146,9 @@ def stat(uri: str) -> Entry:
     with _one_line(uri, "read"):
         if is_s3(uri):
             head = s3.request("head_object", **_key(uri))
-            return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
+            return _entry_s3(uri, head["ContentLength"], head)
         info = Path(check_uri(uri)).stat()
-        return Entry(uri, info.st_size, str(info.st_mtime_ns))
+        return Entry(uri, info.st_size, str(info.st_mtime_ns), info.st_mtime)
 
 
 def list_files(root: str) -> list[Entry]:
@@ -241,11 +242,13 @@ def _printable(text: str) -> str:
 
 @contextmanager
 def _one_line(uri: str, verb: str) -> Iterator[None]:
-    """What fails inside is a StorageError: `{uri} cannot be {verb}: {reason}.`"""
+    """What fails inside is a StorageError: `{uri} cannot be {verb}: {reason}.`; a denied one says what to look at."""
     try:
         yield
     except s3.FAILURES as error:
-        raise StorageError(_printable(f"{uri} cannot be {verb}: {reason(error)}.")) from error
+        refused = " Check the credentials (AWS_PROFILE, a role) and the bucket's policy."
+        hint = refused if s3.http_status(error) == 403 else ""
+        raise StorageError(_printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error
 
 
 @contextmanager
@@ -300,7 +303,7 @@ def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
                     info = entry.stat()
                 except FileNotFoundError:  # deleted meanwhile, as temporary files are; the others are there
                     continue
-                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns))
+                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns), info.st_mtime)
 
 
 def _key(uri: str) -> dict[str, str]:
@@ -327,7 +330,7 @@ def _list_s3(root: str, markers: bool = False) -> Iterator[Entry]:
             for found in page.get("Contents", ()):
                 nothing = False
                 if markers or not found["Key"].endswith("/"):
-                    yield Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"].strip('"'))
+                    yield _entry_s3(f"s3://{bucket}/{found['Key']}", found["Size"], found)
             token = page.get("NextContinuationToken")
             more = {"ContinuationToken": token} if token else None
         if nothing and key.rstrip("/"):
@@ -335,7 +338,11 @@ def _list_s3(root: str, markers: bool = False) -> Iterator[Entry]:
                 head = s3.request("head_object", Bucket=bucket, Key=key.rstrip("/"))
             except FileNotFoundError:
                 return
-            yield Entry(root.rstrip("/"), head["ContentLength"], head["ETag"].strip('"'))
+            yield _entry_s3(root.rstrip("/"), head["ContentLength"], head)
+
+
+def _entry_s3(uri: str, size: int, answer: dict[str, Any]) -> Entry:
+    return Entry(uri, size, answer["ETag"].strip('"'), answer["LastModified"].timestamp())
 
 
 class _S3File(io.RawIOBase):

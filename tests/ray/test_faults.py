@@ -27,7 +27,7 @@ from segray.config import load
 from segray.core import parts, storage
 from segray.core.datasets import streets
 from segray.core.plan import load_plans
-from segray.label import label
+from segray.label import Watch, label
 
 SLOW_S = "0.3"  # a frame, so that there is time to strike
 SITE = """
@@ -178,6 +178,22 @@ def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, 
     struck = cluster_round(tiny_bundle, drive, tmp_path / "out", env, seed=0, strikes=2)
     assert (struck["actor"], struck["node"]) == (1, 1)
     assert struck["reads"] > 20
+    check(tmp_path / "out", totals)
+
+
+def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
+    """SIGTERM, as on a machine that is reclaimed."""
+    struck = []
+
+    class Strike(Watch):
+        def done(self, receipt):
+            if not struck:
+                struck.extend(actors())
+                for pid in struck:
+                    os.kill(pid, signal.SIGTERM)
+
+    label(load(None, settings(tiny_bundle, drive, tmp_path / "out")), watch=Strike())
+    assert struck
     check(tmp_path / "out", totals)
 
 

@@ -13,7 +13,7 @@ from crashing import CRASH, env
 from segray.config import load
 from segray.core import parts, storage
 from segray.core.plan import load_plans
-from segray.errors import ClusterError, DataError, OutputExists, StorageError
+from segray.errors import ClusterError, OutputExists, StorageError, TooManyErrors
 from segray.label import Watch, _check_store, label
 
 
@@ -68,11 +68,11 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     config = options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")]})
     assert label(config)["errors"] == {"decode_error": 2}
     assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 2
-    with pytest.raises(DataError, match=r"^2 of 3 rows are errors, more than 50%"):
+    with pytest.raises(TooManyErrors, match=r"^2 of 3 rows are errors, more than 50%"):
         label(config.changed({"label.max_error_rate": 0.5}))
 
     strict = config.changed({"label.max_error_rate": 0.5, "label.out": str(tmp_path / "strict"), "label.shard_size": 1})
-    with pytest.raises(DataError, match=r"^2 of 3 rows are errors, more than 50%"):
+    with pytest.raises(TooManyErrors, match=r"^2 of 3 rows are errors, more than 50%"):
         label(strict)  # while it runs
     assert not (tmp_path / "strict" / "_SUCCESS").exists()
     assert label(strict.changed({"label.max_error_rate": 1.0}))["ok"] == 1
@@ -83,7 +83,7 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     assert problems(tmp_path / "strict") == []
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
     command = [
         *(sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", town / "train"),
@@ -95,7 +95,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
         time.sleep(0.005)
     run.send_signal(sent)
     assert run.wait(60) == code
-    if sent == signal.SIGINT:
+    if sent != signal.SIGKILL:
         assert run.stderr.read().lstrip() == "segray: stopped. The same command goes on from here.\n"
     there = {path: path.read_bytes() for path in tmp_path.glob("out/labels/*.parquet")}
     assert len(there) >= 1

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segray import cluster
+from segray import cluster, shapes
 from segray.config import load
 from segray.core import checkpoint
 from segray.core.space import Trial
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_is_tried_again_on_a_gpu_alone(settings, monkey
     for gpus, count in ((0, 1), (0.5, 2)):
         tries.clear()
         with pytest.raises(TrainingDiverged):
-            _train(settings(), None, cluster.WorkerShape(1, 1, gpus), None)
+            _train(settings(), None, shapes.WorkerShape(1, 1, gpus), None)
         assert len(tries) == count
 
 
@@ -184,18 +184,18 @@ def test_a_loss_that_is_no_number_is_tried_again_on_a_gpu_alone(settings, monkey
 def test_trials_at_once_are_what_the_nodes_hold(nodes, workers, cpus, per_gpu, at_once, each):
     values = {"cluster.workers": workers, "cluster.cpus_per_worker": cpus, "sweep.trials_per_gpu": per_gpu}
     config = load(None, values)
-    has = cluster.Resources(*map(sum, zip(*nodes, strict=True)), 10**9, tuple(nodes))
+    has = shapes.Resources(*map(sum, zip(*nodes, strict=True)), 10**9, tuple(nodes))
     assert concurrent(config, has, 100) == at_once
-    worker = cluster.shape(config.cluster, has, at_once, per_gpu)
+    worker = shapes.shape(config.cluster, has, at_once, per_gpu)
     assert worker.cpus == each
-    assert has.room(worker.cpus, worker.gpus) >= at_once * workers
+    assert has.fits(worker.cpus, worker.gpus) >= at_once * workers
 
 
 def test_a_worker_that_no_node_can_hold_is_said_at_once():
-    has = cluster.Resources(8, 0, 10**9, ((4, 0), (4, 0)))
-    assert cluster.shape(load().cluster, has).cpus == 4
-    with pytest.raises(ClusterError, match="The cluster's nodes hold 0 processes of 6 CPUs and 0 GPUs, not 1"):
-        cluster.shape(load(None, {"cluster.cpus_per_worker": 6}).cluster, has)
+    has = shapes.Resources(8, 0, 10**9, ((4, 0), (4, 0)))
+    assert shapes.shape(load().cluster, has).cpus == 4
+    with pytest.raises(ClusterError, match="1 × 6 CPUs asked, which do not fit on nodes of 4 CPUs and 0 GPUs"):
+        shapes.shape(load(None, {"cluster.cpus_per_worker": 6}).cluster, has)
 
 
 # A sweep that is killed, on a Ray of its own: this file as a program.

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +118,8 @@ def test_more_gpus_than_there_are_is_said_at_once(settings, ray_session):
     with pytest.raises(ClusterError) as error:
         train(settings(cluster__workers=2, cluster__gpu=True))
     assert str(error.value) == (
-        f"2 GPUs asked, {ray_session.gpus} in the cluster. Lower the number of workers, or add a node to the cluster."
+        f"2 GPUs asked, {ray_session.gpus} in the cluster. Lower the number of workers, add a node to the cluster, or, "
+        "where an autoscaler does, give it time: --set cluster.wait=20m."
     )
 
 
@@ -145,6 +149,24 @@ def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(settings, ray_s
     assert killed
     assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
     assert [row["loss"] for row in result.history] == pytest.approx([row["loss"] for row in whole.history], rel=0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_leaves_the_last_whole_epoch_from_which_the_same_command_goes_on(workers, settings, tmp_path):
+    config = settings(cluster__workers=workers, train__epochs=500)
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    line = [sys.executable, "-m", "segray.cli", "train", "--config", str(tmp_path / "c.yaml")]
+    run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "epoch 3/500" not in run.stdout.readline():
+        assert run.poll() is None, run.stderr.read()
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert (run.returncode, err.lstrip()) == (143, "segray: stopped. The same command goes on from here.\n")
+    epochs = len(checkpoint.read_history(str(tmp_path / "run")))
+    assert epochs >= 3
+    again = subprocess.run([*line, "--epochs", str(epochs + 1)], capture_output=True, text=True, timeout=120)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert re.findall(r"epoch (\d+)/", again.stdout) == [str(epochs + 1)]
 
 
 def test_the_driver_fetches_pretrained_weights_and_every_worker_starts_from_them(settings, ray_session, tmp_path):

@@ -1,0 +1,92 @@
+"""What a cluster has, what a run asks of it, and whether the one holds the other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from segray.config import ClusterSection
+from segray.errors import ClusterError
+
+BUSY_S = 5.0  # what ended just now gives its processors back within that
+NEXT_STEP = (
+    "Lower the number of workers, add a node to the cluster, or, where an autoscaler does, give it time: "
+    "--set cluster.wait=20m."
+)
+
+log = logging.getLogger("segray")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the connected cluster has in all, and (CPUs, GPUs) by node."""
+
+    cpus: int
+    gpus: int
+    object_store_bytes: int
+    nodes: tuple[tuple[int, int], ...]
+
+    def fits(self, cpus: int, gpus: float = 0) -> int:
+        """How many processes of this shape the nodes hold at once; a process is on one node."""
+        return sum(min(c // cpus, int(g / gpus) if gpus else c // cpus) for c, g in self.nodes)
+
+    def share(self, count: int, gpus: float = 0) -> int:
+        """The most CPUs that each of `count` processes can have."""
+        most = min(self.cpus // count, max((c for c, _ in self.nodes), default=0))
+        return next((cpus for cpus in range(most, 1, -1) if self.fits(cpus, gpus) >= count), 1)
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """What each of `count` processes holds; gpus below 1 is a share of one."""
+
+    count: int
+    cpus: int
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus > 1)}" if self.gpus else ""
+        return f"{self.count} × {self.cpus} CPU{'s' * (self.cpus > 1)}{gpus}"
+
+    def fits(self, has: Resources) -> bool:
+        return has.fits(self.cpus, self.gpus) >= self.count
+
+    def check(self, has: Resources) -> None:
+        """ClusterError when the cluster can never hold them: Ray would wait for ever."""
+        for name, asked, there in (
+            ("GPU", self.gpus * self.count, has.gpus),
+            ("CPU", self.cpus * self.count, has.cpus),
+        ):
+            if asked > there:
+                raise ClusterError(f"{asked:g} {name}s asked, {there} in the cluster. {NEXT_STEP}")
+        if not self.fits(has):
+            nodes = ", ".join(f"{cpus} CPUs and {gpus} GPUs" for cpus, gpus in sorted(set(has.nodes)))
+            raise ClusterError(f"{self} asked, which do not fit on nodes of {nodes}. {NEXT_STEP}")
+
+    def tell_if_busy(self) -> None:
+        """Say what is waited for, where other work has it."""
+        import ray
+
+        asked = {"GPU": self.gpus * self.count, "CPU": self.cpus * self.count}
+        end = time.monotonic() + BUSY_S
+        while lacking := [name for name, count in asked.items() if count > ray.available_resources().get(name, 0)]:
+            if time.monotonic() > end:
+                log.warning(f"Waiting for {self}: other work on the cluster has its {lacking[0]}s.")
+                return
+            time.sleep(BUSY_S / 10)
+
+
+def least(config: ClusterSection, count: int) -> WorkerShape:
+    """What `count` processes cannot do without."""
+    return WorkerShape(max(1, count), config.cpus_per_worker or 1, int(bool(config.gpu)))
+
+
+def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
+    """The processes of one training run, where `runs_at_once` of them share the cluster."""
+    count = max(1, config.workers)
+    gpu = config.gpu if config.gpu is not None else has.fits(config.cpus_per_worker or 1, 1) >= count
+    gpus = 10_000 // runs_per_gpu / 10_000 if gpu else 0  # Ray counts in steps of 1e-4, and rounds to the nearest
+    worker = WorkerShape(count, config.cpus_per_worker or has.share(count * runs_at_once, gpus), gpus)
+    worker.check(has)
+    return worker

@@ -1,0 +1,127 @@
+"""A run's folder → how far it is: from what is stored alone, on any machine, while it runs or after."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from segray.config import Config, parse
+from segray.core import storage
+from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history
+from segray.core.plan import Plan, load_plans
+from segray.errors import DataError
+from segray.leaderboard import ROWS, TRIALS, planned, read_entries, trial_out
+
+RECENT_S = 600.0  # what speed is taken over
+READS = 32  # footers of parts at once: each is a round trip
+ENDED = ("finished", "stopped", "failed")  # of a sweep's trials
+
+
+@dataclass(frozen=True)
+class Status:
+    """kind: train, sweep or label; `done` of `of` units (epochs, trials, parts) are there.
+
+    frames: labelled so far. errors: frames that failed, or trials. images_per_s: of label, over the last RECENT_S of
+    work; else of the last epoch. miou: the best so far. age_s: since the last unit; None before the first.
+    """
+
+    kind: str
+    unit: str
+    done: int
+    of: int
+    finished: bool
+    frames: int | None = None
+    errors: int = 0
+    images_per_s: float | None = None
+    miou: float | None = None
+    age_s: float | None = None
+
+
+def status(out: str) -> Status:
+    """How far the run in `out` is. DataError when there is none."""
+    out = storage.absolute(out)
+    if plans := load_plans(out):
+        return _label(out, plans)
+    place = storage.join(out, SETTINGS)
+    if not storage.exists(place):
+        raise DataError(f"{out} holds no run, neither {SETTINGS} nor _segray/; give an --out of train, sweep or label.")
+    config = parse(storage.read_bytes(place), place)
+    return _sweep(out, config) if storage.exists(storage.join(out, TRIALS)) else _train(out, config)
+
+
+def _label(out: str, plans: list[Plan]) -> Status:
+    from segray.core import parts
+
+    shards = {plan.part_uri(shard): (plan, shard) for plan in plans for shard in range(plan.shards)}
+    there = [entry for entry in storage.iter_files(storage.join(out, "labels")) if entry.uri in shards]
+    there.sort(key=lambda entry: entry.modified_s)
+    with ThreadPoolExecutor(READS) as pool:
+        receipts = list(pool.map(lambda entry: parts.done_receipt(*shards[entry.uri]), there))
+    summary = parts.read_summary(plans)
+    recent = [entry.modified_s > there[-1].modified_s - RECENT_S for entry in there]
+    first = recent.index(True) if any(recent) else 0
+    span_s = there[-1].modified_s - there[first].modified_s if there else 0.0
+    new = sum(receipt.rows for receipt in receipts[first + 1 :])
+    return Status(
+        kind="label",
+        unit="parts",
+        done=len(there),
+        of=len(shards),
+        finished=summary is not None,
+        frames=sum(receipt.rows for receipt in receipts),
+        errors=sum(summary["errors"].values()) if summary else sum(receipt.errors for receipt in receipts),
+        images_per_s=new / span_s if span_s else None,
+        age_s=_age(there[-1].modified_s) if there else None,
+    )
+
+
+def _train(out: str, config: Config) -> Status:
+    history, modified_s = _history(out)
+    return Status(
+        kind="train",
+        unit="epochs",
+        done=len(history),
+        of=config.train.epochs,
+        finished=is_finished(config.train, history),
+        images_per_s=history[-1]["images_per_s"] if history else None,
+        miou=_best(history),
+        age_s=_age(modified_s),
+    )
+
+
+def _sweep(out: str, config: Config) -> Status:
+    entries = read_entries(out)
+    found = [_history(trial_out(out, entry.trial)) for entry in entries]
+    newest, modified_s = max(found, key=lambda one: one[1], default=([], 0.0))
+    ended = [entry for entry in entries if entry.state in ENDED]
+    place = storage.join(out, ROWS)
+    ranked = {row["trial"] for row in json.loads(storage.read_bytes(place))} if storage.exists(place) else set()
+    scores = [score for history, _ in found if (score := _best(history)) is not None]
+    return Status(
+        kind="sweep",
+        unit="trials",
+        done=len(ended),
+        of=max(len(entries), planned(config)),
+        finished=len(ended) == len(entries) and ranked >= {entry.trial.name for entry in entries},
+        errors=sum(entry.state == "failed" for entry in entries),
+        images_per_s=newest[-1]["images_per_s"] if newest else None,
+        miou=max(scores, default=None),
+        age_s=_age(modified_s),
+    )
+
+
+def _history(out: str) -> tuple[list[dict[str, Any]], float]:
+    """A training run's rows so far, and when the last one came; 0 for never."""
+    rows = read_history(out)
+    return rows, storage.stat(storage.join(out, HISTORY)).modified_s if rows else 0.0
+
+
+def _age(modified_s: float) -> float | None:
+    return max(0.0, time.time() - modified_s) if modified_s else None
+
+
+def _best(history: list[dict[str, Any]]) -> float | None:
+    return max((row["miou"] for row in history if row["miou"] is not None), default=None)

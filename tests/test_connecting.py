@@ -1,0 +1,112 @@
+"""Before a Ray is joined: its token, its address, what it says no with, and whether its nodes hold what is asked."""
+
+import socket
+import stat
+
+import pytest
+from ray._private.utils import check_version_info
+
+from segray import connecting
+from segray.config import ClusterSection
+from segray.errors import ClusterError
+from segray.shapes import Resources, WorkerShape, shape
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def rights(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_token_is_made_once_and_is_its_owners_alone(home):
+    connecting.keep_token()
+    path = home / ".ray" / "auth_token"
+    token = path.read_text()
+    assert (len(token), rights(path), connecting.token()) == (64, 0o600, token)
+    path.chmod(0o644)  # as Ray writes it
+    connecting.keep_token()
+    assert (path.read_text(), rights(path)) == (token, 0o600)
+    assert [found.name for found in path.parent.iterdir()] == ["auth_token"]
+
+
+def test_no_token_is_made_beside_one_that_is_given_or_where_there_is_to_be_none(home, monkeypatch):
+    for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
+        monkeypatch.setenv(name, value)
+        connecting.keep_token()
+        assert not (home / ".ray").exists()
+        monkeypatch.delenv(name)
+
+
+def test_a_token_is_taken_from_where_ray_takes_it(home, monkeypatch):
+    assert connecting.token() is None
+    (home / "file").write_text("from-file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "file"))
+    assert connecting.token() == "from-file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from-variable")
+    assert connecting.token() == "from-variable"
+
+
+def test_an_address_is_tried_before_ray_tries_it_for_a_minute():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"http://127.0.0.1:{port}/"):
+            connecting.check_answers(address, "Next.")
+    for address, reason in (
+        (f"127.0.0.1:{port}", "Connection refused"),
+        ("127.0.0.1:99999", "connect_tcp"),
+        ("no.such.host.invalid:6379", "Name or service not known"),
+    ):
+        with pytest.raises(ClusterError) as error:
+            connecting.check_answers(address, "Next.")
+        assert str(error.value).startswith(f"No Ray answers at {address}: ")
+        assert str(error.value).endswith(". Next.")
+        assert reason in str(error.value) or reason == "connect_tcp"
+    with pytest.raises(ClusterError, match=r"^head is not HOST:PORT\. Next\.$"):
+        connecting.check_answers("head", "Next.")
+
+
+def test_another_version_is_named_with_what_to_install():
+    with pytest.raises(RuntimeError) as told:
+        check_version_info({"ray_version": "2.9.0", "python_version": "3.9.18"}, "process 1", raise_on_mismatch=True)
+    line = str(connecting.refusal(told.value, "10.0.0.1:6379"))
+    assert line.startswith("10.0.0.1:6379 runs Ray 2.9.0 on Python 3.9.18, and here are Ray 2.")
+    assert line.endswith(". Use the cluster's versions, or send the command there with segray submit --python PATH.")
+
+
+def has(*nodes):
+    return Resources(sum(cpus for cpus, _ in nodes), sum(gpus for _, gpus in nodes), 2**30, nodes)
+
+
+def test_a_process_is_on_one_node_and_gets_what_that_has():
+    three = has((4, 0), (2, 0), (2, 0))
+    assert (three.fits(1), three.fits(2), three.fits(3), three.fits(5)) == (8, 4, 1, 0)
+    assert (three.share(1), three.share(2), three.share(3), three.share(8), three.share(9)) == (4, 2, 2, 1, 1)
+    assert (has((8, 2), (16, 0)).fits(4, 1), has((8, 2), (16, 0)).share(2, 1)) == (2, 4)
+    assert shape(ClusterSection(workers=2), three) == WorkerShape(2, 2, 0)
+    assert shape(ClusterSection(workers=2), has((2, 0), (8, 1), (8, 1))) == WorkerShape(2, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "line"),
+    [
+        (WorkerShape(2, 1, 1), ((8, 1),), "2 GPUs asked, 1 in the cluster."),
+        (WorkerShape(9, 1, 0), ((4, 0), (4, 0)), "9 CPUs asked, 8 in the cluster."),
+        (WorkerShape(1, 8, 0), ((4, 0), (4, 0)), "1 × 8 CPUs asked, which do not fit on nodes of 4 CPUs and 0 GPUs."),
+        (
+            WorkerShape(2, 2, 1),
+            ((8, 0), (1, 1), (1, 1)),
+            "2 × 2 CPUs and 1 GPU asked, which do not fit on nodes of 1 CPUs and 1 GPUs, 8 CPUs and 0 GPUs.",
+        ),
+    ],
+)
+def test_what_can_never_be_scheduled_is_said_at_once(asked, nodes, line):
+    assert not asked.fits(has(*nodes))
+    with pytest.raises(ClusterError) as error:
+        asked.check(has(*nodes))
+    assert str(error.value).startswith(f"{line} Lower the number of workers, add a node")

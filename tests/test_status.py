@@ -1,0 +1,95 @@
+"""How far a run is, from its folder alone."""
+
+import json
+import os
+import time
+
+import pytest
+from labelled import label_shard, plan_rows, settings_of
+
+from segray.config import load
+from segray.core import parts, storage
+from segray.core.datasets import streets
+from segray.core.datasets.streets import LABEL_SPACE
+from segray.core.plan import make_plan
+from segray.core.predictor import Predictor
+from segray.core.space import list_trials
+from segray.errors import DataError
+from segray.leaderboard import Entry, write_entries
+from segray.status import status
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory):
+    folder = streets.write(tmp_path_factory.mktemp("drive") / "drive", train=0, val=9, size=(32, 48), video_s=0)
+    (folder / "val" / "zz.jpg").write_bytes(b"no picture")
+    return folder / "val"
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_labels_are_counted_while_they_are_made(place, request, drive, tiny_bundle, tmp_path):
+    out = str(tmp_path / "out") if place == "disk" else f"{request.getfixturevalue('s3')}/status"
+    plan = make_plan(out, settings_of([drive]), LABEL_SPACE)
+    assert len(plan_rows(plan)) == 10
+    before = status(out)
+    assert (before.kind, before.done, before.of, before.frames, before.age_s) == ("label", 0, 3, 0, None)
+    predictor = Predictor(str(tiny_bundle))
+    for shard in (0, 2):
+        label_shard(plan, shard, predictor)
+        time.sleep(1.1 if place == "s3" else 0.01)  # its times are whole seconds
+    half = status(out)
+    assert (half.done, half.frames, half.errors, half.finished) == (2, 6, 1, False)
+    assert half.images_per_s > 0
+    assert half.age_s < 60
+    label_shard(plan, 1, predictor)
+    parts.finish([plan], {})
+    done = status(out)
+    assert (done.done, done.frames, done.errors, done.finished) == (3, 10, 1, True)
+
+
+def write_history(folder, mious, seconds_ago=0.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"epoch": i, "miou": miou, "images_per_s": 10.0 * i} for i, miou in enumerate(mious, 1)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    then = time.time() - seconds_ago
+    os.utime(folder / "history.jsonl", (then, then))
+
+
+def test_a_training_run_tells_its_epochs_its_speed_and_its_age(tmp_path):
+    config = load(None, {"train.epochs": 4, "train.patience": 2})
+    (tmp_path / "config.yaml").write_text(config.to_yaml(("data", "model", "augment", "train", "cluster")))
+    assert (status(str(tmp_path)).done, status(str(tmp_path)).miou) == (0, None)
+    write_history(tmp_path, [0.2, None], seconds_ago=3600)
+    found = status(str(tmp_path))
+    assert (found.kind, found.done, found.of, found.finished) == ("train", 2, 4, False)
+    assert (found.miou, found.images_per_s) == (0.2, 20.0)
+    assert found.age_s == pytest.approx(3600, abs=60)
+    write_history(tmp_path, [0.2, 0.1, 0.1])  # patience is at its end
+    assert status(str(tmp_path)).finished
+
+
+def test_a_sweep_is_finished_when_its_leaderboard_knows_all(tmp_path):
+    config = load(None, {"sweep.learning_rates": [1e-3, 1e-2], "train.epochs": 2})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    first, second = list_trials(config)
+
+    def say(*states):
+        trials = [Entry(trial, state) for trial, state in zip((first, second), states, strict=True)]
+        write_entries(str(tmp_path), trials)
+        return status(str(tmp_path))
+
+    write_history(tmp_path / "trials" / first.name, [0.1, 0.3], seconds_ago=100)
+    found = say("finished", "running")
+    assert (found.kind, found.unit, found.done, found.of, found.miou) == ("sweep", "trials", 1, 2, 0.3)
+    write_history(tmp_path / "trials" / second.name, [0.2], seconds_ago=50)
+    found = say("finished", "failed")
+    assert (found.done, found.finished, found.errors) == (2, False, 1)
+    storage.replace(f"{tmp_path}/leaderboard.json", json.dumps([{"trial": t.name} for t in (first, second)]).encode())
+    found = status(str(tmp_path))
+    assert found.finished
+    assert found.age_s == pytest.approx(50, abs=30)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no run"):
+        status(str(tmp_path))
