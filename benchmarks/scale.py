@@ -74,10 +74,11 @@ def driver_once(shards: int, actors: int) -> None:
     from segray import cluster
     from segray.config import ClusterSection
     from segray.label import spread
+    from segray.shapes import WorkerShape
 
     with cluster.connected(ClusterSection()):
         before_mib, started, at = memory_mib()[0], time.perf_counter(), []
-        for _ in spread([(0, shard) for shard in range(shards)], Nothing, (), actors, at_once=16, num_cpus=0.1):
+        for _ in spread([(0, i) for i in range(shards)], Nothing, (), WorkerShape(actors, 0.1, 0), at_once=16):
             at.append(time.perf_counter())
         rate = (len(at) - 1) / (at[-1] - at[0])
         row = (shards, actors, at[0] - started, rate, before_mib, memory_mib()[1])

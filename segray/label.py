@@ -198,8 +198,6 @@ def _label_shards(
     config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: shapes.Resources, careful: bool
 ) -> Iterator[Receipt]:
     """Receipts of the shards, as they are made."""
-    import ray.data
-
     cluster.hush()
     use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
@@ -207,17 +205,27 @@ def _label_shards(
     shape.check(has)
     shape.tell_if_busy()
     at_once = side_by_side(shape.cpus if not use_gpu else has.cpus // actors)  # while one has a GPU, others decode
+    given = (section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful)
+    yield from spread(todo, Labeller, given, shape, at_once)
+
+
+def spread(
+    todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: shapes.WorkerShape, at_once: int
+) -> Iterator[Receipt]:
+    """Receipts of the shards from a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a shard whose actor died is found by listing, and tried again
     items = [{"plan": number, "shard": shard} for number, shard in todo]
     receipts = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
-        Labeller,
-        fn_constructor_args=(section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful),
+        labeller,
+        fn_constructor_args=given,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True
+            size=shape.count, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True
         ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,

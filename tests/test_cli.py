@@ -6,6 +6,7 @@ from PIL import Image
 
 from segray import cli
 from segray.config import load
+from segray.flags import FLAGS
 from segray.submit import AT_ADDRESS
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
@@ -83,7 +84,7 @@ def test_every_help_carries_an_example(name, command):
 
 
 def test_every_flag_gives_a_setting_that_exists():
-    for key, _, _ in cli.FLAGS.values():
+    for key, _, _ in FLAGS.values():
         section, field = key.split(".")
         assert field in getattr(load(), section).__class__.model_fields
 
