@@ -18,6 +18,8 @@ import pytest
 from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import read_history
+from segray.core.models import bundle
+from segray.leaderboard import read_sweep
 from segray.train import train
 
 NODES = 3
@@ -54,6 +56,21 @@ def test_training_goes_on_from_the_checkpoint_on_s3_when_a_node_dies(settings, o
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone.history], rel=0.05)
     assert not storage.exists(f"{on_s3}/run/.ray")
+
+
+def test_a_sweep_on_nodes_of_which_one_comes_later_is_the_sweep_of_one_node(settings, on_s3, tmp_path):
+    options = {"data__format": "camvid", "data__root": f"{on_s3}/town", "cluster__gpu": False}
+    options |= {"sweep__learning_rates": [1e-3, 1e-2], "sweep__grace_epochs": 2}
+    there = settings(sweep__out=f"{on_s3}/sweep", **options)
+    assert run("sweep", there, "add") == {"added": 1}
+    found = read_sweep(f"{on_s3}/sweep")
+    assert found.state == "Complete: 2 finished."
+    for row in found.leaderboard:
+        one = settings(cluster__workers=0, train__out=str(tmp_path / row.trial), **options)
+        alone = train(one.changed({"train.learning_rate": row.learning_rate}))
+        assert row.miou == pytest.approx(alone.best_row["miou"], abs=0.02)
+    model, _ = bundle.load(found.best)
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) == found.leaderboard[0].parameters
 
 
 # A run on a cluster: this file as a program, as a process has one driver only.
