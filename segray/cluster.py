@@ -53,11 +53,12 @@ log = logging.getLogger("segray")
 
 
 @contextmanager
-def connected(config: ClusterSection, least: WorkerShape | None = None) -> Iterator[Resources]:
+def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweeps: bool = False) -> Iterator[Resources]:
     """A Ray to work on: the one that this process has, else the address given, else one of our own.
 
     A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
     least: what it must hold, at once or within `cluster.wait`; ClusterError when it does not.
+    sweeps: training runs will be stopped before their end; its processes then start more slowly.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -68,7 +69,7 @@ def connected(config: ClusterSection, least: WorkerShape | None = None) -> Itera
     if ray.is_initialized():
         yield _holding(least, config.wait)
         return
-    _start_or_join(config)
+    _start_or_join(config, sweeps)
     hush()
     try:
         yield _holding(least, config.wait)
@@ -76,7 +77,7 @@ def connected(config: ClusterSection, least: WorkerShape | None = None) -> Itera
         ray.shutdown()
 
 
-def _start_or_join(config: ClusterSection) -> None:
+def _start_or_join(config: ClusterSection, sweeps: bool) -> None:
     import ray
 
     # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
@@ -84,7 +85,8 @@ def _start_or_join(config: ClusterSection) -> None:
     more: dict[str, Any] = {}
     if address == "local":
         keep_token()
-        more["runtime_env"] = {"worker_process_setup_hook": _know_address}
+        if sweeps:
+            more["runtime_env"] = {"worker_process_setup_hook": _know_address}
         if config.object_store_gib:
             more["object_store_memory"] = int(config.object_store_gib * 2**30)
         if config.spill_dir:

@@ -33,7 +33,7 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
     drawn = streets.write(root / "streets", train=TRAIN, val=VAL)
     held_out = streets.write(root / "held-out", train=0, val=HELD_OUT, seed=1, video_s=0)
     config = _config(root, drawn)
-    with cluster.connected(config.cluster):
+    with cluster.connected(config.cluster, sweeps=True):
         say(f"2/4  Sweeping {len(ENCODERS)} encoders over {len(LEARNING_RATES)} learning rates")
         with sweeping(config.sweep.out, EPOCHS) as on_row:
             result = sweep(config, on_row=on_row)

@@ -73,7 +73,8 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     plan = _check(config)
     with alone(out):
         _claim(config, overwrite)
-        with cluster.connected(config.cluster, shapes.least(config.cluster, config.cluster.workers)) as has:
+        least = shapes.least(config.cluster, config.cluster.workers)
+        with cluster.connected(config.cluster, least, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
             worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
             check_places(read_places(config), [storage.join(out, SETTINGS)])

@@ -9,7 +9,7 @@ from segray.core.datasets import streets
 
 @pytest.fixture(scope="session")
 def ray_session():
-    with cluster.connected(ClusterSection()) as has:
+    with cluster.connected(ClusterSection(), sweeps=True) as has:
         yield has
 
 
