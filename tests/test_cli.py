@@ -127,6 +127,7 @@ def places(tmp_path):
 CAMVID = ("--format", "camvid", "--data")
 SUBMIT = ("submit", "--address", "http://127.0.0.1:1")
 BAD = [
+    (("sweep", "show", "{}/full"), "{}/full holds no sweep (no trials.json); give the --out of segray sweep."),
     (("train", *CAMVID, "{}/none"), "{}/none does not exist; give the folder that holds train/ and trainannot/."),
     (
         ("train", *CAMVID, "{}/empty"),
@@ -165,7 +166,6 @@ USAGE = [
      "{}/none holds nothing to resume (no config.yaml); leave --resume out to begin."),
     (("sweep", "--resume", "--config", "{}/c.yaml"),
      "--resume reads the settings that runs/sweep has saved; leave --config out."),
-    (("sweep", "show", "{}/full"), "{}/full holds no sweep (no trials.json); give the --out of segray sweep."),
     (("sweep", "--workers", "2", "--set", "sweep.trials_per_gpu=2"),
      "sweep.trials_per_gpu is 2, and a trial has 2 workers, each of which needs a GPU of its own (NCCL); "
      "set one of them to 1."),
