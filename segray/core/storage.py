@@ -70,8 +70,8 @@ def absolute(uri: str) -> str:
     return check_uri(uri).rstrip("/") if is_s3(uri) else str(Path(check_uri(uri)).expanduser().absolute())
 
 
-def join(root: str, *names: str) -> str:
-    return "/".join([root.rstrip("/"), *names])
+def join(root: str | Path, *names: str) -> str:
+    return "/".join([str(root).rstrip("/"), *names])
 
 
 def name_of(uri: str) -> str:
