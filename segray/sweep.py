@@ -232,7 +232,7 @@ def _searcher(turns: Turns, is_over: Callable[[], bool]) -> Any:
             self.names: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            trial = None if is_over() else turns.next()
+            trial = None if self.names and is_over() else turns.next()  # one at least, however short the time
             if trial is None:
                 return Searcher.FINISHED
             self.names[trial_id] = trial.name
