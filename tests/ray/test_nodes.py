@@ -24,6 +24,8 @@ from segray.train import train
 
 NODES = 3
 
+pytestmark = pytest.mark.torture  # minutes each: `pytest -m torture tests/ray/test_nodes.py`
+
 
 @pytest.fixture
 def on_s3(town, s3, tmp_path):
