@@ -203,7 +203,8 @@ def _label_shards(
     actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
     shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
     shape.check(has)
-    shape.tell_if_busy()
+    if not careful:  # else it would be this run itself, whose processes have died
+        shape.tell_if_busy()
     at_once = side_by_side(shape.cpus if not use_gpu else has.cpus // actors)  # while one has a GPU, others decode
     given = (section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
