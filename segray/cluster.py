@@ -48,7 +48,6 @@ BLOCK = 16  # samples an object: few enough to move quickly, many enough that th
 STORE_SHARE = 0.5  # of the object store that decoded samples may take
 BYTES_A_PIXEL = 4  # RGB and the mask
 
-
 log = logging.getLogger("segray")
 
 

@@ -7,19 +7,19 @@ OUT/changed.png    those images: frame, truth, A, B; where the models or labels 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from segray.config import load
-from segray.core import bootstrap
+from segray.config import parse
+from segray.core import bootstrap, metrics, storage
+from segray.core.checkpoint import SETTINGS
+from segray.core.digest import read_parquet
+from segray.core.images import colorize
 from segray.errors import DataError, SegrayError
-from segray.train import SETTINGS
+from segray.evaluate import IMAGES, SCORES, draw, image_or_black, open_source, start
 
 RESULT, PICTURE = "compare.json", "changed.png"
-SCORES, IMAGES = "scores.json", "images.parquet"
 
 
 def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, seed: int = 0) -> dict[str, Any]:
@@ -50,21 +50,21 @@ def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, 
         "seed": seed,
     }
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        result["no_picture"] = _picture(Path(out) / PICTURE, result["images"], a, b)
-        (Path(out) / RESULT).write_text(json.dumps(result, indent=2))
+        out = storage.absolute(out)
+        result["no_picture"] = _picture(storage.join(out, PICTURE), result["images"], a, b)
+        storage.replace(storage.join(out, RESULT), json.dumps(result, indent=2).encode())
     return result
 
 
 def _read(run: str) -> dict[str, Any]:
     """scores.json, and `rows`: those of images.parquet by sample id."""
-    folder = Path(run)
-    if not all((folder / name).exists() for name in (SCORES, IMAGES)):
+    scores, images = (storage.join(storage.absolute(run), name) for name in (SCORES, IMAGES))
+    if not (storage.exists(scores) and storage.exists(images)):
         raise DataError(f"{run} holds no {SCORES} and {IMAGES}; give the --out of segray evaluate.")
-    table = pq.read_table(folder / IMAGES)
+    table = read_parquet(images)
     if "cells" not in table.column_names:
         raise DataError(f"{run} is of an older segray, without each image's counts; evaluate again with --overwrite.")
-    return json.loads((folder / SCORES).read_text()) | {
+    return json.loads(storage.read_bytes(scores)) | {
         "run": run,
         "rows": {r["sample_id"]: r for r in table.to_pylist()},
     }
@@ -87,9 +87,7 @@ def _check_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 def _counts(row: dict[str, Any], classes: int) -> np.ndarray:
     """Of each class the pixels that are hit, true, and predicted, int64 [C, 3]."""
-    matrix = np.zeros(classes * (classes + 1), np.int64)
-    matrix[row["cells"]] = row["pixels"]
-    matrix = matrix.reshape(classes, classes + 1)
+    matrix = metrics.unpacked(row, classes)
     return np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:classes]], axis=1)
 
 
@@ -111,17 +109,15 @@ def _changed(a: dict[str, Any], b: dict[str, Any], order: list[str], count: int)
     return sorted((row for row in rows if row["difference"]), key=lambda row: -abs(row["difference"]))[:count]
 
 
-def _picture(path: Path, changed: list[dict[str, Any]], a: dict[str, Any], b: dict[str, Any]) -> str | None:
+def _picture(uri: str, changed: list[dict[str, Any]], a: dict[str, Any], b: dict[str, Any]) -> str | None:
     """Draw the changed images as both runs see them; the reason why there is no picture."""
-    from segray.core.images import colorize
-    from segray.evaluate import draw, image_or_black, open_source, start
-
     if not changed:
         return "no image changed"
     lines: list[list[tuple[str, np.ndarray]]] = [[] for _ in changed]
     try:
         for name, run in (("a", a), ("b", b)):
-            config = load(str(Path(run["run"]) / SETTINGS))
+            settings = storage.join(storage.absolute(run["run"]), SETTINGS)
+            config = parse(storage.read_bytes(settings), settings)
             source = open_source(config)
             start(source, config)
             refs = {ref.sample_id: ref for ref in source.refs}
@@ -133,5 +129,5 @@ def _picture(path: Path, changed: list[dict[str, Any]], a: dict[str, Any], b: di
                 line.append((f"{name.upper()}: mIoU {row[name]:.3f}", colorize(frame.pred_hw, source.space.colors)))
     except (SegrayError, KeyError) as error:
         return f"not drawn: {error}"
-    draw(path, lines)
+    draw(uri, lines)
     return None

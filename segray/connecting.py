@@ -88,10 +88,14 @@ def refusal(error: BaseException, address: str) -> ClusterError:
             "Use the cluster's versions, or send the command there with segray submit --python PATH."
         )
     if "authentication token" in why.lower():
-        said = "refuses this token" if token() else "wants a token, and there is none here"
-        return ClusterError(f"{address} {said}. {TOKEN_HINT}")
+        return wrong_token(address)
     said = (text.strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return ClusterError(f"{address} cannot be joined: {said}. {AT_HEAD}")
+
+
+def wrong_token(address: str) -> ClusterError:
+    said = "refuses this token" if token() else "wants a token, and there is none here"
+    return ClusterError(f"{address} {said}. {TOKEN_HINT}")
 
 
 def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:

@@ -9,9 +9,9 @@ OUT/reliability.png  accuracy over confidence
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from segray.config import Config
 from segray.core import calibration, conditions, images, metrics, storage
+from segray.core.checkpoint import SETTINGS
 from segray.core.datasets.places import read_image
 from segray.core.digest import PICKS
 from segray.core.models import bundle
@@ -28,7 +29,7 @@ from segray.core.protocols import Protocol, more_scores, protocol_of, scored_cou
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.core.scored import LabelFrames, ModelFrames, Scored, is_labels
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.train import SETTINGS, claim_folder, different
+from segray.train import claim_folder, different
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 SECTIONS = ("data", "infer", "evaluate", "cluster")
@@ -47,7 +48,7 @@ def evaluate(
     """
     section = config.evaluate
     source = open_source(config)
-    out = Path(section.out)
+    out = storage.absolute(section.out)
     if section.calibrate:
         bundle.check_writable(bundle.resolve(section.model, config.model.weights_dir))
     table = _table(config, source.refs)
@@ -82,11 +83,13 @@ def evaluate(
     rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
     if section.pictures:
         choose(rows, section.pictures)
-        write_pictures(out / PICTURES, source, [row for row in rows if row["shown"]])
-    pq.write_table(pa.Table.from_pylist(rows), out / IMAGES, compression="zstd")
-    if result["reliability"]:
-        write_reliability(out / RELIABILITY, result["reliability"], result["scores"]["ece"])
-    (out / SCORES).write_text(json.dumps(result, indent=2))
+        write_pictures(storage.join(out, PICTURES), source, [row for row in rows if row["shown"]])
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
+    storage.replace(storage.join(out, IMAGES), file.getvalue())
+    if curve:
+        write_reliability(storage.join(out, RELIABILITY), curve, result["scores"]["ece"])
+    storage.replace(storage.join(out, SCORES), json.dumps(result, indent=2).encode())
     return result
 
 
@@ -171,15 +174,14 @@ def _calibrate(
 
 
 def _row(frame: Scored, counts: np.ndarray) -> dict[str, Any]:
-    """A row of images.parquet: `cells` are the positions of `pixels` in the flattened matrix [C, C + 1], int64.
+    """A row of images.parquet, with its matrix as metrics.packed has it.
 
     shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
     """
-    scores, cells = metrics.scores(counts).to_dict(), np.flatnonzero(counts)
+    scores = metrics.scores(counts).to_dict()
     row = {"sample_id": frame.ref.sample_id, "image": frame.ref.image, "mask": frame.ref.mask}
     row |= {name: scores[name] for name in ROW_SCORES} | {"entropy_mean": frame.entropy_mean}
-    row |= {"cells": cells, "pixels": counts.ravel()[cells]}
-    return row | {"shown": [], "truth": None, "prediction": None}
+    return row | metrics.packed(counts) | {"shown": [], "truth": None, "prediction": None}
 
 
 def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
@@ -231,7 +233,7 @@ def choose(rows: list[dict[str, Any]], count: int) -> None:
             row["shown"].append(title)
 
 
-def write_pictures(path: Path, source: ModelFrames | LabelFrames, rows: Sequence[dict[str, Any]]) -> None:
+def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[dict[str, Any]]) -> None:
     """The rows get their truth and prediction; the best and the worst become one picture, the best first."""
     refs, lines = [SampleRef(row["sample_id"], row["image"], row["mask"]) for row in rows], []
     for row, frame in zip(rows, source.frames(refs), strict=True):
@@ -239,7 +241,7 @@ def write_pictures(path: Path, source: ModelFrames | LabelFrames, rows: Sequence
             row[name] = {"bytes": images.encode_mask(mask_hw, source.space.colors), "path": f"{name}.png"}
         if {"Best frames", "Worst frames"} & set(row["shown"]):
             lines.insert(0, _line(row, frame, source.space))
-    draw(path, lines)
+    draw(uri, lines)
 
 
 def _line(row: dict[str, Any], frame: Scored, space: LabelSpace) -> list[tuple[str, np.ndarray]]:
@@ -255,7 +257,7 @@ def _line(row: dict[str, Any], frame: Scored, space: LabelSpace) -> list[tuple[s
     ]
 
 
-def draw(path: Path, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
+def draw(uri: str, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
     """Lines of pictures with their captions → one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -268,10 +270,10 @@ def draw(path: Path, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
             axis.imshow(picture.astype(np.uint8))
             axis.set_title(title, fontsize=9, loc="left")
             axis.axis("off")
-    figure.savefig(path, dpi=80)
+    _save(figure, uri, 80)
 
 
-def write_reliability(path: Path, curve: list[dict[str, Any]], error: float) -> None:
+def write_reliability(uri: str, curve: list[dict[str, Any]], error: float) -> None:
     """Accuracy over confidence, bin by bin, and below it the share of pixels in each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -286,7 +288,13 @@ def write_reliability(path: Path, curve: list[dict[str, Any]], error: float) -> 
     upper.legend(loc="upper left")
     lower.bar(confidence, share, width=0.9 / calibration.BINS, color="#1f77b4")
     lower.set(xlabel="confidence", ylabel="share of pixels")
-    figure.savefig(path, dpi=100)
+    _save(figure, uri, 100)
+
+
+def _save(figure: Any, uri: str, dpi: int) -> None:
+    png = io.BytesIO()
+    figure.savefig(png, dpi=dpi)
+    storage.replace(uri, png.getvalue())
 
 
 def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
@@ -297,7 +305,7 @@ def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
         return np.zeros((*truth_hw.shape, 3), np.uint8)
 
 
-def _claim(out: Path, config: Config, overwrite: bool) -> None:
+def _claim(out: str, config: Config, overwrite: bool) -> None:
     made = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
-    claim_folder(str(out), "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
-    storage.replace(str(out / SETTINGS), config.to_yaml(SECTIONS).encode())
+    claim_folder(out, "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
+    storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())

@@ -22,7 +22,7 @@ from typing import Any
 
 from segray.config import Config, parse
 from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, is_finished, read_history
+from segray.core.checkpoint import BEST, SETTINGS, is_finished, read_history, scores_of
 from segray.core.pareto import Cost, pareto_front
 from segray.core.space import Outcome, Trial, list_trials
 from segray.errors import DataError, OutputExists
@@ -180,17 +180,13 @@ def _outcome(config: Config, seeds: Sequence[Entry]) -> Outcome:
     histories = [read_history(trial_out(config.sweep.out, entry.trial)) for entry in seeds]
     states = [entry.state for entry in seeds]
     over = next((state for state in ("finished", "stopped") if state in states), "failed")
-    scores = [max(found) for history in histories if (found := _scores(history))]
+    scores = [max(found) for history in histories if (found := scores_of(history))]
     return Outcome(
         {key: value for key, value in seeds[0].trial.settings.items() if key != "train.seed"},
         "running" if {"waiting", "running"} & set(states) else over,
         max(map(len, histories)),
         mean(scores) if scores else None,
     )
-
-
-def _scores(history: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [row["miou"] for row in history if row["miou"] is not None]
 
 
 def trial_out(out: str, trial: Trial) -> str:
@@ -204,7 +200,7 @@ def trial_config(config: Config, trial: Trial) -> Config:
 
 def read_entries(out: str) -> list[Entry]:
     """trials.json; [] before a sweep's first turn."""
-    lines = _read(storage.join(out, TRIALS))
+    lines = _read(out, TRIALS)
     return [Entry(Trial(**line["trial"]), line["state"], line["error"]) for line in lines]
 
 
@@ -212,15 +208,21 @@ def write_entries(out: str, entries: Sequence[Entry]) -> None:
     storage.replace(storage.join(out, TRIALS), json.dumps([asdict(entry) for entry in entries], indent=1).encode())
 
 
-def _read(place: str) -> list[Any]:
-    return json.loads(storage.read_bytes(place)) if storage.exists(place) else []
+def ranked(out: str) -> list[dict[str, Any]]:
+    """The leaderboard as the sweep left it; [] before its end."""
+    return _read(out, ROWS)
+
+
+def _read(out: str, name: str) -> list[Any]:
+    place = storage.join(out, name)
+    return storage.read_json(place) if storage.exists(place) else []
 
 
 def known_costs(out: str) -> dict[str, Cost]:
     """By trial, what an earlier leaderboard has measured."""
     return {
         row["trial"]: Cost(row["label_images_per_s"], row["peak_memory_mib"], row["gmacs"], row["parameters"])
-        for row in _read(storage.join(out, ROWS))
+        for row in ranked(out)
         if row.get("label_images_per_s")
     }
 

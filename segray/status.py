@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any
 
 from segray.config import Config, parse
 from segray.core import storage
-from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history
+from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history, scores_of
 from segray.core.plan import Plan, load_plans
 from segray.errors import DataError
-from segray.leaderboard import ROWS, TRIALS, planned, read_entries, trial_out
+from segray.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
 
 RECENT_S = 600.0  # what speed is taken over
 READS = 32  # footers of parts at once: each is a round trip
@@ -87,7 +86,7 @@ def _train(out: str, config: Config) -> Status:
         of=config.train.epochs,
         finished=is_finished(config.train, history),
         images_per_s=history[-1]["images_per_s"] if history else None,
-        miou=_best(history),
+        miou=max(scores_of(history), default=None),
         age_s=_age(modified_s),
     )
 
@@ -97,15 +96,14 @@ def _sweep(out: str, config: Config) -> Status:
     found = [_history(trial_out(out, entry.trial)) for entry in entries]
     newest, modified_s = max(found, key=lambda one: one[1], default=([], 0.0))
     ended = [entry for entry in entries if entry.state in ENDED]
-    place = storage.join(out, ROWS)
-    ranked = {row["trial"] for row in json.loads(storage.read_bytes(place))} if storage.exists(place) else set()
-    scores = [score for history, _ in found if (score := _best(history)) is not None]
+    names = {row["trial"] for row in ranked(out)}
+    scores = [score for history, _ in found for score in scores_of(history)]
     return Status(
         kind="sweep",
         unit="trials",
         done=len(ended),
         of=max(len(entries), planned(config)),
-        finished=len(ended) == len(entries) and ranked >= {entry.trial.name for entry in entries},
+        finished=len(ended) == len(entries) and names >= {entry.trial.name for entry in entries},
         errors=sum(entry.state == "failed" for entry in entries),
         images_per_s=newest[-1]["images_per_s"] if newest else None,
         miou=max(scores, default=None),
@@ -121,7 +119,3 @@ def _history(out: str) -> tuple[list[dict[str, Any]], float]:
 
 def _age(modified_s: float) -> float | None:
     return max(0.0, time.time() - modified_s) if modified_s else None
-
-
-def _best(history: list[dict[str, Any]]) -> float | None:
-    return max((row["miou"] for row in history if row["miou"] is not None), default=None)

@@ -26,7 +26,7 @@ from typing import Any
 
 import segray
 from segray.config import Config, load
-from segray.connecting import TOKEN_HINT, check_answers, token
+from segray.connecting import check_answers, token, wrong_token
 from segray.core import storage
 from segray.errors import ClusterError, ConfigError, Terminated
 
@@ -192,8 +192,7 @@ def _one_line(address: str, job: str = "") -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        said = "refuses this token" if token() else "wants a token, and there is none here"
-        raise ClusterError(f"{address} {said}. {TOKEN_HINT}") from error
+        raise wrong_token(address) from error
     except (ConnectionError, requests.RequestException) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise Lost(f"No job server answers at {address}: {said}. {AT_ADDRESS}") from error

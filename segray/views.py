@@ -5,7 +5,6 @@ Each view is plain data for the template of its kind. Of label parts only a dige
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import yaml
 from segray import charts, gallery, wording
 from segray.config import parse_size
 from segray.core import digest, images, storage
-from segray.core.metrics import majority_baseline
+from segray.core.checkpoint import read_history
+from segray.core.metrics import majority_baseline, unpacked
 from segray.core.plan import load_plans
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
@@ -119,11 +119,11 @@ def read_run(place: str) -> Run:
     board, best, config = (
         storage.join(place, name) for name in ("leaderboard.json", "best/segray.json", "config.yaml")
     )
-    leaderboard = [dict.fromkeys(COSTS) | row for row in _json(board)] if storage.exists(board) else []
+    leaderboard = [dict.fromkeys(COSTS) | row for row in storage.read_json(board)] if storage.exists(board) else []
     # Only the last part of a trial's name, as one with .. in it would lead out of the folder.
     trials = {row["trial"]: storage.join(place, "trials", storage.name_of(row["trial"])) for row in leaderboard}
     folders = trials or {storage.name_of(place): place}
-    histories = {trial: _history(storage.join(folder, "history.jsonl")) for trial, folder in folders.items()}
+    histories = {trial: read_history(folder) for trial, folder in folders.items()}
     text = storage.read_bytes(config).decode(errors="replace") if storage.exists(config) else ""
     return Run(place, text, leaderboard, histories, _bundle(best) if storage.exists(best) else None)
 
@@ -182,7 +182,7 @@ def read_labels(place: str, share: Share) -> Labels:
     there = {entry.uri for entry in storage.iter_files(storage.join(place, "labels"))}
     found = digest.read(plans, there, frames=share.listed, videos=share.videos)
     success_uri = storage.join(place, "_SUCCESS")
-    success = _json(success_uri) if storage.exists(success_uri) else None
+    success = storage.read_json(success_uri) if storage.exists(success_uri) else None
     if success and success["plans"] != [plan.plan_id for plan in plans]:
         success = None  # it speaks of a run before
     about = {key: getattr(plans[0], key) for key in ("plan_id", "model_id", "settings")}
@@ -238,7 +238,7 @@ def stage_rows(success: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def read_evaluation(place: str, share: Share) -> Evaluation:
     """A folder written by evaluate. DataError for one from before it kept masks."""
-    found, rows = _json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
+    found, rows = storage.read_json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
     with digest.opened(rows) as opened:
         file = pq.ParquetFile(opened)
         if "label_space" not in found or "shown" not in file.schema_arrow.names:
@@ -273,16 +273,14 @@ def evaluation_view(place: str, share: Share) -> dict[str, Any]:
 
 def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
     """A row of images.parquet with its id, name and classes as the page has them: true or predicted ones."""
-    cells, pixels = np.array(row["cells"], np.int64), np.array(row["pixels"], np.int64)
-    pairs = np.zeros((classes, classes + 1), np.int64)
-    pairs.flat[cells] = pixels
+    pairs = unpacked(row, classes)
     most = np.maximum(pairs.sum(1), pairs.sum(0)[:classes])
-    present = np.flatnonzero(most > digest.PRESENT * pixels.sum()).tolist()
+    present = np.flatnonzero(most > digest.PRESENT * pairs.sum()).tolist()
     return row | {"id": row["sample_id"], "name": row["sample_id"], "classes": present}
 
 
 def comparison_view(place: str, share: Share) -> dict[str, Any]:
-    found, picture = _json(storage.join(place, "compare.json")), storage.join(place, "changed.png")
+    found, picture = storage.read_json(storage.join(place, "compare.json")), storage.join(place, "changed.png")
     return {
         "kind": "comparison",
         "title": "Comparison",
@@ -353,24 +351,7 @@ def shares(pixels: Iterable[float]) -> list[float]:
 
 
 def _bundle(uri: str) -> Bundle:
-    facts = _json(uri)
+    facts = storage.read_json(uri)
     if missing := {"label_space", "scores", "confusion"} - set(facts):
         raise DataError(f"{uri} has no {min(missing)}; give a bundle that segray train wrote.")
     return Bundle(facts, LabelSpace.from_dict(facts["label_space"]), np.asarray(facts["confusion"], np.int64))
-
-
-def _history(uri: str) -> list[dict[str, Any]]:
-    """One dict an epoch; [] for a trial that failed before its first."""
-    lines = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
-    return [_parse(line, f"{uri} line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def _json(uri: str) -> Any:
-    return _parse(storage.read_bytes(uri), uri)
-
-
-def _parse(data: bytes, source: str) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{source} is not JSON: {error}. Restore it, or leave its folder out.") from error

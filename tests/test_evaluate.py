@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from segray import cli, terminal, wording
+from segray.compare import compare
 from segray.config import load
-from segray.core import calibration, images, metrics
+from segray.core import calibration, images, metrics, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
-from segray.errors import ConfigError, DataError, StorageError
+from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.evaluate import evaluate
 from segray.report import report
 
@@ -50,6 +51,20 @@ def test_scores_are_those_of_the_predicted_masks(config, tmp_path):
     assert result["scores"]["image_miou"] == pytest.approx(np.mean([row["miou"] for row in rows]))
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == result
     assert Image.open(tmp_path / "out" / "frames.png").size[0] > 1000
+
+
+def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
+    places = [f"{s3}/evaluated/{name}" for name in "ab"]
+    result = evaluate(config)
+    for place in places:
+        assert evaluate(config.changed({"evaluate.out": place})) == result
+        assert storage.read_json(f"{place}/scores.json") == result
+    assert compare(*places, out=f"{s3}/compared")["miou"]["difference"] == 0
+    page = report([*places, f"{s3}/compared"], str(tmp_path / "page.html")).read_text()
+    assert f"{result['scores']['miou']:.1%}" in page
+    with pytest.raises(OutputExists, match=r"evaluate.batch_size was 2, is 3"):
+        evaluate(config.changed({"evaluate.out": places[0], "evaluate.batch_size": 3}))
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tmp_path):

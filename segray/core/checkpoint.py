@@ -56,9 +56,15 @@ def write_history(out: str, history: list[dict[str, Any]]) -> None:
 
 
 def read_history(out: str) -> list[dict[str, Any]]:
-    """The rows of a run so far; [] before its first epoch ends."""
+    """The rows of a run so far; [] before its first epoch ends. DataError for a file that is none."""
     path = storage.join(out, HISTORY)
-    return [json.loads(line) for line in storage.read_bytes(path).splitlines()] if storage.exists(path) else []
+    lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
+    return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def scores_of(history: list[dict[str, Any]]) -> list[float]:
+    """The mIoU of its epochs, less those where it is undefined."""
+    return [row["miou"] for row in history if row["miou"] is not None]
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:

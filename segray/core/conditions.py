@@ -70,7 +70,7 @@ def cities(sample_ids: Sequence[str]) -> Table:
 def scores(table: Table, rows: Sequence[dict[str, Any]], classes: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Column → value → frames, mIoU and pixel accuracy of the frames that have it, by their summed confusion.
 
-    rows: of each frame `cells` and `pixels`, positions and counts in its flattened matrix [C, C + 1].
+    rows: of each frame its matrix, as metrics.unpacked takes it.
     """
     result = {}
     for name, values in table.items():
@@ -81,10 +81,7 @@ def scores(table: Table, rows: Sequence[dict[str, Any]], classes: int) -> dict[s
 
 
 def _scores(rows: list[dict[str, Any]], classes: int) -> dict[str, Any]:
-    confusion = np.zeros(classes * (classes + 1), np.int64)
-    for row in rows:
-        confusion[row["cells"]] += row["pixels"]
-    found = metrics.scores(confusion.reshape(classes, -1)).to_dict()
+    found = metrics.scores(sum(metrics.unpacked(row, classes) for row in rows)).to_dict()
     return {"frames": len(rows), "miou": found["miou"], "pixel_accuracy": found["pixel_accuracy"]}
 
 

@@ -7,6 +7,7 @@ TP / (TP + FP + FN) over the whole data set, and a class absent from truth and p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,6 +115,19 @@ def boundary_counts(
         if mine.any() or theirs.any():
             a, b = mine & _near_outside(mine, reach), theirs & _near_outside(theirs, reach)
             counts[label] = (a & b).sum(), (a | b).sum()
+    return counts
+
+
+def packed(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """A matrix as two columns: `cells`, where it is not zero, flattened, and `pixels`, what stands there."""
+    cells = np.flatnonzero(counts)
+    return {"cells": cells, "pixels": counts.ravel()[cells]}
+
+
+def unpacked(row: Mapping[str, Any], num_classes: int) -> np.ndarray:
+    """The matrix of a row that `packed` made, int64 [C, C + 1]; the last column counts undecided pixels."""
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    counts.flat[np.asarray(row["cells"], np.int64)] = row["pixels"]
     return counts
 
 

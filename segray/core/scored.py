@@ -28,7 +28,6 @@ from segray.core.predictor import Predictor, side_by_side
 from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
 
-THREADS = 2
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status", "entropy_mean"]
 
 
@@ -145,8 +144,9 @@ class LabelFrames:
         self.refs = [found[row["place"]] for row in rows if row["place"] in found]
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
-        with ThreadPoolExecutor(THREADS) as pool:
-            yield from ahead(pool, self._frame, refs, 2 * THREADS)
+        threads = side_by_side(torch.get_num_threads())
+        with ThreadPoolExecutor(threads) as pool:
+            yield from ahead(pool, self._frame, refs, threads)
 
     def _frame(self, ref: SampleRef) -> Scored:
         place, entropy_mean = (self._masks[ref.image][key] for key in ("place", "entropy_mean"))

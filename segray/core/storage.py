@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.core import s3
-from segray.errors import InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
+from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
 
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
@@ -88,6 +89,18 @@ def read_bytes(uri: str) -> bytes:
     """A whole file. StorageError names the place and the reason."""
     with _one_line(uri, "read"):
         return s3.request("get_object", **_key(uri))["Body"] if is_s3(uri) else Path(check_uri(uri)).read_bytes()
+
+
+def read_json(uri: str) -> Any:
+    """What a JSON file holds. StorageError where it cannot be read, DataError where it is none."""
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, source: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{source} is not JSON: {error}. Restore it, or leave its folder out.") from error
 
 
 def open_read(uri: str) -> Any:
