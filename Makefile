@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 demo: .venv/installed
 	$(BIN)/segray demo
 
@@ -19,6 +19,10 @@ test: .venv/tested
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
+
+bench: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m benchmarks
 
 lint: .venv/tested
 	$(BIN)/ruff check --fix .

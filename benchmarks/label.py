@@ -11,6 +11,7 @@ so that masks have the edges of masks and not of noise. All rivals have the same
 
     real   a Unet over resnet18, 11 classes, at 352×480, for large frames 512×1024: what it sees, so nearly the
            size of small frames, and half of large ones
+    segformer  one over mit_b0, beside transformers' own
     null   a Unet over three stages of resnet18, 2 classes, at 32×32: 0.5 ms a frame on 2 cores, so that reading,
            moving, encoding and writing count; its ids are interpolated to the frame's size as real ones are
 
@@ -19,16 +20,13 @@ The script and the idiom compute no figures (confidence, entropy, pixels and reg
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
@@ -41,12 +39,14 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.measure import medians, memory_mib, print_machine, run, spread, verdict
 from benchmarks.rivals import RIVALS
 from segray.cli import main
 from segray.terminal import say, table
 
 KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
 NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
+NETS = {"real": {}, "null": NULL, "segformer": {"arch": "segformer", "encoder": "mit_b0"}}
 DRAWN = 8
 LEAST_SHARDS = 6
 KEYFRAME_EVERY = 16
@@ -92,25 +92,25 @@ def label(
 
 def compare(kind: str, net: str, job: dict[str, Any], rounds: int) -> None:
     results: list[dict[str, Any]] = []
+    mine = [name for name in RIVALS if name != "pipeline" or (net == "segformer" and not job["spans"])]
     for number in range(rounds):
-        names = list(RIVALS)
-        names = names[number % len(names) :] + names[: number % len(names)]
-        results.append({name: run(name, job) for name in names})
-        say(f"{kind}, {net}, round {number + 1}: " + speeds(results[-1]) + f" (load {os.getloadavg()[0]:.1f})")
+        names = mine[number % len(mine) :] + mine[: number % len(mine)]
+        results.append({name: run("benchmarks.rivals", name, job) for name in names})
+        speeds = ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results[-1].items())
+        say(f"{kind}, {net}, round {number + 1}: {speeds} (load {os.getloadavg()[0]:.1f})")
     for result in results:
         result["bare"] = {"images_per_s": result["model"]["bare"]}
     targets = TARGETS.get((net, job["device"]), {})
     rows = []
-    for name in ("script", "idiom", "model", "bare", "segray"):
+    for name in [*(name for name in mine if name != "segray"), "bare", "segray"]:
         ratios = [result["segray"]["images_per_s"] / result[name]["images_per_s"] for result in results]
-        start_s = median(result[name].get("start_s", 0.0) for result in results)
-        least = targets.get(name)
-        verdict = "" if least is None else f"≥ {least:g}: {'met' if median(ratios) >= least else 'missed'}"
-        spread = f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        speed = f"{median(result[name]['images_per_s'] for result in results):.2f}"
-        rows.append((name, speed, f"{start_s:.1f}" if start_s else "–", spread, verdict))
+        of_all = [result[name].get("cpu_s", 0.0) / job["frames"] for result in results]
+        row = (result_of(results, name, "images_per_s", 2), result_of(results, name, "start_s", 1))
+        row += (f"{median(of_all):.3f}" if any(of_all) and name != "model" else "–",)
+        row += (result_of(results, name, "most_mib", 0), spread(ratios), verdict(ratios, targets.get(name)))
+        rows.append((name, *row))
     facts = f"{job['frames']} frames of {job['size'][0]}×{job['size'][1]}, batch {job['batch']}, {job['device']}"
-    columns = ("", "images/s", "start, s", "segray ÷ it (least–most)", "target")
+    columns = ("", "images/s", "start, s", "CPU s a frame, all in", "MiB", "segray ÷ it (least–most)", "target")
     table(f"{kind}, {net} model: {facts}, {rounds} rounds", columns, rows)
     stages = medians([result["segray"]["stage_ms"] for result in results])
     table("segray, ms a frame over all threads", list(stages), [[f"{ms:.2f}" for ms in stages.values()]])
@@ -120,43 +120,10 @@ def compare(kind: str, net: str, job: dict[str, Any], rounds: int) -> None:
     table("segray's start, s", ("", ""), [(name, f"{seconds:.1f}") for name, seconds in begin.items()])
 
 
-def medians(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: median(result[name] for result in results) for name in results[0]}
-
-
-def speeds(results: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results.items())
-
-
-def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
-    """One rival in a fresh process; its result."""
-    with tempfile.TemporaryDirectory(prefix="segray-label-out-") as folder:
-        more = {"out": f"{folder}/out", "up": f"{folder}/up", "result": f"{folder}/result.json", "born": time.time()}
-        command = [sys.executable, "-m", "benchmarks.rivals", name, json.dumps(job | more)]
-        # Beside other work, OpenMP's threads spin at each other: without this, model-only fell to a thirtieth under
-        # a load of 6, the script to half; segray stayed.
-        quiet = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-        if done.returncode:
-            raise click.ClickException(f"{name} failed:\n{done.stderr[-4000:]}")
-        return json.loads(Path(more["result"]).read_text())
-
-
-def print_machine() -> None:
-    cpus = Path("/proc/cpuinfo")
-    names = (
-        [line.split(": ")[1] for line in cpus.read_text().splitlines() if "model name" in line] if cpus.exists() else []
-    )
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    say(f"{(names or [platform.machine()])[0]}, {cores} cores, {memory_gib:.0f} GiB, load {os.getloadavg()[0]:.1f}")
-    smi = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError):  # no GPU
-        say(subprocess.run(smi, capture_output=True, text=True, check=True).stdout.strip())
-    names = ("torch", "ray", "pyarrow", "segmentation-models-pytorch", "segray")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    say(f"Python {platform.python_version()}, {versions}")
-    say(f"python -m benchmarks.label {' '.join(sys.argv[1:])}\n")
+def result_of(results: Sequence[dict[str, Any]], name: str, key: str, digits: int) -> str:
+    """The median of what a rival gave, where it did."""
+    found = [result[name].get(key) for result in results]
+    return "–" if None in found else f"{median(found):.{digits}f}"
 
 
 # --- what is labelled, and with what ---------------------------------------------------------------------
@@ -219,37 +186,61 @@ def write_video(file: Path, size: tuple[int, int], frames: int) -> None:
 def bundle_of(root: Path, net: str, seen: tuple[int, int]) -> dict[str, Any]:
     """A bundle that has seen a few steps of streets."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     from segray.config import ModelSection
     from segray.core.datasets import streets
     from segray.core.models import build, bundle
-    from segray.core.samples import IGNORE_INDEX, LabelSpace
-    from segray.core.transforms import normalize, to_float
+    from segray.core.samples import LabelSpace
 
-    space = streets.LABEL_SPACE if net == "real" else LabelSpace(("background", "road"), ((0, 0, 0), (128, 64, 128)))
-    section = ModelSection() if net == "real" else ModelSection(**NULL)
+    torch.manual_seed(0)
+    space = streets.LABEL_SPACE if net != "null" else LabelSpace(("background", "road"), ((0, 0, 0), (128, 64, 128)))
+    section = ModelSection(**NETS[net])
     info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=seen)
     folder = root / f"{net}-{seen[0]}x{seen[1]}"
     if not folder.exists():
-        torch.manual_seed(0)
-        torch.set_num_threads(1)  # beside other work, two wait for each other most of the time
-        samples = [streets.draw(seed, (64, 96)) for seed in range(16)]
-        images = normalize(
-            to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std
-        )
-        masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
-        masks[masks == streets.VOID_ID] = IGNORE_INDEX
-        if net == "null":
-            masks = (masks == streets.ROAD).long()
         model = build(section, space.num_classes)
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(30):
-            optimizer.zero_grad()
-            cross_entropy(model(images), masks, ignore_index=IGNORE_INDEX).backward()
-            optimizer.step()
+        teach(model, model, info, net)
         bundle.save(folder, model.eval(), info)
-    return {"model": str(folder), "mean": info.mean, "std": info.std}
+    there = {"model": str(folder), "mean": info.mean, "std": info.std}
+    return there | ({"hf": segformer_of(root, info)} if net == "segformer" else {})
+
+
+def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> None:
+    """A few steps on streets."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from segray.core.datasets import streets
+    from segray.core.samples import IGNORE_INDEX
+    from segray.core.transforms import normalize, to_float
+
+    torch.set_num_threads(1)  # beside other work, two wait for each other most of the time
+    samples = [streets.draw(seed, (64, 96)) for seed in range(16)]
+    images = normalize(to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std)
+    masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
+    masks[masks == streets.VOID_ID] = IGNORE_INDEX
+    if net == "null":
+        masks = (masks == streets.ROAD).long()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        cross_entropy(forward(images), masks, ignore_index=IGNORE_INDEX).backward()
+        optimizer.step()
+
+
+def segformer_of(root: Path, info: Any) -> str:
+    """transformers' own, as its pipeline loads it."""
+    from torch.nn.functional import interpolate
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    folder = root / f"hf-{info.input_size[0]}x{info.input_size[1]}"
+    if not folder.exists():
+        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=len(info.label_space["names"])))
+        teach(model, lambda images: interpolate(model(images).logits, images.shape[-2:], mode="bilinear"), info, "real")
+        model.eval().save_pretrained(folder)
+        height, width = info.input_size
+        SegformerImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+    return str(folder)
 
 
 # --- listing and planning, and memory --------------------------------------------------------------------
@@ -338,12 +329,6 @@ def memory(frames: int) -> None:
             if shard in report:
                 found.append((shard + 1, done, *memory_mib(), done / (time.perf_counter() - started)))
     table("One process, frames of 96×128", ("shards", "frames", "MiB now", "MiB at most", "images/s"), found)
-
-
-def memory_mib() -> tuple[float, float]:
-    """Of this process, now and at most; getrusage would give the parent's maximum where that is higher."""
-    found = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return tuple(round(int(found[key].split()[0]) / 2**10, 1) for key in ("VmRSS", "VmHWM"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
     script    what a user would write: a DataLoader with 2 workers, the smp model in eager fp32 as it was loaded,
               Pillow to decode, to resize and to write palette PNGs
+    lightning the same loader and model, by Trainer.predict of a LightningModule
+    pipeline  transformers' pipeline("image-segmentation") with its own Segformer-B0, as large as smp's and taught as
+              long; for images and the segformer alone
     idiom     Ray Data as its documentation has it: read_binary_files, map (decode, resize), map_batches of an actor, of
               an encoder, write_parquet. Ray Data runs `map` inside the actor (it fuses the two); where it does not,
               decoding waits until the actor is up: a short run would else be decoded while the model is loaded, and
@@ -20,7 +23,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -63,11 +65,10 @@ def span(video: str, first: int, last: int) -> Iterator[Any]:
                 return
 
 
-def script(job: Job) -> Result:
-    import segmentation_models_pytorch as smp
+def loader_of(job: Job) -> Any:
+    """Batches, normalised, in order."""
     import torch
     from PIL import Image
-    from torch.nn.functional import interpolate
     from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
     mean, std = (torch.tensor(job[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -88,22 +89,96 @@ def script(job: Job) -> Result:
             for first, last in job["spans"][get_worker_info().id :: WORKERS]:
                 yield from map(seen, span(job["files"][0], first, last))
 
-    model = smp.from_pretrained(job["model"]).eval().to(job["device"])
     data = Video() if job["spans"] else Images()
-    loader = DataLoader(data, job["batch"], num_workers=WORKERS, pin_memory=job["device"] == "cuda")
-    out, stamps, count = Path(job["out"]), [], 0
-    out.mkdir()
+    return DataLoader(data, job["batch"], num_workers=WORKERS, pin_memory=job["device"] == "cuda")
+
+
+class Masks:
+    """Where masks go, and when."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.out, self.count, self.stamps = job, Path(job["out"]), 0, []
+        self.out.mkdir()
+
+    def put(self, masks: Sequence[np.ndarray]) -> None:
+        from PIL import Image
+
+        for mask in masks:
+            image = Image.fromarray(mask)
+            image.putpalette(PALETTE)
+            image.save(self.out / f"{self.count:06}.png")
+            self.count += 1
+        self.stamps.append((time.time(), len(masks)))
+
+    def put_logits(self, logits: Any) -> None:
+        import torch
+        from torch.nn.functional import interpolate
+
+        wide = interpolate(logits, self.job["size"], mode="bilinear")
+        self.put(wide.argmax(1).to(torch.uint8).cpu().numpy())
+
+    def result(self, ahead: int) -> Result:
+        assert self.count == self.job["frames"], self.count
+        return speed(self.job, self.stamps, ahead)
+
+
+def script(job: Job) -> Result:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    model = smp.from_pretrained(job["model"]).eval().to(job["device"])
+    loader, masks = loader_of(job), Masks(job)
     with torch.inference_mode():
         for batch in loader:
-            logits = interpolate(model(batch.to(job["device"])), job["size"], mode="bilinear")
-            for mask in logits.argmax(1).to(torch.uint8).cpu().numpy():
-                image = Image.fromarray(mask)
-                image.putpalette(PALETTE)
-                image.save(out / f"{count:06}.png")
-                count += 1
-            stamps.append((time.time(), len(batch)))
-    assert count == job["frames"], count
-    return speed(job, stamps, ahead=WORKERS * loader.prefetch_factor)
+            masks.put_logits(model(batch.to(job["device"])))
+    return masks.result(ahead=WORKERS * loader.prefetch_factor)
+
+
+def lightning(job: Job) -> Result:
+    import lightning as pl
+    import segmentation_models_pytorch as smp
+
+    loader, masks = loader_of(job), Masks(job)
+
+    class Labels(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = smp.from_pretrained(job["model"]).eval()
+
+        def predict_step(self, batch: Any, _: int) -> None:
+            masks.put_logits(self.model(batch))
+
+    kind = "gpu" if job["device"] == "cuda" else "cpu"
+    trainer = pl.Trainer(accelerator=kind, devices=1, logger=False, enable_progress_bar=False)
+    trainer.predict(Labels(), loader, return_predictions=False)
+    return masks.result(ahead=WORKERS * loader.prefetch_factor)
+
+
+def pipeline(job: Job) -> Result:
+    from torch.utils.data import Dataset
+    from transformers import pipeline
+
+    class Files(Dataset):
+        """Of which the pipeline gives its results one by one; of a list, all at the end."""
+
+        def __len__(self) -> int:
+            return len(job["files"])
+
+        def __getitem__(self, i: int) -> str:
+            return job["files"][i]
+
+    masks, waiting = Masks(job), []
+    pipe = pipeline("image-segmentation", job["hf"], device=job["device"], batch_size=job["batch"])
+    labels = pipe.model.config.label2id
+    for found in pipe(Files(), subtask="semantic", num_workers=WORKERS):
+        mask = np.zeros(job["size"], np.uint8)
+        for one in found:
+            mask[np.asarray(one["mask"]) > 0] = labels[one["label"]]
+        waiting.append(mask)
+        if len(waiting) == job["batch"]:
+            masks.put(waiting)
+            waiting = []
+    return masks.result(ahead=WORKERS * 2)
 
 
 # --- Ray Data's documentation ----------------------------------------------------------------------------
@@ -223,22 +298,21 @@ def model(job: Job) -> Result:
             return predictor.model(tensor)
 
     callers = side_by_side(job["cpus"])
-    batches = max(2, job["frames"] // len(frames) // callers)
+    turns = max(1, job["frames"] // len(frames) // callers // BATCHES_A_TURN)
 
     def predict(_: int) -> None:
         for _ in range(BATCHES_A_TURN):
             predictor.predict(prepared, [size] * len(prepared))
 
     with torch.inference_mode(), ThreadPoolExecutor(callers) as pool:
-        for number in range(1 + batches // BATCHES_A_TURN):
+        for number in range(1 + turns):
             if number == 1:  # the one before was to warm up
                 took.clear()
             timed("predict", lambda: list(pool.map(predict, range(callers))))
             timed("bare", bare)
             split(predictor, frames, size, timed)
-    turns = number * len(frames)
     took["predict"] /= callers * BATCHES_A_TURN
-    each_ms = {name: 1e3 * seconds / turns for name, seconds in took.items()}
+    each_ms = {name: 1e3 * seconds / turns / len(frames) for name, seconds in took.items()}
     return {"images_per_s": 1e3 / each_ms.pop("predict"), "bare": 1e3 / each_ms.pop("bare"), "split_ms": each_ms}
 
 
@@ -304,9 +378,15 @@ def segray(job: Job) -> Result:
     return result
 
 
-RIVALS = {"script": script, "idiom": idiom, "model": model, "segray": segray}
+RIVALS = {
+    "script": script,
+    "lightning": lightning,
+    "pipeline": pipeline,
+    "idiom": idiom,
+    "model": model,
+    "segray": segray,
+}
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[2])
-    job["cpus"] = len(os.sched_getaffinity(0))
     Path(job["result"]).write_text(json.dumps(RIVALS[sys.argv[1]](job)))

@@ -28,7 +28,8 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.label import make_tree, memory_mib, print_machine, settings_of
+from benchmarks.label import make_tree, settings_of
+from benchmarks.measure import memory_mib, print_machine
 from segray.cli import main
 from segray.terminal import table
 

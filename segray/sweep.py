@@ -7,6 +7,7 @@ and ASHA is told its epochs before the first trial starts; what was running goes
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
             with ExitStack() as stack:
                 turns = Turns(config, on_row, stack)
                 if turns.are_left():
-                    cluster.wait_for(lambda: _tune(config, turns, plan, has, worker, at_once), turns.poll)
+                    cluster.wait_for(lambda: _tune(config, turns, plan, has, worker), turns.poll)
             names = [entry.trial for entry in turns.entries.values()]
             costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), lambda: None)
         board = leaderboard(config, list(turns.entries.values()), costs)
@@ -117,7 +118,7 @@ def concurrent(config: Config, has: shapes.Resources, trials: int) -> int:
     """Trials at once: as many as the cluster's nodes hold, so that none waits inside Ray for another's workers."""
     narrow = config.cluster.model_copy(update={"cpus_per_worker": config.cluster.cpus_per_worker or 1})
     one = shapes.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
-    return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, config.sweep.concurrent or trials))
+    return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, _most(config)))
 
 
 def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
@@ -136,9 +137,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     return trials, hours
 
 
-def _tune(
-    config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, worker: shapes.WorkerShape, at_once: int
-) -> None:
+def _tune(config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, worker: shapes.WorkerShape) -> None:
     """Give each trial its turn, under ASHA."""
     from ray import tune
 
@@ -156,10 +155,9 @@ def _tune(
         # A driver only waits: it holds no CPU (but Tune wants something), so it can never keep workers from starting.
         tune.with_resources(driver, {"CPU": 0, "memory": 1}),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(turns, scheduler.is_over),
+            search_alg=_searcher(turns, scheduler.is_over, partial(_room, config, worker)),
             scheduler=scheduler,
             num_samples=planned(config),
-            max_concurrent_trials=at_once,
         ),
         run_config=tune.RunConfig(
             name=storage.name_of(state),
@@ -222,23 +220,37 @@ def _encoders(config: Config) -> Iterator[Config]:
         yield config.changed(dict(zip(keys, values, strict=True)))
 
 
-def _searcher(turns: Turns, is_over: Callable[[], bool]) -> Any:
-    """The turns as Tune asks for them."""
+def _room(config: Config, worker: shapes.WorkerShape) -> int:
+    """Trials that may run at once now: a node that comes later has some too."""
+    return max(1, min(cluster.resources().fits(worker.cpus, worker.gpus) // worker.count, _most(config)))
+
+
+def _most(config: Config) -> int:
+    return config.sweep.concurrent or sys.maxsize
+
+
+def _searcher(turns: Turns, is_over: Callable[[], bool], room: Callable[[], int]) -> Any:
+    """The turns as Tune asks for them; none while as many trials run as there is room for."""
     from ray.tune.search import Searcher
 
     class InTurn(Searcher):
         def __init__(self) -> None:
             super().__init__()
             self.names: dict[str, str] = {}
+            self.running: set[str] = set()
 
         def suggest(self, trial_id: str) -> Any:
+            if len(self.running) >= room():
+                return None
             trial = None if self.names and is_over() else turns.next()  # one at least, however short the time
             if trial is None:
                 return Searcher.FINISHED
             self.names[trial_id] = trial.name
+            self.running.add(trial_id)
             return {"trial": asdict(trial)}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            self.running.discard(trial_id)
             turns.ended(self.names[trial_id], "Its driver was lost." if error else (result or {}).get("failed"))
 
     return InTurn()
