@@ -141,7 +141,7 @@ def tail(actors: str, rows: str, rate: float, frames: int) -> None:
         for size in map(int, rows.split(",")):
             ends, seconds = simulated(workers, size, rate, frames)
             idle = sum(min(MINUTE_S, ends[-1] - end) for end in ends) / (workers * MINUTE_S)
-            found.append((workers, size, size / rate, f"{idle:.1%}", f"{ends[-1] * workers / seconds - 1:.2%}"))
+            found.append((workers, size, size / rate, f"{idle:.1%}", f"{abs(ends[-1] * workers / seconds - 1):.2%}"))
     columns = ("actors", "rows a shard", "seconds a shard", "idle in the last minute", "longer than its work")
     table(f"{frames:,} frames at {rate:g} frames/s an actor, computed", columns, found)
 
