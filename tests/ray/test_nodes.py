@@ -19,7 +19,7 @@ from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import read_history
 from segray.core.models import bundle
-from segray.leaderboard import read_sweep
+from segray.leaderboard import read_entries, read_sweep
 from segray.train import train
 
 NODES = 3
@@ -62,11 +62,11 @@ def test_training_goes_on_from_the_checkpoint_on_s3_when_a_node_dies(settings, o
 
 def test_a_sweep_on_nodes_of_which_one_comes_later_is_the_sweep_of_one_node(settings, on_s3, tmp_path):
     options = {"data__format": "camvid", "data__root": f"{on_s3}/town", "cluster__gpu": False}
-    options |= {"sweep__learning_rates": [1e-3, 1e-2], "sweep__grace_epochs": 2}
+    options |= {"sweep__learning_rates": [1e-3, 2e-3, 5e-3, 1e-2], "sweep__grace_epochs": 2}
     there = settings(sweep__out=f"{on_s3}/sweep", **options)
-    assert run("sweep", there, "add") == {"added": 1}
+    assert run("sweep", there, "add") == {"added": 1, "trials at once": [1, 2]}
     found = read_sweep(f"{on_s3}/sweep")
-    assert found.state == "Complete: 2 finished."
+    assert found.state == "Complete: 4 finished."
     for row in found.leaderboard:
         one = settings(cluster__workers=0, train__out=str(tmp_path / row.trial), **options)
         alone = train(one.changed({"train.learning_rate": row.learning_rate}))
@@ -89,24 +89,26 @@ def on_cluster(stage, config, change):
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(NODES):
+    for _ in range(1 if change == "add" else NODES):
         cluster.add_node(num_cpus=1)
     ray.init(cluster.address, log_to_driver=False)
     work = {"train": train.train, "sweep": sweep.sweep, "label": label.label}[stage]
-    changed = {}
+    changed, at_once = {}, set()
     with ThreadPoolExecutor(1) as pool:  # a node can be added by the main thread alone, as it sets a signal's handler
         running = pool.submit(work, config)
         while not running.done():
             time.sleep(0.1)
+            if stage == "sweep":
+                at_once.add(sum(entry.state == "running" for entry in read_entries(config.sweep.out)))
             if not changed and begun(stage, config):
                 if change == "kill":
                     cluster.remove_node(busiest(cluster), allow_graceful=False)
                     changed["killed"] = 1
                 else:
                     cluster.add_node(num_cpus=1)
-                    changed["added"] = 1
+                    changed |= {"added": 1, "trials at once": at_once}
         running.result()
-    print(json.dumps(changed))
+    print(json.dumps(changed, default=lambda seen: sorted(seen - {0})))
     ray.shutdown()
     cluster.shutdown()
 
