@@ -350,7 +350,8 @@ def show_comparison(result: dict[str, Any]) -> None:
     columns = ("class", "A", "B", "B − A", "95 % interval", "draws: B better", "")
     table(f"{result['frames']} frames, IoU", columns, [*rows, cells("mean", result["miou"])])
     changed = [(one["sample_id"], one["a"], one["b"], one["difference"]) for one in result["images"]]
-    table("The images that changed most, mIoU", ("image", "A", "B", "B − A"), changed)
+    if changed:
+        table("The images that changed most, mIoU", ("image", "A", "B", "B − A"), changed)
     if (mean := result["miou"])["verdict"] is not None:
         say(
             f"mIoU {text(mean['a'])} against {text(mean['b'])}: {verdicts[mean['verdict']]} "
