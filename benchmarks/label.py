@@ -39,10 +39,10 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.measure import medians, memory_mib, print_machine, run, spread, verdict
+from benchmarks.measure import medians, memory_mib, print_machine, rounds, spread, verdict
 from benchmarks.rivals import RIVALS
 from segray.cli import main
-from segray.terminal import say, table
+from segray.terminal import table
 
 KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
 NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
@@ -61,7 +61,7 @@ TARGETS = {
 
 @click.group(invoke_without_command=True)
 @click.option("--frames", default=128, show_default=True, help="A run; of 1024×2048 a quarter.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", "count", default=3, show_default=True)
 @click.option("--kind", default=",".join(KINDS), show_default=True)
 @click.option("--model", default="real,null", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
@@ -74,7 +74,7 @@ TARGETS = {
 )
 @click.pass_context
 def label(
-    context: click.Context, frames: int, rounds: int, kind: str, model: str, device: str, batch: int, shard: int
+    context: click.Context, frames: int, count: int, kind: str, model: str, device: str, batch: int, shard: int
 ) -> None:
     """Images a second of segray and its rivals."""
     if context.invoked_subcommand:
@@ -85,19 +85,14 @@ def label(
             for net in model.split(","):
                 large = name == "jpeg1024"
                 times = NULL_TIMES if net == "null" else 1
-                count, rows = times * frames // (4 if large else 1), times * shard // (2 if large else 1)
-                job = {"device": device, "batch": batch, "shard": rows, "frames": max(count, LEAST_SHARDS * rows)}
-                compare(name, net, job | set_up(Path(folder), name, net, job["frames"]), rounds)
+                all_, rows = times * frames // (4 if large else 1), times * shard // (2 if large else 1)
+                job = {"device": device, "batch": batch, "shard": rows, "frames": max(all_, LEAST_SHARDS * rows)}
+                compare(name, net, job | set_up(Path(folder), name, net, job["frames"]), count)
 
 
-def compare(kind: str, net: str, job: dict[str, Any], rounds: int) -> None:
-    results: list[dict[str, Any]] = []
+def compare(kind: str, net: str, job: dict[str, Any], count: int) -> None:
     mine = [name for name in RIVALS if name != "pipeline" or (net == "segformer" and not job["spans"])]
-    for number in range(rounds):
-        names = mine[number % len(mine) :] + mine[: number % len(mine)]
-        results.append({name: run("benchmarks.rivals", name, job) for name in names})
-        speeds = ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results[-1].items())
-        say(f"{kind}, {net}, round {number + 1}: {speeds} (load {os.getloadavg()[0]:.1f})")
+    results = rounds("benchmarks.rivals", mine, job, count, f"{kind}, {net}, ")
     for result in results:
         result["bare"] = {"images_per_s": result["model"]["bare"]}
     targets = TARGETS.get((net, job["device"]), {})
@@ -111,7 +106,7 @@ def compare(kind: str, net: str, job: dict[str, Any], rounds: int) -> None:
         rows.append((name, *row))
     facts = f"{job['frames']} frames of {job['size'][0]}×{job['size'][1]}, batch {job['batch']}, {job['device']}"
     columns = ("", "images/s", "start, s", "CPU s a frame, all in", "MiB", "segray ÷ it (least–most)", "target")
-    table(f"{kind}, {net} model: {facts}, {rounds} rounds", columns, rows)
+    table(f"{kind}, {net} model: {facts}, {count} rounds", columns, rows)
     stages = medians([result["segray"]["stage_ms"] for result in results])
     table("segray, ms a frame over all threads", list(stages), [[f"{ms:.2f}" for ms in stages.values()]])
     stages = medians([result["model"]["split_ms"] for result in results])

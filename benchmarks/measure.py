@@ -76,6 +76,17 @@ def run(module: str, name: str, job: dict[str, Any]) -> dict[str, Any]:
         return json.loads(Path(more["result"]).read_text()) | usage.end()
 
 
+def rounds(module: str, names: list[str], job: dict[str, Any], count: int, what: str = "") -> list[dict[str, Any]]:
+    """Each contender once a round, in another order each; results by name, a dict a round."""
+    results = []
+    for number in range(count):
+        order = names[number % len(names) :] + names[: number % len(names)]
+        results.append({name: run(module, name, job) for name in order})
+        speeds = ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results[-1].items())
+        say(f"{what}round {number + 1}: {speeds} (load {os.getloadavg()[0]:.1f})")
+    return results
+
+
 def medians(results: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(result[name] for result in results) for name in results[0]}
 

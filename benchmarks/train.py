@@ -27,9 +27,9 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.measure import print_machine, run, spread, verdict
+from benchmarks.measure import print_machine, rounds, spread, verdict
 from segray.cli import main
-from segray.terminal import say, table
+from segray.terminal import table
 
 RATIOS = {  # of two contenders → the least that is aimed at
     ("segray", "plain"): 1.2,
@@ -47,10 +47,10 @@ Job = dict[str, Any]
 @click.option("--size", default="240x320", show_default=True)
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch", default=8, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", "count", default=3, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--only", default="", help="Some of the contenders, with commas between.")
-def train(frames: int, size: str, epochs: int, batch: int, rounds: int, device: str, only: str) -> None:
+def train(frames: int, size: str, epochs: int, batch: int, count: int, device: str, only: str) -> None:
     """Images a second of training."""
     from segray.config import parse_size
     from segray.core.datasets import streets
@@ -60,12 +60,7 @@ def train(frames: int, size: str, epochs: int, batch: int, rounds: int, device: 
     with tempfile.TemporaryDirectory(prefix="segray-train-") as folder:
         root = streets.write(Path(folder) / "town", train=frames, val=8, size=parse_size(size), video_s=0)
         job = {"data": str(root), "size": parse_size(size), "epochs": epochs, "batch": batch, "device": device}
-        results = []
-        for number in range(rounds):
-            order = names[number % len(names) :] + names[: number % len(names)]
-            results.append({name: run("benchmarks.train", name, job) for name in order})
-            told = ", ".join(f"{name} {result['images_per_s']:.1f}" for name, result in results[-1].items())
-            say(f"round {number + 1}: {told}")
+        results = rounds("benchmarks.train", names, job, count)
     rows = []
     for name in names:
         mine = [result[name] for result in results]
@@ -78,7 +73,7 @@ def train(frames: int, size: str, epochs: int, batch: int, rounds: int, device: 
         figures = (f"{speed:.2f}", wait, f"{first:.1f}", f"{cpu / frames / epochs:.2f}", f"{memory:.0f}", losses)
         rows.append((name, *figures))
     columns = ("", "images/s", "data wait", "first epoch after, s", "CPU s a frame, all in", "MiB", "loss by epoch")
-    table(f"{frames} frames of {size}, batch {batch}, {epochs} epochs, {device}, {rounds} rounds", columns, rows)
+    table(f"{frames} frames of {size}, batch {batch}, {epochs} epochs, {device}, {count} rounds", columns, rows)
     rows = []
     for a, b in [pair for pair in RATIOS if {*pair} <= {*names}]:
         ratios = [result[a]["images_per_s"] / result[b]["images_per_s"] for result in results]

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from segray.config import parse
 from segray.core import bootstrap, metrics, storage
-from segray.core.checkpoint import SETTINGS
+from segray.core.checkpoint import read_settings
 from segray.core.digest import read_parquet
 from segray.core.images import colorize
 from segray.errors import DataError, SegrayError
@@ -64,7 +63,7 @@ def _read(run: str) -> dict[str, Any]:
     table = read_parquet(images)
     if "cells" not in table.column_names:
         raise DataError(f"{run} is of an older segray, without each image's counts; evaluate again with --overwrite.")
-    return json.loads(storage.read_bytes(scores)) | {
+    return storage.read_json(scores) | {
         "run": run,
         "rows": {r["sample_id"]: r for r in table.to_pylist()},
     }
@@ -87,7 +86,7 @@ def _check_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 def _counts(row: dict[str, Any], classes: int) -> np.ndarray:
     """Of each class the pixels that are hit, true, and predicted, int64 [C, 3]."""
-    matrix = metrics.unpacked(row, classes)
+    matrix = metrics.unpacked([row], classes)
     return np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:classes]], axis=1)
 
 
@@ -116,8 +115,7 @@ def _picture(uri: str, changed: list[dict[str, Any]], a: dict[str, Any], b: dict
     lines: list[list[tuple[str, np.ndarray]]] = [[] for _ in changed]
     try:
         for name, run in (("a", a), ("b", b)):
-            settings = storage.join(storage.absolute(run["run"]), SETTINGS)
-            config = parse(storage.read_bytes(settings), settings)
+            config = read_settings(storage.absolute(run["run"]))
             source = open_source(config)
             start(source, config)
             refs = {ref.sample_id: ref for ref in source.refs}

@@ -136,16 +136,17 @@ def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **gi
 
 
 def _resumed(file: str | None, values: dict[str, Any]) -> Any:
-    from segray.config import load, parse
+    from segray.config import load
     from segray.core import storage
+    from segray.core.checkpoint import SETTINGS, read_settings
     from segray.errors import ConfigError
 
     place = values.setdefault("sweep.out", load().sweep.out)
     if file is not None:
         raise ConfigError(f"--resume reads the settings that {place} has saved; leave --config out.")
-    if not storage.exists(saved := storage.join(place, "config.yaml")):
-        raise ConfigError(f"{place} holds nothing to resume (no config.yaml); leave --resume out to begin.")
-    return parse(storage.read_bytes(saved), saved).changed(values)
+    if not storage.exists(storage.join(place, SETTINGS)):
+        raise ConfigError(f"{place} holds nothing to resume (no {SETTINGS}); leave --resume out to begin.")
+    return read_settings(place).changed(values)
 
 
 def _value(key: str, value: Any) -> Any:

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from segray.config import Config, parse
+from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, is_finished, read_history, scores_of
+from segray.core.checkpoint import BEST, is_finished, read_history, read_settings, scores_of
 from segray.core.pareto import Cost, pareto_front
 from segray.core.space import Outcome, Trial, list_trials
 from segray.errors import DataError, OutputExists
@@ -91,8 +91,7 @@ def read_sweep(out: str) -> SweepResult:
     out = storage.absolute(out)
     if not storage.exists(storage.join(out, TRIALS)):
         raise DataError(f"{out} holds no sweep (no {TRIALS}); give the --out of segray sweep.")
-    settings = storage.join(out, SETTINGS)
-    config = parse(storage.read_bytes(settings), settings).changed({"sweep.out": out})
+    config = read_settings(out).changed({"sweep.out": out})
     entries, live = read_entries(out), is_live(out)
     board = leaderboard(config, entries, known_costs(out), live)
     return SweepResult(out, storage.join(out, BEST), board, advice(board), _state(config, board, live))

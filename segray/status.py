@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from segray.config import Config, parse
+from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history, scores_of
+from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history, read_settings, scores_of
 from segray.core.plan import Plan, load_plans
 from segray.errors import DataError
 from segray.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
@@ -44,10 +44,9 @@ def status(out: str) -> Status:
     out = storage.absolute(out)
     if plans := load_plans(out):
         return _label(out, plans)
-    place = storage.join(out, SETTINGS)
-    if not storage.exists(place):
+    if not storage.exists(storage.join(out, SETTINGS)):
         raise DataError(f"{out} holds no run, neither {SETTINGS} nor _segray/; give an --out of train, sweep or label.")
-    config = parse(storage.read_bytes(place), place)
+    config = read_settings(out)
     return _sweep(out, config) if storage.exists(storage.join(out, TRIALS)) else _train(out, config)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from segray import cluster, shapes, trackers
-from segray.config import Config, parse
+from segray.config import Config
 from segray.connecting import check_places
 from segray.core import loop, optim, storage
-from segray.core.checkpoint import BEST, HISTORY, SETTINGS, STATE, best_epoch, is_finished, read_history
+from segray.core.checkpoint import BEST, HISTORY, SETTINGS, STATE, best_epoch, is_finished, read_history, read_settings
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
@@ -218,9 +218,8 @@ def claim_folder(
 
     overwrite deletes what such a run makes, and nothing else. OutputExists for any other folder that holds files.
     """
-    settings = storage.join(out, SETTINGS)
-    if storage.exists(settings):
-        changed = differences(parse(storage.read_bytes(settings), settings))
+    if storage.exists(storage.join(out, SETTINGS)):
+        changed = differences(read_settings(out))
         if overwrite:
             for name in made:
                 storage.remove(storage.join(out, name))

@@ -273,7 +273,7 @@ def evaluation_view(place: str, share: Share) -> dict[str, Any]:
 
 def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
     """A row of images.parquet with its id, name and classes as the page has them: true or predicted ones."""
-    pairs = unpacked(row, classes)
+    pairs = unpacked([row], classes)
     most = np.maximum(pairs.sum(1), pairs.sum(0)[:classes])
     present = np.flatnonzero(most > digest.PRESENT * pairs.sum()).tolist()
     return row | {"id": row["sample_id"], "name": row["sample_id"], "classes": present}

@@ -12,7 +12,7 @@ import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from segray.config import TrainSection
+from segray.config import Config, TrainSection, parse
 from segray.core import storage
 from segray.errors import ModelError
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     import torch  # else where it is used: a history is read without it
 
 SETTINGS, STATE, HISTORY, BEST = "config.yaml", "last.pt", "history.jsonl", "best"
+
+
+def read_settings(out: str) -> Config:
+    """The settings that a run was started with. StorageError where there is none."""
+    place = storage.join(out, SETTINGS)
+    return parse(storage.read_bytes(place), place)
 
 
 def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -81,7 +81,7 @@ def scores(table: Table, rows: Sequence[dict[str, Any]], classes: int) -> dict[s
 
 
 def _scores(rows: list[dict[str, Any]], classes: int) -> dict[str, Any]:
-    found = metrics.scores(sum(metrics.unpacked(row, classes) for row in rows)).to_dict()
+    found = metrics.scores(metrics.unpacked(rows, classes)).to_dict()
     return {"frames": len(rows), "miou": found["miou"], "pixel_accuracy": found["pixel_accuracy"]}
 
 

@@ -7,7 +7,7 @@ TP / (TP + FP + FN) over the whole data set, and a class absent from truth and p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,11 +124,12 @@ def packed(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"cells": cells, "pixels": counts.ravel()[cells]}
 
 
-def unpacked(row: Mapping[str, Any], num_classes: int) -> np.ndarray:
-    """The matrix of a row that `packed` made, int64 [C, C + 1]; the last column counts undecided pixels."""
-    counts = np.zeros((num_classes, num_classes + 1), np.int64)
-    counts.flat[np.asarray(row["cells"], np.int64)] = row["pixels"]
-    return counts
+def unpacked(rows: Iterable[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+    """The sum of the matrices that `packed` made rows of, int64 [C, C + 1]; the last column counts undecided pixels."""
+    counts = np.zeros(num_classes * (num_classes + 1), np.int64)
+    for row in rows:
+        counts[np.asarray(row["cells"], np.int64)] += np.asarray(row["pixels"], np.int64)
+    return counts.reshape(num_classes, -1)
 
 
 def _near_outside(mask: np.ndarray, reach: int) -> np.ndarray:

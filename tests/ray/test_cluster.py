@@ -1,7 +1,6 @@
 """A Ray of segray's own, as its settings ask for it."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -23,9 +22,7 @@ print(json.dumps({"store": has.object_store_bytes, "values": values, "spilled": 
 
 
 def test_objects_beyond_the_memory_that_they_may_take_go_to_the_folder_for_them(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FILL, tmp_path], stdout=subprocess.PIPE, text=True, check=True, env=os.environ
-    )
+    done = subprocess.run([sys.executable, "-c", FILL, tmp_path], stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout)
     assert 0 < found["store"] <= 0.1 * 2**30
     assert found["values"] == list(range(8))
