@@ -234,7 +234,7 @@ def ray_example(job: Job) -> dict[str, Any]:
 # --- segray ----------------------------------------------------------------------------------------------
 
 
-def segray_with(workers: int) -> Callable[[Job], dict[str, Any]]:
+def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
     def contender(job: Job) -> dict[str, Any]:
         from segray.config import Config
         from segray.train import train
@@ -246,6 +246,7 @@ def segray_with(workers: int) -> Callable[[Job], dict[str, Any]]:
                 "train.warmup": 0.0, "cluster.workers": workers, "cluster.gpu": job["device"] == "cuda",
                 "augment.scale": [1.0, 1.0], "augment.rotate_deg": 0.0, "augment.max_class_share": 1.0,
                 "augment.brightness": 0.0, "augment.contrast": 0.0, "augment.saturation": 0.0,
+                **{f"train.{key}": value for key, value in more.items()},
             }
         )  # fmt: skip
         ends: list[float] = []
@@ -266,6 +267,7 @@ CONTENDERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "lightning": lightning,
     "ray example": ray_example,
     "segray": segray_with(0),
+    "segray bf16": segray_with(0, precision="bf16"),
     "segray 1": segray_with(1),
     "segray 2": segray_with(2),
 }

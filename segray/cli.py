@@ -336,7 +336,7 @@ def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> 
 @cli.command()
 @stage(
     "--model", "--input", "--truth", "--every", "--fps", "--limit", "--sample", "--extend", "--retry-errors",
-    "--mask-format", "--max-error-rate", "--window", "--flip", "--actors", "--address",
+    "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
     out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
 def label(config: Any, overwrite: bool) -> None:

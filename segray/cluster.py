@@ -44,6 +44,7 @@ QUIET = {
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
 SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
+READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
 STORE_SHARE = 0.5  # of the object store that decoded samples may take
 BYTES_A_PIXEL = 4  # RGB and the mask
@@ -73,7 +74,17 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
     try:
         yield _holding(least, config.wait)
     finally:
+        _end_readers()
         ray.shutdown()
+
+
+def _end_readers() -> None:
+    """Wait for Ray Data's threads that read ahead. One that drops its references after the shutdown ends this process,
+    exit code 1 and not a word, as a run that stops at an error did now and then."""
+    for name in READERS:
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(READER_S)
 
 
 def _start_or_join(config: ClusterSection, sweeps: bool) -> None:

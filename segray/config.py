@@ -247,6 +247,10 @@ class InferSection(Section):
         None, gt=0, lt=1, description="evaluate: a pixel whose best probability is not above it counts as missed"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs, else fp32")
+    engine: Literal["torch", "onnx", "auto"] = Field(
+        "torch",
+        description="onnx: ONNX Runtime on a CPU (segray[export]); auto: for label the faster one, by a short probe",
+    )
 
 
 class EvaluateSection(Section):

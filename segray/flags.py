@@ -70,6 +70,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"is_flag": True, "default": None},
     ),
     "--window": ("infer.window", "Slide a window of this height x width over frames at their own size.", {}),
+    "--engine": ("infer.engine", "torch; onnx: ONNX Runtime, for CPUs; auto: the faster one, by a short probe.", {}),
     "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
     "--labels": ("report.labels", "A further folder, such as of labels; give it again for more.", {"multiple": True}),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,10 +19,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from segray import cluster, shapes
+from segray import cluster, errors, shapes
 from segray.config import Config, InferSection, LabelSection
 from segray.connecting import check_places
 from segray.core import parts, storage
+from segray.core.cost import engine_speeds
 from segray.core.models import bundle
 from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
@@ -59,6 +61,8 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
     section, watch = absolute(config.label, config.model.weights_dir), watch or Watch()
     if overwrite:
         parts.clear(section.out)
+    if config.infer.engine == "auto":
+        config = config.changed({"infer.engine": _engine(config, section, watch)})
     plans = _plans(section, config.infer, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = parts.read_summary(plans)
@@ -107,6 +111,36 @@ def plan_settings(section: LabelSection, infer: InferSection, info: bundle.Bundl
         **model,
         **infer.model_dump(mode="json", exclude={"threshold"}),
     }
+
+
+def _engine(config: Config, section: LabelSection, watch: Watch) -> str:
+    """The output's own engine, where it has plans; else the faster one where an actor would run. All parts have one."""
+    if plans := load_plans(section.out):
+        return plans[0].settings["engine"]
+    with cluster.connected(config.cluster, shapes.least(config.cluster, section.actors or 1)) as has:
+        shape = _shape(config, section, has)
+        if shape.gpus:
+            return "torch"
+        import ray
+
+        measure = ray.remote(num_cpus=shape.cpus, max_calls=1)(engine_speeds)
+        try:
+            speeds = ray.get(measure.remote(section.model, config.infer, shape.cpus))
+        except ray.exceptions.RayError as error:
+            raise cluster.explain(error) from error
+    best = max(speeds, key=speeds.__getitem__)
+    several = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
+    watch.note(f"Engine: {best} ({several} images/s here).")
+    return best
+
+
+def _shape(config: Config, section: LabelSection, has: shapes.Resources, most: int = sys.maxsize) -> shapes.WorkerShape:
+    """The actors, at most so many."""
+    use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
+    actors = min(section.actors or (has.gpus if use_gpu else 1), most)
+    shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
+    shape.check(has)
+    return shape
 
 
 def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Plan]:
@@ -166,12 +200,13 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
         for round_ in range(ROUNDS):
             if round_:
                 watch.note(f"{len(todo)} shards were lost with their processes; they are labelled input by input now.")
-            for receipt in _label_shards(config, section, plans, sorted(todo), has, careful=round_ > 0):
-                errors, left = errors + receipt.errors, left - receipt.rows
-                gauges.set("segray_frames_left", left)
-                watch.done(receipt)
-                _check_errors(section, errors, rows)
-                yield receipt
+            with closing(_label_shards(config, section, plans, sorted(todo), has, careful=round_ > 0)) as receipts:
+                for receipt in receipts:
+                    errors, left = errors + receipt.errors, left - receipt.rows
+                    gauges.set("segray_frames_left", left)
+                    watch.done(receipt)
+                    _check_errors(section, errors, rows)
+                    yield receipt
             todo -= {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
             if not todo:
                 return
@@ -199,14 +234,11 @@ def _label_shards(
 ) -> Iterator[Receipt]:
     """Receipts of the shards, as they are made."""
     cluster.hush()
-    use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
-    actors = min(section.actors or (has.gpus if use_gpu else 1), len(todo))
-    shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
-    shape.check(has)
+    shape = _shape(config, section, has, len(todo))
     if not careful:  # else it would be this run itself, whose processes have died
         shape.tell_if_busy()
-    at_once = side_by_side(shape.cpus if not use_gpu else has.cpus // actors)  # while one has a GPU, others decode
-    given = (section, config.infer, plans, shape.cpus, "cuda" if use_gpu else "cpu", careful)
+    at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # while one has a GPU, others decode
+    given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
 
 
@@ -234,11 +266,12 @@ def spread(
         max_task_retries=1,  # an input that ends its actor ends it twice, and no more
     )
     cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
-    for row in receipts.iter_rows():
-        receipt = json.loads(row["receipt"])
-        if "failure" in receipt:
-            raise StorageError(receipt["failure"])
-        yield Receipt(**receipt)
+    with closing(iter(receipts.iter_rows())) as rows:
+        for row in rows:
+            receipt = json.loads(row["receipt"])
+            if "failure" in receipt:
+                raise getattr(errors, receipt["kind"])(receipt["failure"])
+            yield Receipt(**receipt)
 
 
 class Labeller:
@@ -261,13 +294,19 @@ class Labeller:
         }
         self.plans, self.readers, self.lock = plans, {}, threading.Lock()
         self.out, self.counters = section.out, LabelCounters(section.out)
+        self.unfit: SegrayError | None = None
         if careful:
             self.label = Careful(threads, **options)
-        else:
-            torch.set_num_threads(threads)
+            return
+        torch.set_num_threads(threads)
+        try:
             self.label = partial(label_rows, predictor=Predictor(**options), batch_size=section.batch_size)
+        except SegrayError as error:  # raised here, it would come out wrapped in Ray's
+            self.unfit = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        if self.unfit:
+            return _failure(self.unfit)
         plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
         about = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
         event("shard begun", **about)  # the last line of a process that dies names what it had in hand
@@ -275,7 +314,7 @@ class Labeller:
             receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
         except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
             event("shard failed", **about, level=logging.ERROR, reason=str(error))
-            return {"receipt": [json.dumps({"failure": str(error)})]}
+            return _failure(error)
         self.counters.add(receipt)
         text = "shard labelled" if receipt.created else "shard was there"
         seconds = {stage: round(value, 4) for stage, value in receipt.seconds.items()}
@@ -287,3 +326,8 @@ class Labeller:
             if plan.number not in self.readers:
                 self.readers[plan.number] = PlanReader(plan)
             return self.readers[plan.number].shard(shard)
+
+
+def _failure(error: SegrayError) -> dict[str, list[Any]]:
+    """What ends the run, in a receipt's place."""
+    return {"receipt": [json.dumps({"failure": str(error), "kind": type(error).__name__})]}

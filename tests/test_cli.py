@@ -33,7 +33,7 @@ FROZEN = {
     "compare": {"images", "seed", "out", "help"},
     "label": STAGE | {
         *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
-        *("max-error-rate", "window", "flip", "actors", "address"),
+        *("max-error-rate", "window", "flip", "engine", "actors", "address"),
     },
     "verify": {"help"},
     "select": {"by", "count", "apart", "out", "pictures", "help"},

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segray.config import Config
+from segray.config import Config, InferSection
 from segray.core.models import build, bundle, forward, forward_all
 from segray.core.pareto import Cost
 from segray.core.predictor import Predictor, side_by_side
+from segray.errors import ConfigError, ModelError
 
-REPEATS = 3
+REPEATS, BATCH = 3, 8
+ENGINES = ("torch", "onnx")  # of infer.engine
 STATUS = Path("/proc/self/status")  # Linux's account of a process
 
 
-def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> Cost:
+def labelling_cost(uri: str, device: str, threads: int) -> Cost:
     """Label batches of the bundle's input size as `segray label` does, in as many threads.
 
     The process should be a fresh one, for the memory's sake.
@@ -33,16 +35,34 @@ def labelling_cost(uri: str, device: str, threads: int, batch_size: int = 8) -> 
     torch.set_num_threads(threads)
     before_mib = _reset_peak(device)
     predictor = Predictor(uri, device)
-    size = predictor.info.input_size
-    frames = list(np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8))
-    callers = side_by_side(threads) if device == "cpu" else 1
-    with ThreadPoolExecutor(callers) as pool:
-        each = partial(predictor.predict, sizes=[size] * batch_size)
-        seconds = _seconds(lambda: list(pool.map(each, [frames] * callers))) / callers
+    rate = _images_per_s(predictor, predictor.info.input_size)
     peak_mib = _peak(device)
     grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
-    gmacs = multiply_adds(predictor.model, size) / 1e9
-    return Cost(batch_size / seconds, grown, gmacs, bundle.count_parameters(uri))
+    gmacs = multiply_adds(predictor.model, predictor.info.input_size) / 1e9
+    return Cost(rate, grown, gmacs, bundle.count_parameters(uri))
+
+
+def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, float]:
+    """Images a second on this CPU of each engine that can be had for the bundle, at the size that it will see."""
+    torch.set_num_threads(threads)
+    speeds = {}
+    for engine in ENGINES:
+        try:
+            predictor = Predictor(uri, infer=infer.model_copy(update={"engine": engine}))
+        except (ConfigError, ModelError):  # not installed, not for this precision, or no ONNX of this architecture
+            if engine == ENGINES[0]:
+                raise
+        else:
+            speeds[engine] = _images_per_s(predictor, infer.window or predictor.info.input_size)
+    return speeds
+
+
+def _images_per_s(predictor: Predictor, size: tuple[int, int]) -> float:
+    frames = list(np.random.default_rng(0).integers(0, 256, (BATCH, *size, 3), np.uint8))
+    callers = side_by_side(torch.get_num_threads()) if predictor.device.type == "cpu" else 1
+    with ThreadPoolExecutor(callers) as pool:
+        each = partial(predictor.predict, sizes=[size] * BATCH)
+        return callers * BATCH / _seconds(lambda: list(pool.map(each, [frames] * callers)))
 
 
 def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:

@@ -132,7 +132,7 @@ def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[i
 def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """RGB uint8 [H, W, 3] → [*size, 3]; bilinear over the source's area, so that shrinking does not alias.
 
-    Training and labelling both resize here, so that a model sees the same pixels in both.
+    For pictures, without PyTorch; what a model sees is transforms.fit()'s.
     """
     if image_hwc.shape[:2] == tuple(size):
         return image_hwc

@@ -1,9 +1,11 @@
 """Cost of a model: counted by hand where it can be, there where it is measured."""
 
+import sys
+
 import torch
 
-from segray.config import Config
-from segray.core.cost import labelling_cost, multiply_adds, training_step_s
+from segray.config import Config, InferSection
+from segray.core.cost import engine_speeds, labelling_cost, multiply_adds, training_step_s
 from segray.core.models.bundle import count_parameters
 
 
@@ -14,11 +16,20 @@ def test_multiply_adds_of_a_convolution_are_those_of_its_definition():
 
 def test_a_bundle_has_a_speed_a_peak_and_a_size(tiny_bundle):
     threads = torch.get_num_threads()
-    cost = labelling_cost(str(tiny_bundle), "cpu", threads, batch_size=2)
+    cost = labelling_cost(str(tiny_bundle), "cpu", threads)
     assert cost.images_per_s > 0
     assert cost.peak_memory_mib is None or cost.peak_memory_mib >= 0
     assert 0.01 < cost.gmacs < 1  # a Unet over resnet18 has 21.6 at 512x512
     assert cost.parameters == count_parameters(str(tiny_bundle))
+
+
+def test_engines_are_timed_and_those_that_cannot_be_are_left_out(tiny_bundle, monkeypatch):
+    threads = torch.get_num_threads()
+    speeds = engine_speeds(str(tiny_bundle), InferSection(engine="auto"), threads)
+    assert list(speeds) == ["torch", "onnx"]
+    assert min(speeds.values()) > 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert list(engine_speeds(str(tiny_bundle), InferSection(engine="auto"), threads)) == ["torch"]
 
 
 def test_a_training_step_takes_time():

@@ -21,7 +21,7 @@ from segray.core.datasets import streets
 from segray.core.datasets.places import mask_of
 from segray.core.plan import PlanReader, check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
-from segray.core.transforms import normalize, to_float
+from segray.core.transforms import fit, normalize, to_float
 from segray.errors import DataError, OutputExists
 
 SPACE = streets.LABEL_SPACE
@@ -459,7 +459,7 @@ def test_a_mask_is_the_highest_logit_at_source_size(predictor, size):
     (prediction,) = predictor.predict([predictor.prepare(image)], [size])
     assert prediction.mask_hw.shape == size
     assert prediction.mask_hw.dtype == np.uint8
-    seen = normalize(to_float(torch.from_numpy(np.stack([images.resize_image(image, (32, 48))]))))
+    seen = normalize(to_float(torch.from_numpy(np.stack([fit(image, (32, 48))]))))
     with torch.inference_mode():
         padded = predictor.model(functional.pad(seen, (0, 16)))[..., :48]
     logits = functional.interpolate(padded, size, mode="bilinear", align_corners=False)[0].numpy()

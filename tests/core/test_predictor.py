@@ -1,5 +1,7 @@
 """Windows, scales and mirrors: every way of looking agrees where it must."""
 
+import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segray.config import InferSection
+from segray.config import InferSection, ModelSection
 from segray.core import predictor as module
 from segray.core.datasets import streets
+from segray.core.datasets.streets import LABEL_SPACE
+from segray.core.models import build, bundle, forward
 from segray.core.predictor import Predictor, _starts
+from segray.core.transforms import normalize, to_float
 from segray.errors import ConfigError, ModelError
 
 
@@ -201,6 +206,72 @@ def test_bf16_is_nearly_fp32_where_the_cpu_has_it(tiny_bundle, frame, monkeypatc
     half, full = (predict(predictor_of(tiny_bundle, precision=name), frame) for name in ("bf16", "auto"))
     assert half.confidence_mean == pytest.approx(full.confidence_mean, abs=0.01)
     assert half.confidence_mean != full.confidence_mean
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "engine"),
+    [
+        ("unet", "resnet18", "torch"),
+        ("unet", "resnet18", "onnx"),
+        ("segformer", "mit_b0", "torch"),
+        ("deeplabv3plus", "mobilenet_v2", "onnx"),
+        ("danet", "resnet18", "torch"),
+    ],
+)
+def test_labels_of_every_engine_are_pytorchs_own_but_at_ties(tmp_path, arch, encoder, engine, capsys):
+    """The reference: the model as it was built, all frames in one batch, nothing folded, channels first."""
+    torch.manual_seed(0)
+    section, sizes = ModelSection(arch=arch, encoder=encoder), [(50, 70)] * 3
+    model = build(section, LABEL_SPACE.num_classes)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:  # as trained, or folding would have nothing to do
+        torch.nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        torch.nn.init.uniform_(norm.running_var, 0.8, 1.2)
+    info = bundle.BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(64, 96))
+    bundle.save(tmp_path / "best", model.eval(), info)
+    predictor = Predictor(str(tmp_path / "best"), infer=InferSection(engine=engine))
+    seen = [predictor.prepare(streets.draw(seed, sizes[0])[0]) for seed in range(3)]
+    masks = np.stack([found.mask_hw for found in predictor.predict(seen, sizes)])
+
+    with torch.inference_mode():
+        normal = normalize(to_float(torch.from_numpy(np.stack(seen))), info.mean, info.std).contiguous()
+        logits = functional.interpolate(forward(model, normal), sizes[0], mode="bilinear")
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    other = torch.from_numpy(masks).long() != logits.argmax(1)
+    tie = first - second < 1e-4 * (logits.max() - logits.min())
+    with capsys.disabled():
+        print(f" ties {other.float().mean():.4%}", end="")
+    assert not (other & ~tie).any()
+    assert tie.float().mean() < 0.01
+
+
+def test_onnx_runtime_takes_windows_scales_and_a_temperature(tiny_bundle, frame, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "warm")
+    bundle.set_temperature(str(tmp_path / "warm"), 2.0, {})
+    for ways in ({"window": (32, 48), "overlap": 0.5}, {"scales": [1.0, 1.5], "flip": True}, {}):
+        torch_, onnx = (
+            predict(Predictor(str(tmp_path / "warm"), infer=InferSection(engine=name, **ways)), frame)
+            for name in ("torch", "onnx")
+        )
+        assert (torch_.mask_hw != onnx.mask_hw).mean() < 0.01
+        assert onnx.confidence_mean == pytest.approx(torch_.confidence_mean, abs=1e-4)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
+def test_onnx_runtime_is_for_cpus_and_fp32(tiny_bundle, monkeypatch, device, precision):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    with pytest.raises(
+        ConfigError, match=r"^infer.engine onnx is for CPUs and fp32, not for .*; take torch, or auto\.$"
+    ):
+        Predictor(str(tiny_bundle), device, InferSection(engine="onnx", precision=precision))
+
+
+def test_an_engine_that_is_not_installed_is_one_line(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(
+        ConfigError, match=r"^onnxruntime is not installed; pip install 'segray\[export\]' brings it\.$"
+    ):
+        Predictor(str(tiny_bundle), infer=InferSection(engine="onnx"))
 
 
 class Seen(Pointwise):

@@ -1,12 +1,15 @@
 import colorsys
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from segray.config import AugmentSection
-from segray.core.transforms import IMAGENET_MEAN, augment, normalize, to_float
+from segray.core.datasets import streets
+from segray.core.images import resize_image
+from segray.core.transforms import IMAGENET_MEAN, augment, fit, normalize, to_float
 
 STILL = AugmentSection(scale=(1, 1), rotate_deg=0, flip=0, brightness=0, contrast=0, saturation=0, max_class_share=1)
 
@@ -23,6 +26,18 @@ def scene(count=4, height=40, width=60):
 
 def run(config, seed=0):
     return augment(*scene(), config, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(30, 40), (64, 95), (7, 5), (120, 161), (60, 80)])
+def test_a_fitted_frame_is_pillows_to_one_of_255(size):
+    frame = streets.draw(0, (60, 80)).image_hwc
+    frame.flags.writeable = False  # as decoders give it
+    fitted = fit(frame, size)
+    assert (fitted.shape, fitted.dtype) == ((*size, 3), np.uint8)
+    assert fitted.flags.c_contiguous
+    assert np.abs(fitted.astype(int) - resize_image(frame, size)).max() <= 1
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    assert np.abs(fit(noise, size).astype(int) - resize_image(noise, size)).max() <= 1
 
 
 def test_without_any_change_pixels_and_ids_stay():

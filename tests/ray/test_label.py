@@ -1,6 +1,7 @@
 """The labelling promise through Ray Data: every row once, whatever stops the run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,27 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
     assert label(options(tiny_bundle, town, tmp_path / "out")) == summary  # a second run does nothing
     with pytest.raises(OutputExists, match=r"\(every was 1, is 2\)"):
         label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_path, monkeypatch):
+    watch, config = Seen(), options(tiny_bundle, town, tmp_path / "out", **{"infer.engine": "auto"})
+    label(config, watch=watch)
+    (said,) = watch.notes
+    picked = load_plans(str(tmp_path / "out"))[0].settings["engine"]
+    assert re.fullmatch(rf"Engine: {picked} \(torch [\d.]+, onnx [\d.]+ images/s here\)\.", said)
+    monkeypatch.setattr("segray.label.engine_speeds", None)  # nobody asks again
+    assert label(config)["ok"] == 21
+    other = "torch" if picked == "onnx" else "onnx"
+    with pytest.raises(OutputExists, match=rf"\(engine was {picked}, is {other}\)"):
+        label(config.changed({"infer.engine": other}))
+
+
+def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, tmp_path):
+    command = [sys.executable, "-m", "segray.cli", "label", "--model", str(tiny_bundle), "--input", str(town / "train")]
+    command += ["--out", str(tmp_path / "out"), "--set", "infer.precision=fp16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "segray: infer.precision fp16 needs a GPU; take fp32, or auto.\n")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -107,7 +107,9 @@ def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None)
         )
     if size is None:
         return Sample(image_hwc, mask_hw)
-    return Sample(images.resize_image(image_hwc, size), images.resize_mask(mask_hw, size))
+    from segray.core.transforms import fit  # PyTorch is slow to import, and a report has no need of it
+
+    return Sample(fit(image_hwc, size), images.resize_mask(mask_hw, size))
 
 
 class FileSamples:

@@ -1,7 +1,7 @@
-"""A model bundle → one ONNX file that holds all from pixels to logits, and is checked against the model.
+"""A model as ONNX: one file from pixels to logits, or ONNX Runtime in PyTorch's place; checked against the model.
 
-Input `image`: float32 RGB [B, 3, H, W] in 0..255, resized by whoever calls; the normalisation is inside. Output
-`logits`: float32 [B, C, H, W], divided by the temperature.
+Input `image` of a file: float32 RGB [B, 3, H, W] in 0..255, resized by whoever calls; the normalisation is inside.
+Output `logits`: float32 [B, C, H, W], divided by the temperature.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,32 +50,76 @@ class Whole(torch.nn.Module):
         return forward(self.model, (image - self.mean) / self.std) / self.temperature
 
 
+class Bare(torch.nn.Module):
+    """A model alone: normalised images of any size → its main logits."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return forward(self.model, image)
+
+
 def write(uri: str, out: str) -> Check:
     """The bundle's ONNX file. ModelError where it cannot be one, or gives other logits than the model.
 
     Height and width are free where the architecture can be exported so, else those of the bundle.
     """
+    _check_extras()
+    model, info = bundle.load(uri)
+    data, check = _made(Whole(model, info).eval(), info, lambda pixels: pixels)
+    storage.replace(storage.absolute(out), data)
+    return check
+
+
+def session(model: torch.nn.Module, info: bundle.BundleInfo, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
+
+    threads: 1 is the caller's own; more are the session's, whoever calls. Errors as write()'s.
+    """
+    _check_extras()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
+    data, check = _made(Bare(model).eval(), info, lambda pixels: (pixels / 255 - mean) / std)
+    run = _session(data, threads).run
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        size = tuple(batch.shape[-2:])
+        if not check.dynamic and size != tuple(info.input_size):
+            raise ModelError(
+                f"{info.model.arch} over {info.model.encoder} is ONNX for {_text(info.input_size)} alone, not for "
+                f"{_text(size)}; take --engine torch, or frames as they are by default, without window and scales."
+            )
+        return torch.from_numpy(run(None, {"image": batch.contiguous().numpy()})[0])
+
+    return logits
+
+
+def _check_extras() -> None:
     for module in ("onnx", "onnxscript", "onnxruntime"):
         extra(module)
-    model, info = bundle.load(uri)
-    whole = Whole(model, info).eval()
+
+
+def _made(
+    whole: torch.nn.Module, info: bundle.BundleInfo, seen: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[bytes, Check]:
+    """The ONNX of a module, checked. seen: what it is given of frames in 0..255."""
     height, width = info.input_size
     problem: Exception | str = ""
     for sizes in ([(height, width), (height + 32, width + 72)], [(height, width)]):
         try:
             data = _export(whole, info, dynamic=len(sizes) > 1)
-            check = _check(whole, data, sizes)
+            check = _check(whole, data, sizes, seen)
         except Exception as error:  # the exporter's, the compiler's and onnxruntime's have no other base in common
             problem = storage.reason(error)[:300]
             continue
         if check.difference <= TOLERANCE * max(1.0, check.largest):
-            storage.replace(storage.absolute(out), data)
-            return check
+            return data, check
         problem = f"its logits differ by {check.difference:.2g} from the model's, which go up to {check.largest:.3g}"
     raise ModelError(f"{info.model.arch} over {info.model.encoder} cannot be written as ONNX: {problem}.")
 
 
-def _export(whole: Whole, info: bundle.BundleInfo, *, dynamic: bool) -> bytes:
+def _export(whole: torch.nn.Module, info: bundle.BundleInfo, *, dynamic: bool) -> bytes:
     size, free = info.input_size, {0: torch.export.Dim("batch")}
     if dynamic:
         # From a size that is padded, torch.export infers that every one is, and fails (torch 2.15).
@@ -115,23 +159,35 @@ def facts(info: bundle.BundleInfo) -> dict[str, str]:
     }
 
 
-def _check(whole: Whole, data: bytes, sizes: list[tuple[int, int]]) -> Check:
+def _check(
+    whole: torch.nn.Module, data: bytes, sizes: list[tuple[int, int]], seen: Callable[[torch.Tensor], torch.Tensor]
+) -> Check:
     """Noise and drawn streets of these sizes through both."""
-    runtime = extra("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised as well
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    runtime = _session(data, 0)
     difference, largest = 0.0, 0.0
     for size in sizes:
         frames = [np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)]
         frames += [streets.draw(i, size).image_hwc for i in range(1, FRAMES)]
-        batch = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+        batch = seen(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()).contiguous()
         with torch.inference_mode():
             wanted = whole(batch).numpy()
-        (given,) = session.run(None, {"image": batch.numpy()})
+        (given,) = runtime.run(None, {"image": batch.numpy()})
         difference = max(difference, float(np.abs(given - wanted).max()))
         largest = max(largest, float(np.abs(wanted).max()))
     return Check(len(sizes) > 1, sizes, difference, largest)
+
+
+def _session(data: bytes, threads: int) -> Any:
+    """threads: 0 is as many as there are processors."""
+    runtime = extra("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    options.intra_op_num_threads = threads
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _text(size: tuple[int, int]) -> str:
+    return "×".join(map(str, size))
 
 
 @contextlib.contextmanager
