@@ -161,7 +161,9 @@ class TrainSection(Section):
     teacher: str | None = Field(None, description="a bundle whose soft labels are learned too")
     teacher_weight: float = Field(1.0, ge=0)
     teacher_temperature: float = Field(2.0, gt=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where a GPU has it, or a CPU has AMX; else fp32"
+    )
     compile: bool = Field(False, description="torch.compile the model")
     sync_batch_norm: bool | None = Field(None, description="default: on GPUs, where a worker has under 4 images a step")
     seed: int = 0

@@ -49,12 +49,11 @@ class LocalWorker:
 
 
 def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision that is asked for; auto is bf16 where a GPU has it, else fp32."""
+    """The precision that is asked for; auto is bf16 where a GPU has it or a CPU has AMX, else fp32."""
     if config.precision == "fp16":
         return torch.autocast(device.type, dtype=torch.float16)
-    if config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    ):
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has("amx_bf16")
+    if config.precision == "bf16" or (config.precision == "auto" and fast):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
@@ -88,8 +87,13 @@ def check_device(config: TrainSection, worker: Worker) -> None:
 
 
 def cpu_has_bf16() -> bool:
+    return cpu_has("avx512_bf16", "amx_bf16", "bf16")
+
+
+def cpu_has(*names: str) -> bool:
+    """Whether it has one of these sets of instructions, in PyTorch's names."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch; what cannot be seen is not there
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(capabilities.get(name) for name in names)
 
 
 def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:

@@ -192,7 +192,7 @@ def test_training_masks_of_void_alone_are_refused(settings, data):
 
 
 RECIPES = {
-    "sgd": {"train__optimizer": "sgd", "train__schedule": "onecycle"},
+    "sgd": {"train__optimizer": "sgd", "train__schedule": "onecycle", "train__gradient_clip": 1.0},
     "averaged": {"train__ema": 0.9, "train__gradient_clip": 1.0, "train__accumulate": 2},
     "thawing": {"train__freeze_encoder": True, "train__unfreeze_after": 1, "train__encoder_lr": 0.1},
     "mixed": {"augment__mix": "classmix", "train__loss": {"lovasz": 1.0, "focal": 0.5}, "augment__crop": "24x24"},
@@ -271,6 +271,15 @@ def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monke
         with pytest.raises(ConfigError) as error:
             loop.fit(LocalWorker(), settings(**more), data)
         assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "amx", "given"), [("auto", True, True), ("auto", False, False), ("fp32", True, False)]
+)
+def test_bf16_by_itself_where_the_cpu_is_made_for_it(settings, monkeypatch, asked, amx, given):
+    monkeypatch.setattr(workers, "cpu_has", lambda *names: amx and "amx_bf16" in names)
+    with workers.autocast(settings(train__precision=asked).train, torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == given
 
 
 def test_median_weights_are_the_same_for_one_worker_and_by_hand(data):
