@@ -18,11 +18,14 @@ from segray.terminal import say
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 RUNS = {  # a program of this folder → its arguments in minutes, and in full
+    "start": ("--rounds 1", ""),
     "levers": ("--model real", ""),
     "label": ("--rounds 1 --frames 96 --kind jpeg360", "--rounds 3"),
     "label --model segformer": ("--rounds 1 --frames 96 --kind jpeg360", "--rounds 3 --kind jpeg360"),
+    "label --model torchvision": ("--rounds 1 --frames 96 --kind jpeg360", "--rounds 3 --kind jpeg360"),
+    "growth": ("--frames 1000 --sizes 360x480,1024x2048", "--frames 1000,10000,100000"),
     "train": ("--rounds 1 --frames 48", "--rounds 3"),
-    "label plan": ("--inputs 10000", ""),
+    "label plan": ("", ""),
     "label memory": ("--frames 2000", ""),
     "scale driver": ("--shards 1000 --actors 1,2", ""),
     "scale resume": ("--parts 1000", ""),

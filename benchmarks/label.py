@@ -12,6 +12,7 @@ so that masks have the edges of masks and not of noise. All rivals have the same
     real   a Unet over resnet18, 11 classes, at 352×480, for large frames 512×1024: what it sees, so nearly the
            size of small frames, and half of large ones
     segformer  one over mit_b0, beside transformers' own
+    torchvision  its DeepLabV3 over MobileNetV3, beside its own
     null   a Unet over three stages of resnet18, 2 classes, at 32×32: 0.5 ms a frame on 2 cores, so that reading,
            moving, encoding and writing count; its ids are interpolated to the frame's size as real ones are
 
@@ -46,7 +47,14 @@ from segray.terminal import table
 
 KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
 NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
-NETS = {"real": {}, "null": NULL, "segformer": {"arch": "segformer", "encoder": "mit_b0"}}
+NETS = {
+    "real": {},
+    "null": NULL,
+    "segformer": {"arch": "segformer", "encoder": "mit_b0"},
+    "torchvision": {"arch": "deeplabv3-torchvision", "encoder": "mobilenet_v3_large"},
+}
+SMP = ("real", "null", "segformer")
+NETS_OF = {"script": SMP, "lightning": SMP, "idiom": SMP, "pipeline": ("segformer",), "torchvision": ("torchvision",)}
 DRAWN = 8
 LEAST_SHARDS = 6
 KEYFRAME_EVERY = 16
@@ -91,7 +99,7 @@ def label(
 
 
 def compare(kind: str, net: str, job: dict[str, Any], count: int) -> None:
-    mine = [name for name in RIVALS if name != "pipeline" or (net == "segformer" and not job["spans"])]
+    mine = [name for name in RIVALS if net in NETS_OF.get(name, (net,)) and not (name == "pipeline" and job["spans"])]
     results = rounds("benchmarks.rivals", mine, job, count, f"{kind}, {net}, ")
     for result in results:
         result["bare"] = {"images_per_s": result["model"]["bare"]}
@@ -178,25 +186,29 @@ def write_video(file: Path, size: tuple[int, int], frames: int) -> None:
         container.mux(stream.encode())
 
 
-def bundle_of(root: Path, net: str, seen: tuple[int, int]) -> dict[str, Any]:
-    """A bundle that has seen a few steps of streets."""
+def bundle_of(root: Path, net: str, seen: tuple[int, int], classes: int | None = None) -> dict[str, Any]:
+    """A bundle that has seen a few steps of streets; of so many classes, the streets' if need be with others after."""
     import torch
 
     from segray.config import ModelSection
     from segray.core.datasets import streets
-    from segray.core.models import build, bundle
+    from segray.core.models import build, bundle, forward
     from segray.core.samples import LabelSpace
 
     torch.manual_seed(0)
     space = streets.LABEL_SPACE if net != "null" else LabelSpace(("background", "road"), ((0, 0, 0), (128, 64, 128)))
+    if classes is not None:
+        known = list(zip(space.names, space.colors, strict=True))[:classes]
+        known += [(f"class{i}", (i, i, i)) for i in range(len(known), classes)]
+        space = LabelSpace(*(tuple(values) for values in zip(*known, strict=True)))
     section = ModelSection(**NETS[net])
     info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=seen)
-    folder = root / f"{net}-{seen[0]}x{seen[1]}"
+    folder = root / f"{net}-{seen[0]}x{seen[1]}-{space.num_classes}"
     if not folder.exists():
         model = build(section, space.num_classes)
-        teach(model, model, info, net)
+        teach(model, partial(forward, model), info, net)
         bundle.save(folder, model.eval(), info)
-    there = {"model": str(folder), "mean": info.mean, "std": info.std}
+    there = {"model": str(folder), "mean": info.mean, "std": info.std, "classes": space.num_classes}
     return there | ({"hf": segformer_of(root, info)} if net == "segformer" else {})
 
 
@@ -214,7 +226,7 @@ def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> Non
     images = normalize(to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std)
     masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
     masks[masks == streets.VOID_ID] = IGNORE_INDEX
-    if net == "null":
+    if len(info.label_space["names"]) == 2:
         masks = (masks == streets.ROAD).long()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(30):

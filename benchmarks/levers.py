@@ -3,10 +3,12 @@
     python -m benchmarks.levers --model real,segformer
 
 model    one after the other, each with those before it: PyTorch's default, channels_last, batch norm folded into
-         convolutions, a part of the threads for each of two callers with a frame or two at once (segray's fp32), and
-         bf16. Beside the speed: the share of pixels whose class is another than with the first, and mIoU on drawn
-         streets. The weights are of a few steps, so that many pixels are near ties: a trained model's are fewer
-pixels   Pillow against what segray uses, for a frame of 1024×2048: the same pixels, or how far they are apart
+         convolutions, a part of the threads for each of two callers with a frame or two at once (segray's fp32); then
+         each alone in that one's place: torch.compile, ONNX Runtime, bf16. Beside the speed: the share of pixels whose
+         class is another than with the first, and mIoU on drawn streets. The weights are of a few steps, so that many
+         pixels are near ties: a trained model's are fewer
+pixels   Pillow against what segray uses, for a frame of 1024×2048: the same pixels, or how far they are apart; and
+         JPEG's own way to decode at half the size, which is not used
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +90,18 @@ def forward(uri: str, net: str, device: str) -> None:
         ),
         "side by side: segray, fp32": lambda: engine(plain),
     }  # fmt: skip
+    compiled, started = Predictor(uri, device, InferSection(precision="fp32")), time.perf_counter()
+    compiled.model.compile()
     try:
-        half = Predictor(uri, device, InferSection(precision="bf16"))
-        works["bf16"] = lambda: engine(half)
-    except ConfigError as error:
-        say(str(error))
+        engine(compiled)
+        works[f"torch.compile, after {time.perf_counter() - started:.0f} s"] = partial(engine, compiled)
+    except RuntimeError as error:  # such as no C++ compiler
+        say(str(error).splitlines()[0])
+    for name, infer in (("ONNX Runtime", {"engine": "onnx", "precision": "fp32"}), ("bf16", {"precision": "bf16"})):
+        try:
+            works[name] = partial(engine, Predictor(uri, device, InferSection(**infer)))
+        except ConfigError as error:
+            say(str(error))
     rows, first = [], None
     for name, work in works.items():
         ids, speed = work(), FRAMES / seconds(work)
@@ -106,10 +116,11 @@ def forward(uri: str, net: str, device: str) -> None:
 def pixels() -> None:
     from PIL import Image
 
-    from segray.core import images
+    from segray.core import images, transforms
     from segray.core.datasets import streets
 
-    drawn = streets.draw(0, (1024, 2048))
+    size, half = (1024, 2048), (512, 1024)
+    drawn = streets.draw(0, size)
     file = io.BytesIO()
     Image.fromarray(drawn.image_hwc).save(file, "JPEG", quality=90)
     jpeg, colors = file.getvalue(), streets.LABEL_SPACE.colors
@@ -120,6 +131,19 @@ def pixels() -> None:
         image.save(out, "PNG")
         return out.getvalue()
 
+    def small(draft: bool) -> np.ndarray:
+        image = Image.open(io.BytesIO(jpeg))
+        if draft:
+            image.draft("RGB", half[::-1])
+        return np.asarray(image.convert("RGB").resize(half[::-1], Image.Resampling.BILINEAR))
+
+    def fitted() -> np.ndarray:
+        return transforms.fit(images.decode_image(jpeg, "frame"), half)
+
+    def from_small(other: np.ndarray) -> str:
+        far = np.abs(small(False).astype(int) - other)
+        return f"apart by {far.max()} of 255 at most, by more than 4 in {(far > 4).mean():.1%}"
+
     mine, theirs = images.decode_image(jpeg, "frame"), np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     apart = np.abs(mine.astype(int) - theirs).max()
     png = images.encode_mask(drawn.mask_hw, colors)
@@ -127,6 +151,9 @@ def pixels() -> None:
     rows = [
         ("JPEG → RGB, Pillow", ms(lambda: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))), ""),
         ("JPEG → RGB, segray", ms(lambda: images.decode_image(jpeg, "frame")), f"apart by {apart} of 255 at most"),
+        ("JPEG → RGB at half the size, Pillow", ms(lambda: small(False)), ""),
+        ("JPEG → RGB at half the size, segray", ms(fitted), from_small(fitted())),
+        ("the same, decoded at that size, Pillow", ms(lambda: small(True)), from_small(small(True))),
         ("mask → PNG, Pillow", ms(pillow_png), f"{len(pillow_png()) / 1024:.0f} KiB"),
         ("mask → PNG, segray", ms(lambda: images.encode_mask(drawn.mask_hw, colors)),
          f"{len(png) / 1024:.0f} KiB, {'the same pixels' if same else 'OTHER PIXELS'}"),

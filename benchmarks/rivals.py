@@ -5,6 +5,7 @@
     lightning the same loader and model, by Trainer.predict of a LightningModule
     pipeline  transformers' pipeline("image-segmentation") with its own Segformer-B0, as large as smp's and taught as
               long; for images and the segformer alone
+    torchvision   its DeepLabV3 in the script's loop, as its references/segmentation evaluate it; for that model alone
     idiom     Ray Data as its documentation has it: read_binary_files, map (decode, resize), map_batches of an actor, of
               an encoder, write_parquet. Ray Data runs `map` inside the actor (it fuses the two); where it does not,
               decoding waits until the actor is up: a short run would else be decoded while the model is loaded, and
@@ -124,13 +125,27 @@ class Masks:
 
 def script(job: Job) -> Result:
     import segmentation_models_pytorch as smp
+
+    return loop(job, smp.from_pretrained(job["model"]))
+
+
+def torchvision(job: Job) -> Result:
+    from safetensors.torch import load_file
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    model = deeplabv3_mobilenet_v3_large(weights_backbone=None, num_classes=job["classes"], aux_loss=True)
+    model.load_state_dict(load_file(f"{job['model']}/model.safetensors"))
+    return loop(job, model, lambda output: output["out"])
+
+
+def loop(job: Job, model: Any, logits_of: Callable[[Any], Any] = lambda output: output) -> Result:
     import torch
 
-    model = smp.from_pretrained(job["model"]).eval().to(job["device"])
+    model = model.eval().to(job["device"])
     loader, masks = loader_of(job), Masks(job)
     with torch.inference_mode():
         for batch in loader:
-            masks.put_logits(model(batch.to(job["device"])))
+            masks.put_logits(logits_of(model(batch.to(job["device"]))))
     return masks.result(ahead=WORKERS * loader.prefetch_factor)
 
 
@@ -355,7 +370,7 @@ def segray(job: Job) -> Result:
             self.seconds.update(receipt.seconds)
 
     given = {"model": job["model"], "inputs": job["inputs"], "out": job["out"], "shard_size": job["shard"]}
-    given |= {"batch_size": job["batch"], "max_error_rate": 0.0}
+    given |= {"batch_size": job["batch"], "max_error_rate": 0.0, "actors": job.get("actors")}
     config = Config().changed({f"label.{key}": value for key, value in given.items()})
     config = config.changed({"cluster.gpu": job["device"] == "cuda"})
     watch, imported = Stamps(), time.time()
@@ -382,6 +397,7 @@ RIVALS = {
     "script": script,
     "lightning": lightning,
     "pipeline": pipeline,
+    "torchvision": torchvision,
     "idiom": idiom,
     "model": model,
     "segray": segray,

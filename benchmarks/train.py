@@ -8,9 +8,11 @@ random and not changed else. Speeds are of the epochs after the first, the passe
 segray also scores those, and the validation frames after them.
 
     plain        a loop: a DataLoader with 2 workers, Pillow, the smp model in eager fp32 as it was built
+    plain bf16   the same under torch.autocast
     lightning    the same DataLoader and model in a LightningModule, with a Trainer that logs nothing
     ray example  the same in Ray Train as its documentation has it: prepare_model, prepare_data_loader, a worker a core
-    segray       `--workers 0`, without Ray
+    segray       `--workers 0`, without Ray; it trains in bf16 by itself where a CPU has AMX
+    segray fp32  the same in fp32
     segray 1, 2  under Ray Train with so many workers
 """
 
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ from segray.terminal import table
 
 RATIOS = {  # of two contenders → the least that is aimed at
     ("segray", "plain"): 1.2,
+    ("segray fp32", "plain"): None,
+    ("segray", "plain bf16"): None,
     ("segray", "lightning"): None,
     ("segray 1", "segray"): 0.95,
     ("segray 2", "segray 1"): None,
@@ -147,7 +152,9 @@ def parts() -> tuple[Any, Callable[..., Any]]:
     return model, lambda logits, masks: cross_entropy(logits, masks, ignore_index=VOID_ID)
 
 
-def epochs_of(job: Job, model: Any, loader: Any, loss_of: Callable[..., Any], device: str) -> dict[str, Any]:
+def epochs_of(
+    job: Job, model: Any, loader: Any, loss_of: Callable[..., Any], device: str, bf16: bool = False
+) -> dict[str, Any]:
     """The loop itself."""
     import torch
 
@@ -161,7 +168,8 @@ def epochs_of(job: Job, model: Any, loader: Any, loss_of: Callable[..., Any], de
         for images, masks in loader:
             waited += time.perf_counter() - asked
             optimizer.zero_grad()
-            loss = loss_of(model(images.to(device)), masks.to(device))
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+                loss = loss_of(model(images.to(device)), masks.to(device))
             loss.backward()
             optimizer.step()
             total, seen = total + loss.item() * len(images), seen + len(images)
@@ -171,9 +179,9 @@ def epochs_of(job: Job, model: Any, loader: Any, loss_of: Callable[..., Any], de
     return speed(job, ends, losses, waited / (ends[-1] - ends[-2]))
 
 
-def plain(job: Job) -> dict[str, Any]:
+def plain(job: Job, bf16: bool = False) -> dict[str, Any]:
     model, loss_of = parts()
-    return epochs_of(job, model.to(job["device"]), loader_of(job, job["batch"]), loss_of, job["device"])
+    return epochs_of(job, model.to(job["device"]), loader_of(job, job["batch"]), loss_of, job["device"], bf16)
 
 
 def lightning(job: Job) -> dict[str, Any]:
@@ -264,10 +272,11 @@ def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
 
 CONTENDERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "plain": plain,
+    "plain bf16": partial(plain, bf16=True),
     "lightning": lightning,
     "ray example": ray_example,
     "segray": segray_with(0),
-    "segray bf16": segray_with(0, precision="bf16"),
+    "segray fp32": segray_with(0, precision="fp32"),
     "segray 1": segray_with(1),
     "segray 2": segray_with(2),
 }

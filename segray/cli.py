@@ -736,7 +736,7 @@ def main(command: click.Command = cli) -> None:
         click.echo(f"segray: {error}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        click.echo("segray: stopped. The same command goes on from here.", err=True)
+        click.echo(f"segray: stopped.{' The same command goes on from here.' * (command is cli)}", err=True)
         sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -97,7 +97,9 @@ class Predictor:
         if self.device.type != "cpu" or self.dtype is not None:
             asked = "a GPU" if self.device.type != "cpu" else f"infer.precision {self.infer.precision}"
             raise ConfigError(f"infer.engine onnx is for CPUs and fp32, not for {asked}; take torch, or auto.")
-        return onnx_file.session(model, self.info, 1 if self._threads == 1 else torch.get_num_threads())
+        threads = 1 if self._threads == 1 else torch.get_num_threads()
+        any_size = bool(self.infer.window) or self.infer.scales != [1.0] or self.info.resize == "short_side"
+        return onnx_file.session(model, self.info, threads, any_size=any_size)
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
         """A decoded frame → the pixels that the model sees, uint8: as it is for a window, else resized."""

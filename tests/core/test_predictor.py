@@ -257,6 +257,15 @@ def test_onnx_runtime_takes_windows_scales_and_a_temperature(tiny_bundle, frame,
         assert onnx.confidence_mean == pytest.approx(torch_.confidence_mean, abs=1e-4)
 
 
+def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
+    section = ModelSection(arch="pspnet", encoder="resnet18")
+    info = bundle.BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(32, 48))
+    bundle.save(tmp_path / "best", build(section, LABEL_SPACE.num_classes), info)
+    Predictor(str(tmp_path / "best"), infer=InferSection(engine="onnx"))
+    with pytest.raises(ModelError, match=r"^pspnet over resnet18 is ONNX for 32×48 alone; take --engine torch, or "):
+        Predictor(str(tmp_path / "best"), infer=InferSection(engine="onnx", window=(32, 32)))
+
+
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
 def test_onnx_runtime_is_for_cpus_and_fp32(tiny_bundle, monkeypatch, device, precision):
     monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)

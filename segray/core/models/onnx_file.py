@@ -73,26 +73,24 @@ def write(uri: str, out: str) -> Check:
     return check
 
 
-def session(model: torch.nn.Module, info: bundle.BundleInfo, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def session(
+    model: torch.nn.Module, info: bundle.BundleInfo, threads: int, *, any_size: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
 
-    threads: 1 is the caller's own; more are the session's, whoever calls. Errors as write()'s.
+    threads: 1 is the caller's own; more are the session's, whoever calls. any_size: images will not all have the
+    bundle's input size. ModelError where the model cannot be ONNX so, or gives other logits.
     """
     _check_extras()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
     data, check = _made(Bare(model).eval(), info, lambda pixels: (pixels / 255 - mean) / std)
+    if any_size and not check.dynamic:
+        raise ModelError(
+            f"{info.model.arch} over {info.model.encoder} is ONNX for {'×'.join(map(str, info.input_size))} alone; "
+            "take --engine torch, or leave out window and scales."
+        )
     run = _session(data, threads).run
-
-    def logits(batch: torch.Tensor) -> torch.Tensor:
-        size = tuple(batch.shape[-2:])
-        if not check.dynamic and size != tuple(info.input_size):
-            raise ModelError(
-                f"{info.model.arch} over {info.model.encoder} is ONNX for {_text(info.input_size)} alone, not for "
-                f"{_text(size)}; take --engine torch, or frames as they are by default, without window and scales."
-            )
-        return torch.from_numpy(run(None, {"image": batch.contiguous().numpy()})[0])
-
-    return logits
+    return lambda batch: torch.from_numpy(run(None, {"image": batch.contiguous().numpy()})[0])
 
 
 def _check_extras() -> None:
@@ -184,10 +182,6 @@ def _session(data: bytes, threads: int) -> Any:
     options.log_severity_level = 4  # what fails is raised as well
     options.intra_op_num_threads = threads
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def _text(size: tuple[int, int]) -> str:
-    return "×".join(map(str, size))
 
 
 @contextlib.contextmanager
