@@ -79,7 +79,7 @@ def show(what: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
         each_ms = 1e3 / found["images_per_s"]
         figures = (found["images_per_s"], each_ms, each_ms / found["megapixels"], found["cpu_s"] / found["frames"])
         rows.append(
-            (name, *(f"{value:.3g}" for value in figures), f"{found['start_s']:.1f}", f"{found['most_mib']:.0f}")
+            (name, *(f"{value:.4g}" for value in figures), f"{found['start_s']:.1f}", f"{found['most_mib']:.0f}")
         )
     table(f"Against {what}", (what, *COLUMNS), rows)
 
