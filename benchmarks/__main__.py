@@ -1,6 +1,6 @@
 """Every benchmark, one after the other, into benchmarks/RESULTS.md.
 
-python -m benchmarks           # minutes; `make bench`
+python -m benchmarks           # one round of all, 47 minutes on 2 cores; `make bench`
 python -m benchmarks --full    # the runs that the documentation quotes
 """
 
