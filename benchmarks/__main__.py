@@ -1,7 +1,7 @@
 """Every benchmark, one after the other, into benchmarks/RESULTS.md.
 
-python -m benchmarks           # one round of all, 47 minutes on 2 cores; `make bench`
-python -m benchmarks --full    # the runs that the documentation quotes
+python -m benchmarks           # one round, 47 minutes on 2 cores, which the README quotes; `make bench`
+python -m benchmarks --full    # three rounds, and larger ones
 """
 
 from __future__ import annotations

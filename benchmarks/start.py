@@ -8,7 +8,6 @@ shown beside what is left, which is segray's own.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -94,7 +93,7 @@ def first_line(words: list[str], folder: str) -> float:
     """Seconds until a command first writes, to which it is then left to its end."""
     started = time.perf_counter()
     command = [sys.executable, *words, "--out", f"{folder}/run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         process.stdout.readline()
         took = time.perf_counter() - started
         process.stdout.read()
