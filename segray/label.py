@@ -61,8 +61,16 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
     section, watch = absolute(config.label, config.model.weights_dir), watch or Watch()
     if overwrite:
         parts.clear(section.out)
-    if config.infer.engine == "auto":
-        config = config.changed({"infer.engine": _engine(config, section, watch)})
+    if config.infer.engine != "auto":
+        return _label(config, section, watch)
+    if plans := load_plans(section.out):  # all parts of an output are of one engine
+        return _label(config.changed({"infer.engine": plans[0].settings["engine"]}), section, watch)
+    with cluster.connected(config.cluster, shapes.least(config.cluster, section.actors or 1)) as has:
+        engine = _faster_engine(config, section, has, watch)
+        return _label(config.changed({"infer.engine": engine}), section, watch)  # by the same Ray
+
+
+def _label(config: Config, section: LabelSection, watch: Watch) -> dict[str, Any]:
     plans = _plans(section, config.infer, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = parts.read_summary(plans)
@@ -113,21 +121,18 @@ def plan_settings(section: LabelSection, infer: InferSection, info: bundle.Bundl
     }
 
 
-def _engine(config: Config, section: LabelSection, watch: Watch) -> str:
-    """The output's own engine, where it has plans; else the faster one where an actor would run. All parts have one."""
-    if plans := load_plans(section.out):
-        return plans[0].settings["engine"]
-    with cluster.connected(config.cluster, shapes.least(config.cluster, section.actors or 1)) as has:
-        shape = _shape(config, section, has)
-        if shape.gpus:
-            return "torch"
-        import ray
+def _faster_engine(config: Config, section: LabelSection, has: shapes.Resources, watch: Watch) -> str:
+    """By a probe where an actor would run."""
+    import ray
 
-        measure = ray.remote(num_cpus=shape.cpus, max_calls=1)(engine_speeds)
-        try:
-            speeds = ray.get(measure.remote(section.model, config.infer, shape.cpus))
-        except ray.exceptions.RayError as error:
-            raise cluster.explain(error) from error
+    shape = _shape(config, section, has)
+    if shape.gpus:
+        return "torch"
+    measure = ray.remote(num_cpus=shape.cpus, max_calls=1)(engine_speeds)
+    try:
+        speeds = ray.get(measure.remote(section.model, config.infer, shape.cpus))
+    except ray.exceptions.RayError as error:
+        raise cluster.explain(error) from error
     best = max(speeds, key=speeds.__getitem__)
     several = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
     watch.note(f"Engine: {best} ({several} images/s here).")
