@@ -13,6 +13,7 @@ segray also scores those, and the validation frames after them.
     ray example  the same in Ray Train as its documentation has it: prepare_model, prepare_data_loader, a worker a core
     segray       `--workers 0`, without Ray; it trains in bf16 by itself where a CPU has AMX
     segray fp32  the same in fp32
+    beside ray   `--workers 0` while a Ray stands idle on this machine: what its processes alone take
     segray 1, 2  under Ray Train with so many workers
 """
 
@@ -40,6 +41,7 @@ RATIOS = {  # of two contenders → the least that is aimed at
     ("segray", "plain bf16"): None,
     ("segray", "lightning"): None,
     ("segray 1", "segray"): 0.95,
+    ("beside ray", "segray"): None,
     ("segray 2", "segray 1"): None,
     ("segray 2", "ray example"): None,
 }
@@ -270,6 +272,14 @@ def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
     return contender
 
 
+def beside_ray(job: Job) -> dict[str, Any]:
+    from segray import cluster
+    from segray.config import Config
+
+    with cluster.connected(Config().cluster):
+        return segray_with(0)(job)
+
+
 CONTENDERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "plain": plain,
     "plain bf16": partial(plain, bf16=True),
@@ -277,6 +287,7 @@ CONTENDERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "ray example": ray_example,
     "segray": segray_with(0),
     "segray fp32": segray_with(0, precision="fp32"),
+    "beside ray": beside_ray,
     "segray 1": segray_with(1),
     "segray 2": segray_with(2),
 }

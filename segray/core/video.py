@@ -96,33 +96,57 @@ def _shorter(container: Any, stream: Any, length: int, uri: str) -> str | None:
     return f"{uri} ends at {found_s:.1f} s of the {stated_s:.1f} s that its header states; it was cut."
 
 
-def read_frames(uri: str, pts: Sequence[int]) -> Iterator[Frame]:
+def read_frames(uri: str, pts: Sequence[int], *, strict: bool = False) -> Iterator[Frame]:
     """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
-    Decoding starts at a keyframe at or before the first and ends at the last. DataError when the file cannot be
-    opened as a video; damage inside it ends the iteration, after the good frames.
+    Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
+    keyframe: what lies between refers to what is lost. DataError when the file cannot be opened as a video.
+
+    strict: by one thread, which tells of damage where it is; by several it is told some frames later.
     """
     wanted = set(pts)
     if not wanted:
         return
-    first, last = min(wanted), max(wanted)
+    first, last, damaged = min(wanted), max(wanted), False
     for early_s in SEEK_EARLY_S:
         with _open(uri) as container:
             stream = _stream(container, uri)
-            stream.thread_type = "AUTO"
+            stream.thread_type = "NONE" if strict else "AUTO"
             packets = _packets(container, stream, first, early_s)
             if packets is None:
                 continue
             try:
-                for frame in (frame for packet in packets for frame in packet.decode()):
+                for frame in _around_damage(stream, packets) if strict else _decoded(packets):
                     if frame.pts in wanted:
                         wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
+                        first = frame.pts
                         yield Frame(frame.pts, _upright(frame))
                     if not wanted or (frame.pts is not None and frame.pts > last):
                         return
             except DAMAGE:
-                pass  # the caller sees which frames are missing, and writes a row for each
-            return
+                damaged = True
+        if damaged and not strict:
+            yield from read_frames(uri, [pts for pts in wanted if pts >= first], strict=True)
+        return  # the caller sees which frames are missing, and writes a row for each
+
+
+def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
+    return (frame for packet in packets for frame in packet.decode())
+
+
+def _around_damage(stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    """The frames before each packet that cannot be decoded, and those from the next keyframe on."""
+    decoder, lost, since = stream.codec_context, False, None
+    for packet in packets:
+        if lost and not packet.is_keyframe:
+            continue
+        try:
+            frames = packet.decode()
+            since, lost = (packet.pts if lost else since), False
+        except av.FFmpegError:
+            frames, lost = decoder.decode(None), True  # those that wait for their turn were whole
+            decoder.flush_buffers()
+        yield from (frame for frame in frames if since is None or (frame.pts is not None and frame.pts >= since))
 
 
 def _packets(container: Any, stream: Any, first: int, early_s: float | None) -> Iterator[Any] | None:

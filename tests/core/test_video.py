@@ -113,6 +113,28 @@ def test_a_truncated_file_keeps_its_good_frames(tmp_path):
     assert len(index_video(uri).pts) < len(wanted)
 
 
+@pytest.mark.parametrize("name", ["h264 with B-frames.mp4", "h264.mkv", "hevc.mp4", "mpeg4.mp4", "vp9.mkv"])
+def test_damage_costs_frames_up_to_the_next_keyframe_and_no_more(tmp_path, name):
+    if not has(FILES[name].get("codec", "libx264")):
+        pytest.skip("this PyAV cannot write it")
+    uri = write(tmp_path / name, **FILES[name])
+    whole, index = dict(straight(uri)), index_video(uri)
+    with av.open(uri) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.pts is not None]
+        place = next(i for i in range(9, len(packets)) if not packets[i].is_keyframe)
+        hit, behind = packets[place], next(packet for packet in packets[place:] if packet.is_keyframe)
+        data = bytearray((tmp_path / name).read_bytes())
+        at = data.index(bytes(hit), hit.pos)  # in mkv a header comes before it
+    data[at : at + hit.size] = b"\xff" * hit.size
+    (tmp_path / name).write_bytes(data)
+    got = {frame.pts: frame.image_hwc for frame in read_frames(uri, index.pts)}
+    before = {packet.pts for packet in packets[:place]}
+    assert before | {pts for pts in index.pts if pts >= behind.pts} <= got.keys() < whole.keys()
+    assert list(got) == sorted(got)
+    for pts, image in got.items():
+        assert np.array_equal(image, whole[pts])
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
 def test_damage_anywhere_is_fewer_frames_or_a_data_error(tmp_path, name):
     codec = {"codec": "mpeg4"} if name == "a.avi" else {}
