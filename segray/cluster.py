@@ -42,6 +42,7 @@ QUIET = {
 }
 # With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
+LOCAL = "local"  # a Ray of our own, to ray.init
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
 SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
@@ -62,6 +63,10 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    if _address(config) != LOCAL:
+        # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
     import ray  # which reads some of them as it is imported
 
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
@@ -87,13 +92,17 @@ def _end_readers() -> None:
                 thread.join(READER_S)
 
 
+def _address(config: ClusterSection) -> str:
+    # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
+    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 def _start_or_join(config: ClusterSection, sweeps: bool) -> None:
     import ray
 
-    # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     more: dict[str, Any] = {}
-    if address == "local":
+    if address == LOCAL:
         keep_token()
         if sweeps:
             more["runtime_env"] = {"worker_process_setup_hook": _know_address}
@@ -103,9 +112,6 @@ def _start_or_join(config: ClusterSection, sweeps: bool) -> None:
             more["object_spilling_directory"] = config.spill_dir
     else:
         check_join(address)
-        # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
         if RAY_JOB not in os.environ:  # a job brings its own; a driver's workers get the code that it runs itself
             more["runtime_env"] = {"py_modules": [str(Path(segray.__file__).parent)]}
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -24,7 +24,7 @@ def free_port():
 
 @dataclass
 class Head:
-    """jobs: where jobs are sent; address: where drivers join; env: of those who may."""
+    """jobs: where jobs are sent; address: where drivers join; env: of those who may; ray_env: for Ray's own commands."""
 
     folder: Path
     gcs_port: int = field(default_factory=free_port)
@@ -44,11 +44,17 @@ class Head:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         quiet = {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
-        return {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **quiet}
+        return {**kept, "PATH": path, "RAY_AUTH_TOKEN": TOKEN, **quiet}
+
+    @property
+    def ray_env(self):
+        return self.env | {"RAY_AUTH_MODE": "token"}
 
     def start(self, *options, prefix=()):
         """`ray start` with these options, in the foreground of a process of ours."""
-        env = {name: value for name, value in self.env.items() if name != "PYTHONPATH"}  # what a job needs, it brings
+        env = {
+            name: value for name, value in self.ray_env.items() if name != "PYTHONPATH"
+        }  # what a job needs, it brings
         command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
         with (self.folder / f"start-{len(self.processes)}.log").open("w") as log:
             self.processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))

@@ -59,7 +59,7 @@ def test_a_file_of_jobs_runs_as_ray_job_submit_sends_it(head, tmp_path):
     name = "jobs.cityscapes_unet_scratch"
     line = ["ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--", "python", "-m", name]
     line += ["--config", f"{name.replace('.', '/')}.yaml", "--smoke", "--out", str(out), "--set", "cluster.workers=1"]
-    done = subprocess.run(line, cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(line, cwd=ROOT, env=head.ray_env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Job 'raysubmit_\w+' succeeded", done.stdout)
     assert "epoch 1/1  loss " in done.stdout
@@ -219,7 +219,7 @@ ray.shutdown()
 with cluster.connected(ClusterSection()):
     print(ray.get_runtime_context().gcs_address)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=head.env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=head.ray_env, capture_output=True, text=True, timeout=120)
     found, ours = done.stdout.split()
     assert found.endswith(f":{head.gcs_port}"), done.stderr
     assert ours != found
