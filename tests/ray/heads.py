@@ -52,9 +52,8 @@ class Head:
 
     def start(self, *options, prefix=()):
         """`ray start` with these options, in the foreground of a process of ours."""
-        env = {
-            name: value for name, value in self.ray_env.items() if name != "PYTHONPATH"
-        }  # what a job needs, it brings
+        # Without PYTHONPATH: what a job needs, it brings.
+        env = {name: value for name, value in self.ray_env.items() if name != "PYTHONPATH"}
         command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
         with (self.folder / f"start-{len(self.processes)}.log").open("w") as log:
             self.processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
