@@ -64,7 +64,7 @@ class Head:
         ports |= {option: free_port() for option in others}
         limits = {"--num-cpus": cpus, "--object-store-memory": 200_000_000}
         self.start("--head", "--disable-usage-stats", *(f"{name}={value}" for name, value in (ports | limits).items()))
-        self.wait_for(self.answers)
+        self.wait_for(lambda: self.answers() and (self.folder / "ray/ray_current_cluster").exists())  # written last
 
     def start_node(self, cpus, prefix=()):
         ports = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port")
