@@ -10,7 +10,7 @@ Faults, of which at most one strikes a request:
     lost        a PUT is carried out, and its answer never sent
     reset       closed before it is carried out; down is the same
     hang        silent for hang_s, then closed
-    http_403, conflict (409), http_500, http_503, slow_down    that answer, with S3's XML
+    http_403, code_403 (no words), conflict (409), http_500, http_503, slow_down    that answer, with S3's XML
     cut         half of a GET's body, under its full length
     flip        one bit of a GET's body; not of a listing, which has no checksum
 and besides: delay (late by up to delay_s) and ignore_if_none_match (the header is taken out).
@@ -30,6 +30,7 @@ from yarl import URL
 
 ANSWERS = {
     "http_403": (403, "AccessDenied", "Access Denied"),
+    "code_403": (403, "AccessDenied", ""),  # as Ceph's
     "conflict": (409, "ConditionalRequestConflict", "A conflicting operation is in progress. Please retry."),
     "http_500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "http_503": (503, "ServiceUnavailable", "Service is unable to handle request."),

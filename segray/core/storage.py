@@ -231,11 +231,13 @@ def remove(root: str) -> None:
 
 def reason(error: BaseException) -> str:
     """An error's own words on one line, without the path that the message names already and without secrets."""
-    answer = s3.answer_of(error)
-    if isinstance(error, FileNotFoundError) and answer.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
+    answer = s3.answer_of(error).get("Error", {})
+    if isinstance(error, FileNotFoundError) and answer.get("Code") in ("404", "NoSuchKey"):
         return "No such file"
     # FFmpeg's errors have a strerror, and are no OSErrors; a timeout of fsspec's says nothing, and its cause may.
     text = getattr(error, "strerror", None) or str(error) or str(error.__cause__ or "")
+    if answer and not answer.get("Message"):  # Ceph sends a code without words
+        text = answer.get("Code", text)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return "; ".join([_without_secrets(text), *getattr(error, "__notes__", ())])
 

@@ -507,15 +507,14 @@ def test_a_body_that_is_always_cut_is_never_given(s3_proxy, s3, soon):
         one_line(file.read)  # for good: a reader that goes on after an error would have a hole in its data
 
 
-def test_a_refusal_is_told_at_once(s3_proxy, s3):
+@pytest.mark.parametrize(("fault", "words"), [("http_403", "Access Denied"), ("code_403", "AccessDenied")])
+def test_a_refusal_is_told_at_once(s3_proxy, s3, fault, words):
     uri = f"{s3}/forbidden"
     for door in doors(uri):
-        s3_proxy.set(http_403=1)
+        s3_proxy.set(**{fault: 1})
         text = one_line(door)
         assert text.startswith(uri)
-        denied = (
-            r": (Access Denied|Forbidden)\. Check the credentials \(AWS_PROFILE, a role\) and the bucket's policy\.$"
-        )
+        denied = rf": ({words}|Forbidden)\. Check the credentials \(AWS_PROFILE, a role\) and the bucket's policy\.$"
         assert re.search(denied, text)  # the answer to HEAD has no words
         assert s3_proxy.count["requests"] == 1
 
