@@ -13,6 +13,7 @@ segray also scores those, and the validation frames after them.
     ray example  the same in Ray Train as its documentation has it: prepare_model, prepare_data_loader, a worker a core
     segray       `--workers 0`, without Ray; it trains in bf16 by itself where a CPU has AMX
     segray fp32  the same in fp32
+    compiled     `--workers 0 --compile`: torch.compile, whose minutes are in the first epoch
     beside ray   `--workers 0` while a Ray stands idle on this machine: what its processes alone take
     segray 1, 2  under Ray Train with so many workers
 """
@@ -38,6 +39,8 @@ from segray.terminal import table
 RATIOS = {  # of two contenders → the least that is aimed at
     ("segray", "plain"): 1.2,
     ("segray fp32", "plain"): None,
+    ("compiled", "plain"): None,
+    ("compiled", "segray"): None,
     ("segray", "plain bf16"): None,
     ("segray", "lightning"): None,
     ("segray 1", "segray"): 0.95,
@@ -287,6 +290,7 @@ CONTENDERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "ray example": ray_example,
     "segray": segray_with(0),
     "segray fp32": segray_with(0, precision="fp32"),
+    "compiled": segray_with(0, compile=True),
     "beside ray": beside_ray,
     "segray 1": segray_with(1),
     "segray 2": segray_with(2),
