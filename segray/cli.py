@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from segray import __version__
 from segray.errors import SegrayError, Terminated
 from segray.flags import FLAGS, settings, stage
 
@@ -37,7 +38,7 @@ class Examples(click.Group):
 
 
 @click.group(cls=Examples, context_settings={"max_content_width": 110})
-@click.version_option(package_name="segray")
+@click.version_option(__version__, prog_name="segray")
 def cli() -> None:
     """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.
 

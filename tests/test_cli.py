@@ -4,7 +4,7 @@ import click
 import pytest
 from PIL import Image
 
-from segray import cli
+from segray import __version__, cli
 from segray.config import load
 from segray.flags import FLAGS
 from segray.submit import AT_ADDRESS
@@ -75,6 +75,10 @@ def run(monkeypatch, capsys, *args):
 
 def test_the_flags_are_these_and_a_new_one_needs_a_reason():
     assert {name: flags_of(command) for name, command in commands()} == FROZEN
+
+
+def test_the_version_is_the_packages_own(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version") == (0, f"segray, version {__version__}\n", "")
 
 
 @pytest.mark.parametrize(("name", "command"), commands())

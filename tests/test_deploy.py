@@ -14,12 +14,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from segray import cli
+from segray import __version__, cli
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 WORKERS = {name: node for name, node in CLUSTER["available_node_types"].items() if name != "head"}
 COMMANDS = [command for key, commands in CLUSTER.items() if key.endswith("_commands") for command in commands]
@@ -212,7 +211,7 @@ def test_pods_and_what_they_stand_on_are_as_kubernetes_wants_them():
 def test_pods_run_locked_down_and_gpus_come_with_their_tolerations():
     for pod in pods():
         (container,) = pod["spec"]["containers"]
-        assert container["image"].endswith(f"/segray:{VERSION}")
+        assert container["image"].endswith(f"/segray:{__version__}")
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
         assert not container["securityContext"]["allowPrivilegeEscalation"]
     head, *workers = manifest("raycluster")["spec"]["headGroupSpec"], *pods()[1:]
@@ -238,7 +237,7 @@ def test_the_image_is_built_of_what_is_there_and_does_not_run_as_root():
     (install,) = [rest for step, rest in steps if "pip install" in rest]
     assert "--constraint constraints.txt" in install
     assert [rest for step, rest in steps if step == "USER"] == ["1000"]
-    assert f"segray:{VERSION}" in (DEPLOY / "Dockerfile").read_text()
+    assert f"segray:{__version__}" in (DEPLOY / "Dockerfile").read_text()
 
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text()

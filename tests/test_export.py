@@ -1,6 +1,7 @@
 """Exports: each format is read by its own library and gives the same pixels; stopped ones go on, others are refused."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -231,26 +232,62 @@ def test_a_background_of_ones_own_is_cvats():
     assert own_colors(LabelSpace(("sky", "background"), ((5, 5, 5), (9, 9, 9)))) == [(5, 5, 5), (0, 0, 0)]
 
 
-BRUSHES = [
-    SMALL == 2,
-    DRAWN == 0,
-    NOISE == 1,
-    np.ones((300, 500), bool),
-    np.zeros((1, 1), bool),
-    np.eye(40, dtype=bool),
-]
+def decode_brush(runs):
+    """Bytes of Label Studio's brush → the values of its RGBA mask: what brush.decode_rle of its converter does."""
+    bits = "".join(f"{byte:08b}" for byte in runs)
+
+    def take(width):
+        nonlocal bits
+        head, bits = bits[:width], bits[width:]
+        return int(head, 2)
+
+    total, word, sizes = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
+    values = []
+    while len(values) < total:
+        repeats, count = take(1), take(sizes[take(2)]) + 1
+        values += [take(word)] * count if repeats else [take(word) for _ in range(count)]
+    return values
 
 
-@pytest.mark.parametrize("marked", BRUSHES, ids=lambda marked: f"{marked.shape[0]}x{marked.shape[1]}")
-def test_brush_strokes_are_label_studios_own(marked):
-    brush = pytest.importorskip("label_studio_converter.brush")
+def marked_pixels(runs, height, width):
+    return np.array(decode_brush(runs)).reshape(height, width, 4)[..., 3] > 0
+
+
+# The sha256 of what brush.mask2rle of label-studio-converter 0.0.59 gave for each mask.
+BRUSHES = {
+    "a few": (SMALL == 2, "2647fd4f4aa9e9752f71d88c7bb7c8b14fca0a6cf0291c4185cc1534cca0fd39"),
+    "one pixel": (np.zeros((1, 1), bool), "6334cb45dc0776bf455af16e052ecc323c9d3af16e907793cf58866c0915a3e4"),
+    "noise": (NOISE == 1, "58a0107d08b69b612804146e92cd4a0ef84ddd73fc659778b5cb7d960aa37d53"),
+    "a disc": (
+        np.hypot(*np.ogrid[-24:24, -32:32]) < 20,
+        "b928f9679db0fff8cbb460111a91e6bb0c74d7e64adeedca19f600338063b065",
+    ),
+    "a diagonal": (np.eye(40, dtype=bool), "f74d257f6bdb1dadb7e1066b7a786ce4cb6b1030d26f569cb6fb72435597925d"),
+    "runs of 16 bits": (
+        np.arange(48 * 640).reshape(48, 640) // 5000 % 2 == 1,
+        "ed74fbbf5dafc301e655270c83b5676754567c36097d1c08d14e01fa2274c7ca",
+    ),
+    "a run that is cut": (
+        np.ones((300, 500), bool),
+        "876d779258c13a6b06916dcdf41bc4ecbe0f5c9bb5d78da4ebf30ec04d2303d4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("marked", "sha256"), BRUSHES.values(), ids=BRUSHES)
+def test_brush_strokes_are_label_studios_own(marked, sha256):
     runs = encode_brush(marked)
-    assert runs == brush.mask2rle(np.where(marked, np.uint8(255), np.uint8(0)))
-    np.testing.assert_array_equal(brush.decode_rle(runs).reshape(*marked.shape, 4)[..., 3] > 0, marked)
+    assert hashlib.sha256(bytes(runs)).hexdigest() == sha256
+    np.testing.assert_array_equal(marked_pixels(runs, *marked.shape), marked)
+
+
+def test_a_brush_stroke_is_a_head_and_its_runs():
+    runs = [0, 0, 0, 48, 57, 27, 254, 19, 0, 143, 254, 48, 8, 255, 227, 0, 143, 254, 112, 0]
+    assert encode_brush(SMALL == 2) == runs
+    assert decode_brush(runs)[::4] == [0, 0, 0, 0, 0, 255, 0, 255, 0, 255, 0, 0]
 
 
 def test_label_studio_tasks_hold_the_masks(labels, tmp_path):
-    brush = pytest.importorskip("label_studio_converter.brush")
     export(labels, "label-studio", str(tmp_path / "out"), Options(image_root="https://host/frames/"))
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     urls = [task["data"]["image"] for task in tasks]
@@ -263,8 +300,7 @@ def test_label_studio_tasks_hold_the_masks(labels, tmp_path):
         seen = np.full(MASKS[file].shape, 255, np.uint8)
         for region in prediction["result"]:
             shape = region["original_height"], region["original_width"]
-            marked = brush.decode_rle(region["value"]["rle"]).reshape(*shape, 4)[..., 3] > 0
-            seen[marked] = SPACE.names.index(region["value"]["brushlabels"][0])
+            seen[marked_pixels(region["value"]["rle"], *shape)] = SPACE.names.index(region["value"]["brushlabels"][0])
         np.testing.assert_array_equal(seen, MASKS[file])
     config = (tmp_path / "out" / "label_config.xml").read_text()
     assert '<Label value="road" background="#804080"/>' in config

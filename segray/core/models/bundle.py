@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from segray import __version__
 from segray.config import ModelSection, Size
 from segray.core import storage
 from segray.core.models import build, forward
@@ -69,7 +70,8 @@ def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> Bundle
         info = info.model_copy()
         info.weights_sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         info.model_id = _model_id(info)
-        info.versions = {name: version(name) for name in ("segray", "torch", "segmentation-models-pytorch")}
+        libraries = {name: version(name) for name in ("torch", "segmentation-models-pytorch")}
+        info.versions = {"segray": __version__} | libraries
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
         (temporary / CARD).write_bytes(card(info).encode())  # in the place of smp's, which speaks of smp's example
     return info
