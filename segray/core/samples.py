@@ -132,12 +132,14 @@ class Dataset:
     """Splits of labelled frames and the label space that they share.
 
     unpaired: images without a mask and masks without an image; training refuses them, `data check` lists them.
+    notes: what was decided in reading the folder, and is worth knowing.
     """
 
     name: str
     label_space: LabelSpace
     splits: Mapping[str, tuple[SampleRef, ...]]
     unpaired: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):

@@ -22,8 +22,8 @@ def camvid(tmp_path):
     return DataSection(format="camvid", root=str(tmp_path))
 
 
-def problems(config):
-    return check(open_dataset(config), ("train", "val")).problems
+def problems(config, needed=("train", "val")):
+    return check(open_dataset(config), needed).problems
 
 
 def test_camvid_gives_stable_ids_and_void(camvid):
@@ -108,6 +108,39 @@ def test_a_folder_with_splits_keeps_them(tmp_path):
         put(tmp_path / "masks" / split / "a.png")
     dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
     assert [ref.sample_id for ref in dataset.splits["val"]] == ["val/a"]
+
+
+def test_splits_by_other_names_are_kept_and_named(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for split in ("training", "Validation"):
+        put(tmp_path / "images" / split / "a.png", mode="RGB")
+        put(tmp_path / "masks" / split / "a.png")
+    config = DataSection(format="folder", root=str(tmp_path))
+    with pytest.raises(DataError, match=r"^folder has no split 'train'\. Did you mean training"):
+        split_refs(open_dataset(config), "train")
+    config = config.model_copy(update={"train_split": "training", "val_split": "Validation"})
+    assert problems(config, ("training", "Validation")) == []
+
+
+def test_a_frame_beside_the_folders_of_splits_is_refused(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for name in ("train/a", "val/a", "b"):
+        put(tmp_path / "images" / f"{name}.png", mode="RGB")
+        put(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(DataError) as error:
+        open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert str(error.value) == (
+        f"{tmp_path}/images/b.png lies beside the folders train, val (1 such frames), and so belongs to no split; "
+        "move it into one of them."
+    )
+
+
+def test_a_frame_called_like_a_split_is_no_split(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for i in ("test", "a", "b", "c", "d"):
+        put(tmp_path / "images" / f"{i}.png", mode="RGB")
+        put(tmp_path / "masks" / f"{i}.png")
+    assert sorted(open_dataset(DataSection(format="folder", root=str(tmp_path))).splits) == ["train", "val"]
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,103 @@ def test_voc_reads_palette_masks_by_its_lists(tmp_path, inside):
         open_dataset(config)
 
 
+@pytest.fixture
+def drives(tmp_path):
+    """Frames of one name in three folders, as VOC and CamVid lay theirs out; each mask holds its day."""
+    for day in (1, 2, 3):
+        for frame in ("0000", "0001"):
+            jpeg(tmp_path / "JPEGImages" / f"day{day}" / f"{frame}.jpg", (2, 1))
+            ids(tmp_path / "SegmentationClass" / f"day{day}" / f"{frame}.png", [[day, day]])
+            jpeg(tmp_path / "images" / f"day{day}" / f"{frame}.jpg", (2, 1))
+            colors(tmp_path / "labels" / f"day{day}" / f"{frame}.png", [[(128, 64, 128)] * 2])
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    return tmp_path
+
+
+def listed(root, train, val):
+    """Splits by lists of these lines, by format."""
+    names = {}
+    for name in ("voc", "camvid-color"):
+        folder = root / "ImageSets" / "Segmentation" if name == "voc" else root
+        (folder / "train.txt").write_text(train)
+        (folder / "val.txt").write_text(val)
+        splits = open_dataset(DataSection(format=name, root=str(root))).splits
+        names[name] = {split: [ref.sample_id for ref in refs] for split, refs in splits.items()}
+    return names
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "{}.jpg", "./{}.png", "/old/disk/My Drives/{}.jpg", "a\\{}.jpg 1", "{}.jpg {}.png"]
+)
+def test_frames_of_one_name_in_several_folders_are_listed_by_their_paths(drives, line):
+    lines = {day: "\r\n".join(line.replace("{}", f"day{day}/{name}") for name in ("0000", "0001")) for day in (1, 2, 3)}
+    found = listed(drives, f"{lines[1]}\n{lines[2]}\n", lines[3])
+    splits = {"train": ["day1/0000", "day1/0001", "day2/0000", "day2/0001"], "val": ["day3/0000", "day3/0001"]}
+    assert found == {"voc": splits, "camvid-color": splits}
+
+
+def test_a_listed_name_that_several_frames_have_is_refused(drives):
+    with pytest.raises(DataError) as error:
+        listed(drives, "0000\n", "day3/0001\n")
+    assert str(error.value) == (
+        f"{drives}/ImageSets/Segmentation/train.txt lists 0000, and 3 frames end so, such as day1/0000 and day2/0000; "
+        "list their paths."
+    )
+
+
+def test_a_listed_frame_of_another_folder_is_not_taken_for_one_of_its_name(drives):
+    with pytest.raises(DataError, match=r"train\.txt lists day4/0000, which has no image with a mask \(1 such\)\.$"):
+        listed(drives, "day4/0000\n", "day3/0001\n")
+
+
+def test_two_lines_for_one_frame_are_refused_and_a_repeated_line_counts_once(tmp_path):
+    for name in ("a", "b"):
+        jpeg(tmp_path / "images" / f"{name}.png", (2, 1))
+        colors(tmp_path / "labels" / f"{name}.png", [[(128, 64, 128)] * 2])
+    (tmp_path / "train.txt").write_text("day1/a.png\nday2/a.png\n")
+    config = DataSection(format="camvid-color", root=str(tmp_path))
+    with pytest.raises(DataError) as error:
+        open_dataset(config)
+    assert str(error.value) == (
+        f"{tmp_path}/train.txt lists day1/a.png and day2/a.png, which are one frame, {tmp_path}/images/a.png."
+    )
+    (tmp_path / "train.txt").write_text("a\na\nb\n")
+    (tmp_path / "val.txt").write_text("b\n")
+    dataset = open_dataset(config)
+    assert {split: [ref.sample_id for ref in refs] for split, refs in dataset.splits.items()} == {
+        "train": ["a", "b"],
+        "val": ["b"],
+    }
+    assert check(dataset, ("train", "val")).notes[:2] == [
+        f"{tmp_path}/train.txt repeats 1 lines; each frame is taken once",
+        "1 frames are in train and in val, such as b: their scores are those of training",
+    ]
+
+
+@pytest.mark.parametrize("name", ["1623173424.123456", "my frame 1", "a,b", "Straße"])
+def test_a_listed_name_may_hold_dots_and_spaces(tmp_path, name):
+    for one in (name, "my"):
+        jpeg(tmp_path / "images" / f"{one}.jpg", (2, 1))
+        colors(tmp_path / "labels" / f"{one}_L.png", [[(128, 64, 128)] * 2])
+    for line in (name, f"{name}.jpg", f"{name} 1", f"images/{name}.jpg labels/{name}_L.png"):
+        (tmp_path / "train.txt").write_text(f"{line}\n")
+        assert list(masks(DataSection(format="camvid-color", root=str(tmp_path)))) == [name]
+
+
+@pytest.mark.parametrize("format_", ["camvid-color", "carvana"])
+def test_without_lists_folders_are_drives_and_stay_whole(tmp_path, format_):
+    """Names without an underscore, and folders with one."""
+    images, labels = ("images", "labels") if format_ == "camvid-color" else ("train", "train_masks")
+    for day in ("my_day", "my_night", "dawn"):
+        for frame in ("0000", "0001"):
+            jpeg(tmp_path / images / day / f"{frame}.png", (2, 1))
+            ids(tmp_path / labels / day / f"{frame}.png", [[0, 1]])
+    splits = open_dataset(DataSection(format=format_, root=str(tmp_path))).splits
+    days = {name: {ref.sample_id.split("/")[0] for ref in refs} for name, refs in splits.items()}
+    assert sorted(days) == ["train", "val"]
+    assert days["train"] & days["val"] == set()
+
+
 def test_ade20k_counts_from_one_and_reads_its_names(tmp_path):
     for folder, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
         jpeg(tmp_path / "images" / folder / f"{name}.jpg", (3, 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair, split_by_lists
+from segray.core.datasets.pairs import check_root, drive_of, pair, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
 from segray.errors import DataError
 
@@ -94,7 +94,7 @@ COLOR_SPACE = LabelSpace(
 def open_color(config: DataSection) -> Dataset:
     """Splits by train.txt, val.txt and test.txt (a name a line) where they are, else whole drives by their hashes.
 
-    A drive is a name up to its last underscore; Seq05VD is val then. SegNet's lists give scores to compare.
+    A drive is a name up to its last underscore, else a folder; Seq05VD is val then.
     """
     root = check_root(config.root, "701_StillsRaw_full/ and LabeledApproved_full/")
     there = (names for names in COLOR_FOLDERS if storage.exists(storage.join(root, names[0])))
@@ -102,5 +102,5 @@ def open_color(config: DataSection) -> Dataset:
     refs, unpaired = pair(storage.join(root, images), storage.join(root, masks))
     if not refs and not unpaired:
         raise DataError(f"{root} holds no frames in {images}/ and {masks}/.")
-    splits = split_by_lists(root, refs, config, lambda ref: ref.sample_id.rpartition("_")[0])
-    return Dataset("camvid-color", COLOR_SPACE, splits, tuple(unpaired))
+    splits, notes = split_by_lists(root, refs, config, drive_of)
+    return Dataset("camvid-color", COLOR_SPACE, splits, tuple(unpaired), notes)

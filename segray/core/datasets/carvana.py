@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair, split
+from segray.core.datasets.pairs import check_root, drive_of, pair, split
 from segray.core.samples import Dataset, LabelSpace
 from segray.errors import DataError
 
@@ -20,5 +20,5 @@ def open_dataset(config: DataSection) -> Dataset:
     refs, unpaired = pair(storage.join(root, "train"), storage.join(root, "train_masks"))
     if not refs and not unpaired:
         raise DataError(f"{root} holds no frames in train/ and train_masks/.")
-    splits = split(refs, config, lambda ref: ref.sample_id.rpartition("_")[0])
+    splits = split(refs, config, drive_of)  # a car, here
     return Dataset("carvana", LABEL_SPACE, splits, tuple(unpaired))

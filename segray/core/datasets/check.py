@@ -50,7 +50,7 @@ def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None
     result.problems += [f"no frames in split {split!r}" for split in needed if not dataset.splits.get(split)]
     result.problems += [f"{uri} has no partner" for uri in dataset.unpaired]
     result.problems += _unknown_ids(unknown, dataset.label_space)
-    result.notes += _notes(result, dataset)
+    result.notes += [*dataset.notes, *_shared(dataset, needed), *_notes(result, dataset)]
     return result
 
 
@@ -95,6 +95,15 @@ def _unknown_ids(unknown: dict[int, list[str]], space: LabelSpace) -> list[str]:
     if unknown.keys() >= {255} and len(unknown) == 1:
         problems[-1] += " (masks of 0 and 255 are binary: map 255 to class 1)"
     return problems
+
+
+def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
+    """Frames that are trained on and validated on."""
+    splits = [dataset.splits.get(split, ()) for split in dict.fromkeys(needed)]
+    if len(splits) != 2 or not (both := set(splits[0]) & set(splits[1])):
+        return []
+    first = min(ref.sample_id for ref in both)
+    return [f"{len(both)} frames are in {' and in '.join(needed)}, such as {first}: their scores are those of training"]
 
 
 def _notes(result: CheckResult, dataset: Dataset) -> list[str]:

@@ -14,6 +14,7 @@ from segray.errors import DataError
 
 # What published sets put behind a frame's name, for its image or its mask.
 SUFFIXES = ("_leftImg8bit", "_gtFine_labelIds", "_gtCoarse_labelIds", "_mask", "_L")
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not labels' ids
 
 
@@ -24,6 +25,31 @@ def pair_key(stem: str) -> str:
     'aachen_000000_000019'
     """
     return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem)
+
+
+def frame_name(path: str) -> str:
+    """A frame's path without what is no part of its name: an image's suffix, what pair_key cuts, empty steps.
+
+    >>> frame_name("./day1/0001_mask.PNG"), frame_name("1623173424.123456")
+    ('day1/0001', '1623173424.123456')
+    """
+    path = _steps(path)
+    stem, dot, suffix = path.rpartition(".")
+    return pair_key(stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else path)
+
+
+def _steps(path: str) -> str:
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def drive_of(ref: SampleRef) -> str:
+    """The drive that a frame is of: its name up to the last underscore, else its folder, else the frame alone.
+
+    day1/seq_0001 is of day1/seq, day1/0001 of day1, 0001 of 0001.
+    """
+    folder, _, name = ref.sample_id.rpartition("/")
+    start = name.rpartition("_")[0]
+    return "/".join(part for part in (folder, start) if part) or name
 
 
 def find_images(folder: str) -> dict[str, str]:
@@ -86,14 +112,19 @@ def check_root(root: str | None, layout: str) -> str:
 def split(
     refs: Sequence[SampleRef], config: DataSection, group: Callable[[SampleRef], str] = lambda ref: ref.sample_id
 ) -> dict[str, tuple[SampleRef, ...]]:
-    """Frames by split: by their first folder where that is a split's name, else as their group's hash says.
+    """Frames by split: by their first folder where any is called as a split is, else as their group's hash says.
 
     The hash is the same on every machine; frames of one group stay together. Of two groups or more, val has one
-    at least, and so has train.
+    at least, and so has train. DataError for frames beside the folders of splits.
     """
-    named = (config.train_split, config.val_split, "test")
     splits: dict[str, list[SampleRef]] = {}
-    has_folders = any(ref.sample_id.split("/")[0] in named for ref in refs)
+    folders = {ref.sample_id.partition("/")[0] for ref in refs if "/" in ref.sample_id}
+    has_folders = any(name.lower() in SPLIT_NAMES or name in (config.train_split, config.val_split) for name in folders)
+    if has_folders and (beside := [ref for ref in refs if "/" not in ref.sample_id]):
+        raise DataError(
+            f"{beside[0].image} lies beside the folders {', '.join(sorted(folders))} ({len(beside)} such frames), and "
+            "so belongs to no split; move it into one of them."
+        )
     draws = {name: _draw(name) for name in map(group, refs)}
     limit = config.val_share * 2**32
     if len(draws) > 1:  # few groups, such as three drives, can all fall on one side
@@ -113,24 +144,76 @@ def split_by_lists(
     refs: Sequence[SampleRef],
     config: DataSection,
     group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
-) -> dict[str, tuple[SampleRef, ...]]:
-    """Frames by the lists in `folder`, train.txt and so on: a name a line, with or without folder and suffix.
+) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
+    """(frames by the lists in `folder`, train.txt and so on; what is worth knowing of the lists).
 
-    Without any list, as `split`. DataError when the list of train or val has a name that no frame has; any other
-    such list is passed over, as of frames whose masks were not published.
+    A line is a frame's path or the end of it, with or without suffix and folders above, and may have further columns.
+    A frame that a list repeats is taken once. Without any list, as `split`. DataError for a line that two frames
+    answer to, for two lines that mean one frame, and when the list of train or val names no frame; any other list
+    that does is passed over, as of frames whose masks were not published.
     """
-    by_name = {storage.name_of(ref.sample_id): ref for ref in refs}
+    frames = _Frames(refs)
     splits: dict[str, tuple[SampleRef, ...]] = {}
+    notes: list[str] = []
     for entry in storage.list_files(folder):
         name = storage.name_of(entry.uri)
         if entry.uri != storage.join(folder, name) or not name.endswith(".txt"):
             continue
-        lines = read_text(entry.uri).split("\n")
-        names = [pair_key(storage.stem_of(line.split()[0])) for line in lines if line.strip()]
-        missing = [one for one in names if one not in by_name]
+        lines = [line.strip() for line in read_text(entry.uri).split("\n") if line.strip()]
+        found = {line: frames.listed(line, entry.uri) for line in dict.fromkeys(lines)}
+        missing = [line for line, ref in found.items() if ref is None]
         listed = name.removesuffix(".txt")
         if missing and listed in (config.train_split, config.val_split):
             raise DataError(f"{entry.uri} lists {missing[0]}, which has no image with a mask ({len(missing)} such).")
-        if names and not missing:
-            splits[listed] = tuple(by_name[one] for one in names)
-    return splits or split(refs, config, group)
+        if missing or not lines:
+            continue
+        members: dict[SampleRef, str] = {}
+        for line, ref in found.items():
+            if ref is not None and members.setdefault(ref, line) != line:
+                raise DataError(f"{entry.uri} lists {members[ref]} and {line}, which are one frame, {ref.image}.")
+        if repeated := len(lines) - len(found):
+            notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
+        splits[listed] = tuple(members)
+    return splits or split(refs, config, group), tuple(notes)
+
+
+class _Frames:
+    """Frames by what a list may call them."""
+
+    def __init__(self, refs: Sequence[SampleRef]) -> None:
+        self.by_id = {_steps(ref.sample_id): ref for ref in refs}
+        self.by_end: dict[str, list[SampleRef]] = {}
+        for name, ref in self.by_id.items():
+            for end in _ends(name):
+                self.by_end.setdefault(end, []).append(ref)
+
+    def listed(self, line: str, source: str) -> SampleRef | None:
+        """The frame of a line: of all of it, as names may hold spaces, else of its first columns."""
+        columns = [match.start() for match in re.finditer(r"\s+", line)]
+        for end in (len(line), *reversed(columns)):
+            if ref := self._named(line[:end], source, spaces=False):
+                return ref
+        return self._named(line, source, spaces=True)
+
+    def _named(self, path: str, source: str, *, spaces: bool) -> SampleRef | None:
+        """spaces: whether folders that are no part of a frame's name may hold some, and not end a column."""
+        for name in (frame_name(path), _steps(path)):
+            if name in self.by_id:
+                return self.by_id[name]
+            if len(found := self.by_end.get(name, [])) > 1:
+                ids = " and ".join(ref.sample_id for ref in found[:2])
+                raise DataError(
+                    f"{source} lists {path}, and {len(found)} frames end so, such as {ids}; list their paths."
+                )
+            if found:
+                return found[0]
+            for end in _ends(name):
+                if end in self.by_id and (spaces or not re.search(r"\s", name.removesuffix(end))):
+                    return self.by_id[end]
+        return None
+
+
+def _ends(name: str) -> list[str]:
+    """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
+    parts = name.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]

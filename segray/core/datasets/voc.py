@@ -41,7 +41,8 @@ def open_dataset(config: DataSection) -> Dataset:
     refs = [SampleRef(name, images[name], masks[name]) for name in sorted(images.keys() & masks.keys())]
     if not refs:
         raise DataError(f"{root} holds no frames in JPEGImages/ and SegmentationClass/.")
-    return Dataset("voc", LABEL_SPACE, split_by_lists(storage.join(root, "ImageSets", "Segmentation"), refs, config))
+    splits, notes = split_by_lists(storage.join(root, "ImageSets", "Segmentation"), refs, config)
+    return Dataset("voc", LABEL_SPACE, splits, notes=notes)
 
 
 def _devkit(root: str) -> str:
