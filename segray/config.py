@@ -208,7 +208,7 @@ class LabelSection(Section):
     inputs: list[str] = Field(
         default_factory=list, description="images, videos, folders and globs of them, lists, Parquet files of images"
     )
-    truth: str | None = Field(None, description="folder of masks with the images' stems, to score against")
+    truth: str | None = Field(None, description="folder of masks at the images' paths, to score against")
     out: str = "labels"
     every: int = Field(1, ge=1, description="of a video, every N-th frame")
     fps: float | None = Field(None, gt=0, description="of a video, so many frames a second, by their time stamps")
@@ -260,7 +260,7 @@ class EvaluateSection(Section):
 
     model: str | None = Field(None, description="a bundle, a ready model by name, or the --out of segray label")
     truth: str | None = Field(
-        None, description="of labels: folder of masks with the images' stems; default: data.root's, else as labelled"
+        None, description="of labels: folder of masks at the images' paths; default: data.root's, else as labelled"
     )
     split: str = "val"
     conditions: str | None = Field(

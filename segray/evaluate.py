@@ -70,7 +70,7 @@ def evaluate(
         raise DataError(f"No pixel of {source.what} is labelled with a class that {section.model} knows.")
     kept = [predicted.index(name) for name in protocol.names]
     result = _result(protocol, confusion, boundary[kept], rows)
-    result |= {"not_covered": source.not_covered, "missing": list(source.missing)}
+    result |= {"not_covered": source.not_covered, "missing": list(source.missing), "notes": list(source.notes)}
     result |= {"model": section.model, "split": section.split, "scored": source.what}
     result["label_space"] = source.space.to_dict()
     result |= _calibration(config, source, looks)

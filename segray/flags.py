@@ -43,7 +43,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Image, video, folder, glob, list or Parquet; give it again for more.",
         {"multiple": True},
     ),
-    "--truth": ("label.truth", "Folder of masks with the images' stems, to score against.", {}),
+    "--truth": ("label.truth", "Folder of masks at the images' paths, to score against.", {}),
     "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
     "--fps": ("label.fps", "Of a video, so many frames a second.", {"type": float}),
     "--limit": ("label.limit", "The first so many rows.", {"type": int}),
@@ -58,7 +58,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--max-error-rate": ("label.max_error_rate", "Stop when more than this share failed.", {"type": float}),
     "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
     "--split": ("evaluate.split", "Split that is scored.", {}),
-    "--masks": ("evaluate.truth", "Of labels: folder of masks with the images' stems.", {}),
+    "--masks": ("evaluate.truth", "Of labels: folder of masks at the images' paths.", {}),
     "--conditions": (
         "evaluate.conditions",
         "Table (csv, jsonl, Parquet), a row an image: scores by its columns.",

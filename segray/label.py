@@ -159,16 +159,16 @@ def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Pla
     if not plans:
         parts.check_empty(section.out)
         _check_store(section, watch)
-        make_plan(section.out, settings, space, on_found=watch.found)
+        make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
     elif section.retry_errors:
         if parts.read_summary(plans) is None:
             watch.note("The run before is not finished: that is done first. The same command then retries errors.")
         elif failed := parts.failed_rows(plans):
-            make_plan(section.out, plans[0].settings, space, plans, failed)
+            make_plan(section.out, plans[0].settings, space, plans, failed, on_note=watch.note)
     elif section.extend:
         if section.limit:
             raise ConfigError(f"label.limit is {section.limit}, and an output with a limit cannot be extended.")
-        if make_plan(section.out, settings, space, plans, on_found=watch.found) is None:
+        if make_plan(section.out, settings, space, plans, on_found=watch.found, on_note=watch.note) is None:
             watch.note("No new input was found.")
     plans = load_plans(section.out)
     mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])

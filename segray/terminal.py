@@ -332,6 +332,8 @@ def show_scores(result: dict[str, Any]) -> None:
     for name, values in result["conditions"].items():
         rows = [(value, one["frames"], one["miou"], one["pixel_accuracy"]) for value, one in values.items()]
         table(f"By {name}", (name, "frames", "mIoU", "pixel accuracy"), rows)
+    for note in result["notes"]:
+        say(note)
     if result["missing"]:
         say(f"Truth without a label, not scored: {len(result['missing'])} frames, such as {result['missing'][0]}.")
     if result["not_covered"]:

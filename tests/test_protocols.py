@@ -147,7 +147,7 @@ def test_truth_without_a_label_is_said(city, labels, tmp_path):
     place = labels(cityscapes.LABEL_SPACE)
     Image.fromarray(blocks(5, 34)).save(city / "gtFine" / "val" / "bochum" / "bochum_000009_000019_gtFine_labelIds.png")
     result = evaluate(settings(place, tmp_path, evaluate__truth=city / "gtFine"))
-    assert (result["frames"], result["missing"]) == (3, ["bochum_000009_000019"])
+    assert (result["frames"], result["missing"]) == (3, ["val/bochum/bochum_000009_000019"])
 
 
 def test_labels_without_truth_are_one_line(labels, tmp_path):

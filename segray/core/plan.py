@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from segray.core import inputs, storage
 from segray.core.ahead import ahead
-from segray.core.datasets.pairs import find_truth, pair_key
+from segray.core.datasets.pairs import find_images, frame_path, match_masks
 from segray.core.samples import LabelSpace
 from segray.core.video import VideoIndex, index_video
 from segray.errors import DataError, InputUnreadable, OutputExists
@@ -129,22 +129,23 @@ def make_plan(
     before: list[Plan] | None = None,
     failed: Mapping[str, Row] | None = None,
     on_found: Callable[[int], None] = lambda count: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Plan | None:
     """List the inputs, cut them into shards, and freeze both; a plan that another run froze meanwhile wins.
 
     before: the output's plans so far; their files are not planned again, and None is returned when there are no
     others. failed: plan rows by id; they alone are planned, anew from their files as these are now.
+    on_found gets the number of files found so far, on_note what a user should know, in a sentence.
     Raises DataError when nothing is found, and StorageError for a place that cannot be listed.
     """
     before = before or []
     files = _again(failed) if failed else _not_planned(inputs.find_inputs(settings["inputs"], out, on_found), before)
-    truths = find_truth(settings["truth"]) if settings["truth"] else {}
     if not len(files):
         if before:
             return None
         raise DataError(f"No image, video or Parquet file of images found in {', '.join(settings['inputs'])}.")
-    if not before:
-        _check_truths(files, truths, settings)
+    new = files.slice(0, 0) if failed else files  # an earlier plan has the failed ones
+    truths = _truths(settings["truth"], new, before, on_note) if settings["truth"] else {}
     units = _chosen(_units(files, settings, truths), settings, failed)
     size = settings["shard_size"] or _shard_rows(files)
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
@@ -157,7 +158,7 @@ def make_plan(
     # The .json is created last: it says that the rows are there, and names the file that holds them.
     created = storage.create(plan.json_uri, plan.to_json())
     if not created and before and failed is None:  # another run was faster: what it did not plan is left
-        return make_plan(out, settings, label_space, load_plans(out), on_found=on_found)
+        return make_plan(out, settings, label_space, load_plans(out), on_found=on_found, on_note=on_note)
     return _load(out, plan.number, plan.json_uri)
 
 
@@ -224,12 +225,19 @@ def _again(failed: Mapping[str, Row]) -> pa.Table:
     )
 
 
-def _check_truths(files: pa.Table, truths: dict[str, str], settings: dict[str, Any]) -> None:
-    if settings["truth"] and not any(
-        pair_key(storage.stem_of(_printable(name.as_py()))) in truths
-        for name in files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
-    ):
-        raise DataError(f"No mask in {settings['truth']} has the stem of an image; truth pairs by file name.")
+def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> dict[str, str]:
+    """Image → its mask. files: those of which no plan has a row; the images of earlier plans keep their masks."""
+    masks = find_images(folder)
+    names = files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
+    planned = (PlanReader(plan).columns(["uri", "frame_index"]) for plan in before)
+    earlier = (pc.unique(rows["uri"].filter(pc.is_null(rows["frame_index"]))) for rows in planned)
+    places = chain((_printable(name.as_py()) for name in names), (uri.as_py() for uris in earlier for uri in uris))
+    matched = match_masks(masks, ((place, frame_path(place)) for place in places))
+    if not before and not matched.key_of:
+        raise DataError(f"No mask in {folder} has the file name of an image; masks pair by path or by file name.")
+    for note in matched.notes:
+        on_note(note)
+    return {place: masks[key] for place, key in matched.key_of.items()}
 
 
 def _chosen(
@@ -280,7 +288,7 @@ def _units(files: pa.Table, settings: dict[str, Any], truths: dict[str, str]) ->
         if file["error"] is not None:
             return [[_row(file)]]
         if file["kind"] == inputs.IMAGE:
-            return [[_row(file, truth_uri=truths.get(pair_key(storage.stem_of(_printable(file["name"])))))]]
+            return [[_row(file, truth_uri=truths.get(_printable(file["name"])))]]
         try:
             with storage.reading_input(os.fsdecode(file["name"])):
                 return _video_units(file, settings) if file["kind"] == inputs.VIDEO else _table_units(file)

@@ -6,7 +6,6 @@ Both give the same: frames with their truth and what was predicted, in the class
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +21,7 @@ from segray.core import calibration, storage
 from segray.core.ahead import ahead
 from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, places, read_sample, split_refs
-from segray.core.datasets.pairs import find_truth, pair_key
+from segray.core.datasets.pairs import common_folder, find_images, frame_path, match_masks, pair_key
 from segray.core.plan import load_plans
 from segray.core.predictor import Predictor, side_by_side
 from segray.core.samples import LabelSpace, SampleRef
@@ -53,10 +52,12 @@ class ModelFrames:
     """A model and the labelled frames of one split, in order.
 
     space: the predicted classes. truth_space: the truth's own classes and ids. not_covered: classes of the truth that
-    are not among the predicted. missing: truth without a prediction. what: the words for all this in messages.
+    are not among the predicted. missing: truth without a prediction. notes: what is to be known of the pairs of truth
+    and prediction. what: the words for all this in messages.
     """
 
     missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def __init__(self, config: Config, space: LabelSpace) -> None:
         dataset = open_dataset(config.data)
@@ -88,7 +89,7 @@ class ModelFrames:
 class LabelFrames:
     """Finished labels and their truth; the attributes are those of ModelFrames.
 
-    The truth is the folder `evaluate.truth`, of masks with the images' stems and the ids that the model learned from;
+    The truth is the folder `evaluate.truth`, of masks at the images' paths with the ids that the model learned from;
     else the split of the data settings, where data.root is given; else the masks that the labels were made with.
     DataError for labels that are not finished, hold no masks, or have no truth.
     """
@@ -103,7 +104,7 @@ class LabelFrames:
         rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
         self.space = self.truth_space = plans[0].label_space
         if section.truth:
-            masks = find_truth(storage.absolute(section.truth))
+            masks = find_images(storage.absolute(section.truth))
             wanted, self.what = [SampleRef(name, "", uri) for name, uri in masks.items()], section.truth
         elif config.data.root:
             dataset = open_dataset(config.data)
@@ -111,37 +112,35 @@ class LabelFrames:
             self.truth_space = dataset.label_space
         else:
             having = [row for row in rows if row["truth_uri"]]
-            wanted = [SampleRef(_name(row), places.image_place(row), row["truth_uri"]) for row in having]
+            paths = [_path(row) for row in having]
+            root = common_folder(min(paths, default=""), max(paths, default=""))
+            wanted = [
+                SampleRef(path.removeprefix(root), places.image_place(row), row["truth_uri"])
+                for path, row in zip(paths, having, strict=True)
+            ]
             self.what = "the truth of labelling"
         if not wanted:
             raise ConfigError(
                 f"{section.model} was labelled without truth; give --truth FOLDER, or --format and --data."
             )
         self._reading, self.not_covered = reading_space(self.space, self.truth_space)
-        self._masks: dict[str, dict[str, Any]] = {}
-        self._pair(wanted, [row for row in rows if row["status"] == "ok"])
+        self._pair(wanted, rows)
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
 
     def _pair(self, wanted: Sequence[SampleRef], rows: list[dict[str, Any]]) -> None:
-        """Truth and labels by the frame's place, else by its name; refs are in the order of the parts."""
-        by_place = {places.image_place(row): row for row in rows}
-        by_name, count = {_name(row): row for row in rows}, Counter(map(_name, rows))
-        found: dict[str, SampleRef] = {}
-        self.missing = []
-        for ref in wanted:
-            name = pair_key(storage.name_of(ref.sample_id))
-            if ref.image not in by_place and count[name] > 1:
-                raise DataError(
-                    f"{count[name]} labelled frames are called {name}; truth pairs by file name: give it as --data."
-                )
-            if row := by_place.get(ref.image) or by_name.get(name):
-                found[row["place"]] = replace(ref, image=places.image_place(row))
-                self._masks[found[row["place"]].image] = row
-            else:
-                self.missing.append(ref.sample_id)
-        if not found:
+        """Truth and labels by the frame's place, else as match_masks() does; refs are in the order of the parts."""
+        frames = {places.image_place(row): row for row in sorted(rows, key=lambda row: row["status"] == "ok")}
+        ref_of = {ref.image: ref for ref in wanted if ref.image in frames}
+        others = {pair_key(ref.sample_id): ref for ref in wanted if ref.image not in frames}
+        matched = match_masks({key: ref.mask for key, ref in others.items()}, ((p, _path(frames[p])) for p in frames))
+        ref_of = {place: others[key] for place, key in matched.key_of.items()} | ref_of
+        kept = [place for row in rows if frames[place := places.image_place(row)] is row and row["status"] == "ok"]
+        self.refs = [replace(ref_of[place], image=place) for place in kept if place in ref_of]
+        if not self.refs:
             raise DataError(f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}.")
-        self.refs = [found[row["place"]] for row in rows if row["place"] in found]
+        scored = {ref.sample_id for ref in self.refs}
+        self.missing, self.notes = [ref.sample_id for ref in wanted if ref.sample_id not in scored], matched.notes
+        self._masks = {place: frames[place] for place in kept}
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
         threads = side_by_side(torch.get_num_threads())
@@ -190,7 +189,7 @@ def _rows(part: str) -> list[dict[str, Any]]:
     return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
 
 
-def _name(row: dict[str, Any]) -> str:
-    """A labelled frame's name: its file's, and its number in a video or Parquet file."""
-    name = pair_key(storage.stem_of(row["uri"]))
-    return name if row["frame_index"] is None else f"{name}#{row['frame_index']}"
+def _path(row: dict[str, Any]) -> str:
+    """A labelled frame's path without suffix, with its number where it is one of a video or Parquet file."""
+    path = frame_path(row["uri"])
+    return path if row["frame_index"] is None else f"{path}#{row['frame_index']}"

@@ -311,7 +311,7 @@ def test_a_plan_needs_something_to_label(town, tmp_path):
         (
             town / "val",
             town / "videoannot",
-            f"No mask in {town}/videoannot has the stem of an image; truth pairs by file name.",
+            f"No mask in {town}/videoannot has the file name of an image; masks pair by path or by file name.",
         ),
     ):
         with pytest.raises(DataError) as error:

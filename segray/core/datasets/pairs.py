@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 from segray.config import DataSection
 from segray.core import storage
@@ -69,14 +73,83 @@ def find_images(folder: str) -> dict[str, str]:
     return found
 
 
-def find_truth(folder: str) -> dict[str, str]:
-    """Frame name → mask, wherever below `folder` it is. DataError where two masks share a name."""
-    found: dict[str, str] = {}
-    for key, uri in find_images(folder).items():
-        name = storage.name_of(key)
-        if name in found:
-            raise DataError(f"{uri} and {found[name]} share a name; truth pairs by file name: keep one of them.")
-        found[name] = uri
+class Matched(NamedTuple):
+    """key_of: image → key of its mask. notes: what pairs rest on and which masks are not used, in sentences."""
+
+    key_of: dict[str, str]
+    notes: list[str]
+
+
+def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> Matched:
+    """Pair masks with images by path, else by file name where one mask and one image alone have it.
+
+    masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
+    A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
+    ends in a/b. DataError when masks and images share file names and none of them can be paired.
+    """
+    masks_named = Counter(storage.name_of(key) for key in masks)
+    images_named: dict[str, list[tuple[str, str]]] = {}
+    first = last = ""
+    for place, path in images:
+        first, last = min(path, first or path), max(path, last)
+        if (name := storage.name_of(path)) in masks_named:
+            images_named.setdefault(name, []).append((place, path))
+    key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), common_folder(first, last))
+    taken, alone, unclear = set(key_of.values()), [], []
+    for key in masks:
+        same = images_named.get(storage.name_of(key), [])
+        if key in taken or all(place in key_of for place, _ in same):
+            continue
+        if len(same) == 1 and masks_named[storage.name_of(key)] == 1:
+            key_of[same[0][0]] = key
+            alone.append(f"{masks[key]} with {same[0][0]}")
+        else:
+            unclear.append(masks[key])
+    notes = []
+    if alone:
+        notes.append(f"Masks that pair by file name alone, as their folders differ: {len(alone)}, such as {alone[0]}.")
+    if unclear:
+        said = f"Masks that pair with no image, as several images or masks have their file name: {len(unclear)}"
+        notes.append(f"{said}, such as {unclear[0]}. Put masks into folders as their images lie in.")
+        if not key_of:
+            raise DataError(notes[-1])
+    return Matched(key_of, notes)
+
+
+def common_folder(first: str, last: str) -> str:
+    """The folder that holds all paths of which these are first and last in order; it ends in a slash.
+
+    >>> common_folder("in/day1/0001", "in/day2/0001")
+    'in/'
+    """
+    return posixpath.commonprefix([first, last]).rpartition("/")[0] + "/"
+
+
+def frame_path(uri: str) -> str:
+    """A frame's path without suffix, as the keys of find_images() end.
+
+    >>> frame_path("val/aachen/aachen_000000_000019_leftImg8bit.png")
+    'val/aachen/aachen_000000_000019'
+    """
+    return pair_key(uri.removesuffix(storage.name_of(uri)) + storage.stem_of(uri))
+
+
+def _keys_by_path(masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str) -> dict[str, str]:
+    """Image → key of the mask at its path. A mask that several images claim is theirs who lie at it below `root`."""
+    claims: dict[str, list[tuple[bool, str]]] = {}
+    for place, path in images:
+        key = path.removeprefix(root)
+        exact = key in masks
+        parts = path.split("/")
+        while not exact and len(parts) > 1 and (key := "/".join(parts)) not in masks:
+            del parts[0]
+        if key in masks:
+            claims.setdefault(key, []).append((exact, place))
+    found = {}
+    for key, claimants in claims.items():
+        best = [place for exact, place in claimants if exact] or [place for _, place in claimants]
+        if len(best) == 1:
+            found[best[0]] = key
     return found
 
 
