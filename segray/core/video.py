@@ -20,6 +20,10 @@ from segray.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg"})
 
+# Containers that hold their frames themselves. FFmpeg goes by what a file holds, not by its name: a playlist (concat,
+# HLS) would have it read other files, a session description (SDP) listen on a port.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,mxf,mjpeg,gif,dv,nut"
+
 # A seek can land after the time that was asked: mp4 is searched by decoding order, and .ts between keyframes
 # (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts). None: from the beginning, without a seek.
 SEEK_EARLY_S = (0, 2, 20, None)
@@ -175,7 +179,7 @@ def _open(uri: str) -> Iterator[Any]:
     """The container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
     with storage.open_read(uri) as file:
         try:
-            container = av.open(file, mode="r")
+            container = av.open(file, mode="r", options={"format_whitelist": CONTAINERS})
         except (av.FFmpegError, OSError, ValueError) as error:
             storage.raise_failure(file)
             raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error

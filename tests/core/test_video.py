@@ -210,6 +210,18 @@ def test_what_is_no_video_says_so(tmp_path, data, why):
     assert str(error.value) == f"{tmp_path}/a.mp4 is not a video that can be read: {why}."
 
 
+SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile other.mp4\n", SDP], ids=["playlist", "session"])
+def test_a_file_that_names_other_sources_is_no_video_and_opens_none(tmp_path, text):
+    write(tmp_path / "other.mp4")
+    (tmp_path / "a.mp4").write_text(text)
+    with pytest.raises(DataError) as error:
+        index_video(str(tmp_path / "a.mp4"))
+    assert str(error.value) == f"{tmp_path}/a.mp4 is not a video that can be read: Invalid argument."
+
+
 def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     uri = write(tmp_path / "a.mp4")
     there = f"{s3}/{tmp_path.name}/a.mp4"
