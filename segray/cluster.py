@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import segray
 from segray.config import ClusterSection
-from segray.connecting import check_join, keep_token, refusal
+from segray.connecting import check_join, keep_token, not_started, refusal
 from segray.core.samples import LabelSpace, Sample, SampleRef
-from segray.errors import ClusterError, SegrayError, Terminated
+from segray.errors import ClusterError, SegrayError
 from segray.shapes import Resources, WorkerShape
+from segray.signals import held
 from segray.telemetry import Gauges, event
 
 QUIET = {
@@ -43,6 +44,7 @@ QUIET = {
 # With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
 LOCAL = "local"  # a Ray of our own, to ray.init
+STARTS = 2  # tries to start one: on a busy machine the first may take longer than Ray waits
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
 SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
@@ -67,20 +69,24 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
         # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
-    import ray  # which reads some of them as it is imported
-
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
         raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
+    with held():
+        import ray  # which reads some of them as it is imported
     if ray.is_initialized():
         yield _holding(least, config.wait)
         return
-    _start_or_join(config, sweeps)
-    hush()
-    try:
-        yield _holding(least, config.wait)
-    finally:
-        _end_readers()
-        ray.shutdown()
+    # Started by a thread: in the main one Ray would put its own answer to SIGTERM in the place of ours. It lives as
+    # long as this block, as Linux ends Ray's processes with the thread that began them.
+    with ThreadPoolExecutor(1) as starter:
+        try:
+            with held():
+                _start_or_join(config, sweeps, starter)
+            hush()
+            yield _holding(least, config.wait)
+        finally:
+            _end_readers()
+            ray.shutdown()
 
 
 def _end_readers() -> None:
@@ -97,7 +103,7 @@ def _address(config: ClusterSection) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def _start_or_join(config: ClusterSection, sweeps: bool) -> None:
+def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> None:
     import ray
 
     address = _address(config)
@@ -114,17 +120,19 @@ def _start_or_join(config: ClusterSection, sweeps: bool) -> None:
         check_join(address)
         if RAY_JOB not in os.environ:  # a job brings its own; a driver's workers get the code that it runs itself
             more["runtime_env"] = {"py_modules": [str(Path(segray.__file__).parent)]}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        with _silent_stderr():
-            # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job(), **more)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise refusal(error, address) from error
-    except SystemExit as stop:  # Ray's own answer to SIGTERM
-        raise Terminated from stop
-    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)
+    # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
+    more |= {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job()}
+    with _silent_stderr():
+        for left in reversed(range(STARTS)):
+            try:
+                starter.submit(ray.init, address, **more).result()
+                return
+            except Exception as error:  # Ray also raises Exception itself, as when a node starts slowly
+                if address != LOCAL:
+                    raise refusal(error, address) from error
+                ray.shutdown()
+                if not left or isinstance(error, ValueError):
+                    raise not_started(error) from error
 
 
 def _holding(least: WorkerShape | None, wait_s: float) -> Resources:

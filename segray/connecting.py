@@ -89,8 +89,23 @@ def refusal(error: BaseException, address: str) -> ClusterError:
         )
     if "authentication token" in why.lower():
         return wrong_token(address)
-    said = (text.strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return ClusterError(f"{address} cannot be joined: {said}. {AT_HEAD}")
+    return ClusterError(f"{address} cannot be joined: {_first_sentence(error)}. {AT_HEAD}")
+
+
+def not_started(error: BaseException) -> ClusterError:
+    """Why no Ray of our own came up, in a line."""
+    if isinstance(error, ValueError):  # a setting that Ray refuses
+        return ClusterError(f"Ray did not start on this machine: {_first_sentence(error)}.")
+    logs = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"
+    return ClusterError(
+        f"Ray did not start on this machine: {_first_sentence(error)}. Run the command again when the machine is less "
+        f"busy; Ray's logs are in {logs}."
+    )
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"\.(?=\s|$)", text)[0]
 
 
 def wrong_token(address: str) -> ClusterError:

@@ -29,6 +29,7 @@ from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
 from segray.core.predictor import side_by_side
 from segray.errors import ClusterError, ConfigError, SegrayError, StorageError, TooManyErrors
+from segray.signals import held
 from segray.telemetry import Gauges, LabelCounters, event
 
 ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
@@ -251,7 +252,8 @@ def spread(
     todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: shapes.WorkerShape, at_once: int
 ) -> Iterator[Receipt]:
     """Receipts of the shards from a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
-    import ray.data
+    with held():
+        import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
