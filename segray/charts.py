@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from segray.core.checkpoint import EpochRow, History
 from segray.core.digest import Track, quartiles
 from segray.core.metrics import Scores
 from segray.core.samples import LabelSpace
@@ -74,14 +75,14 @@ def to_svg(fig: Figure) -> Markup:
     return Markup(re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", svg))
 
 
-def learning_curves(histories: Mapping[str, list[dict[str, Any]]], baseline: Scores | None) -> dict[str, Markup]:
+def learning_curves(histories: Mapping[str, History], baseline: Scores | None) -> dict[str, Markup]:
     """Charts by title, a line a trial: on the validation split, and dotted on training frames for a lone run."""
     titles = {"Loss": ("val_loss", "loss"), "mIoU": ("miou", "train_miou")}
     titles["Pixel accuracy"] = ("pixel_accuracy", "train_pixel_accuracy")
     return {title: _curve(histories, *keys, baseline) for title, keys in titles.items()}
 
 
-def _curve(histories: Mapping[str, list[dict[str, Any]]], key: str, train_key: str, baseline: Scores | None) -> Markup:
+def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline: Scores | None) -> Markup:
     with drawing():
         fig = Figure(figsize=(3.6, 2.35))
         ax = fig.subplots()
@@ -102,7 +103,7 @@ def _curve(histories: Mapping[str, list[dict[str, Any]]], key: str, train_key: s
         return to_svg(fig)
 
 
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+def _values(rows: Sequence[EpochRow], key: str) -> np.ndarray:
     """Undefined and unknown ones are nan: gaps in the line."""
     return np.array([row.get(key) for row in rows], dtype=float)
 

@@ -15,16 +15,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import segray
 from segray.config import ClusterSection
 from segray.connecting import check_join, keep_token, not_started, refusal
-from segray.core.samples import LabelSpace, Sample, SampleRef
+from segray.core.checkpoint import EpochRow
+from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.errors import ClusterError, SegrayError
 from segray.shapes import Resources, WorkerShape
 from segray.signals import held
 from segray.telemetry import Gauges, event
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -205,7 +211,7 @@ def hush() -> None:
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Of each process that dies Ray prints a line, with log_to_driver=False too; it has no public switch for that.
-    printer = sys.modules.get("ray._private.worker")
+    printer: Any = sys.modules.get("ray._private.worker")
     if hasattr(printer, "_worker_logs_enabled"):
         printer._worker_logs_enabled = False
 
@@ -241,7 +247,7 @@ class StoredSamples:
         return self._mapped[block][offset]
 
 
-def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], has: Resources) -> Any:
+def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], has: Resources) -> Samples:
     """Samples for every worker: in the object store where they fit, else decoded at each access.
 
     Plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
@@ -293,13 +299,13 @@ class RayWorker:
         self.device = ray.train.torch.get_device()
         self.out, self.gauges = out, Gauges(out) if self.rank == 0 else None
 
-    def wrap(self, model: Any) -> Any:
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         import ray.train.torch
 
         # A static graph also lets parameters be that no output hangs on, as some encoders' last stages.
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
 
-    def report(self, row: dict[str, Any]) -> None:
+    def report(self, row: EpochRow) -> None:
         import ray.train
 
         if self.gauges:
@@ -308,18 +314,19 @@ class RayWorker:
         ray.train.report(dict(row))
 
 
-def wait_for(work: Callable[[], Any], poll: Callable[[], None], every_s: float = 0.3) -> Any:
+def wait_for(work: Callable[[], T], poll: Callable[[], None], every_s: float = 0.3) -> T:
     """Run `work` in a thread and `poll` in this one until it ends; Ctrl-C reaches the caller at once.
 
     Ray installs handlers for Ctrl-C only where its own code runs in the main thread.
     """
-    outcome: dict[str, Any] = {}
+    results: list[T] = []
+    failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome["result"] = work()
+            results.append(work())
         except BaseException as error:
-            outcome["error"] = error
+            failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -327,9 +334,9 @@ def wait_for(work: Callable[[], Any], poll: Callable[[], None], every_s: float =
         thread.join(every_s)
         poll()
     poll()
-    if "error" in outcome:
-        raise explain(outcome["error"]) from outcome["error"]
-    return outcome["result"]
+    if failures:
+        raise explain(failures[0]) from failures[0]
+    return results[0]
 
 
 def explain(error: BaseException) -> SegrayError:

@@ -22,7 +22,7 @@ from typing import Any
 
 from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import BEST, is_finished, read_history, read_settings, scores_of
+from segray.core.checkpoint import BEST, EpochRow, is_finished, read_history, read_settings, scores_of
 from segray.core.pareto import Cost, pareto_front
 from segray.core.space import Outcome, Trial, list_trials
 from segray.errors import DataError, OutputExists
@@ -307,7 +307,7 @@ def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> Leaderb
     )
 
 
-def _status(entry: Entry, history: Sequence[Any], finished: bool, live: bool) -> str:
+def _status(entry: Entry, history: Sequence[EpochRow], finished: bool, live: bool) -> str:
     if finished or entry.state in ("stopped", "failed"):
         return "finished" if finished else entry.state
     if live and entry.state == "running":

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import HISTORY, SETTINGS, is_finished, read_history, read_settings, scores_of
+from segray.core.checkpoint import HISTORY, SETTINGS, History, is_finished, read_history, read_settings, scores_of
 from segray.core.plan import Plan, load_plans
 from segray.errors import DataError
 from segray.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
@@ -110,7 +109,7 @@ def _sweep(out: str, config: Config) -> Status:
     )
 
 
-def _history(out: str) -> tuple[list[dict[str, Any]], float]:
+def _history(out: str) -> tuple[History, float]:
     """A training run's rows so far, and when the last one came; 0 for never."""
     rows = read_history(out)
     return rows, storage.stat(storage.join(out, HISTORY)).modified_s if rows else 0.0

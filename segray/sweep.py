@@ -21,7 +21,7 @@ from segray import cluster, shapes
 from segray.config import Config
 from segray.connecting import check_places
 from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, read_history
+from segray.core.checkpoint import BEST, SETTINGS, EpochRow, read_history
 from segray.core.cost import labelling_cost, training_step_s
 from segray.core.extras import extra
 from segray.core.models import bundle, check_names, encoder_weights
@@ -167,7 +167,8 @@ def _tune(config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, w
             verbose=0,
         ),
     )
-    for result in tuner.fit():
+    results: Any = tuner.fit()  # their type does not say that one may go through them
+    for result in results:
         if result.error:
             turns.ended(result.config["trial"]["name"], str(cluster.explain(result.error)))
     storage.remove(state)
@@ -274,17 +275,17 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
             return time.monotonic() > ends_at or sum(self.seconds.values()) * gpus > most_s
 
         def join(self, name: str) -> None:
-            super().on_trial_add(None, SimpleNamespace(trial_id=name))
+            super().on_trial_add(*_named(name))
 
-        def judge(self, name: str, row: dict[str, Any]) -> str:
+        def judge(self, name: str, row: EpochRow) -> str:
             self.seconds[name, row["epoch"]] = row["seconds"]
-            row = {**row, "miou": float("nan") if row["miou"] is None else row["miou"]}
-            return super().on_trial_result(None, SimpleNamespace(trial_id=name), row)
+            found = {**row, "miou": float("nan") if row["miou"] is None else row["miou"]}
+            return super().on_trial_result(*_named(name), found)
 
         def on_trial_add(self, controller: Any, trial: Any) -> None:
             self.join(trial.config["trial"]["name"])
 
-        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        def on_trial_result(self, controller: Any, trial: Any, result: Any) -> str:
             name = trial.config["trial"]["name"]
             if "failed" in result:
                 return TrialScheduler.CONTINUE
@@ -314,6 +315,11 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
         for row in read_history(trial_out(config.sweep.out, entry.trial)):
             scheduler.judge(entry.trial.name, row)
     return scheduler
+
+
+def _named(name: str) -> tuple[Any, Any]:
+    """A controller and a trial, of which ASHA looks at the trial's id alone."""
+    return None, SimpleNamespace(trial_id=name)
 
 
 def _costs(config: Config, trials: list[Trial], worker: shapes.WorkerShape) -> dict[str, Cost]:

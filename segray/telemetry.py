@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ray.util.metrics as prometheus
 
+    from segray.core.checkpoint import EpochRow
     from segray.core.parts import Receipt
 
 COUNTERS = {
@@ -77,11 +77,11 @@ class Gauges:
             self._values[name] = value
             self._made[name].set(value)
 
-    def set_epoch(self, row: Mapping[str, Any]) -> None:
+    def set_epoch(self, row: EpochRow) -> None:
         """A row of history; what is undefined in it stays as it was."""
         for name in GAUGES:
             value = row.get(name.removeprefix("segray_train_"))
-            if value is not None:
+            if isinstance(value, int | float):
                 self.set(name, value)
 
     def close(self) -> None:
@@ -97,7 +97,9 @@ class Gauges:
 def _counter(name: str, run: str, *tags: str) -> prometheus.Counter:
     from ray.util.metrics import Counter
 
-    return Counter(name, COUNTERS[name], ("run", *tags)).set_default_tags({"run": run})
+    counter = Counter(name, COUNTERS[name], ("run", *tags))
+    counter.set_default_tags({"run": run})
+    return counter
 
 
 def _add(counter: prometheus.Counter, value: float, **tags: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -19,6 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from segray.core.checkpoint import EpochRow
 
 LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
 
@@ -164,7 +167,7 @@ def moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s).isoformat(" ", "seconds")
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
+def epoch_line(row: EpochRow, epochs: int) -> str:
     """A row of history as a line: epoch, loss, scores, speed, time left."""
     left = (epochs - row["epoch"]) * row["seconds"]
     miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
@@ -239,7 +242,7 @@ def _width(drawn: Table) -> int:
 
 
 @contextmanager
-def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, EpochRow], None]]:
     """sweep's on_row: on a terminal a leaderboard that lives, elsewhere a line an epoch."""
     from segray.leaderboard import TRIALS, read_sweep
 

@@ -7,19 +7,18 @@ same places, without doubling an epoch.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import read_history
+from segray.core.checkpoint import EpochRow, History, read_history
 from segray.errors import ConfigError
 
 TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"
 
-Track = Callable[[Mapping[str, Any]], None]
+Track = Callable[[EpochRow], None]
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def tracking(config: Config) -> Iterator[Track]:
     board = _TensorBoard(out, history)
     flow = _mlflow(config, out, history) if config.train.mlflow else None
 
-    def track(row: Mapping[str, Any]) -> None:
+    def track(row: EpochRow) -> None:
         board.add(row)
         if flow is not None:
             flow(row)
@@ -47,7 +46,7 @@ class _TensorBoard:
     It grows in a folder of this machine; on S3 it is replaced after each epoch.
     """
 
-    def __init__(self, out: str, history: list[dict[str, Any]]) -> None:
+    def __init__(self, out: str, history: History) -> None:
         from tensorboardX import SummaryWriter
 
         self.place = storage.join(out, TENSORBOARD)
@@ -57,7 +56,7 @@ class _TensorBoard:
         for row in history:
             self.add(row)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: EpochRow) -> None:
         for name, value in _numbers(row).items():
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
@@ -71,7 +70,7 @@ class _TensorBoard:
             self.folder.cleanup()
 
 
-def _mlflow(config: Config, out: str, history: list[dict[str, Any]]) -> Track:
+def _mlflow(config: Config, out: str, history: History) -> Track:
     """A run of the experiment `segray`, named as the folder; its id is kept beside the run."""
     try:
         from mlflow import MlflowClient
@@ -90,7 +89,7 @@ def _mlflow(config: Config, out: str, history: list[dict[str, Any]]) -> Track:
             for key, value in config.model_dump(mode="json")[section].items():
                 client.log_param(run_id, f"{section}.{key}", value)
 
-    def log(row: Mapping[str, Any]) -> None:
+    def log(row: EpochRow) -> None:
         for name, value in _numbers(row).items():
             client.log_metric(run_id, name, value, step=row["epoch"])
 
@@ -99,5 +98,5 @@ def _mlflow(config: Config, out: str, history: list[dict[str, Any]]) -> Track:
     return log
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if value is not None and name != "epoch"}
+def _numbers(row: EpochRow) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}

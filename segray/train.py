@@ -11,9 +11,21 @@ from segray import cluster, shapes, trackers
 from segray.config import Config
 from segray.connecting import check_places
 from segray.core import loop, optim, storage
-from segray.core.checkpoint import BEST, HISTORY, SETTINGS, STATE, best_epoch, is_finished, read_history, read_settings
+from segray.core.checkpoint import (
+    BEST,
+    HISTORY,
+    SETTINGS,
+    STATE,
+    EpochRow,
+    History,
+    best_epoch,
+    is_finished,
+    read_history,
+    read_settings,
+)
 from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
+from segray.core.models.weights import Weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
@@ -24,7 +36,7 @@ FREE_KEYS = {  # may change between a run and its resumption
     "model.weights_dir",
 }  # fmt: skip
 
-OnRow = Callable[[dict[str, Any]], None]
+OnRow = Callable[[EpochRow], None]
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,10 @@ class TrainResult:
 
     out: str
     best: str
-    history: list[dict[str, Any]]
+    history: History
 
     @property
-    def best_row(self) -> dict[str, Any]:
+    def best_row(self) -> EpochRow:
         return self.history[best_epoch(self.history) - 1]
 
 
@@ -71,7 +83,7 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     weights = start_weights(config)
     with trackers.tracking(config) as track:
 
-        def tell(row: dict[str, Any]) -> None:
+        def tell(row: EpochRow) -> None:
             track(row)
             on_row(row)
 
@@ -91,7 +103,10 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
 class _Reporter(LocalWorker):
     def __init__(self, on_row: OnRow) -> None:
         super().__init__()
-        self.report = on_row
+        self.on_row = on_row
+
+    def report(self, row: EpochRow) -> None:
+        self.on_row(row)
 
 
 def absolute(config: Config) -> Config:
@@ -148,7 +163,7 @@ def check_teacher(uri: str, space: LabelSpace) -> None:
         )
 
 
-def start_weights(config: Config) -> dict[str, Any] | None:
+def start_weights(config: Config) -> Weights | None:
     """What the encoder of a new run starts from, fetched here once; None for random, or for a run that goes on."""
     return None if storage.exists(storage.join(config.train.out, STATE)) else encoder_weights(config.model)
 
@@ -164,10 +179,11 @@ def run(
 ) -> None:
     """core.loop.fit on Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch
 
+    api: Any = ray.train  # its types are those of Train's version 1; what runs is version 2
     per_worker = {"CPU": worker.cpus, "GPU": worker.gpus}
-    result = TorchTrainer(
+    result = api.torch.TorchTrainer(
         _loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
@@ -175,14 +191,14 @@ def run(
             "threads": worker.cpus,
             "weights": weights,
         },
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=api.ScalingConfig(
             num_workers=worker.count, use_gpu=worker.gpus > 0, resources_per_worker=per_worker
         ),
-        run_config=ray.train.RunConfig(
+        run_config=api.RunConfig(
             name=".ray",
             storage_path=config.train.out,
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            failure_config=api.FailureConfig(max_failures=config.train.max_failures),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
         ),
     ).fit()

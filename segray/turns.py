@@ -9,12 +9,12 @@ from typing import Any
 
 from segray import trackers
 from segray.config import Config
-from segray.core.checkpoint import is_finished, read_history
+from segray.core.checkpoint import EpochRow, is_finished, read_history
 from segray.core.space import Trial, choices_of, fits, list_trials, propose, with_seeds
 from segray.leaderboard import Entry, outcomes, planned, read_entries, trial_config, trial_out, write_entries
 from segray.train import claim, new_rows
 
-OnRow = Callable[[str, dict[str, Any]], None]
+OnRow = Callable[[str, EpochRow], None]
 
 
 class Turns:
@@ -119,7 +119,7 @@ def _follow(config: Config, name: str, on_row: OnRow, stack: ExitStack) -> Calla
     claim(config, overwrite=False)
     track = stack.enter_context(trackers.tracking(config))
 
-    def tell(row: dict[str, Any]) -> None:
+    def tell(row: EpochRow) -> None:
         track(row)
         on_row(name, row)
 

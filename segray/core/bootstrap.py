@@ -6,7 +6,7 @@ ones for both, and the data set's IoU is computed anew from their summed counts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,14 +15,32 @@ CHUNK = 1 << 22  # drawn images at once: 32 MiB
 INTERVAL = (2.5, 97.5)  # percent
 
 
-def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+class Difference(TypedDict):
+    """Of one score, B − A: as measured, the ends of its 95 % interval, the share of draws where B is better."""
+
+    difference: float
+    low: float
+    high: float
+    b_better: float
+
+
+class Differences(TypedDict):
+    """Of mIoU and of each class's IoU; None where a run does not define it."""
+
+    miou: Difference | None
+    classes: list[Difference | None]
+    draws: int
+    seed: int
+
+
+def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Differences:
     """Difference B − A of mIoU and of each class's IoU: as measured, 95 % interval, share of draws where B is better.
 
     a_nc3, b_nc3: int64 [N, C, 3], of each image and class the pixels that are hit, true, and predicted. Classes
     that are defined in neither or one run are None. Deterministic by the seed.
     """
     images, classes, _ = a_nc3.shape
-    flat = np.concatenate([a_nc3, b_nc3]).reshape(2, images, -1).astype(np.float64)
+    a, b = np.concatenate([a_nc3, b_nc3]).reshape(2, images, -1).astype(np.float64)
     rng = np.random.default_rng(seed)
     differences = []
     step = max(1, CHUNK // images)
@@ -30,9 +48,9 @@ def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int 
         count = min(step, draws - start)
         drawn = rng.integers(0, images, (count, images)) + images * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
-        differences.append(_difference(*(weights @ run for run in flat), classes))
+        differences.append(_difference(weights @ a, weights @ b, classes))
     drawn = np.concatenate(differences)
-    measured = _difference(*(run.sum(0, keepdims=True) for run in flat), classes)[0]
+    measured = _difference(a.sum(0, keepdims=True), b.sum(0, keepdims=True), classes)[0]
     return {
         "miou": _summary(measured[-1], drawn[:, -1]),
         "classes": [_summary(measured[i], drawn[:, i]) for i in range(classes)],
@@ -44,14 +62,16 @@ def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int 
 def ious(counts: np.ndarray) -> np.ndarray:
     """Counts [..., C, 3] → IoU [..., C]; nan where a class is neither true nor predicted."""
     hit, union = counts[..., 0], counts[..., 1] + counts[..., 2] - counts[..., 0]
-    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+    found: np.ndarray = np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+    return found
 
 
 def mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is defined; nan where nothing is."""
     known = np.isfinite(values)
     total, count = np.where(known, values, 0).sum(-1), known.sum(-1)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    found: np.ndarray = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return found
 
 
 def _difference(a: np.ndarray, b: np.ndarray, classes: int) -> np.ndarray:
@@ -60,7 +80,7 @@ def _difference(a: np.ndarray, b: np.ndarray, classes: int) -> np.ndarray:
     return np.column_stack([b - a, mean(b) - mean(a)])
 
 
-def _summary(measured: float, drawn: np.ndarray) -> dict[str, Any] | None:
+def _summary(measured: float, drawn: np.ndarray) -> Difference | None:
     known = drawn[np.isfinite(drawn)]
     if not np.isfinite(measured) or not len(known):
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ PIXELS = 4096  # of a frame, at most
 VALUES = 1 << 25  # logits that are kept of all frames: 128 MiB
 TEMPERATURES = (0.05, 20.0)  # where one is looked for
 CHUNK = 1 << 16  # pixels
+
+
+class Bin(TypedDict):
+    """Of a reliability curve: of the pixels in one bin of confidence, their means and their share of all."""
+
+    confidence: float
+    accuracy: float
+    share: float
 
 
 def sample_pixels(truth_hw: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -47,7 +55,7 @@ def confidences(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float =
     return confidence.numpy(), torch.cat([best.indices == truth for best, truth in found]).numpy()
 
 
-def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[dict[str, Any]]:
+def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[Bin]:
     """The reliability curve: of each bin of confidence that holds pixels, their mean confidence, accuracy and share."""
     place = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
     count, confident, right = (
@@ -63,7 +71,7 @@ def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[dict[str,
     ]
 
 
-def error_of(curve: list[dict[str, Any]]) -> float:
+def error_of(curve: list[Bin]) -> float:
     """The expected calibration error of a reliability curve."""
     return sum(one["share"] * abs(one["accuracy"] - one["confidence"]) for one in curve)
 

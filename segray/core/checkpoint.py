@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from segray.config import Config, TrainSection, parse
 from segray.core import storage
+from segray.core.metrics import Headlines
 from segray.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,14 +24,47 @@ if TYPE_CHECKING:
 SETTINGS, STATE, HISTORY, BEST = "config.yaml", "last.pt", "history.jsonl", "best"
 
 
+class TrainedRow(TypedDict):
+    """What one pass over the training frames came to; epochs are counted from 1.
+
+    loss, train_…: of frames as augmented. learning_rate: of the last step. wait_share: of `seconds`, while the device
+    waited for data.
+    """
+
+    epoch: int
+    loss: float
+    train_miou: float | None
+    train_pixel_accuracy: float | None
+    learning_rate: float
+    images_per_s: float
+    wait_share: float
+    seconds: float
+
+
+class EpochRow(TrainedRow, Headlines):
+    """A row of history; the headlines are of the validation split. What is undefined is nan, and None in a file."""
+
+    val_loss: float | None
+
+
+History = list[EpochRow]
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps: a module, an optimizer, a scaler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
 def read_settings(out: str) -> Config:
     """The settings that a run was started with. StorageError where there is none."""
     place = storage.join(out, SETTINGS)
     return parse(storage.read_bytes(place), place)
 
 
-def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """parts: name → something with state_dict()."""
+def save_state(out: str, parts: Mapping[str, Stateful], history: History) -> None:
     import torch
 
     file = io.BytesIO()
@@ -38,7 +73,7 @@ def save_state(out: str, parts: dict[str, Any], history: list[dict[str, Any]]) -
     write_history(out, history)
 
 
-def load_state(out: str, parts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) -> History:
     """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
     import torch
 
@@ -50,36 +85,37 @@ def load_state(out: str, parts: dict[str, Any], device: torch.device) -> list[di
         state = torch.load(file, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        return state["history"]
+        history: History = state["history"]
+        return history
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         text = [*str(error).splitlines(), type(error).__name__][0]  # an empty file's EOFError says nothing
         raise ModelError(f"{path} cannot be continued from: {text}") from error
 
 
-def write_history(out: str, history: list[dict[str, Any]]) -> None:
+def write_history(out: str, history: History) -> None:
     plain = [{key: None if value != value else value for key, value in row.items()} for row in history]
     storage.replace(storage.join(out, HISTORY), "".join(json.dumps(row) + "\n" for row in plain).encode())
 
 
-def read_history(out: str) -> list[dict[str, Any]]:
+def read_history(out: str) -> History:
     """The rows of a run so far; [] before its first epoch ends. DataError for a file that is none."""
     path = storage.join(out, HISTORY)
     lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
     return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
 
-def scores_of(history: list[dict[str, Any]]) -> list[float]:
+def scores_of(history: Sequence[EpochRow]) -> list[float]:
     """The mIoU of its epochs, less those where it is undefined."""
     return [row["miou"] for row in history if row["miou"] is not None]
 
 
-def best_epoch(history: list[dict[str, Any]]) -> int:
+def best_epoch(history: Sequence[EpochRow]) -> int:
     """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none."""
     scores = [-1.0 if row["miou"] is None or row["miou"] != row["miou"] else row["miou"] for row in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
-def is_finished(config: TrainSection, history: list[dict[str, Any]]) -> bool:
+def is_finished(config: TrainSection, history: Sequence[EpochRow]) -> bool:
     """Whether every epoch is done, or `patience` of them went by without a better mIoU."""
     tired = config.patience is not None and len(history) - best_epoch(history) >= config.patience
     return len(history) >= config.epochs or tired

@@ -22,13 +22,11 @@ def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], l
     A class that the model does not know is its background where it has one, else void. Where the model tells two
     synonyms apart (rider, person), each is matched by its own name first.
     """
-    target = [match(name, model.names) for name in truth.names]
+    found = [match(name, model.names) for name in truth.names]
     unknown = model.names.index(BACKGROUND) if BACKGROUND in model.names else IGNORE_INDEX
-    id_map = {
-        raw: IGNORE_INDEX if label == IGNORE_INDEX else unknown if target[label] is None else target[label]
-        for raw, label in truth.id_map.items()
-    }
-    return id_map, [name for name, found in zip(truth.names, target, strict=True) if found is None]
+    target = [unknown if label is None else label for label in found]
+    id_map = {raw: IGNORE_INDEX if label == IGNORE_INDEX else target[label] for raw, label in truth.id_map.items()}
+    return id_map, [name for name, label in zip(truth.names, found, strict=True) if label is None]
 
 
 def match(name: str, names: tuple[str, ...]) -> int | None:

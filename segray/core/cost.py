@@ -70,13 +70,13 @@ def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
     parameter = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(model, torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
     """Seconds of a forward and backward pass over one worker's batch: what an epoch mostly consists of."""
     batch = max(2, config.train.batch_size // max(1, config.cluster.workers))
-    model = build(config.model, classes).to(device, memory_format=torch.channels_last).train()
+    model = build(config.model, classes).to(device).to(memory_format=torch.channels_last).train()
     images = torch.rand(batch, 3, *(config.augment.crop or size), device=device)
 
     def step() -> None:

@@ -13,15 +13,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from segray.config import Config, TrainSection
 from segray.core import metrics, optim, storage
 from segray.core.ahead import ahead
-from segray.core.checkpoint import BEST, best_epoch, is_finished, load_state, save_state
+from segray.core.checkpoint import BEST, Stateful, TrainedRow, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.objective import Objective, make_objective
 from segray.core.samples import IGNORE_INDEX, Samples, TrainData
@@ -44,7 +44,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     objective: Objective
-    ema: Any = None
+    ema: AveragedModel | None = None
 
 
 def fit(
@@ -63,11 +63,13 @@ def fit(
         load_encoder(model, encoder_weights)
     if sync_batch_norm(train, worker):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(worker.device, memory_format=torch.channels_last)
+    model = model.to(worker.device).to(memory_format=torch.channels_last)
     ema = optim.averaged(model, train.ema) if train.ema else None
     optimizer = optim.make_optimizer(model, train)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler} | ({"ema": ema} if ema else {})
+    state: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if ema:
+        state["ema"] = ema
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
     was_frozen = None
@@ -79,14 +81,14 @@ def fit(
             learner.model, was_frozen = worker.wrap(model), frozen
             if train.compile:
                 learner.model.compile()
-        row = train_epoch(worker, learner, config, data, epoch)
+        trained = train_epoch(worker, learner, config, data, epoch)
         kept = ema.module if ema else model
         broadcast_buffers(worker, kept)
         confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
         if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
-        history.append(row | {"val_loss": val_loss} | {name: getattr(scores, name) for name in metrics.HEADLINES})
+        history.append({**trained, "val_loss": val_loss, **scores.headlines()})
         if worker.rank == 0:
             if best_epoch(history) == epoch:
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
@@ -94,8 +96,8 @@ def fit(
         worker.report(history[-1])
 
 
-def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> dict[str, Any]:
-    """One pass over this worker's share of the training samples; the row of history that it gives."""
+def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> TrainedRow:
+    """One pass over this worker's share of the training samples; its part of the row of history."""
     train, device = config.train, worker.device
     torch.manual_seed(_seed(train.seed, epoch, worker.rank))
     generator = torch.Generator().manual_seed(_seed(train.seed, epoch, worker.rank) + 1)
@@ -173,7 +175,7 @@ def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data
             ids = [data.train_ids[i] for i in batch[: config.train.batch_size] if i < len(data.train_ids)]
             named = f", frames {', '.join(ids[:NAMED])}{' …' * (len(ids) > NAMED)}" if ids else ""
             raise TrainingDiverged(_diverged("loss", value, config, epoch, f", step {step + 1}{named}"))
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn import functional
@@ -108,7 +109,9 @@ def combine(
     options = LossOptions(class_weights, config.focal_gamma, config.ohem_threshold, config.ohem_min_share)
 
     def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return sum(weight * LOSSES[name](logits, masks, options) for name, weight in config.loss.items())
+        return reduce(
+            torch.add, (weight * LOSSES[name](logits, masks, options) for name, weight in config.loss.items())
+        )
 
     return loss
 

@@ -7,13 +7,41 @@ TP / (TP + FP + FN) over the whole data set, and a class absent from truth and p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
-HEADLINES = ("miou", "pixel_accuracy", "mean_f1", "mean_sensitivity", "mean_specificity", "fw_iou")
+
+class Headlines(TypedDict):
+    """The scores that a row of history has."""
+
+    miou: float | None
+    pixel_accuracy: float | None
+    mean_f1: float | None
+    mean_sensitivity: float | None
+    mean_specificity: float | None
+    fw_iou: float | None
+
+
+class PlainScores(Headlines):
+    """Scores as JSON holds them: None where one is undefined."""
+
+    mean_precision: float | None
+    micro_iou: float | None
+    class_iou: list[float | None]
+    class_f1: list[float | None]
+    class_sensitivity: list[float | None]
+    class_specificity: list[float | None]
+    class_precision: list[float | None]
+
+
+class Packed(TypedDict):
+    """A matrix as two columns: `cells`, where it is not zero, flattened, and `pixels`, what stands there."""
+
+    cells: Sequence[int] | np.ndarray
+    pixels: Sequence[int] | np.ndarray
 
 
 def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int = 255) -> Any:
@@ -51,9 +79,33 @@ class Scores:
     class_specificity: list[float]
     class_precision: list[float]
 
-    def to_dict(self) -> dict[str, Any]:
+    def headlines(self) -> Headlines:
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "mean_f1": self.mean_f1,
+            "mean_sensitivity": self.mean_sensitivity,
+            "mean_specificity": self.mean_specificity,
+            "fw_iou": self.fw_iou,
+        }
+
+    def to_dict(self) -> PlainScores:
         """Plain numbers, with None for undefined ones, so that JSON can hold them."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        return {
+            "miou": _plain(self.miou),
+            "pixel_accuracy": _plain(self.pixel_accuracy),
+            "mean_f1": _plain(self.mean_f1),
+            "mean_sensitivity": _plain(self.mean_sensitivity),
+            "mean_specificity": _plain(self.mean_specificity),
+            "mean_precision": _plain(self.mean_precision),
+            "micro_iou": _plain(self.micro_iou),
+            "fw_iou": _plain(self.fw_iou),
+            "class_iou": list(map(_plain, self.class_iou)),
+            "class_f1": list(map(_plain, self.class_f1)),
+            "class_sensitivity": list(map(_plain, self.class_sensitivity)),
+            "class_specificity": list(map(_plain, self.class_specificity)),
+            "class_precision": list(map(_plain, self.class_precision)),
+        }
 
 
 def scores(confusion: Any) -> Scores:
@@ -118,13 +170,12 @@ def boundary_counts(
     return counts
 
 
-def packed(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """A matrix as two columns: `cells`, where it is not zero, flattened, and `pixels`, what stands there."""
+def packed(counts: np.ndarray) -> Packed:
     cells = np.flatnonzero(counts)
     return {"cells": cells, "pixels": counts.ravel()[cells]}
 
 
-def unpacked(rows: Iterable[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+def unpacked(rows: Iterable[Packed], num_classes: int) -> np.ndarray:
     """The sum of the matrices that `packed` made rows of, int64 [C, C + 1]; the last column counts undecided pixels."""
     counts = np.zeros(num_classes * (num_classes + 1), np.int64)
     for row in rows:
@@ -150,7 +201,5 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+def _plain(value: float) -> float | None:
     return None if value != value else value

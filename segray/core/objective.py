@@ -28,7 +28,7 @@ def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective
     if weights != "none" and len(weights) != classes:
         raise ConfigError(f"train.class_weights holds {len(weights)} numbers for {classes} classes; give one each.")
     loss = losses.combine(train, None if weights == "none" else torch.tensor(weights, device=worker.device))
-    teach = make_teacher(worker, config) if train.teacher else None
+    teach = make_teacher(worker, config, train.teacher) if train.teacher else None
 
     def objective(images: torch.Tensor, masks: torch.Tensor, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         main, *aux = outputs
@@ -41,10 +41,10 @@ def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective
     return objective
 
 
-def make_teacher(worker: Worker, config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
+def make_teacher(worker: Worker, config: Config, uri: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Images as the student sees them → the teacher's logits. The teacher sees the student's size and crops."""
-    teacher, info = bundle.load(config.train.teacher)
-    teacher = teacher.to(worker.device, memory_format=torch.channels_last).requires_grad_(False)
+    teacher, info = bundle.load(uri)
+    teacher = teacher.to(worker.device).to(memory_format=torch.channels_last).requires_grad_(False)
     mean, std = preprocessing(config.model)
 
     @torch.no_grad()

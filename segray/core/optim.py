@@ -11,6 +11,8 @@ from segray.config import TrainSection
 from segray.core.models import encoder_of
 from segray.errors import ModelError
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 
 def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD over four groups: encoder or not, decayed or not; `scale` multiplies a group's rate.
@@ -32,7 +34,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=config.learning_rate, momentum=config.momentum)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer](params, lr=config.learning_rate)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(params, lr=config.learning_rate)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -98,7 +101,7 @@ def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     back by their random beginning (as in TensorFlow's ExponentialMovingAverage).
     """
 
-    def follow(kept: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor | int) -> None:
+    def follow(kept: Tensors, current: Tensors, updates: torch.Tensor | int) -> None:
         n = int(updates)
         weight = 1 - min(decay, (1 + n) / (10 + n))
         if torch.is_floating_point(kept[0]):

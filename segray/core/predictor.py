@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ CPU_PX = 1 << 18
 LEAST_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE = 2, 16
 BAND_ROWS = {"cpu": 32, "cuda": 512}  # of logits that are worked on at once: near what a CPU's cache holds
 AT_ONCE_PX = 1 << 15
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Prediction(NamedTuple):
@@ -88,7 +91,7 @@ class Predictor:
         self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))
         self.threshold, self.confidence_maps = threshold, confidence_maps
         self.session = self._session(model) if self.infer.engine == "onnx" else None
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """The forward pass in ONNX Runtime. ConfigError for a device or precision that it is not for."""
@@ -108,7 +111,8 @@ class Predictor:
         size = self.info.input_size
         if self.info.resize == "short_side":
             scale = min(size) / min(image_hwc.shape[:2])
-            size = tuple(max(1, round(side * scale)) for side in image_hwc.shape[:2])
+            height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
+            size = height, width
         return fit(image_hwc, size)
 
     @torch.inference_mode()
@@ -126,11 +130,11 @@ class Predictor:
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pixels in enumerate(prepared):
             groups.setdefault(pixels.shape, []).append(i)
-        points = [None] * len(prepared) if points is None else points
+        wanted: Sequence[np.ndarray | None] = [None] * len(prepared) if points is None else points
         found: dict[int, Prediction] = {}
         with self.lock, self._own_threads():
             for members in groups.values():  # one shape at a time
-                jobs = [_Job(prepared[i], tuple(sizes[i]), points[i]) for i in members]
+                jobs = [_Job(prepared[i], sizes[i], wanted[i]) for i in members]
                 found |= zip(members, self._predict(jobs), strict=True)
         return [found[i] for i in range(len(prepared))]
 
@@ -147,8 +151,8 @@ class Predictor:
 
     def _predict(self, jobs: Sequence[_Job]) -> list[Prediction]:
         try:
-            if self.infer.window:
-                return [self._finish(self._slide(job.seen_hwc), [job])[0] for job in jobs]
+            if window := self.infer.window:
+                return [self._finish(self._slide(job.seen_hwc, window), [job])[0] for job in jobs]
             return list(self._as_fits(jobs, jobs[0].seen_hwc[..., 0].size, self._see))
         except torch.OutOfMemoryError as error:
             height, width = jobs[0].seen_hwc.shape[:2]
@@ -158,7 +162,9 @@ class Predictor:
                 "--window 256x512, or a GPU that nothing else uses."
             ) from error
 
-    def _as_fits(self, items: Sequence[Any], px: int, work: Callable[[Sequence[Any]], Sequence[Any]]) -> Iterator[Any]:
+    def _as_fits(
+        self, items: Sequence[Item], px: int, work: Callable[[Sequence[Item]], Iterable[Result]]
+    ) -> Iterator[Result]:
         """work() over as many items of `px` pixels at once as memory holds, or a CPU's caches.
 
         Its OutOfMemoryError passes where one is too much.
@@ -210,10 +216,10 @@ class Predictor:
                 logits = forward(self.model, batch).float()
         return logits if self.info.temperature == 1 else logits / self.info.temperature
 
-    def _slide(self, image_hwc: np.ndarray) -> torch.Tensor:
+    def _slide(self, image_hwc: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
         """Logarithm of the mean probabilities of all windows, [1, C, H, W]."""
         height, width = image_hwc.shape[:2]
-        tall, wide = (min(side, window) for side, window in zip((height, width), self.infer.window, strict=True))
+        tall, wide = min(height, window[0]), min(width, window[1])
         corners = [(top, left) for top in _starts(height, tall, self.infer.overlap)
                    for left in _starts(width, wide, self.infer.overlap)]  # fmt: skip
         total = torch.zeros(1, self.label_space.num_classes, height, width, device=self.device)
@@ -248,7 +254,8 @@ class Predictor:
             if self.confidence_maps:
                 confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
         at = None if points is None else _at(logits, size, points).cpu().numpy()
-        return Prediction(ids.cpu().numpy(), *figures, confidence, at)
+        confidence_mean, entropy_mean, low_margin_share = figures
+        return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
 
 
 def side_by_side(cpus: int) -> int:
@@ -303,7 +310,11 @@ def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     pixels = logits.flatten(1)
     for y, x in zip(*(index.split(AT_ONCE_PX) for index in torn.nonzero(as_tuple=True)), strict=True):
         above, below = (
-            torch.lerp(*(pixels.index_select(1, row[y] * width + column[x]) for column in (left, right)), along[x])
+            torch.lerp(
+                pixels.index_select(1, row[y] * width + left[x]),
+                pixels.index_select(1, row[y] * width + right[x]),
+                along[x],
+            )
             for row in (upper, lower)
         )
         ids[y, x] = torch.lerp(above, below, down[y]).max(0).indices.to(torch.uint8)

@@ -80,7 +80,7 @@ def request(method: str, **arguments: Any) -> dict[str, Any]:
     fs = filesystem()
 
     async def call() -> dict[str, Any]:
-        answer = await fs._call_s3(method, **arguments)
+        answer: dict[str, Any] = await fs._call_s3(method, **arguments)
         if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
             raise boto.ClientError({"Error": answer["Errors"][0]}, method)
         if "Body" in answer:
@@ -97,7 +97,10 @@ def request(method: str, **arguments: Any) -> dict[str, Any]:
     end = time.monotonic() + patience_s
     for attempt in count():
         try:
-            return fsspec.asyn.sync(fs.loop, call, timeout=None if method == "get_object" else limit_s)
+            answer: dict[str, Any] = fsspec.asyn.sync(
+                fs.loop, call, timeout=None if method == "get_object" else limit_s
+            )
+            return answer
         except FAILURES as error:
             left_s = end - time.monotonic()
             if not _is_transient(error):
@@ -125,11 +128,13 @@ def _is_transient(error: BaseException) -> bool:
 def answer_of(error: BaseException | None) -> dict[str, Any]:
     """The store's answer, {} where there was none: s3fs makes its own errors of botocore's, which are the cause."""
     while error:
-        if getattr(error, "response", None):
-            return error.response
+        response: dict[str, Any] | None = getattr(error, "response", None)
+        if response:
+            return response
         error = error.__cause__
     return {}
 
 
 def http_status(error: BaseException) -> int | None:
-    return answer_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status: int | None = answer_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status

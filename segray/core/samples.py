@@ -84,7 +84,8 @@ class LabelSpace:
                 f"{source} has class id {id_text(int(raw_hw[unknown].min()))}; the label space knows "
                 f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
             )
-        return labels[at]
+        classes_hw: np.ndarray = labels[at]
+        return classes_hw
 
 
 def color_id(red: int, green: int, blue: int) -> int:

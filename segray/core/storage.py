@@ -88,7 +88,7 @@ def stem_of(uri: str) -> str:
 def read_bytes(uri: str) -> bytes:
     """A whole file. StorageError names the place and the reason."""
     with _one_line(uri, "read"):
-        return s3.request("get_object", **_key(uri))["Body"] if is_s3(uri) else Path(check_uri(uri)).read_bytes()
+        return _get_s3(uri) if is_s3(uri) else Path(check_uri(uri)).read_bytes()
 
 
 def read_json(uri: str) -> Any:
@@ -121,7 +121,7 @@ def read_unchanged(uri: str, stamp: str) -> bytes:
     with reading_input(uri):
         if is_s3(uri):
             with _one_line(uri, "read"):
-                return s3.request("get_object", **_key(uri), IfMatch=stamp)["Body"]
+                return _get_s3(uri, IfMatch=stamp)
         check_unchanged(uri, stamp)
         data = read_bytes(uri)
         check_unchanged(uri, stamp)
@@ -327,6 +327,11 @@ def _key(uri: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
+def _get_s3(uri: str, **conditions: str) -> bytes:
+    data: bytes = s3.request("get_object", **_key(uri), **conditions)["Body"]
+    return data
+
+
 def _below(key: str) -> str:
     """The prefix of what lies below a folder, given with or without its slash; "" is the whole bucket."""
     return key.rstrip("/") + "/" if key.rstrip("/") else ""
@@ -338,7 +343,8 @@ def _list_s3(root: str, markers: bool = False) -> Iterator[Entry]:
     markers: also the keys that end in a slash, with which some programs mark folders.
     """
     bucket, key = _key(root).values()
-    nothing, more = True, {}
+    nothing = True
+    more: dict[str, str] | None = {}
     with _one_line(root, "listed"):
         while more is not None:
             page = s3.request("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
@@ -370,7 +376,8 @@ class _S3File(io.RawIOBase):
         self._uri, self._at = uri, 0
         self.failed: SegrayError | None = None
         head = s3.request("head_object", **_key(uri))
-        self._size, self._etag = head["ContentLength"], head["ETag"]
+        self._size: int = head["ContentLength"]
+        self._etag: str = head["ETag"]
 
     def readable(self) -> bool:
         return True
@@ -401,15 +408,13 @@ class _S3File(io.RawIOBase):
             return b""
         try:
             with _one_line(self._uri, "read"):
-                answer = s3.request(
-                    "get_object", **_key(self._uri), Range=f"bytes={start}-{end - 1}", IfMatch=self._etag
-                )
+                data = _get_s3(self._uri, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
         except StorageError as error:
             replaced = InputChanged(_printable(f"{self._uri} was replaced while it was read."))
             self.failed = replaced if s3.http_status(error) == 412 else error
             raise self.failed from error.__cause__
         self._at = end
-        return answer["Body"]
+        return data
 
 
 def _write_beside(target: Path, data: bytes) -> Path:
@@ -481,5 +486,5 @@ def _create_s3(uri: str, data: bytes) -> bool:
             if s3.http_status(error) != 412:
                 raise
             # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.
-            return s3.request("head_object", **_key(uri))["Metadata"].get(TOKEN) == token
+            return bool(s3.request("head_object", **_key(uri))["Metadata"].get(TOKEN) == token)
     return True

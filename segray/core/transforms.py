@@ -53,8 +53,8 @@ def normalize(
     images_bchw: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """0..1 → zero mean and unit spread a channel."""
-    mean, std = (_send(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
-    return images_bchw.sub(mean).div_(std)
+    centre, spread = (_send(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
+    return images_bchw.sub(centre).div_(spread)
 
 
 def augment(

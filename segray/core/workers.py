@@ -6,12 +6,13 @@ The loop knows Ray only through a Worker; RayWorker is in segray.cluster.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed
 
 from segray.config import TrainSection
+from segray.core.checkpoint import EpochRow
 from segray.errors import ConfigError
 
 FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
@@ -28,7 +29,7 @@ class Worker(Protocol):
         """The model on the device, with gradients averaged over the workers."""
         ...
 
-    def report(self, row: dict[str, Any]) -> None:
+    def report(self, row: EpochRow) -> None:
         """Called by every rank after an epoch, with rank 0's numbers on rank 0."""
         ...
 
@@ -44,11 +45,11 @@ class LocalWorker:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.to(self.device)
 
-    def report(self, row: dict[str, Any]) -> None:
+    def report(self, row: EpochRow) -> None:
         pass
 
 
-def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:
     """The precision that is asked for; auto is bf16 where a GPU has it or a CPU has AMX, else fp32."""
     if config.precision == "fp16":
         return torch.autocast(device.type, dtype=torch.float16)
@@ -92,7 +93,8 @@ def cpu_has_bf16() -> bool:
 
 def cpu_has(*names: str) -> bool:
     """Whether it has one of these sets of instructions, in PyTorch's names."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch; what cannot be seen is not there
+    # Newer torch has it; what cannot be seen is not there.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in names)
 
 

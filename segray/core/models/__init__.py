@@ -50,13 +50,14 @@ def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
             raise ModelError(f"model.options.{name} is not one of {config.arch}'s.{nearest(name, known)}")
     if config.arch == "dpt":
         options.setdefault("dynamic_img_size", True)  # a ViT's positions are resized to the frame
-    model = smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
+    model: Any = smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
     if STRIDE % model.encoder.output_stride:
         raise ValueError(f"its patches are {model.encoder.output_stride} px; --set model.options.patch_size=16")
     if config.arch == "segformer":
         for stage in model.decoder.mlp_stage:
             stage.register_forward_hook(_plain_strides)
-    return model
+    built: torch.nn.Module = model
+    return built
 
 
 def _plain_strides(stage: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
@@ -114,7 +115,8 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     except (KeyError, ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         text = str(error).strip("'\"").splitlines()[0]
         raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}") from error
-    model.least_px, model.one_logit = row.least_px, config.one_logit
+    facts: Any = model  # torch's stubs know tensors and modules alone as a module's attributes
+    facts.least_px, facts.one_logit = row.least_px, config.one_logit
     return model
 
 

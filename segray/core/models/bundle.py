@@ -106,8 +106,8 @@ def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> N
     """Weights and config.json: as smp writes them for its own, in the same files for others."""
     from safetensors.torch import save_file
 
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(str(folder))
+    if own_save := getattr(model, "save_pretrained", None):
+        own_save(str(folder))
         return
     folder.mkdir(parents=True)
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / WEIGHTS)
@@ -213,7 +213,7 @@ def _foldable(model: torch.nn.Module) -> list[tuple[torch.nn.Conv2d, torch.nn.Ba
         calls[module] += 1
         if type(module) is torch.nn.Conv2d:  # a subclass may do more than convolve
             made[output] = module
-        else:
+        elif type(module) is torch.nn.BatchNorm2d:
             taken.append((args[0], module))
 
     kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d)

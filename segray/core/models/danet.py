@@ -8,6 +8,8 @@ with (H/8 · W/8)².
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -52,7 +54,7 @@ class ChannelAttention(nn.Module):
 class DANet(nn.Module):
     """[B, 3, H, W] → (main, position, channel) logits in training, main alone in evaluation."""
 
-    def __init__(self, encoder: nn.Module, outputs: int) -> None:
+    def __init__(self, encoder: Any, outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
         channels = encoder.out_channels[-1]

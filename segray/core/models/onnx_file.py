@@ -40,6 +40,9 @@ class Check(NamedTuple):
 class Whole(torch.nn.Module):
     """A model with what stands before and behind it."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, model: torch.nn.Module, info: bundle.BundleInfo) -> None:
         super().__init__()
         self.model, self.temperature = model, info.temperature
@@ -118,16 +121,16 @@ def _made(
 
 
 def _export(whole: torch.nn.Module, info: bundle.BundleInfo, *, dynamic: bool) -> bytes:
-    size, free = info.input_size, {0: torch.export.Dim("batch")}
+    (height, width), free = info.input_size, {0: torch.export.Dim("batch")}
     if dynamic:
         # From a size that is padded, torch.export infers that every one is, and fails (torch 2.15).
-        size = tuple(side + -side % STRIDE for side in size)
+        height, width = (side + -side % STRIDE for side in (height, width))
         free |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             whole,
-            (torch.zeros(2, 3, *size),),
+            (torch.zeros(2, 3, height, width),),
             input_names=["image"],
             output_names=["logits"],
             dynamic_shapes={"image": free},
@@ -136,7 +139,8 @@ def _export(whole: torch.nn.Module, info: bundle.BundleInfo, *, dynamic: bool) -
             verbose=False,
         )
     program.model.metadata_props.update(facts(info))
-    return program.model_proto.SerializeToString()
+    data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
 def facts(info: bundle.BundleInfo) -> dict[str, str]:

@@ -34,7 +34,8 @@ class Ready:
     def url(self) -> str:
         from torchvision.models import segmentation
 
-        return getattr(segmentation, self.weights).COCO_WITH_VOC_LABELS_V1.url
+        url: str = getattr(segmentation, self.weights).COCO_WITH_VOC_LABELS_V1.url
+        return url
 
     @property
     def file(self) -> str:
@@ -76,7 +77,7 @@ def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.M
     return model, _info(section, voc.LABEL_SPACE, ready.short_side)
 
 
-def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
+def _weights(ready: Ready, weights_dir: str | None) -> weights.Weights:
     """The state dict, its sha256 checked against the file's name."""
     try:
         if weights_dir is not None:
@@ -94,7 +95,8 @@ def _weights(ready: Ready, weights_dir: str | None) -> dict[str, torch.Tensor]:
         ) from error
     if not hashlib.sha256(data).hexdigest().startswith(ready.file.split("-")[-1].removesuffix(".pth")):
         raise ModelError(f"{ready.file} is not the published file (its sha256 differs); fetch {ready.url} again.")
-    return torch.load(io.BytesIO(data), "cpu", weights_only=True)
+    state: weights.Weights = torch.load(io.BytesIO(data), "cpu", weights_only=True)
+    return state
 
 
 def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
@@ -103,9 +105,10 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bund
 
     try:
         with weights.quiet_hub(), tempfile.TemporaryDirectory() as folder:
-            for file in (bundle.CONFIG, bundle.WEIGHTS) if weights_dir else ():
-                there = storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file)
-                (Path(folder) / file).write_bytes(storage.read_bytes(there))
+            if weights_dir:
+                for file in (bundle.CONFIG, bundle.WEIGHTS):
+                    there = storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file)
+                    (Path(folder) / file).write_bytes(storage.read_bytes(there))
             # Without the encoder's own weights, which some configurations name: these come with the model.
             model = smp.from_pretrained(folder if weights_dir else name, encoder_weights=None)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name

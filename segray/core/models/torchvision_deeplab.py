@@ -18,4 +18,7 @@ def build(config: ModelSection, outputs: int) -> nn.Module:
     from torchvision.models import segmentation
 
     make = getattr(segmentation, BUILDERS[config.encoder])
-    return make(weights=None, weights_backbone=None, num_classes=outputs, aux_loss=True, **config.options)
+    model: nn.Module = make(
+        weights=None, weights_backbone=None, num_classes=outputs, aux_loss=True, **config.options
+    )  # fmt: skip
+    return model

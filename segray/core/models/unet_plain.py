@@ -38,7 +38,8 @@ class UNet(nn.Module):
         skips.pop()
         for enlarge, convolve in zip(self.up, self.merge, strict=True):
             features = convolve(torch.cat([skips.pop(), enlarge(features)], dim=1))
-        return self.head(features)
+        logits: torch.Tensor = self.head(features)
+        return logits
 
 
 def _two(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:

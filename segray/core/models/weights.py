@@ -32,6 +32,7 @@ PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
 OF_TORCHVISION = "mobilenet_v3_large"  # deeplabv3-torchvision's encoder that smp does not have
 
 Weights = Mapping[str, torch.Tensor]
+Rgb = tuple[float, float, float]
 
 
 def encoder_weights(config: ModelSection) -> Weights | None:
@@ -81,7 +82,7 @@ def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
         ) from error
 
 
-def preprocessing(config: ModelSection) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def preprocessing(config: ModelSection) -> tuple[Rgb, Rgb]:
     """(mean, std) of RGB in 0..1 that the encoder's weights were trained with; ImageNet's usual for random ones."""
     name = config.encoder
     if config.encoder_weights == "none" or config.encoder_weights.endswith(SUFFIXES):
@@ -89,7 +90,7 @@ def preprocessing(config: ModelSection) -> tuple[tuple[float, ...], tuple[float,
     if name.startswith("tu-"):
         import timm
 
-        about = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+        about: Any = timm.get_pretrained_cfg(name.removeprefix("tu-"))
         return (tuple(about.mean), tuple(about.std)) if about else (IMAGENET_MEAN, IMAGENET_STD)
     if config.encoder_weights == "advprop":
         return HALF, HALF
@@ -176,8 +177,8 @@ def _library(config: ModelSection) -> Weights:
     """Through smp's own loader (timm's for tu- encoders), so that a cached file is used without the network."""
     from segmentation_models_pytorch.encoders import encoders
 
-    known = {OF_TORCHVISION: ("imagenet",)} | {name: row["pretrained_settings"] for name, row in encoders.items()}
-    known = known.get(config.encoder)
+    pretrained = {OF_TORCHVISION: ("imagenet",)} | {name: row["pretrained_settings"] for name, row in encoders.items()}
+    known = pretrained.get(config.encoder)
     if known is not None and config.encoder_weights not in known:
         raise ModelError(
             f"model.encoder_weights {config.encoder_weights!r} is none of {config.encoder}'s: "
@@ -197,14 +198,18 @@ def _library(config: ModelSection) -> Weights:
 def _pretrained(config: ModelSection, **overlay: Any) -> Weights:
     import segmentation_models_pytorch as smp
 
+    state: Weights
     if config.encoder == OF_TORCHVISION:
         from torchvision.models import MobileNet_V3_Large_Weights
 
-        return MobileNet_V3_Large_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        state = MobileNet_V3_Large_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        return state
     arch, options = "unet", overlay
     if config.arch in smp.MODEL_ARCHITECTURES_MAPPING:
         arch, options = config.arch, config.options | overlay
     if arch == "dpt":
         options = {"dynamic_img_size": True} | options
     name = True if config.encoder.startswith("tu-") else config.encoder_weights  # timm's are named by the encoder
-    return smp.create_model(arch, config.encoder, encoder_weights=name, **options).encoder.state_dict()
+    model: Any = smp.create_model(arch, config.encoder, encoder_weights=name, **options)
+    state = model.encoder.state_dict()
+    return state
