@@ -83,6 +83,9 @@ class DataSection(Section):
     id_map: dict[Annotated[int, BeforeValidator(_mask_id)], int] = Field(
         default_factory=dict, description="id or #RRGGBB in mask files → class, or 255 for void"
     )
+    mask_channel: Literal["red", "green", "blue"] | None = Field(
+        None, description="channel of RGB masks that holds the class id, as SYNTHIA's and CARLA's red"
+    )
     class_map: dict[str, str | None] = Field(
         default_factory=dict, description="class → new name; one name for several merges them, null makes void"
     )

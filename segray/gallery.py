@@ -83,7 +83,7 @@ def label_row(row: Row, space: LabelSpace) -> Row:
 
     def truth() -> np.ndarray:
         uri = row["truth_uri"]
-        return space.apply(images.decode_mask(storage.read_bytes(uri), uri), uri)
+        return space.apply(images.decode_mask(storage.read_bytes(uri), uri, space.mask_channel), uri)
 
     return row | pictures(places.image_place(row), truth if row["truth_uri"] else None, prediction, space)
 

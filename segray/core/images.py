@@ -7,24 +7,39 @@ array is what a viewer shows.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from segray.core.samples import COLOR, IGNORE_INDEX
+from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 # Pillow knows many more, among them EPS, for which it starts Ghostscript: a suffix does not say what is in a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
+MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
+NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of GeoTIFF's overviews, so many at most
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientation: what puts a picture upright
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
 # 268 MP: above any road camera, below what fills a laptop's memory: 0.8 GB as RGB, 2.7 while it is decoded (144 MP
-# took 1.4: Pillow's 4 bytes a pixel, then the array's 3 twice).
+# took 1.4: Pillow's 4 bytes a pixel, then the array's 3 twice; 3.7 GB with alpha or a palette).
 MAX_PIXELS = 1 << 28
+MAX_TILE_PIXELS = 1 << 24  # of a TIFF that is smaller than one tile; libtiff takes memory for a whole one
+# Decoders that take more than those 10 bytes a pixel: WebP 18, for its canvases; JPEG 2000 19, for 32 bits a channel.
+MAX_PIXELS_OF = {"WEBP": 1 << 27, "JPEG2000": 1 << 27}
 
 # Pillow's own limit only warns up to twice its value; the header is checked against MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -32,7 +47,17 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # What Pillow raises over damaged files, by cutting and flipping bytes of every format; not all of it is documented.
-BROKEN = (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, struct.error)
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    struct.error,
+)
 
 
 def decode_image(data: bytes, source: str = "image") -> np.ndarray:
@@ -63,27 +88,141 @@ def decode_image(data: bytes, source: str = "image") -> np.ndarray:
     return image_hwc
 
 
-def decode_mask(data: bytes, source: str = "mask") -> np.ndarray:
+def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None = None) -> np.ndarray:
     """An encoded mask → the ids that stand in it, [H, W]: uint8 of palette and grey masks, uint16 of deep ones.
 
-    A pixel of an RGB mask has the id of its colour, uint32 (samples.color_id); alpha is left out.
+    A pixel of an RGB mask has the id of its colour, uint32 (samples.color_id), or with `channel` the value of that
+    channel; alpha is left out. Ids are the values as stored: no scaling of 2 or 4 bits to 8, no inversion where a
+    TIFF's zero is white. Upright after EXIF, as its image. Nothing is reduced: colours of more than 8 bits are
+    refused without `channel`, and so are lossy files and files of several pages.
     """
     image = _open(data, source)
-    if image.format in JPEGS:
-        raise DataError(f"{source} is a JPEG, which invents class ids at edges; store masks as PNG.")
     try:
-        if image.mode == "LA":
-            image = image.getchannel("L")
-        if image.mode in ("P", "L", "1"):
-            return np.asarray(image).astype(np.uint8)
-        if image.mode.startswith("I;16"):
-            return np.asarray(image).astype(np.uint16)
-        if image.mode in ("RGB", "RGBA"):
-            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.uint32), -1, 0)
-            return COLOR | red << 16 | green << 8 | blue
+        _check_mask(image, data, source)
+        stored, deep = _stored_as(image), _is_deep(image)
+        image.load()
+        if stored.startswith("LA;16"):
+            raise DataError(f"{source} holds grey of 16 bits with alpha; store it without alpha.")
+        if channel is not None:
+            ids = _channel(image, data, source, channel, deep=deep)
+        elif deep:
+            raise DataError(
+                f"{source} holds 16 bits a channel, more than a colour has here; name the channel that holds the "
+                "class, red, green or blue: --set data.mask_channel=red."
+            )
+        elif image.mode in ("P", "PA", "L", "LA", "1"):
+            ids = _as_stored(np.asarray(image.getchannel(0) if len(image.mode) == 2 else image), stored)
+        elif image.mode.startswith("I;16"):
+            ids = np.asarray(image).astype(np.uint16)
+        elif image.mode in ("RGB", "RGBA"):
+            ids = _color_ids(np.asarray(image))
+        else:
+            raise DataError(
+                f"{source} has {image.mode} pixels; a mask holds a class id of 8 or 16 bits, or a colour, a pixel."
+            )
+        return _upright(ids, image)
     except BROKEN as error:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
-    raise DataError(f"{source} has {image.mode} pixels; a mask holds a class id of 8 or 16 bits, or a colour, a pixel.")
+
+
+def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
+    """DataError for a mask whose ids are not those that somebody drew."""
+    lossy = image.format if image.format not in MASK_FORMATS else None
+    if image.format == "WEBP" and b"VP8L" not in data[12:]:
+        lossy = "lossy WebP"
+    tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    if tiff and image.info.get("compression") in ("jpeg", "webp"):
+        lossy = "TIFF with lossy compression"
+    if lossy:
+        raise DataError(
+            f"{source} is a {'JPEG' if lossy in JPEGS else lossy}, which invents class ids at edges; "
+            "store masks as PNG."
+        )
+    if tiff and image.mode == "L" and 2 in image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+        raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
+    if _has_pages(image):
+        raise DataError(f"{source} has several pages or frames; a mask is one.")
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Whether there are more full pages than one; a TIFF's smaller copies of the first are none."""
+    if not getattr(image, "is_animated", False):
+        return False
+    if image.format != "TIFF":
+        return True
+    more = False
+    try:
+        for page in range(1, MAX_COPIES):
+            image.seek(page)
+            more = more or not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED
+    except EOFError:
+        pass
+    image.seek(0)
+    return more
+
+
+def _stored_as(image: Image.Image) -> str:
+    """Pillow's name for the layout of the stored pixels, such as L;4, 1;I or RGB;16B."""
+    args = image.tile[0].args if image.tile else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps 8 of 16 bits a channel."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return max(bits) == 16 and len(image.getbands()) > 1  # planes of their own are read as if they had 8 bits
+    return image.format == "PNG" and ";16" in _stored_as(image) and not image.mode.startswith("I;16")
+
+
+def _as_stored(values_hw: np.ndarray, stored: str) -> np.ndarray:
+    """Grey as Pillow gives it → uint8 as it stands in the file: Pillow scales 2 and 4 bits, and inverts TIFFs."""
+    kind, _, how = stored.partition(";")
+    values_hw = values_hw.astype(np.uint8)
+    if kind == "1":
+        return 1 - values_hw if "I" in how else values_hw
+    if kind == "L":
+        values_hw = 255 - values_hw if "I" in how else values_hw
+        return values_hw // {"2": 85, "4": 17}.get(how[:1], 1)
+    return values_hw
+
+
+def _color_ids(image_hwc: np.ndarray) -> np.ndarray:
+    ids = np.full(image_hwc.shape[:2], COLOR >> 24, np.uint32)  # in place: a frame of 268 MP has 1 GB of them
+    for channel in range(3):
+        ids <<= 8
+        ids |= image_hwc[..., channel]
+    return ids
+
+
+def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel, *, deep: bool) -> np.ndarray:
+    """One channel of a colour mask: uint8, or uint16 of a deep PNG."""
+    if image.mode not in ("RGB", "RGBA"):
+        raise DataError(f"{source} has {image.mode} pixels and no {channel} channel; leave data.mask_channel out.")
+    index = CHANNELS.index(channel)
+    if not deep:
+        return np.asarray(image.getchannel(index))
+    if image.format != "PNG":
+        raise DataError(f"{source} holds 16 bits a channel, which is read of PNGs alone; store the mask as PNG.")
+    import av  # Pillow has no mode for it; whether the file is whole, it has just seen
+
+    try:
+        with av.open(io.BytesIO(data), format="png_pipe") as file:
+            pixels = next(file.decode(video=0)).to_ndarray()
+    except (av.FFmpegError, StopIteration) as error:
+        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
+    return pixels[..., index].astype(np.uint16)
+
+
+def _upright(ids_hw: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Turned as EXIF says, where the decoder has not done it; a block that cannot be read says nothing."""
+    if image.format == "TIFF":  # turned by Pillow as it is loaded
+        return ids_hw
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except BROKEN:
+        return ids_hw
+    return ids_hw if turn is None else np.ascontiguousarray(turn(ids_hw))
 
 
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
@@ -152,7 +291,9 @@ def kind(data: bytes, source: str = "image") -> str:
 
 
 def _open(data: bytes, source: str) -> Image.Image:
-    """The header; no pixel is decoded."""
+    """The header; no pixel is decoded, and no memory taken for more than MAX_PIXELS."""
+    if size := _webp_size(data):  # libwebp takes a canvas when it is opened
+        _check_size(*size, "WEBP", source)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         # The header ends where the scans begin, and a scan holds no FF D9 but the last one's end. Zeros in its place,
@@ -160,11 +301,34 @@ def _open(data: bytes, source: str) -> Image.Image:
         ends = image.format not in JPEGS or data.rfind(b"\xff\xd9", image.fp.tell()) >= 0
     except BROKEN as error:
         raise DataError(_tiff_reason(data, source) or f"{source} is not an image: {_one_line(error)}.") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{source} is {image.width}×{image.height}; at most {MAX_PIXELS // 10**6} megapixels are read.")
+    _check_size(*image.size, image.format, source)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        sides = [image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+        if math.prod(sides) > max(MAX_TILE_PIXELS, image.width * image.height):
+            raise DataError(
+                f"{source} is {image.width}×{image.height} in tiles of {sides[0]}×{sides[1]}; it is damaged."
+            )
     if not ends:
         raise DataError(f"{source} cannot be decoded: image file is truncated (a JPEG without its end marker).")
     return image
+
+
+def _check_size(width: int, height: int, kind: str | None, source: str) -> None:
+    most = MAX_PIXELS_OF.get(kind or "", MAX_PIXELS)
+    if width * height > most:
+        raise DataError(f"{source} is {width}×{height}; at most {most // 10**6} megapixels are read.")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) as a WebP's header has them (RFC 9649, sections 2.5 to 2.7 and 3.4)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def _check_pixels(image: Image.Image, source: str) -> None:

@@ -187,7 +187,7 @@ def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace) -> tuple[
     try:
         with storage.reading_input(truth_uri):
             data = storage.read_bytes(truth_uri)
-        truth = space.apply(images.decode_mask(data, truth_uri), truth_uri)
+        truth = space.apply(images.decode_mask(data, truth_uri, space.mask_channel), truth_uri)
         if truth.shape != mask.shape:
             raise DataError(f"{truth_uri} is {truth.shape}, its image {mask.shape} (height, width).")
     except DataError as error:

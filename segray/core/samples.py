@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
 from segray.errors import DataError
 
 IGNORE_INDEX = 255
+MaskChannel = Literal["red", "green", "blue"]
+CHANNELS: tuple[MaskChannel, ...] = get_args(MaskChannel)
 COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is taken for an id
 
 
@@ -26,12 +28,14 @@ class LabelSpace:
     colors: RGB, one a class.
     id_map: id in a mask file → class, or IGNORE_INDEX for void; colours are ids too (COLOR | 0xRRGGBB). An id
         outside it is an error, never guessed.
+    mask_channel: red, green or blue: colour masks hold their ids in that channel.
     """
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     id_map: Mapping[int, int] = field(default_factory=dict)
     ignore_index: int = IGNORE_INDEX
+    mask_channel: MaskChannel | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE_INDEX:
@@ -59,7 +63,7 @@ class LabelSpace:
             "colors": [list(color) for color in self.colors],
             "id_map": {str(raw): label for raw, label in sorted(self.id_map.items())},
             "ignore_index": self.ignore_index,
-        }
+        } | ({} if self.mask_channel is None else {"mask_channel": self.mask_channel})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelSpace:
@@ -68,6 +72,7 @@ class LabelSpace:
             colors=tuple((int(r), int(g), int(b)) for r, g, b in data["colors"]),
             id_map={int(raw): int(label) for raw, label in data["id_map"].items()},
             ignore_index=int(data["ignore_index"]),
+            mask_channel=data.get("mask_channel"),
         )
 
     def apply(self, raw_hw: np.ndarray, source: str) -> np.ndarray:

@@ -149,7 +149,10 @@ class LabelFrames:
 
     def _frame(self, ref: SampleRef) -> Scored:
         place, entropy_mean = (self._masks[ref.image][key] for key in ("place", "entropy_mean"))
-        truth_hw, pred_hw = self._reading.apply(places.read_mask(ref.mask), ref.mask), places.read_mask(place)
+        truth_hw, pred_hw = (
+            self._reading.apply(places.read_mask(ref.mask, self._reading.mask_channel), ref.mask),
+            places.read_mask(place),
+        )
         if truth_hw.shape != pred_hw.shape:
             raise DataError(f"{ref.mask} is {truth_hw.shape} but its label {pred_hw.shape} (height, width).")
         confidence_hw = places.read_confidence(place)
@@ -170,14 +173,14 @@ def is_labels(place: str) -> bool:
 def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
     """The predicted classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
     if predicted.names == truth.names:
-        return replace(predicted, id_map=truth.id_map), []
+        return replace(predicted, id_map=truth.id_map, mask_channel=truth.mask_channel), []
     id_map, not_covered = scoring_map(predicted, truth)
     if len(not_covered) == len(truth.names):
         raise DataError(
             f"The model's classes ({', '.join(predicted.names[:5])}, …) and the data's "
             f"({', '.join(truth.names[:5])}, …) have no name in common. Rename the data's with data.class_map."
         )
-    return replace(predicted, id_map=id_map), not_covered
+    return replace(predicted, id_map=id_map, mask_channel=truth.mask_channel), not_covered
 
 
 def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:

@@ -385,6 +385,77 @@ def test_a_bomb_is_stopped_by_its_header(side):
             decode(bytes(header), "a.png")
 
 
+def webp_header(chunk, width, height):
+    """The first bytes of a WebP of that size, as libwebp looks at them."""
+    if chunk == b"VP8X":
+        body = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    elif chunk == b"VP8L":
+        body = b"/" + (width - 1 | height - 1 << 14).to_bytes(4, "little") + bytes(8)
+    else:
+        body = b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(8)
+    return b"RIFF" + struct.pack("<L", len(body) + 12) + b"WEBP" + chunk + struct.pack("<L", len(body)) + body
+
+
+@pytest.mark.parametrize(("chunk", "size"), [(b"VP8L", 16383), (b"VP8 ", 16383), (b"VP8X", 60000)])
+def test_a_webp_bomb_is_stopped_before_it_has_a_canvas(chunk, size):
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(DataError, match=rf"^a is {size}×{size}; at most 134 megapixels are read\.$"):
+            decode(webp_header(chunk, size, size), "a")
+
+
+def deflated_tiff(tags, data):
+    """RGB in one strip or tile (273 or 324), whose place is filled in."""
+    tags = tags | {258: (8, 8, 8), 259: 8, 262: 2, 277: 3}
+    end = 8 + 2 + 12 * len(tags) + 4
+    tags |= {tag: end + 6 for tag in (273, 324) if tag in tags}
+    entries = b""
+    for tag, value in sorted(tags.items()):
+        entries += struct.pack("<HHL", tag, 3, 3) + struct.pack("<L", end) if tag == 258 else b""
+        entries += struct.pack("<HHLL", tag, 4, 1, value) if tag != 258 else b""
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + struct.pack("<HHH", 8, 8, 8) + data
+
+
+def bomb(kind):
+    """A file of a few bytes whose header speaks of 250 to 1,000 megapixels somewhere else than in its size."""
+    if kind == "animated WebP":
+        small = encoded(PICTURE, "WEBP", lossless=True, save_all=True, append_images=[PICTURE.rotate(90)])
+        at = small.index(b"ANMF") + 8
+        return small[: at + 6] + b"\xfe\x3f\0\xfe\x3f\0" + small[at + 12 :]
+    if kind == "GIF":
+        small = bytearray(encoded(PICTURE, "GIF"))
+        at = small.index(b",", 13) + 5
+        small[at : at + 4] = struct.pack("<HH", 16383, 16383)
+        return bytes(small)
+    row = zlib.compress(bytes(999))
+    if kind == "tiled TIFF":
+        return deflated_tiff({256: 16, 257: 16, 322: 24000, 323: 24000, 324: 0, 325: len(row)}, row)
+    if kind == "TIFF of one wide row":  # libtiff has no buffer for it
+        return deflated_tiff({256: 200_000_000, 257: 1, 273: 0, 278: 1, 279: len(row)}, row)
+    return deflated_tiff({256: 16, 257: 16, 273: 0, 278: 4_000_000_000, 279: len(row)}, row)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("kind", ["animated WebP", "GIF", "tiled TIFF", "TIFF of one strip", "TIFF of one wide row"])
+def test_a_bomb_behind_a_small_size_takes_no_memory(kind, tmp_path):
+    (tmp_path / "bomb").write_bytes(bomb(kind))
+    code = f"""
+import pathlib
+from segray.core.images import decode_image
+from segray.errors import DataError
+def memory(kind):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+before = memory("VmRSS")
+try:
+    decode_image(pathlib.Path({str(tmp_path / "bomb")!r}).read_bytes())
+except DataError as error:
+    print(error)
+assert memory("VmHWM") - before < 300_000, memory("VmHWM") - before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_id_survives_the_palette_png():
     ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
     data = encode_mask(ids, [(9, 9, 9)] * 3)
@@ -418,6 +489,11 @@ def test_a_mask_need_not_lie_in_one_piece():
 
 
 def test_masks_that_would_invent_ids_are_refused():
+    lossy = encoded(PICTURE, "WEBP", quality=90)
+    with pytest.raises(DataError, match=r"^m is a lossy WebP, which invents class ids at edges; store masks as PNG\.$"):
+        decode_mask(lossy, "m")
+    with pytest.raises(DataError, match=r"^m is a TIFF with lossy compression, which invents class ids"):
+        decode_mask(encoded(PICTURE, "TIFF", compression="jpeg"), "m")
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents class ids at edges; store masks as PNG\.$"):
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents"):
@@ -437,6 +513,127 @@ def test_a_colour_masks_ids_are_its_colours(mode):
 def test_a_deep_mask_keeps_ids_above_255():
     ids = np.array([[0, 300], [65535, 7]], np.uint16)
     assert np.array_equal(decode_mask(encoded(Image.fromarray(ids)), "m.png"), ids)
+
+
+SYNTHIA = np.zeros((2, 4, 3), np.uint16)  # class, instance, 0
+SYNTHIA[..., 0], SYNTHIA[..., 1] = [1, 2, 3, 300], [[257], [0]]
+
+
+def test_a_deep_colour_mask_is_read_by_a_named_channel_and_never_reduced_to_8_bits():
+    for data in (png(SYNTHIA, 2), png(np.dstack([SYNTHIA, SYNTHIA[..., :1]]), 6), tiff(SYNTHIA, 2)):
+        with pytest.raises(DataError) as error:
+            decode_mask(data, "m.png")
+        assert str(error.value) == (
+            "m.png holds 16 bits a channel, more than a colour has here; name the channel that holds the class, red, "
+            "green or blue: --set data.mask_channel=red."
+        )
+    for data in (png(SYNTHIA, 2), png(np.dstack([SYNTHIA, SYNTHIA[..., :1]]), 6)):
+        assert decode_mask(data, "m.png", "red").tolist() == [[1, 2, 3, 300]] * 2
+        assert decode_mask(data, "m.png", "green").tolist() == [[257] * 4, [0] * 4]
+        assert decode_mask(data, "m.png", "blue").max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_colour_masks_channel_can_hold_its_ids(mode):
+    """As CARLA's cameras store the class: in red, the others black."""
+    data = encoded(Image.new(mode, (3, 2), (7, 0, 255)), "PNG")
+    assert decode_mask(data, "m.png", "red").tolist() == [[7] * 3] * 2
+    assert decode_mask(data, "m.png", "blue").tolist() == [[255] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (encoded(Image.new("L", (2, 2))), "m has L pixels and no red channel; leave data.mask_channel out."),
+        (encoded(Image.new("P", (2, 2))), "m has P pixels and no red channel; leave data.mask_channel out."),
+        (tiff(SYNTHIA, 2), "m holds 16 bits a channel, which is read of PNGs alone; store the mask as PNG."),
+        (png(SYNTHIA[..., :2], 4), "m holds grey of 16 bits with alpha; store it without alpha."),
+        (png(SYNTHIA, 2)[:-30], "m cannot be decoded: image file is truncated."),
+    ],
+    ids=["grey", "palette", "deep TIFF", "deep grey and alpha", "cut"],
+)
+def test_a_mask_without_the_named_channel_is_refused(data, says):
+    with pytest.raises(DataError) as error:
+        decode_mask(data, "m", "red")
+    assert str(error.value) == says
+
+
+def grey_png(bits, ids):
+    """Grey of 1, 2 or 4 bits, of one row."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = "".join(f"{i:0{bits}b}" for i in ids)
+    header = struct.pack(">IIBBBBB", len(ids), 1, bits, 0, 0, 0, 0)
+    body = zlib.compress(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big"))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_holds_ids_and_no_shares_of_white(bits):
+    ids = [i % 2**bits for i in range(16)]
+    assert decode_mask(grey_png(bits, ids)).tolist() == [ids]
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("zero_is", ["white", "black"])
+@pytest.mark.parametrize("mode", ["1", "L", "I;16"])
+def test_a_tiffs_ids_are_as_stored_whichever_colour_its_zero_has(mode, zero_is, compression):
+    """tifffile writes bool arrays with a zero that is white."""
+    ids = np.array([[0, 1, 1, 0]] if mode == "1" else [[0, 1, 7, 200]])
+    image = Image.fromarray(ids.astype(np.uint16 if mode == "I;16" else np.uint8) * (255 if mode == "1" else 1))
+    if zero_is == "white" and mode != "I;16":  # Pillow turns the pixels too, and back as it reads them
+        image = Image.fromarray(255 - np.asarray(image))
+    photometric = {262: 0} if zero_is == "white" else {}
+    data = encoded(image.convert(mode), "TIFF", compression=compression, tiffinfo=photometric)
+    assert decode_mask(data).tolist() == ids.tolist()
+    if mode != "1":
+        pixels = ids[..., None].astype(np.uint8 if mode == "L" else np.uint16)
+        assert decode_mask(tiff(pixels, 0 if zero_is == "white" else 1)).tolist() == ids.tolist()
+
+
+def test_a_palette_with_alpha_holds_ids():
+    ids = np.array([[0, 3], [2, 1]], np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette([0, 0, 0, 9, 9, 9, 9, 0, 0, 0, 0, 9])
+    for data in (encoded(image, transparency=b"\x00\x10"), encoded(image.convert("PA"), "TIFF")):
+        assert decode_mask(data).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_a_mask_of_several_frames_is_refused(kind):
+    first, second = Image.new("L", (4, 4), 1), Image.new("L", (4, 4), 2)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    with pytest.raises(DataError, match=r"^m has several pages or frames; a mask is one\.$"):
+        decode_mask(encoded(first, kind, save_all=True, append_images=[second], **options), "m")
+
+
+def test_a_tiffs_smaller_copies_are_no_pages():
+    """As GeoTIFFs and whole-slide images carry them."""
+    small = Image.new("L", (2, 2), 7)
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    data = encoded(Image.new("L", (4, 4), 7), "TIFF", save_all=True, append_images=[small])
+    assert decode_mask(data).tolist() == [[7] * 4] * 4
+
+
+def test_a_signed_mask_is_refused():
+    with pytest.raises(DataError, match=r"^m holds signed integers; store a mask's class ids unsigned, with 255"):
+        decode_mask(tiff(np.full((2, 2, 1), -1, np.int8), 1, sample_format=2), "m")
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "deep PNG"])
+def test_a_mask_is_upright_after_exif_as_its_image_is(kind, orientation):
+    ids = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    image = Image.fromarray(ids) if kind != "WEBP" else Image.fromarray(np.stack([ids] * 3, axis=-1))
+    if kind == "deep PNG":
+        image = Image.fromarray(ids.astype(np.uint16))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    found = decode_mask(encoded(image, kind.split()[-1], exif=exif, **options))
+    assert (found & 255).tolist() == UPRIGHT[orientation](ids).tolist()
 
 
 def test_resizing_a_mask_invents_no_id():

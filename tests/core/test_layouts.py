@@ -11,7 +11,9 @@ from segray.cli import show_check
 from segray.config import DataSection
 from segray.core.datasets import FORMATS, cityscapes, map_classes, open_dataset, read_sample, split_refs, voc
 from segray.core.datasets.check import check
-from segray.core.samples import color_id
+from segray.core.rows import _score as score
+from segray.core.samples import LabelSpace, color_id
+from segray.core.scored import reading_space
 from segray.errors import ConfigError, DataError, SegrayError
 
 
@@ -302,6 +304,29 @@ def test_a_folder_has_masks_of_ids_or_of_the_classes_colours(tmp_path, kind, cla
     config = DataSection(format="folder", root=str(tmp_path), classes=classes)
     assert masks(config) == {"train/a": [[1, 0]]}
     assert open_dataset(config).label_space.colors == ((128, 64, 128), (0, 0, 142))
+
+
+def test_masks_hold_their_ids_in_a_channel_where_it_is_named(tmp_path):
+    """As CARLA's cameras store them; 16 bits, as SYNTHIA's: test_images."""
+    (tmp_path / "classes.csv").write_text("name,id\nroad,7\ncar,10\n")
+    for split in ("train", "val"):
+        jpeg(tmp_path / "images" / split / "a.jpg", (2, 1))
+        colors(tmp_path / "masks" / split / "a.png", [[(7, 0, 0), (10, 3, 0)]])
+    config = DataSection(format="folder", root=str(tmp_path), mask_channel="red")
+    assert masks(config) == {"train/a": [[0, 1]]}
+    assert check(open_dataset(config), ("train", "val")).pixels == {7: 2, 10: 2}
+    space = open_dataset(config).label_space
+    assert LabelSpace.from_dict(space.to_dict()) == space
+    with pytest.raises(ConfigError, match=r"^data\.mask_channel is of mask files; labels hold class ids: leave it out"):
+        open_dataset(DataSection(format="labels", root=str(tmp_path), mask_channel="red"))
+
+
+def test_truth_is_read_by_the_channel_that_the_model_learned_from(tmp_path):
+    colors(tmp_path / "a.png", [[(7, 0, 0), (10, 3, 0)]])
+    space = LabelSpace(("road", "car"), ((0, 0, 0), (0, 0, 1)), {7: 0, 10: 1}, mask_channel="red")
+    scores, confusion = score(str(tmp_path / "a.png"), np.array([[0, 1]], np.uint8), space)
+    assert (scores["miou"], confusion.tolist()) == (1.0, [[1, 0], [0, 1]])
+    assert reading_space(LabelSpace(("road", "car"), ((0, 0, 0), (0, 0, 1))), space)[0] == space
 
 
 def test_a_list_of_names_is_enough(tmp_path):

@@ -56,13 +56,15 @@ FORMATS = {
 def open_dataset(config: DataSection) -> Dataset:
     """The splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
 
+    `mask_channel` says where colour masks hold their ids.
+
     Raises ConfigError for an unknown format or class and DataError for a folder that is missing or holds no frame.
     """
     if config.format not in FORMATS:
         raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, FORMATS)}")
     dataset = FORMATS[config.format].open(config)
     space = dataset.label_space
-    space = replace(space, id_map={**space.id_map, **config.id_map})
+    space = replace(space, id_map={**space.id_map, **config.id_map}, mask_channel=config.mask_channel)
     return replace(dataset, label_space=map_classes(space, config.class_map))
 
 
@@ -99,7 +101,7 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
 def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None) -> Sample:
     """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given."""
     image_hwc = read_image(ref.image)
-    mask_hw = space.apply(read_mask(ref.mask), ref.mask)
+    mask_hw = space.apply(read_mask(ref.mask, space.mask_channel), ref.mask)
     if mask_hw.shape != image_hwc.shape[:2]:
         raise DataError(
             f"{ref.mask} is {_text(mask_hw)} but its image is {_text(image_hwc)} (height × width); "

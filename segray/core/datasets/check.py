@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from segray.core.datasets.places import read_image, read_mask
-from segray.core.samples import Dataset, LabelSpace, SampleRef, id_text, ids_text
+from segray.core.samples import Dataset, LabelSpace, MaskChannel, SampleRef, id_text, ids_text
 from segray.errors import SegrayError
 
 
@@ -44,7 +45,7 @@ def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None
     refs = frames_of(dataset)
     unknown: dict[int, list[str]] = {}
     with ThreadPoolExecutor(4) as pool:
-        for finding in pool.map(_look, refs):
+        for finding in pool.map(partial(_look, channel=dataset.label_space.mask_channel), refs):
             on_frame()
             _add(result, finding, dataset.label_space, unknown)
     result.problems += [f"no frames in split {split!r}" for split in needed if not dataset.splits.get(split)]
@@ -59,9 +60,9 @@ def frames_of(dataset: Dataset) -> list[SampleRef]:
     return list(dict.fromkeys(ref for refs in dataset.splits.values() for ref in refs))
 
 
-def _look(ref: SampleRef) -> _Finding:
+def _look(ref: SampleRef, channel: MaskChannel | None) -> _Finding:
     try:
-        image_hwc, raw_hw = read_image(ref.image), read_mask(ref.mask)
+        image_hwc, raw_hw = read_image(ref.image), read_mask(ref.mask, channel)
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)

@@ -15,13 +15,15 @@ from segray.core import storage
 from segray.core.datasets.pairs import check_root, split
 from segray.core.datasets.places import image_place
 from segray.core.samples import Dataset, LabelSpace, SampleRef
-from segray.errors import DataError
+from segray.errors import ConfigError, DataError
 
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "status", "confidence_mean"]
 
 
 def open_dataset(config: DataSection) -> Dataset:
     """Splits train and val: whole videos and images by their names' hashes; of a lone video, its end is val."""
+    if config.mask_channel:
+        raise ConfigError("data.mask_channel is of mask files; labels hold class ids: leave it out.")
     from segray.core import parts  # here, as it pairs its truths through this package
     from segray.core.plan import load_plans
 

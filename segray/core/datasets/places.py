@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import images, inputs, storage
-from segray.core.samples import IGNORE_INDEX
+from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.core.video import index_video, read_frames
 from segray.errors import DataError
 
@@ -40,9 +40,10 @@ def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
         return images.decode_mask(row["mask"]["bytes"], source)
     if row["mask_rle"] is None:
         return None
-    flat = np.repeat(np.array(row["mask_rle"]["values"], np.uint8), row["mask_rle"]["lengths"])
-    if len(flat) != row["height_px"] * row["width_px"]:
-        raise DataError(f"{source} has runs of {len(flat)} pixels, not {row['height_px']}×{row['width_px']}.")
+    lengths = np.array(row["mask_rle"]["lengths"], np.int64)
+    if (lengths < 0).any() or lengths.sum() != row["height_px"] * row["width_px"]:
+        raise DataError(f"{source} has runs of {lengths.sum()} pixels, not {row['height_px']}×{row['width_px']}.")
+    flat = np.repeat(np.array(row["mask_rle"]["values"], np.uint8), lengths)
     return flat.reshape(row["height_px"], row["width_px"])
 
 
@@ -58,10 +59,13 @@ def read_image(place: str) -> np.ndarray:
     return images.decode_image(storage.read_bytes(place), place)
 
 
-def read_mask(place: str) -> np.ndarray:
-    """The ids that stand in the mask, unsigned [H, W]. DataError for what cannot be decoded."""
+def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
+    """The ids that stand in the mask, or in that channel of it, unsigned [H, W].
+
+    DataError for what cannot be decoded.
+    """
     if not (found := ROW.fullmatch(place)):
-        return images.decode_mask(storage.read_bytes(place), place)
+        return images.decode_mask(storage.read_bytes(place), place, channel)
     row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
     mask_hw = mask_of(row, place)
     if found[3]:
