@@ -78,7 +78,7 @@ class DataSection(Section):
     val_split: str = "val"
     images: str = Field("images", description="folder format: where images are, below root")
     masks: str = Field("masks", description="folder format: where masks are, below root")
-    classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b], below root")
+    classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b][,scored], below root")
     val_share: float = Field(0.2, gt=0, lt=1, description="share for val where the layout has no splits")
     id_map: dict[Annotated[int, BeforeValidator(_mask_id)], int] = Field(
         default_factory=dict, description="id or #RRGGBB in mask files → class, or 255 for void"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from segray.core.models.weights import Weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
+
+log = logging.getLogger("segray")
 
 SECTIONS = ("data", "model", "augment", "train", "cluster")
 FREE_KEYS = {  # may change between a run and its resumption
@@ -125,6 +128,8 @@ def plan_data(config: Config) -> DataPlan:
     """The frames that `config` names; everything that can be wrong before the first pixel is."""
     check_names(config.model)
     dataset = open_dataset(config.data)
+    for note in dataset.notes:
+        log.warning(f"{note}.")
     check_model(config, dataset.label_space.num_classes)
     train_refs = split_refs(dataset, config.data.train_split)
     val_refs = split_refs(dataset, config.data.val_split)

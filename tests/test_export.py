@@ -11,6 +11,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +25,13 @@ from segray.cli import cli
 from segray.config import load
 from segray.core import images, parts, quality
 from segray.core.datasets import camvid, cityscapes, open_dataset, read_sample, streets, voc
+from segray.core.datasets.folder import read_classes
 from segray.core.formats import FORMATS
 from segray.core.formats.coco import instances
 from segray.core.formats.cvat import own_colors
 from segray.core.formats.frame import Options
 from segray.core.formats.label_studio import encode_brush
+from segray.core.formats.masks import Png
 from segray.core.formats.names import Names
 from segray.core.models import bundle
 from segray.core.plan import PlanReader, make_plan
@@ -80,6 +83,15 @@ def labels(tmp_path):
 
 def files_below(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_class_that_would_be_void_by_name_stays_one_in_an_export(tmp_path):
+    space = LabelSpace(("unlabeled", "road"), ((0, 0, 0), (128, 64, 128)))
+    Png(SimpleNamespace(out=tmp_path, space=space)).join()
+    assert (tmp_path / "classes.csv").read_text() == (
+        "name,id,r,g,b,scored\nunlabeled,0,0,0,0,yes\nroad,1,128,64,128,yes\n"
+    )
+    assert read_classes(str(tmp_path / "classes.csv"))[0].names == space.names
 
 
 def read_png(path):

@@ -62,6 +62,7 @@ class ModelFrames:
     def __init__(self, config: Config, space: LabelSpace) -> None:
         dataset = open_dataset(config.data)
         self.refs = split_refs(dataset, config.evaluate.split)
+        self.notes = [f"{note}." for note in dataset.notes]
         self.space, self.truth_space, self.what = space, dataset.label_space, f"{dataset.name} {config.evaluate.split}"
         self._reading, self.not_covered = reading_space(space, dataset.label_space)
         self._batch_size = config.evaluate.batch_size
@@ -103,12 +104,14 @@ class LabelFrames:
             raise DataError(f"{section.model} was made with label.mask_format none; label with png or rle to score it.")
         rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
         self.space = self.truth_space = plans[0].label_space
+        self.notes = []
         if section.truth:
             masks = find_images(storage.absolute(section.truth))
             wanted, self.what = [SampleRef(name, "", uri) for name, uri in masks.items()], section.truth
         elif config.data.root:
             dataset = open_dataset(config.data)
             wanted, self.what = split_refs(dataset, section.split), f"{dataset.name} {section.split}"
+            self.notes = [f"{note}." for note in dataset.notes]
             self.truth_space = dataset.label_space
         else:
             having = [row for row in rows if row["truth_uri"]]
@@ -139,7 +142,8 @@ class LabelFrames:
         if not self.refs:
             raise DataError(f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}.")
         scored = {ref.sample_id for ref in self.refs}
-        self.missing, self.notes = [ref.sample_id for ref in wanted if ref.sample_id not in scored], matched.notes
+        self.missing = [ref.sample_id for ref in wanted if ref.sample_id not in scored]
+        self.notes = [*self.notes, *matched.notes]
         self._masks = {place: frames[place] for place in kept}
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:

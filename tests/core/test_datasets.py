@@ -1,12 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from segray.config import DataSection
+from segray.config import Config, DataSection
 from segray.core.datasets import folder, input_size, open_dataset, pairs, read_sample, split_refs, streets
 from segray.core.datasets.check import check
 from segray.core.samples import SampleRef, color_id
 from segray.errors import DataError
+from segray.train import plan_data
 
 
 def put(path, value=0, size=(6, 4), mode="L"):
@@ -151,6 +154,10 @@ def test_a_frame_called_like_a_split_is_no_split(tmp_path):
         ("name,id\nroad,x\n", "id, r, g and b are whole numbers"),
         ("name,r,g,b\nroad,1,2,300\n", "colour 1,2,300"),
         ("name,id\nroad,1\nroad,2\n", "every class needs a name of its own"),
+        ("name,scored\nroad,perhaps\n", "scored is 'perhaps' for road; write yes or no"),
+        ("name\nvoid\n", "every class is void; give one that is scored"),
+        ("name,id\nroad,255\n", "ids must differ"),
+        (f"name\n{'a' * 200_000}\n", "is no table: field larger than field limit"),
         ("name\nStra\udcdfe\n", r"classes\.csv is not UTF-8 text; save it as UTF-8\.$"),
     ],
 )
@@ -162,9 +169,54 @@ def test_a_wrong_class_list_says_what_is_wrong(tmp_path, text, says):
         open_dataset(DataSection(format="folder", root=str(tmp_path)))
 
 
+VOID_ROWS = "void,11,0,0,0", "Don't care,12,9,9,9", "un-labelled,0,,,", "ignore,255,,,", "avoid,3,,,"
+
+
+@pytest.mark.parametrize("kind", ["csv", "yaml"])
+def test_classes_that_are_void_by_name_are_no_classes_and_it_is_said(tmp_path, kind):
+    lines = ["road,7,128,64,128", *VOID_ROWS, "car,26,0,0,142"]
+    path = tmp_path / f"classes.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join(["name,id,r,g,b", *lines]))
+    else:
+        rows = [line.split(",") for line in lines]
+        path.write_text(json.dumps([{"name": n, "id": int(i), "color": c if c[0] else None} for n, i, *c in rows]))
+    space, notes = folder.read_classes(str(path))
+    assert space.names == ("road", "avoid", "car")
+    assert space.colors[::2] == ((128, 64, 128), (0, 0, 142))
+    ids = {raw: label for raw, label in space.id_map.items() if raw < 256}
+    assert ids == {7: 0, 11: 255, 12: 255, 0: 255, 255: 255, 3: 1, 26: 2}
+    assert space.id_map[color_id(9, 9, 9)] == space.id_map[color_id(0, 0, 0)] == 255
+    assert notes == (
+        f"{path}: void by name: void (id 11), Don't care (id 12), un-labelled (id 0), ignore (id 255); "
+        "a column `scored` with yes keeps such a class",
+    )
+
+
+def test_a_column_says_which_classes_are_scored(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,id,scored\nroad,7,\nvoid,11,yes\nparking,9,no\n")
+    space, notes = folder.read_classes(str(tmp_path / "classes.csv"))
+    assert (space.names, notes) == (("road", "void"), ())
+    assert space.id_map == {7: 0, 11: 1, 9: 255, 255: 255}
+    (tmp_path / "classes.yaml").write_text("[{name: road, scored: true}, {name: void, scored: true}, ignore]")
+    assert folder.read_classes(str(tmp_path / "classes.yaml"))[0].id_map == {0: 0, 1: 1, 2: 255, 255: 255}
+
+
+def test_what_is_void_by_name_is_told_when_training_starts(tmp_path, caplog):
+    (tmp_path / "classes.csv").write_text("name\nroad\nvoid\n")
+    for split in ("train", "val"):
+        put(tmp_path / "images" / split / "a.png", mode="RGB")
+        put(tmp_path / "masks" / split / "a.png", 1)
+    config = Config().changed({"data.format": "folder", "data.root": str(tmp_path), "train.batch_size": 1})
+    plan_data(config)
+    note = f"{tmp_path}/classes.csv: void by name: void (id 1); a column `scored` with yes keeps such a class"
+    assert caplog.messages == [f"{note}."]
+    assert check(open_dataset(config.data), ()).notes[0] == note
+
+
 def test_a_colour_of_two_classes_is_neither(tmp_path):
     (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,1,2,3\ncar,1,2,3\nsky,0,0,9\n")
-    known = folder.read_classes(str(tmp_path / "classes.csv")).id_map
+    known = folder.read_classes(str(tmp_path / "classes.csv"))[0].id_map
     assert sorted(known) == [0, 1, 2, 255, color_id(0, 0, 9)]
 
 

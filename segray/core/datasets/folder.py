@@ -1,7 +1,8 @@
 """Any folder of images and masks with a list of classes.
 
-root/classes.csv            name[,id][,r,g,b], with that header; id is what masks hold, by default the row
-root/classes.yaml           or, with data.classes: a list of names, or of {name, id, color: [r, g, b]}
+root/classes.csv            name[,id][,r,g,b][,scored], with that header; id is what masks hold, by default the row;
+                            scored: no makes the id void, and so does a name of VOID_NAMES where nothing is said
+root/classes.yaml           or, with data.classes: a list of names, or of {name, id, color: [r, g, b], scored}
 root/images/train/…         or root/images/… without splits: then a share goes to val, by name
 root/masks/train/…          the same paths, as PNGs of class ids (grey or palette; 255 is void) or of the colours
 """
@@ -21,19 +22,22 @@ from segray.core.datasets.pairs import check_root, pair, read_text, split
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 
+VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
+SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
 
 def open_dataset(config: DataSection) -> Dataset:
     """Splits as folders below images/ and masks/, or else one folder, shared out by the names' hashes."""
     root = check_root(config.root, "images/, masks/ and classes.csv")
-    space = read_classes(storage.join(root, config.classes))
+    space, notes = read_classes(storage.join(root, config.classes))
     refs, unpaired = pair(storage.join(root, config.images), storage.join(root, config.masks))
     if not refs and not unpaired:
         raise DataError(f"{root} holds no images in {config.images}/ and masks in {config.masks}/.")
-    return Dataset("folder", space, split(refs, config), tuple(unpaired))
+    return Dataset("folder", space, split(refs, config), tuple(unpaired), notes)
 
 
-def read_classes(uri: str) -> LabelSpace:
-    """classes.csv or .yaml → label space. DataError says what is wrong with it."""
+def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
+    """classes.csv or .yaml → label space, and what is worth knowing of it. DataError says what is wrong with it."""
     text = read_text(uri)
     rows = _yaml(text, uri) if uri.endswith((".yaml", ".yml")) else _csv(text, uri)
     try:
@@ -41,20 +45,52 @@ def read_classes(uri: str) -> LabelSpace:
         given = [_color(row) for row in rows]
     except (TypeError, ValueError) as error:
         raise DataError(f"{uri}: {error}; id, r, g and b are whole numbers from 0 to 255.") from None
-    if len(set(ids)) < len(ids) or not all(0 <= i < IGNORE_INDEX for i in ids):
-        raise DataError(f"{uri}: ids must differ and lie in 0 to {IGNORE_INDEX - 1}; 255 is void.")
-    names = tuple(str(row["name"] or "").strip() for row in rows)
+    names = [str(row["name"] or "").strip() for row in rows]
     if "" in names or len(set(names)) < len(names):
         raise DataError(f"{uri}: every class needs a name of its own.")
-    id_map = {raw: label for label, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
-    # A colour that two classes share is unknown in masks, as it could be either.
-    id_map |= {color_id(*color): i for i, color in enumerate(given) if color is not None and given.count(color) == 1}
-    colors = [color or _hue(i, len(rows)) for i, color in enumerate(given)]
-    return LabelSpace(names, tuple(colors), id_map)
+    scored = [_scored(row, name, uri) for row, name in zip(rows, names, strict=True)]
+    kept = [i for i, name in enumerate(names) if (not is_void(name) if scored[i] is None else scored[i])]
+    if len(set(ids)) < len(ids) or not all(0 <= i < IGNORE_INDEX + (at not in kept) for at, i in enumerate(ids)):
+        raise DataError(f"{uri}: ids must differ and lie in 0 to {IGNORE_INDEX - 1}; 255 is void.")
+    label_of = {row: label for label, row in enumerate(kept)}
+    id_map = {raw: label_of.get(row, IGNORE_INDEX) for row, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
+    # A colour that two rows share is unknown in masks, as it could be either.
+    single = {color_id(*color): row for row, color in enumerate(given) if color and given.count(color) == 1}
+    id_map |= {raw: label_of.get(row, IGNORE_INDEX) for raw, row in single.items()}
+    if not kept:
+        raise DataError(f"{uri}: every class is void; give one that is scored.")
+    space = LabelSpace(
+        tuple(names[i] for i in kept),
+        tuple(given[i] or _hue(label, len(kept)) for i, label in label_of.items()),
+        id_map,
+    )
+    void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
+    note = f"{uri}: void by name: {', '.join(void)}; a column `scored` with yes keeps such a class"
+    return space, (note,) * bool(void)
+
+
+def is_void(name: str) -> bool:
+    """Whether a class of this name is none: what nobody drew or judged.
+
+    >>> is_void("Don't care"), is_void("avoid")
+    (True, False)
+    """
+    return "".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES
+
+
+def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
+    """What the row says itself; None where it says nothing."""
+    given = str("" if row.get("scored") is None else row["scored"]).strip().lower()
+    if given not in SCORED:
+        raise DataError(f"{uri}: scored is {given!r} for {name}; write yes or no.")
+    return SCORED[given]
 
 
 def _csv(text: str, uri: str) -> list[dict[str, Any]]:
-    rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    except csv.Error as error:
+        raise DataError(f"{uri} is no table: {error}.") from None
     if not rows or "name" not in rows[0]:
         raise DataError(f"{uri} needs a header line with `name`, and optionally id,r,g,b; then a line a class.")
     return [row | {"color": [row[c] for c in "rgb"] if row.get("r") else None} for row in rows]

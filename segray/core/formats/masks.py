@@ -11,6 +11,7 @@ import numpy as np
 from segray.core import images
 from segray.core.classmaps import match
 from segray.core.datasets.cityscapes import LABELS
+from segray.core.datasets.folder import is_void
 from segray.core.formats.frame import Frame, Job, replacing
 from segray.errors import DataError
 
@@ -34,10 +35,10 @@ class Png:
         space = self.job.space
         with replacing(self.job.out / "classes.csv") as file:
             lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(("name", "id", "r", "g", "b"))
-            lines.writerows(
-                (name, i, *color) for i, (name, color) in enumerate(zip(space.names, space.colors, strict=True))
-            )
+            scored = ("scored",) * any(map(is_void, space.names))  # their names alone would make such classes void
+            lines.writerow(("name", "id", "r", "g", "b", *scored))
+            for i, (name, color) in enumerate(zip(space.names, space.colors, strict=True)):
+                lines.writerow((name, i, *color, *("yes" for _ in scored)))
 
 
 class Cityscapes:
