@@ -257,7 +257,7 @@ class _Frames:
         self.by_id = {_steps(ref.sample_id): ref for ref in refs}
         self.by_end: dict[str, list[SampleRef]] = {}
         for name, ref in self.by_id.items():
-            for end in _ends(name):
+            for end in ends(name):
                 self.by_end.setdefault(end, []).append(ref)
 
     def listed(self, line: str, source: str) -> SampleRef | None:
@@ -280,13 +280,13 @@ class _Frames:
                 )
             if found:
                 return found[0]
-            for end in _ends(name):
+            for end in ends(name):
                 if end in self.by_id and (spaces or not re.search(r"\s", name.removesuffix(end))):
                     return self.by_id[end]
         return None
 
 
-def _ends(name: str) -> list[str]:
+def ends(name: str) -> list[str]:
     """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
     parts = name.split("/")
     return ["/".join(parts[i:]) for i in range(len(parts))]
