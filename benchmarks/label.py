@@ -304,7 +304,7 @@ def plan_once(job: str) -> None:
     made = make_plan(told["out"], told["settings"], space)
     seconds, most_mib = time.perf_counter() - started, memory_mib()[1]
     started = time.perf_counter()
-    inputs.find_inputs(told["settings"]["inputs"], told["out"])
+    inputs.find_inputs(told["settings"]["inputs"])
     listing = time.perf_counter() - started
     disk_mib = sum(entry.size for entry in storage.iter_files(f"{told['out']}/_segray")) / 2**20
     row = (made.rows, *(round(value, 1) for value in (seconds, listing, before_mib, most_mib, disk_mib)), made.shards)

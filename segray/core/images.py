@@ -19,9 +19,14 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *(".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    }
+)
 # Pillow knows many more, among them EPS, for which it starts Ghostscript: a suffix does not say what is in a file.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
 MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
 NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of GeoTIFF's overviews, so many at most
@@ -34,6 +39,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     7: lambda a: np.rot90(a, 2).T,
     8: np.rot90,
 }
+# What phones and programs write and Pillow does not read, by how a file begins: ISO/IEC 23008-12, 10.2 and 18181-2.
+HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 # 268 MP: above any road camera, below what fills a laptop's memory: 0.8 GB as RGB, 2.7 while it is decoded (144 MP
 # took 1.4: Pillow's 4 bytes a pixel, then the array's 3 twice; 3.7 GB with alpha or a palette).
 MAX_PIXELS = 1 << 28
@@ -56,6 +64,7 @@ BROKEN = (
     ArithmeticError,
     EOFError,
     MemoryError,
+    RuntimeError,  # of AVIF
     struct.error,
 )
 
@@ -300,6 +309,9 @@ def _open(data: bytes, source: str) -> Image.Image:
         # as a copy leaves that gave the file its length first and then broke off, would be drawn as grey.
         ends = image.format not in JPEGS or data.rfind(b"\xff\xd9", image.fp.tell()) >= 0
     except BROKEN as error:
+        unread = "HEIC" if data[4:12] in HEIC else "JPEG XL" if data.startswith(JPEG_XL) else None
+        if unread:
+            raise DataError(f"{source} is {unread}, which is not read; convert it to JPEG or PNG.") from error
         raise DataError(_tiff_reason(data, source) or f"{source} is not an image: {_one_line(error)}.") from error
     _check_size(*image.size, image.format, source)
     if isinstance(image, TiffImagePlugin.TiffImageFile):

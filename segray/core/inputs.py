@@ -4,17 +4,21 @@
     's3://b/day*/**'   what matches; ** crosses folders
     frames.txt         a path or URI a line; .jsonl: one object a line; .parquet: a column of them
 
+What is named has a row, whatever it is. What a folder or a glob holds and is not taken is counted, and said.
 The files lie in Arrow columns, some 200 bytes each, so that a million of them fit anywhere.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -29,10 +33,19 @@ from segray.core.video import VIDEO_SUFFIXES
 from segray.errors import DataError, InputMissing, StorageError
 
 LISTS = frozenset({".txt", ".jsonl", ".ndjson"})
-PLACES = ("uri", "path", "file_name", "image", "file", "url")  # the columns and keys that name a file, first one first
+# The columns and keys that name a file, first one first.
+PLACES = ("uri", "path", "file_name", "image", "image_path", "file", "url")
 PARQUET = ".parquet"
 LOOKUPS = 32  # files of a list that are looked up at once: on S3 each is a round trip
 CHUNK = 10_000
+NAMED, SUFFIXES = 3, 12  # of what is not taken, so many are named, and suffixes counted
+
+# What Pillow would take for a picture, and what looks like a list and is none.
+RAW = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw")
+REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; develop it to JPEG, PNG or TIFF") | (
+    dict.fromkeys((".csv", ".tsv", ".json"), "no list that is read; give .txt with a path a line, .jsonl or .parquet")
+)
+WRITTEN = ("_segray", "_export")  # what stands in a folder that segray wrote
 
 IMAGE, TABLE, VIDEO = 0, 1, 2  # the order in which files are labelled
 FILES = pa.schema(
@@ -58,38 +71,119 @@ class Found(NamedTuple):
     error: str | None = None
 
 
-def find_inputs(inputs: Sequence[str], without: str = "", on_found: Callable[[int], None] = lambda n: None) -> pa.Table:
+class Untaken:
+    """What folders and globs hold and is not taken, counted while they are listed."""
+
+    def __init__(self) -> None:
+        self.suffixes: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self.hidden: Counter[str] = Counter()  # folders, by their names
+        self.written: set[str] = set()
+        self.unlisted: list[str] = []
+
+    def taken(self, entries: Iterable[storage.Entry], *, hidden: bool = False) -> Iterator[Found]:
+        """The files to label among those listed. hidden: also those of which the name says that they are hidden."""
+        for entry in entries:
+            kind, suffix = _kind(entry.uri), _suffix(entry.uri)
+            if storage.is_hidden(storage.name_of(entry.uri)) and not hidden:
+                self.others["hidden files"] += 1
+            elif kind is None:
+                self.suffixes[suffix or "without suffix"] += 1
+            else:
+                yield Found(kind, os.fsencode(entry.uri), entry.size, entry.stamp)
+
+    def enter(self, folder: str, *, hidden: bool = False) -> bool:
+        """Whether to list a folder: not one of a system or tool, nor one that segray wrote."""
+        above, _, name = folder.rpartition("/")
+        if storage.is_s3(folder):
+            written = above if name in WRITTEN else None
+        else:
+            written = folder if any(os.path.isdir(f"{folder}/{mark}") for mark in WRITTEN) else None  # noqa: PTH112
+        if written:
+            self.written.add(written)
+        elif storage.is_hidden(name) and not hidden:
+            self.hidden[name] += 1
+        else:
+            return True
+        return False
+
+    def odd(self, place: str) -> None:
+        """Count what is neither file nor folder."""
+        self.others["links to nothing" if os.path.islink(place) else "pipes, sockets or devices"] += 1  # noqa: PTH114
+
+    def unlist(self, error: StorageError) -> None:
+        """Keep the reason why a folder could not be listed."""
+        self.unlisted.append(str(error))
+
+    def notes(self) -> list[str]:
+        """In sentences, one for all that is counted."""
+        named = self.suffixes.most_common(SUFFIXES)
+        counts = [f"{count} {suffix}" for suffix, count in named]
+        if rest := self.suffixes.total() - sum(count for _, count in named):
+            counts.append(f"{rest} with other suffixes")
+        counts += [f"{count} {what}" for what, count in self.others.items()]
+        if self.hidden:
+            counts.append(f"{self.hidden.total()} folders of systems and tools ({_some(self.hidden)})")
+        notes = [f"Not taken: {', '.join(counts)}."] if counts else []
+        if self.written:
+            notes.append(f"Not taken, as segray wrote them: {_some(self.written)}.")
+        if self.unlisted:
+            more = f" So are {len(self.unlisted) - 1} more folders." if len(self.unlisted) > 1 else ""
+            notes.append(f"{self.unlisted[0]} What is in it is not labelled.{more}")
+        return notes
+
+
+def find_inputs(
+    inputs: Sequence[str],
+    on_found: Callable[[int], None] = lambda count: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> pa.Table:
     """Every file that the inputs name, once, images first, each kind in order of its name.
 
-    without: a folder whose files are not inputs, as the labels' own. on_found gets the number found so far.
+    on_found gets the number found so far, on_note what is named twice or is not taken, in sentences.
     Raises DataError for an input that does not exist, StorageError for a place that cannot be listed.
     """
-    tables = [FILES.empty_table()]
+    tables, untaken = [FILES.empty_table()], Untaken()
     for root in inputs:
-        found = _find(root, f"{without}/".encode() if without else None)
+        found, known = _find(root, untaken), set(untaken.written)
+        here = []
         while chunk := list(islice(found, CHUNK)):
             columns = zip(zip(*chunk, strict=True), FILES, strict=True)
-            tables.append(
-                pa.Table.from_arrays([pa.array(values, field.type) for values, field in columns], schema=FILES)
-            )
-            on_found(sum(len(table) for table in tables))
+            here.append(pa.Table.from_arrays([pa.array(values, field.type) for values, field in columns], schema=FILES))
+            on_found(sum(map(len, tables)) + sum(map(len, here)))
+        for folder in untaken.written - known:  # on S3 it is seen to be one after its first files
+            inside = [pc.starts_with(table["name"], os.fsencode(f"{folder}/")) for table in here]
+            here = [table.filter(pc.invert(mask)) for table, mask in zip(here, inside, strict=True)]
+        tables += here
     files = pa.concat_tables(tables).sort_by([("kind", "ascending"), ("name", "ascending")]).combine_chunks()
-    if len(files) < 2:
-        return files
-    new = pc.not_equal(files["name"].slice(1), files["name"].slice(0, len(files) - 1))
-    return files.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
+    if len(files) > 1:
+        new = pc.not_equal(files["name"].slice(1), files["name"].slice(0, len(files) - 1))
+        once = files.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
+        if twice := len(files) - len(once):
+            on_note(f"Named more than once, and labelled once: {twice}.")
+        files = once
+    for note in untaken.notes():
+        on_note(note)
+    return files
 
 
-def look_up(place: str) -> Found:
-    """One file as it is now; where it cannot be looked at, with the reason."""
-    kind = _kind(place) or IMAGE
+def look_up(place: str, listed: str = "") -> Found:
+    """One file as it is now; where it cannot be looked at or is not read, with the reason.
+
+    listed: where it is named, as in `frames.txt line 3`.
+    """
     try:
         with storage.reading_input(place):
             entry = storage.stat(place)
     except (DataError, UnicodeError) as error:
-        code = "input_missing" if isinstance(error, InputMissing) else "read_error"
-        return Found(kind, _bytes(place), -1, "", code, str(error))
-    return Found(kind, os.fsencode(entry.uri), entry.size, entry.stamp)
+        missing = isinstance(error, InputMissing)
+        text = storage.printable(f"{place} is listed in {listed} and does not exist.")
+        code = "input_missing" if missing else "read_error"
+        return Found(_kind(place) or IMAGE, _bytes(place), -1, "", code, text if missing and listed else str(error))
+    found = Found(_kind(place) or IMAGE, os.fsencode(entry.uri), entry.size, entry.stamp)
+    if reason := REFUSED.get(_suffix(place)):
+        return found._replace(error_code="decode_error", error=storage.printable(f"{place} is {reason}."))
+    return found
 
 
 def image_column(schema: pa.Schema) -> str | None:
@@ -118,22 +212,72 @@ def read_images(uri: str, rows: Sequence[int]) -> Iterator[bytes | None]:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _find(root: str, without: bytes | None) -> Iterator[Found]:
-    suffix = _suffix(root)
-    if suffix in LISTS or (suffix == PARQUET and _is_list(root)):
-        yield from _listed(root)
-        return
-    entries, nothing = _matching(root) if _is_glob(root) else storage.iter_files(root), True
-    for entry in entries:
-        nothing, kind, name = False, _kind(entry.uri), os.fsencode(entry.uri)
-        hidden = storage.name_of(entry.uri).startswith(".")
-        if kind is not None and not hidden and not (without and name.startswith(without)):
-            yield Found(kind, name, entry.size, entry.stamp)
-    if nothing and not storage.exists(root):
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _find(root: str, untaken: Untaken) -> Iterator[Found]:
+    is_folder = not storage.is_s3(root) and os.path.isdir(root)  # noqa: PTH112, as Path.is_dir raises for a long name
+    if not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
+        yield from _listed(root, untaken)
+    elif _is_glob(root):
+        yield from _matching(root, untaken)
+    elif not is_folder and not storage.exists(root):
         raise DataError(f"{root} does not exist; give an image, a video, a folder or glob of them, or a list.")
+    elif is_folder or storage.is_s3(root):
+        yield from _below(root, untaken)
+    else:
+        yield look_up(root)
+
+
+def _below(root: str, untaken: Untaken) -> Iterator[Found]:
+    """The files of a folder; on S3 also a file that is named itself."""
+    if any(storage.exists(storage.join(root, name)) for name in WRITTEN):
+        raise DataError(f"{root} was written by segray and is no input; give the folder of the images themselves.")
+    real = f"{os.path.realpath(root).rstrip('/')}/"
+
+    def enter(folder: str) -> bool:
+        if not storage.is_s3(root) and os.path.islink(folder):  # noqa: PTH114
+            target = os.path.realpath(folder)
+            if target.startswith(real) and not any(map(storage.is_hidden, target.removeprefix(real).split("/"))):
+                untaken.others["links to folders that are listed anyway"] += 1
+                return False
+        return untaken.enter(folder)
+
+    entries = storage.iter_files(root, enter, untaken.odd, untaken.unlist)
+    first = next(entries, None)
+    if first and first.uri == root:
+        yield look_up(root)
+    elif first:
+        yield from untaken.taken(chain([first], entries))
+
+
+def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
+    """Files that match a glob, from the folders that can hold some."""
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if _signs(part))
+    deep = parts.index("**") if "**" in parts else len(parts)
+    hidden = any(part.startswith(".") for part in parts[fixed:])  # as the pattern says
+    try:
+        starts = ["/".join(parts[:n]) for n in range(len(parts) + 1)]
+        matches = [re.compile(glob_translate(start), re.DOTALL).fullmatch for start in starts]
+    except ValueError:
+        raise DataError(f"{pattern}: ** stands for folders, as a whole part of the path: drives/**/*.jpg.") from None
+
+    def enter(folder: str) -> bool:
+        n = folder.count("/") + 1
+        can_hold = n > deep or (n < len(parts) and matches[n](folder))
+        return bool(can_hold) and untaken.enter(folder, hidden=hidden)
+
+    below = len(parts) - fixed > 1 or deep < len(parts)
+    entries = storage.iter_files(starts[fixed] or "/", enter, untaken.odd, untaken.unlist, deep=below)
+    matching = (entry for entry in entries if matches[-1](entry.uri))
+    yield from untaken.taken(matching, hidden=hidden)
 
 
 def _kind(uri: str) -> int | None:
@@ -143,40 +287,74 @@ def _kind(uri: str) -> int | None:
 
 
 def _suffix(uri: str) -> str:
-    return f".{storage.name_of(uri).rpartition('.')[2].lower()}"
+    _, dot, end = storage.name_of(uri).rpartition(".")
+    return f".{end.lower()}" if dot else ""
 
 
 def _is_glob(root: str) -> bool:
-    return any(sign in root for sign in "*?[") and not storage.exists(root)
+    return _signs(root) and not storage.exists(root)
 
 
-def _matching(pattern: str) -> Iterator[storage.Entry]:
-    """Files that match a glob, from a listing of the folder above its first sign."""
-    folder = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    matches = re.compile(glob_translate(pattern), re.DOTALL).fullmatch
-    return (entry for entry in storage.iter_files(folder or "/") if matches(entry.uri))
+def _signs(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
 
 
-def _listed(uri: str) -> Iterator[Found]:
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:NAMED]) + (", …" if len(first) > NAMED else "")
+
+
+def _listed(uri: str, untaken: Untaken) -> Iterator[Found]:
     """The files that a list names; one that is not there has its reason, and so a row."""
-    folder = uri.rpartition("/")[0]
+    folder, _, name = uri.rpartition("/")
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        places = (
-            place if "://" in place or place.startswith("/") else storage.join(folder, place) for place in _places(uri)
-        )
-        yield from ahead(pool, look_up, places, 2 * LOOKUPS)
+        places = ((_whole(folder, place), f"{name} {where}") for where, place in _places(uri, untaken))
+        yield from ahead(pool, lambda named: look_up(*named), places, 2 * LOOKUPS)
 
 
-def _places(uri: str) -> Iterator[str]:
+def _whole(folder: str, place: str) -> str:
+    """A place that a list names, from the list's folder on where it is a relative one, in one spelling."""
+    if "://" in place:
+        return place
+    whole = place if place.startswith("/") else storage.join(folder, place)
+    if not storage.is_s3(whole):
+        return storage.normal(whole)
+    steps = {".", ".."} & set(place.split("/"))  # else a key is what it is
+    return f"s3://{posixpath.normpath(whole[5:])}" if steps else whole
+
+
+def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str]]:
+    """(`line 3`, what it names) of a list."""
     if _suffix(uri) == PARQUET:
         with storage.open_read(uri) as opened:
             file = pq.ParquetFile(opened)
-            for batch in file.iter_batches(CHUNK, columns=[_place_column(file.schema_arrow)]):
-                yield from (place for place in batch.column(0).to_pylist() if place)
+            batches = file.iter_batches(CHUNK, columns=[_place_column(file.schema_arrow)])
+            cells = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+            for number, cell in enumerate(cells):
+                if place := cell["path"] if isinstance(cell, dict) else cell:
+                    yield f"row {number}", place
+                else:
+                    untaken.others[f"empty cells of {storage.name_of(uri)}"] += 1
         return
-    for number, line in enumerate(storage.read_bytes(uri).splitlines(), 1):
+    for number, line in enumerate(_text(uri).splitlines(), 1):
         if line.strip():
-            yield os.fsdecode(line) if _suffix(uri) == ".txt" else _place(line, f"{uri}, line {number}")
+            yield (
+                f"line {number}",
+                os.fsdecode(line) if _suffix(uri) == ".txt" else _place(line, f"{uri}, line {number}"),
+            )
+
+
+def _text(uri: str) -> bytes:
+    """A list without its byte-order mark, as UTF-8 where it says that it is UTF-16; names need be neither."""
+    data = storage.read_bytes(uri)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeError:
+            raise DataError(f"{uri} is UTF-16 that cannot be read; save it as UTF-8.") from None
+    if b"\0" in data:
+        raise DataError(f"{uri} holds NUL bytes, as UTF-16 without its mark does; save it as UTF-8, a path a line.")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _place(line: bytes, source: str) -> str:
@@ -185,7 +363,9 @@ def _place(line: bytes, source: str) -> str:
     except ValueError as error:
         raise DataError(f"{source} is not JSON: {error}.") from None
     if isinstance(found, dict):
-        found = next((found[key] for key in PLACES if key in found), None)
+        found = next((found[key] for key in PLACES if found.get(key) is not None), None)
+    if isinstance(found, dict):  # as the Hugging Face Hub writes an image
+        found = found.get("path")
     if not isinstance(found, str):
         raise DataError(f"{source} names no file; give it under one of the keys {', '.join(PLACES)}.")
     return found
@@ -195,15 +375,29 @@ def _is_list(uri: str) -> bool:
     """Whether a Parquet file names images and does not hold them. False for what cannot be read: it becomes a row."""
     try:
         with storage.open_read(uri) as opened:
-            schema = pq.read_schema(opened)
+            file = pq.ParquetFile(opened)
+            return _place_column(file.schema_arrow) is not None and not _holds_images(file)
     except (StorageError, pa.ArrowException, OSError):
         return False
-    return image_column(schema) is None and _place_column(schema) is not None
+
+
+def _holds_images(file: pq.ParquetFile) -> bool:
+    """Whether there is a column of images with an image in it: the Hub's struct may have paths alone."""
+    column = image_column(file.schema_arrow)
+    if column is None or not pa.types.is_struct(file.schema_arrow.field(column).type):
+        return column is not None
+    batches = file.iter_batches(64, columns=[f"{column}.bytes"])
+    return any(pc.struct_field(batch.column(0), "bytes").null_count < len(batch) for batch in batches)
 
 
 def _place_column(schema: pa.Schema) -> str | None:
-    texts = {field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
-    return next((name for name in PLACES if name in texts), None)
+    """The column that names files; of the Hub's struct its path."""
+    places = {field.name: field.name for field in schema if _holds_text(field.type)}
+    structs = (field for field in schema if pa.types.is_struct(field.type))
+    for field in structs:
+        if field.type.get_field_index("path") >= 0 and _holds_text(field.type.field("path").type):
+            places[field.name] = f"{field.name}.path"
+    return next((places[name] for name in PLACES if name in places), None)
 
 
 def _bytes(place: str) -> bytes:

@@ -139,7 +139,8 @@ def make_plan(
     Raises DataError when nothing is found, and StorageError for a place that cannot be listed.
     """
     before = before or []
-    files = _again(failed) if failed else _not_planned(inputs.find_inputs(settings["inputs"], out, on_found), before)
+    found = _again(failed) if failed else inputs.find_inputs(settings["inputs"], on_found, on_note)
+    files = found if failed else _not_planned(found, before)
     if not len(files):
         if before:
             return None

@@ -17,8 +17,9 @@ import json
 import os
 import re
 import shutil
+import stat as modes
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ OWN_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 )
 OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"})
+# Folders that systems and tools make beside one's own; those that begin with a dot, as .ipynb_checkpoints, are known.
+SYSTEM = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
 NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -67,8 +70,23 @@ def check_uri(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A URI that means the same in every working directory."""
-    return check_uri(uri).rstrip("/") if is_s3(uri) else str(Path(check_uri(uri)).expanduser().absolute())
+    """A URI that means the same in every working directory, in one spelling."""
+    return check_uri(uri).rstrip("/") if is_s3(uri) else normal(str(Path(check_uri(uri)).expanduser().absolute()))
+
+
+def normal(path: str) -> str:
+    """An absolute local path without `.`, `..` and `//`.
+
+    >>> normal("/drives/day1/../day2//./a.jpg")
+    '/drives/day2/a.jpg'
+    """
+    whole = "/"
+    for part in path.split("/"):
+        if part == "..":  # above a link is the folder that holds what the link leads to
+            whole = os.path.dirname(os.path.realpath(whole) if os.path.islink(whole) else whole)  # noqa: PTH120, PTH114
+        elif part not in ("", "."):
+            whole = f"{whole.rstrip('/')}/{part}"
+    return whole
 
 
 def join(root: str | Path, *names: str) -> str:
@@ -85,10 +103,20 @@ def stem_of(uri: str) -> str:
     return name_of(uri).rsplit(".", 1)[0]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is a system's or a tool's, as .ipynb_checkpoints, ._a.jpg or @eaDir."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def not_hidden(folder: str) -> bool:
+    """iter_files(enter=not_hidden) leaves out what lies in hidden folders."""
+    return not is_hidden(name_of(folder))
+
+
 def read_bytes(uri: str) -> bytes:
     """A whole file. StorageError names the place and the reason."""
     with _one_line(uri, "read"):
-        return _get_s3(uri) if is_s3(uri) else Path(check_uri(uri)).read_bytes()
+        return _get_s3(uri) if is_s3(uri) else _file(uri).read_bytes()
 
 
 def read_json(uri: str) -> Any:
@@ -106,7 +134,7 @@ def parse_json(data: bytes, source: str) -> Any:
 def open_read(uri: str) -> Any:
     """A seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile."""
     with _one_line(uri, "read"):
-        return io.BufferedReader(_S3File(uri), READ_AHEAD) if is_s3(uri) else Path(check_uri(uri)).open("rb")
+        return io.BufferedReader(_S3File(uri), READ_AHEAD) if is_s3(uri) else _file(uri).open("rb")
 
 
 def raise_failure(file: Any) -> None:
@@ -155,27 +183,41 @@ def exists(uri: str) -> bool:
 
 
 def stat(uri: str) -> Entry:
-    """Size and stamp of one file."""
+    """Size and stamp of one file. StorageError for a folder, a pipe or a device."""
     with _one_line(uri, "read"):
         if is_s3(uri):
             head = s3.request("head_object", **_key(uri))
             return _entry_s3(uri, head["ContentLength"], head)
         info = Path(check_uri(uri)).stat()
+        _check_regular(info)
         return Entry(uri, info.st_size, str(info.st_mtime_ns), info.st_mtime)
 
 
-def list_files(root: str) -> list[Entry]:
+def list_files(root: str, enter: Callable[[str], bool] | None = None) -> list[Entry]:
     """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
-    return sorted(iter_files(root), key=lambda entry: entry.uri)
+    return sorted(iter_files(root, enter), key=lambda entry: entry.uri)
 
 
-def iter_files(root: str) -> Iterator[Entry]:
-    """list_files() one by one and in no promised order, in memory that does not grow with their number."""
+def iter_files(
+    root: str,
+    enter: Callable[[str], bool] | None = None,
+    on_odd: Callable[[str], None] = lambda place: None,
+    on_unlisted: Callable[[StorageError], None] | None = None,
+    *,
+    deep: bool = True,
+) -> Iterator[Entry]:
+    """list_files() one by one and in no promised order, in memory that does not grow with their number.
+
+    enter: whether to list what is in a folder below the root; not deep: in none of them. on_odd gets what is neither
+    file nor folder: links to nothing, pipes, devices. on_unlisted gets the error of a folder below the root that may
+    not be listed; without it, that error is raised.
+    """
     if is_s3(root):
-        return _list_s3(root)
+        return _list_s3(root, enter, deep=deep)
     top = str(Path(check_uri(root)))
     is_file = os.path.isfile(top)  # noqa: PTH113, as Path.is_file raises for a name that is too long
-    return iter([stat(top)]) if is_file else _walk(top)
+    below = enter if deep else lambda folder: False
+    return iter([stat(top)]) if is_file else _walk(top, below, on_odd, on_unlisted)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -250,7 +292,7 @@ def _without_secrets(text: str) -> str:
     return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """With bytes that are no UTF-8, line ends and signs that turn text around written as escapes, as in \\udcff."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -263,7 +305,7 @@ def _one_line(uri: str, verb: str) -> Iterator[None]:
     except s3.FAILURES as error:
         refused = " Check the credentials (AWS_PROFILE, a role) and the bucket's policy."
         hint = refused if s3.http_status(error) == 403 else ""
-        raise StorageError(_printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error
+        raise StorageError(printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error
 
 
 @contextmanager
@@ -276,7 +318,7 @@ def reading_input(uri: str) -> Iterator[None]:
         yield
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise InputMissing(_printable(f"{uri} is gone since the plan was made.")) from error
+            raise InputMissing(printable(f"{uri} is gone since the plan was made.")) from error
         if error.__cause__ and s3.http_status(error.__cause__) == 412:
             raise InputChanged(_changed(uri)) from error
         if _is_own_fault(uri, error.__cause__):
@@ -297,28 +339,59 @@ def _is_own_fault(uri: str, cause: BaseException | None) -> bool:
 
 
 def _changed(uri: str) -> str:
-    return _printable(f"{uri} has changed since the plan was made; label it anew with another --out.")
+    return printable(f"{uri} has changed since the plan was made; label it anew with another --out.")
 
 
-def _walk(top: str, above: frozenset[str] = frozenset()) -> Iterator[Entry]:
+def _file(uri: str) -> Path:
+    """The path of a regular file. OSError for a folder, a pipe, which would be waited for, or a device without end."""
+    path = Path(check_uri(uri))
+    _check_regular(path.stat())
+    return path
+
+
+def _check_regular(info: os.stat_result) -> None:
+    if modes.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not modes.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "It is a pipe, a socket or a device, and no file")
+
+
+def _walk(
+    top: str,
+    enter: Callable[[str], bool] | None,
+    on_odd: Callable[[str], None],
+    on_unlisted: Callable[[StorageError], None] | None,
+    above: frozenset[str] = frozenset(),
+) -> Iterator[Entry]:
     # scandir, as one undecodable name makes pyarrow's listing of the whole folder fail.
     real = os.path.realpath(top)
     if real in above:
         return  # a link to a folder that it stands in
-    with _one_line(top, "listed"):
-        try:
-            entries = os.scandir(top)
-        except FileNotFoundError:
-            return
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, above | {real})
-            elif entry.is_file():
+    try:
+        with _one_line(top, "listed"):
+            for entry in os.scandir(top):
                 try:
-                    info = entry.stat()
-                except FileNotFoundError:  # deleted meanwhile, as temporary files are; the others are there
+                    is_dir, info = entry.is_dir(), entry.stat()
+                except OSError as error:
+                    if entry.is_symlink() and error.errno in {errno.ENOENT, *OWN_ERRNOS}:
+                        on_odd(entry.path)
+                    elif not isinstance(error, FileNotFoundError):  # deleted meanwhile, as temporary files are
+                        raise
                     continue
-                yield Entry(entry.path, info.st_size, str(info.st_mtime_ns), info.st_mtime)
+                if is_dir:
+                    if enter is None or enter(entry.path):
+                        yield from _walk(entry.path, enter, on_odd, on_unlisted, above | {real})
+                elif modes.S_ISREG(info.st_mode):
+                    yield Entry(entry.path, info.st_size, str(info.st_mtime_ns), info.st_mtime)
+                else:
+                    on_odd(entry.path)
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError):
+            return
+        if not above or on_unlisted is None or getattr(cause, "errno", None) not in OWN_ERRNOS:
+            raise
+        on_unlisted(error)
 
 
 def _key(uri: str) -> dict[str, str]:
@@ -337,23 +410,39 @@ def _below(key: str) -> str:
     return key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
-def _list_s3(root: str, markers: bool = False) -> Iterator[Entry]:
+def _list_s3(
+    root: str, enter: Callable[[str], bool] | None = None, *, deep: bool = True, markers: bool = False
+) -> Iterator[Entry]:
     """By pages of 1000 keys; not by s3fs's find(), which holds all of them and can return a prefix as a file.
 
     markers: also the keys that end in a slash, with which some programs mark folders.
     """
     bucket, key = _key(root).values()
+    more: dict[str, str] | None = {} if deep else {"Delimiter": "/"}
     nothing = True
-    more: dict[str, str] | None = {}
+    below = _below(key)
+    entered: dict[str, bool] = {below: True}
+
+    def wanted(folder: str) -> bool:
+        """Whether a prefix below the root is to be listed, and all that it stands in."""
+        if enter is None:
+            return True
+        if folder not in entered:
+            above = folder[: folder.rstrip("/").rfind("/") + 1]
+            entered[folder] = wanted(above) and enter(f"s3://{bucket}/{folder.rstrip('/')}")
+        return entered[folder]
+
     with _one_line(root, "listed"):
         while more is not None:
-            page = s3.request("list_objects_v2", Bucket=bucket, Prefix=_below(key), **more)
+            page = s3.request("list_objects_v2", Bucket=bucket, Prefix=below, **more)
             for found in page.get("Contents", ()):
                 nothing = False
-                if markers or not found["Key"].endswith("/"):
-                    yield _entry_s3(f"s3://{bucket}/{found['Key']}", found["Size"], found)
+                name = found["Key"]
+                if (markers or not name.endswith("/")) and wanted(name[: name.rfind("/") + 1]):
+                    yield _entry_s3(f"s3://{bucket}/{name}", found["Size"], found)
+            nothing = nothing and "CommonPrefixes" not in page
             token = page.get("NextContinuationToken")
-            more = {"ContinuationToken": token} if token else None
+            more = {**more, "ContinuationToken": token} if token else None
         if nothing and key.rstrip("/"):
             try:
                 head = s3.request("head_object", Bucket=bucket, Key=key.rstrip("/"))
@@ -410,7 +499,7 @@ class _S3File(io.RawIOBase):
             with _one_line(self._uri, "read"):
                 data = _get_s3(self._uri, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
         except StorageError as error:
-            replaced = InputChanged(_printable(f"{self._uri} was replaced while it was read."))
+            replaced = InputChanged(printable(f"{self._uri} was replaced while it was read."))
             self.failed = replaced if s3.http_status(error) == 412 else error
             raise self.failed from error.__cause__
         self._at = end

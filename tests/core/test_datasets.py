@@ -138,6 +138,18 @@ def test_a_frame_beside_the_folders_of_splits_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "day1/.thumbnails", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
+def test_folders_of_systems_and_tools_hold_no_frames(tmp_path, hidden):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for name in ("a", "b", f"{hidden}/a", f"{hidden}/c"):
+        put(tmp_path / "images" / f"{name}.png", mode="RGB")
+        put(tmp_path / "masks" / f"{name}.png")
+    put(tmp_path / "images" / hidden / "d.png", mode="RGB")
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert sorted(ref.sample_id for refs in dataset.splits.values() for ref in refs) == ["a", "b"]
+    assert dataset.unpaired == ()
+
+
 def test_a_frame_called_like_a_split_is_no_split(tmp_path):
     (tmp_path / "classes.csv").write_text("name\nroad\n")
     for i in ("test", "a", "b", "c", "d"):

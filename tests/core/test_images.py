@@ -66,7 +66,7 @@ def png(pixels, color_type):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000"])
 def test_common_formats_give_their_pixels(kind):
     image = decode_image(encoded(Image.new("RGB", (8, 4), RED), kind))
     assert (image.shape, image.dtype) == ((4, 8, 3), np.uint8)
@@ -269,7 +269,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "deep PNG", "deep TIFF", "grey JPEG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "deep PNG", "deep TIFF", "grey JPEG"])
 def test_an_image_is_upright_after_exif(kind, orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
@@ -278,7 +278,8 @@ def test_an_image_is_upright_after_exif(kind, orientation):
     if "deep" in kind:
         picture = Image.fromarray(stored.astype(np.uint16) * 257)
     kind = kind.split()[-1]
-    options = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}[kind]
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}}
+    options = options.get(kind, {})
     image = decode_image(encoded(picture, kind, exif=exif, **options))
     right = UPRIGHT[orientation](stored)
     assert image.shape == (*right.shape, 3)
@@ -332,6 +333,9 @@ def test_what_is_no_image_is_a_data_error_that_names_the_file(data):
         ("TIFF", {"compression": "tiff_deflate"}),
         ("GIF", {}),
         ("BMP", {}),
+        ("AVIF", {}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
     ],
     ids=str,
 )
@@ -356,7 +360,7 @@ def test_a_jpeg_that_ends_in_zeros_is_not_filled_with_grey():
 
 def test_damaged_bytes_give_pixels_or_a_data_error():
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000"):
         whole = np.frombuffer(encoded(NOISE.crop((0, 0, 24, 20)), kind), np.uint8)
         for _ in range(100):
             data = whole.copy()
@@ -498,6 +502,8 @@ def test_masks_that_would_invent_ids_are_refused():
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents"):
         decode_mask(encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE]), "m.jpg")
+    with pytest.raises(DataError, match=r"^m\.png is an? AVIF, which invents class ids at edges; store masks as PNG\.$"):
+        decode_mask(encoded(Image.new("L", (8, 8)), "AVIF"), "m.png")
     with pytest.raises(DataError, match=r"^m\.tif has F pixels; a mask holds a class id of 8 or 16 bits, or a colour"):
         decode_mask(encoded(Image.new("F", (8, 8)), "TIFF"), "m.tif")
 

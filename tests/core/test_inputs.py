@@ -1,5 +1,6 @@
 """What a user names becomes rows of a plan: every kind of input, on a disk and on S3, once each."""
 
+import codecs
 import io
 import json
 import os
@@ -16,9 +17,12 @@ from segray.core import inputs, parts, storage
 from segray.core import plan as planning
 from segray.core.ahead import ahead
 from segray.core.datasets import places, streets
+from segray.core.datasets.pairs import find_images
+from segray.core.models.bundle import read_info
 from segray.core.plan import check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
-from segray.errors import DataError, OutputExists
+from segray.core.video import index_video
+from segray.errors import DataError, OutputExists, SegrayError, StorageError
 
 SPACE = streets.LABEL_SPACE
 NAMES = ("a.png", "b/c.JPG", "b/d d.png", "b/.hidden.png", "b/notes.md", "e/f.mp4")
@@ -44,8 +48,10 @@ def predictor(tiny_bundle):
     return Predictor(str(tiny_bundle))
 
 
-def found(*places, without=""):
-    return [os.fsdecode(name) for name in inputs.find_inputs(places, without)["name"].to_pylist()]
+def found(*places, notes=None):
+    """The names of what is taken; `notes` gets what is said."""
+    files = inputs.find_inputs([str(place) for place in places], on_note=[].append if notes is None else notes.append)
+    return [os.fsdecode(name) for name in files["name"].to_pylist()]
 
 
 def planned(out, *places, **more):
@@ -73,15 +79,282 @@ def test_images_come_before_videos_and_each_once(root):
     ]  # fmt: skip
 
 
-def test_a_folder_that_the_labels_lie_in_is_no_input(root):
-    storage.create(f"{root}/out/labels/part.png", picture())
-    assert f"{root}/out/labels/part.png" not in found(root, without=f"{root}/out")
+@pytest.mark.parametrize("mark", ["_segray", "_export"])
+def test_a_folder_that_segray_wrote_is_no_input_wherever_it_lies(root, mark):
+    for name in ("A.png", "labels/part.png", f"{mark}/about.json"):  # some are listed before it is seen what it is
+        storage.create(f"{root}/b/out/{name}", picture())
+    names, notes = [f"{root}/{name}" for name in ("a.png", "b/c.JPG", "b/d d.png", "e/f.mp4")], []
+    assert found(root, notes=notes) == names
+    assert notes[-1] == f"Not taken, as segray wrote them: {root}/b/out."
+    assert found(f"{root}/**/*.png") == [f"{root}/a.png", f"{root}/b/d d.png"]
+    assert found(f"{root}/b/out/A.png") == [f"{root}/b/out/A.png"]  # what is named is taken
+    with pytest.raises(DataError, match=f"^{root}/b/out was written by segray and is no input; give the folder"):
+        found(f"{root}/b/out")
+
+
+def test_a_link_to_the_output_is_no_way_into_it(tmp_path):
+    (tmp_path / "labels" / "_segray").mkdir(parents=True)
+    (tmp_path / "labels" / "mask.png").write_bytes(picture())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture())
+    (tmp_path / "in" / "last").symlink_to(tmp_path / "labels")
+    assert found(tmp_path / "in") == [f"{tmp_path}/in/a.png"]
 
 
 def test_a_name_with_signs_of_a_glob_is_a_name(tmp_path):
     (tmp_path / "a[1]*.png").write_bytes(picture())
     (tmp_path / "a1.png").write_bytes(picture())
     assert found(f"{tmp_path}/a[1]*.png") == [f"{tmp_path}/a[1]*.png"]
+
+
+def test_what_is_named_has_a_row_whatever_it_is(tmp_path, predictor):
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    files = {
+        "a.jpg": picture(kind="JPEG"), "b.jfif": picture(kind="JPEG"), "c.avif": picture(kind="AVIF"),
+        "d.jp2": picture(kind="JPEG2000"), "e": picture(), ".f.png": picture(), "g.heic": heic, "h.jpg": heic,
+        "i.jxl": b"\xff\x0a" + bytes(40), "j.dng": picture(kind="TIFF"), "k.csv": b"uri\na.jpg\n", "l.bin": b"?",
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    plan = planned(tmp_path / "out", *(tmp_path / name for name in files))
+    label_all(plan, predictor)
+    parts.finish([plan], {})
+    rows = pq.read_table(tmp_path / "out" / "labels").to_pylist()
+    said = {row["uri"].rpartition("/")[2]: row["error_message"] for row in rows}
+    assert {name: text and text.removeprefix(f"{tmp_path}/") for name, text in said.items()} == {
+        **dict.fromkeys(("a.jpg", "b.jfif", "c.avif", "d.jp2", "e", ".f.png")),
+        "g.heic": "g.heic is HEIC, which is not read; convert it to JPEG or PNG.",
+        "h.jpg": "h.jpg is HEIC, which is not read; convert it to JPEG or PNG.",
+        "i.jxl": "i.jxl is JPEG XL, which is not read; convert it to JPEG or PNG.",
+        "j.dng": "j.dng is a camera's raw file, which holds a small preview; develop it to JPEG, PNG or TIFF.",
+        "k.csv": "k.csv is no list that is read; give .txt with a path a line, .jsonl or .parquet.",
+        "l.bin": "l.bin is not an image: cannot identify image file.",
+    }
+
+
+def test_what_a_folder_holds_and_is_not_taken_is_counted_in_a_line(root, tmp_path):
+    for name in ("g.heic", "h.HEIC", "b/i.jxl", "README", "b/.ipynb_checkpoints/a.png", "@eaDir/a.png/thumb.jpg"):
+        storage.create(f"{root}/{name}", picture())
+    notes = []
+    names = ["a.png", "b/c.JPG", "b/d d.png", "e/f.mp4"]
+    assert found(root, notes=notes) == [f"{root}/{name}" for name in names]
+    (note,) = notes
+    assert note.startswith("Not taken: 2 .heic, ")
+    assert set(note.removeprefix("Not taken: ").removesuffix(".").split(", ", 5)) == {
+        "2 .heic", "1 .jxl", "1 without suffix", "1 .md", "1 hidden files",
+        "2 folders of systems and tools (.ipynb_checkpoints, @eaDir)",
+    }  # fmt: skip
+
+
+def test_folders_of_systems_and_tools_are_passed_over_unless_a_glob_names_them(root):
+    hidden = [".thumbnails", "$RECYCLE.BIN", "__MACOSX", "b/lost+found", "#recycle", "b/.ipynb_checkpoints"]
+    for name in hidden:
+        storage.create(f"{root}/{name}/x.png", picture())
+    names = [f"{root}/{name}" for name in ("a.png", "b/d d.png")]
+    assert found(root) == [names[0], f"{root}/b/c.JPG", names[1], f"{root}/e/f.mp4"]
+    assert found(f"{root}/**/*.png") == names
+    assert found(f"{root}/.thumbnails/*.png") == found(f"{root}/.thumb*/*") == [f"{root}/.thumbnails/x.png"]
+    assert found(f"{root}/b/.ipynb_checkpoints") == [f"{root}/b/.ipynb_checkpoints/x.png"]
+
+
+def test_files_of_names_with_many_suffixes_do_not_fill_the_line(tmp_path):
+    for i in range(40):
+        (tmp_path / f"scan.{i:03}").touch()
+    (tmp_path / "a.png").touch()
+    notes = []
+    found(tmp_path, notes=notes)
+    assert notes[0].endswith(", 28 with other suffixes.")
+
+
+def test_links_to_nothing_pipes_and_links_to_what_is_listed_anyway_are_counted(tmp_path):
+    (tmp_path / "in" / "day1" / ".store").mkdir(parents=True)
+    (tmp_path / "in" / "day1" / "a.png").touch()
+    (tmp_path / "in" / "day1" / ".store" / "b.png").touch()
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    for name, target in {"gone.png": "nowhere.png", "turn.png": "turn.png", "last": "day1"}.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in" / "day2").symlink_to("day1/.store")
+    (tmp_path / "in" / "a.png").symlink_to("day1/a.png")  # a name of its own
+    notes = []
+    assert found(tmp_path / "in", notes=notes) == [
+        f"{tmp_path}/in/{name}" for name in ("a.png", "day1/a.png", "day2/b.png")
+    ]
+    counts = "1 pipes, sockets or devices, 2 links to nothing, 1 links to folders that are listed anyway"
+    assert sorted(notes[0].removeprefix("Not taken: ").removesuffix(".").split(", ")) == sorted(
+        [*counts.split(", "), "1 folders of systems and tools (.store)"]
+    )
+
+
+def test_a_folder_that_may_not_be_listed_is_said_and_the_others_are_taken(tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/2.png", "private/3.png"):
+        storage.create(f"{tmp_path}/in/{name}", picture())
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for place in (tmp_path / "in", f"{tmp_path}/in/**/*.png"):
+        notes = []
+        assert found(place, notes=notes) == [f"{tmp_path}/in/a/1.png", f"{tmp_path}/in/b/2.png"]
+        assert notes == [f"{tmp_path}/in/private cannot be listed: Permission denied. What is in it is not labelled."]
+    assert found(f"{tmp_path}/in/[ab]/*.png", notes=notes) == [f"{tmp_path}/in/a/1.png", f"{tmp_path}/in/b/2.png"]
+    assert len(notes) == 1
+    with pytest.raises(StorageError, match="private cannot be listed"):
+        found(tmp_path / "in" / "private")
+    with pytest.raises(StorageError, match="private cannot be listed"):
+        list(storage.iter_files(str(tmp_path / "in")))  # of masks, none may be missing
+
+
+def test_a_glob_lists_the_folders_that_can_match_and_no_others(tmp_path, monkeypatch):
+    for name in ("1.png", "a/2.png", "a/b/3.png", "c/d/e/4.png"):
+        storage.create(f"{tmp_path}/in/{name}", picture())
+    scandir, listed = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    for pattern, names in {"*.png": ["in"], "?/*.png": ["in", "in/a", "in/c"], "a/**": ["in/a", "in/a/b"]}.items():
+        listed.clear()
+        found(f"{tmp_path}/in/{pattern}")
+        assert sorted(listed) == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_a_glob_of_one_level_on_s3_lists_that_level_alone(s3, monkeypatch):
+    for i in range(3):
+        storage.create(f"{s3}/level/{i}.png", b"")
+        storage.create(f"{s3}/level/deep/{i}.png", b"")
+    asked, request = [], storage.s3.request
+    monkeypatch.setattr(storage.s3, "request", lambda what, **more: asked.append((what, more)) or request(what, **more))
+    assert found(f"{s3}/level/*.png") == [f"{s3}/level/{i}.png" for i in range(3)]
+    assert [more["Delimiter"] for what, more in asked if what == "list_objects_v2" and "MaxKeys" not in more] == ["/"]
+
+
+def test_stars_inside_a_name_are_one_line(tmp_path):
+    with pytest.raises(
+        DataError, match=r"\*\*\.jpg: \*\* stands for folders, as a whole part of the path: drives/\*\*/\*"
+    ):
+        found(f"{tmp_path}/**.jpg")
+
+
+def test_one_file_of_several_spellings_is_one_row_and_said(tmp_path):
+    for name in ("a/f.png", "a/g.png", "b/a/f.png"):
+        storage.create(f"{tmp_path}/{name}", picture())
+    (tmp_path / "link").symlink_to("b/a")
+    (tmp_path / "list.txt").write_text("a/f.png\n./a//f.png\na/../a/f.png\nlink/../a/f.png\n")
+    notes, one = [], f"{tmp_path}/a/f.png"
+    listed = found(tmp_path / "list.txt", notes=notes)
+    assert listed == [one, f"{tmp_path}/b/a/f.png"]  # above a link is what holds its target
+    assert notes == ["Named more than once, and labelled once: 2."]
+    assert storage.absolute(f"{tmp_path}/b/../a/./f.png") == one
+    notes.clear()
+    assert found(tmp_path / "a", one, notes=notes) == [one, f"{tmp_path}/a/g.png"]
+    assert notes == ["Named more than once, and labelled once: 1."]
+
+
+def test_a_relative_place_in_a_list_on_s3_may_go_up(s3):
+    storage.create(f"{s3}/up/a.png", picture())
+    storage.create(f"{s3}/up/lists/l.txt", b"../a.png\n./../a.png\n")
+    assert found(f"{s3}/up/lists/l.txt") == [f"{s3}/up/a.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_lists_may_have_a_byte_order_mark(tmp_path, encoding, kind):
+    (tmp_path / "ä\u2028.png").write_bytes(picture())
+    text = {"txt": "ä\u2028.png\r\ngone.png\r\n", "jsonl": '"ä\\u2028.png"\n{"path": "gone.png"}\n'}[kind]
+    mark = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(encoding, b"")
+    (tmp_path / f"list.{kind}").write_bytes(mark + text.encode(encoding))
+    rows = plan_rows(planned(tmp_path / "out", tmp_path / f"list.{kind}"))
+    assert [(row["uri"], row["error"]) for row in rows] == [
+        (f"{tmp_path}/gone.png", f"{tmp_path}/gone.png is listed in list.{kind} line 2 and does not exist."),
+        (f"{tmp_path}/ä\u2028.png", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("a.png\n".encode("utf-16-le"), "holds NUL bytes, as UTF-16 without its mark does; save it as UTF-8, a path a line."),
+        (b"\xff\xfea", "is UTF-16 that cannot be read; save it as UTF-8."),
+    ],
+)  # fmt: skip
+def test_a_list_that_cannot_be_read_is_one_line(tmp_path, data, text):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(DataError) as error:
+        found(tmp_path / "list.txt")
+    assert str(error.value) == f"{tmp_path}/list.txt {text}"
+
+
+PATHS = ["a.png", None, "gone.png"]
+HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(PATHS, pa.large_string()),
+        pa.array(PATHS, pa.string_view()),
+        pa.array(PATHS).dictionary_encode(),
+        pa.array([path and {"path": path} for path in PATHS]),
+        pa.array([path and {"bytes": None, "path": path} for path in PATHS], HUB),
+    ],
+    ids=lambda column: str(column.type)[:24],
+)
+@pytest.mark.parametrize("name", ["image", "image_path"])
+def test_a_parquet_column_may_hold_paths_in_any_type(tmp_path, column, name):
+    (tmp_path / "a.png").write_bytes(picture())
+    pq.write_table(pa.table({"number": [1, 2, 3], name: column}), tmp_path / "list.parquet")
+    notes = []
+    files = inputs.find_inputs([f"{tmp_path}/list.parquet"], on_note=notes.append)
+    assert [os.fsdecode(name.as_py()) for name in files["name"]] == [f"{tmp_path}/a.png", f"{tmp_path}/gone.png"]
+    assert files["error"].to_pylist() == [
+        None,
+        f"{tmp_path}/gone.png is listed in list.parquet row 2 and does not exist.",
+    ]
+    assert notes == ["Not taken: 1 empty cells of list.parquet."]
+
+
+def test_the_hubs_struct_with_bytes_holds_images_and_a_line_of_it_names_one(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    cells = [{"bytes": None, "path": "a.png"}, {"bytes": picture(), "path": "b.png"}]
+    pq.write_table(pa.table({"image": pa.array(cells, HUB)}), tmp_path / "images.parquet")
+    assert found(tmp_path / "images.parquet") == [f"{tmp_path}/images.parquet"]
+    (tmp_path / "list.jsonl").write_text('{"uri": null, "image": {"bytes": null, "path": "a.png"}}\n')
+    assert found(tmp_path / "list.jsonl") == [f"{tmp_path}/a.png"]
+
+
+def test_pipes_devices_and_folders_that_are_named_are_error_rows_before_the_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/pipe.jpg\n/dev/zero\n{tmp_path}/folder.jpg\n")
+    rows = plan_rows(planned(tmp_path / "out", tmp_path / "list.txt"))
+    odd = "cannot be read: It is a pipe, a socket or a device, and no file."
+    assert [(row["error_code"], row["error"]) for row in rows] == [
+        ("read_error", f"/dev/zero {odd}"),
+        ("read_error", f"{tmp_path}/folder.jpg cannot be read: Is a directory."),
+        ("read_error", f"{tmp_path}/pipe.jpg {odd}"),
+    ]
+    (row,) = plan_rows(planned(tmp_path / "alone", tmp_path / "pipe.jpg"))
+    assert row["error"] == f"{tmp_path}/pipe.jpg {odd}"
+
+
+def test_a_pipe_is_nowhere_waited_for(tmp_path):
+    for name in ("list.txt", "list.parquet", "segray.json", "video.mp4", "masks"):
+        os.mkfifo(tmp_path / name)
+    odd = "It is a pipe, a socket or a device, and no file"
+    for read in (
+        lambda: found(tmp_path / "list.txt"),
+        lambda: index_video(f"{tmp_path}/video.mp4"),
+        lambda: places.read_mask(f"{tmp_path}/masks"),
+        lambda: places.read_image(f"{tmp_path}/masks"),
+    ):
+        with pytest.raises(SegrayError, match=odd):
+            read()
+    with pytest.raises(SegrayError, match=f"{tmp_path} is not a model bundle"):
+        read_info(str(tmp_path))
+    with pytest.raises(StorageError, match="masks cannot be listed: Not a directory"):
+        find_images(str(tmp_path / "masks"))  # --truth
+    assert len(plan_rows(planned(tmp_path / "out", tmp_path / "list.parquet"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])

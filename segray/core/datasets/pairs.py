@@ -59,10 +59,10 @@ def drive_of(ref: SampleRef) -> str:
 def find_images(folder: str) -> dict[str, str]:
     """Path below `folder`, as pair_key, → URI, for every image file; DataError where two share it."""
     found: dict[str, str] = {}
-    for entry in storage.list_files(folder):
+    for entry in storage.list_files(folder, storage.not_hidden):
         name = entry.uri[len(folder.rstrip("/")) + 1 :]
         stem, dot, suffix = name.rpartition(".")
-        if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or storage.name_of(name).startswith("."):
+        if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or storage.is_hidden(storage.name_of(name)):
             continue
         if OTHER_MASKS.search(stem):
             continue
@@ -257,7 +257,7 @@ class _Frames:
         self.by_id = {_steps(ref.sample_id): ref for ref in refs}
         self.by_end: dict[str, list[SampleRef]] = {}
         for name, ref in self.by_id.items():
-            for end in ends(name):
+            for end in _ends(name):
                 self.by_end.setdefault(end, []).append(ref)
 
     def listed(self, line: str, source: str) -> SampleRef | None:
@@ -280,13 +280,13 @@ class _Frames:
                 )
             if found:
                 return found[0]
-            for end in ends(name):
+            for end in _ends(name):
                 if end in self.by_id and (spaces or not re.search(r"\s", name.removesuffix(end))):
                     return self.by_id[end]
         return None
 
 
-def ends(name: str) -> list[str]:
+def _ends(name: str) -> list[str]:
     """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
     parts = name.split("/")
     return ["/".join(parts[i:]) for i in range(len(parts))]
