@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import metrics, storage
-from segray.core.datasets.pairs import pair_key, read_text
-from segray.core.images import IMAGE_SUFFIXES
+from segray.core.datasets.pairs import ends, frame_name, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -31,34 +32,59 @@ Table = dict[str, list[Any]]
 def read_table(place: str, names: Sequence[tuple[str, str]]) -> Table:
     """The table's columns, each with a value a frame, None where the table has no row for it.
 
-    names: (sample id, place of the image) of each frame. A row's key is a full id or path, a file name, or its stem.
-    Raises DataError for a table without a key, with two rows of one name, or without a row for any frame.
+    names: (sample id, place of the image) of each frame. A row's key is an id or path, the end of one, or a path with
+    other folders above it; with other folders throughout it is a frame's if its file name is unique on both sides.
+    A column is of one kind: numbers, booleans, or texts where its cells are of several kinds. Raises DataError for a
+    table without a key, with two rows of one name, one row for several frames, or without a row for any frame.
     """
     rows = _read(place)
-    key = next((name for name in KEYS if rows and name in rows[0]), None)
-    if key is None:
+    keys = (name for name in KEYS if any(isinstance(row.get(name), str | int) for row in rows))
+    if (key := next(keys, None)) is None:
         raise DataError(
             f"{place} has no column {', '.join(KEYS[:-1])} or {KEYS[-1]}; one of them names each row's image."
         )
-    full = {str(row[key]): row for row in rows}
-    short: dict[str, dict[str, Any] | None] = {}
-    for row in rows:
-        name = _short(str(row[key]))
-        short[name] = None if name in short else row
-
-    def row_of(sample_id: str, image: str) -> dict[str, Any]:
-        name = _short(image or sample_id)
-        found = full.get(sample_id) or full.get(image) or short.get(name, {})
-        if found is None:
-            raise DataError(f"{place} has two rows for {name}; give the full {key}, such as {sample_id}.")
-        return found
-
-    found = [row_of(*one) for one in names]
-    if not any(found):
+    for i, row in enumerate(rows):
+        if row.get(key) is None:
+            raise DataError(f"Row {i + 1} of {place} has no {key}; it names the row's image.")
+    found = _rows_of(place, [str(row[key]) for row in rows], key, names)
+    if all(i is None for i in found):
         raise DataError(
             f"No row of {place} is of a scored frame: its {key} is such as {rows[0][key]}, a frame's id {names[0][0]}."
         )
-    return {name: [row.get(name) for row in found] for name in rows[0] if name not in KEYS}
+    columns = dict.fromkeys(name for row in rows for name in row if name not in KEYS)
+    table = {name: _column([row.get(name) for row in rows]) for name in columns}
+    return {name: [None if i is None else values[i] for i in found] for name, values in table.items()}
+
+
+def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[str, str]]) -> list[int | None]:
+    """For each frame the position of its row, None where it has none."""
+    exact, by_name, by_end, by_last = (defaultdict[str, list[int]](list) for _ in range(4))
+    for i, name in enumerate(given):
+        exact[name].append(i)
+        by_name[frame_name(name)].append(i)
+        by_last[ends(frame_name(name))[-1]].append(i)
+        for end in ends(frame_name(name)):
+            by_end[end].append(i)
+    lasts = Counter(ends(frame_name(image or sample_id))[-1] for sample_id, image in names)
+    found: list[int | None] = []
+    frame_of: dict[int, str] = {}
+    for sample_id, image in names:
+        own, path = frame_name(sample_id), frame_name(image)
+        last = ends(path or own)[-1]
+        tails = sorted({*ends(own), *ends(path)} & by_name.keys(), key=len)
+        chosen = (
+            exact.get(sample_id) or exact.get(image) or (by_name[tails[-1]] if tails else None) or by_end.get(own)
+            or (by_last.get(last, []) if len(by_last.get(last, [])) == lasts[last] == 1 else [])
+        )  # fmt: skip
+        if len(chosen) > 1:
+            raise DataError(f"{place} has two rows for {last}; give the full {key}, such as {sample_id}.")
+        found.append(chosen[0] if chosen else None)
+        if chosen and frame_of.setdefault(chosen[0], sample_id) != sample_id:
+            raise DataError(
+                f"{place} has one row, {given[chosen[0]]}, for {frame_of[chosen[0]]} and {sample_id}; "
+                f"give a row each, with the full {key}."
+            )
+    return found
 
 
 def cities(sample_ids: Sequence[str]) -> Table:
@@ -87,24 +113,30 @@ def _scores(rows: list[dict[str, Any]], classes: int) -> dict[str, Any]:
 
 def _groups(values: list[Any]) -> dict[str, list[int]]:
     """Value → the frames that have it, by value; numbers of many values by quartile."""
-    there = [i for i, value in enumerate(values) if value is not None]
-    kinds = {value for value in values if value is not None}
-    if all(isinstance(value, int | float) for value in kinds) and len(kinds) > MOST_NUMBERS:
-        edges = np.quantile([values[i] for i in there], [0, 0.25, 0.5, 0.75, 1])
-        place = np.clip(np.searchsorted(edges, [values[i] for i in there], side="left") - 1, 0, 3)
-        names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
-        quarters = {name: [i for i, p in zip(there, place, strict=True) if p == q] for q, name in enumerate(names)}
-        return {name: members for name, members in quarters.items() if members}
-    groups: dict[Any, list[int]] = {}
-    for i in there:
-        groups.setdefault(values[i], []).append(i)
-    return {str(value): groups[value] for value in sorted(groups, key=lambda v: (isinstance(v, str), v))}
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, value in enumerate(values):
+        if value is not None:
+            groups[value].append(i)
+    if all(isinstance(value, int | float) for value in groups) and len(groups) > MOST_NUMBERS:
+        return _quartiles(groups)
+    return {str(value): groups[value] for value in sorted(groups)}
 
 
-def _short(name: str) -> str:
-    last = storage.name_of(name)
-    stem, dot, suffix = last.rpartition(".")
-    return pair_key(stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else last)
+def _quartiles(groups: Mapping[float, list[int]]) -> dict[str, list[int]]:
+    """Ranges of numbers that occur, "low to high", of about a quarter of the frames each → their frames."""
+    ordered = sorted(value for value, members in groups.items() for _ in members)
+    highs = sorted({ordered[-(-len(ordered) * quarter // 4) - 1] for quarter in (1, 2, 3, 4)})
+    ranges: dict[float, list[float]] = defaultdict(list)
+    for value in sorted(groups):
+        ranges[highs[bisect_left(highs, value)]].append(value)
+    ends_of = sorted({end for values in ranges.values() for end in (values[0], values[-1])})
+    text = next(texts for digits in range(4, 18) if len(set((texts := _texts(ends_of, digits)).values())) == len(texts))
+    names = {high: " to ".join(dict.fromkeys((text[values[0]], text[high]))) for high, values in ranges.items()}
+    return {names[high]: sorted(i for value in values for i in groups[value]) for high, values in ranges.items()}
+
+
+def _texts(numbers: Sequence[float], digits: int) -> dict[float, str]:
+    return {number: str(number) if isinstance(number, int) else f"{number:.{digits}g}" for number in numbers}
 
 
 def _read(place: str) -> list[dict[str, Any]]:
@@ -114,20 +146,49 @@ def _read(place: str) -> list[dict[str, Any]]:
             return pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
         text = read_text(uri)
         if place.endswith((".jsonl", ".ndjson")):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if wrong := [row for row in rows if not isinstance(row, dict)]:
+                raise DataError(f"{place} has the row {json.dumps(wrong[0])[:40]}; a row is an object of columns.")
+            return rows
         if place.endswith(".csv"):
-            rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
-            return [{name: _number(value) for name, value in row.items() if name} for row in rows]
-    except (ValueError, pa.ArrowException) as error:
+            table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+            return [{name: _Cell(value) for name, value in row.items() if name and value} for row in table]
+    except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{place} cannot be read: {storage.reason(error)}.") from None
     raise DataError(f"{place} ends in none of .csv, .jsonl, .parquet; give such a table.")
 
 
-def _number(text: Any) -> Any:
-    """A CSV cell: empty is None, a number is one; a name such as CamVid's 0016E5 or 007 is none."""
-    if not isinstance(text, str) or not text.strip():
+class _Cell(str):
+    """A cell of a CSV, which may be a number."""
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Cells of one kind, None where there is none: numbers, booleans, or texts."""
+    cells = [_cell(value) for value in values]
+    there = [cell for cell in cells if cell is not None]
+    if all(isinstance(cell, _Cell) and NUMBER.fullmatch(cell) for cell in there):
+        cells = [None if cell is None else _number(cell) for cell in cells]
+    kinds = {type(cell) for cell in cells if cell is not None}
+    large = any(isinstance(cell, int) and not -(2**63) <= cell < 2**63 for cell in cells)
+    if kinds == {int, float} or (kinds == {int} and large):
+        return [None if cell is None else float(cell) for cell in cells]
+    if kinds <= {int} or kinds <= {float} or kinds <= {bool}:
+        return cells
+    return [None if cell is None else str(cell) for cell in cells]
+
+
+def _cell(value: Any) -> Any:
+    """None for what is missing; a list, a date or the like as text."""
+    if isinstance(value, _Cell):
+        return _Cell(value.strip()) or None
+    if isinstance(value, Decimal):
+        value = float(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if not NUMBER.fullmatch(text.strip()):
-        return text.strip()
-    value = float(text)
-    return int(value) if value.is_integer() else value
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _number(text: str) -> float:
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)

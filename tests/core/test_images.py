@@ -502,7 +502,9 @@ def test_masks_that_would_invent_ids_are_refused():
         decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"), "m.jpg")
     with pytest.raises(DataError, match=r"^m.jpg is a JPEG, which invents"):
         decode_mask(encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE]), "m.jpg")
-    with pytest.raises(DataError, match=r"^m\.png is an? AVIF, which invents class ids at edges; store masks as PNG\.$"):
+    with pytest.raises(
+        DataError, match=r"^m\.png is an? AVIF, which invents class ids at edges; store masks as PNG\.$"
+    ):
         decode_mask(encoded(Image.new("L", (8, 8)), "AVIF"), "m.png")
     with pytest.raises(DataError, match=r"^m\.tif has F pixels; a mask holds a class id of 8 or 16 bits, or a colour"):
         decode_mask(encoded(Image.new("F", (8, 8)), "TIFF"), "m.tif")

@@ -138,12 +138,9 @@ def _keys_by_path(masks: Mapping[str, str], images: Iterable[tuple[str, str]], r
     """Image → key of the mask at its path. A mask that several images claim is theirs who lie at it below `root`."""
     claims: dict[str, list[tuple[bool, str]]] = {}
     for place, path in images:
-        key = path.removeprefix(root)
-        exact = key in masks
-        parts = path.split("/")
-        while not exact and len(parts) > 1 and (key := "/".join(parts)) not in masks:
-            del parts[0]
-        if key in masks:
+        below = path.removeprefix(root)
+        exact = below in masks
+        if key := below if exact else next((end for end in ends(path)[:-1] if end in masks), None):
             claims.setdefault(key, []).append((exact, place))
     found = {}
     for key, claimants in claims.items():
@@ -257,7 +254,7 @@ class _Frames:
         self.by_id = {_steps(ref.sample_id): ref for ref in refs}
         self.by_end: dict[str, list[SampleRef]] = {}
         for name, ref in self.by_id.items():
-            for end in _ends(name):
+            for end in ends(name):
                 self.by_end.setdefault(end, []).append(ref)
 
     def listed(self, line: str, source: str) -> SampleRef | None:
@@ -280,13 +277,13 @@ class _Frames:
                 )
             if found:
                 return found[0]
-            for end in _ends(name):
+            for end in ends(name):
                 if end in self.by_id and (spaces or not re.search(r"\s", name.removesuffix(end))):
                     return self.by_id[end]
         return None
 
 
-def _ends(name: str) -> list[str]:
+def ends(name: str) -> list[str]:
     """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
     parts = name.split("/")
     return ["/".join(parts[i:]) for i in range(len(parts))]
