@@ -86,6 +86,16 @@ class Terminated(KeyboardInterrupt):
     exit_code = 143
 
 
+def in_a_line(error: BaseException) -> str:
+    """An exception that is not ours, for a message.
+
+    >>> in_a_line(RuntimeError("CUDA error: unspecified launch failure\\nFor debugging consider …"))
+    'RuntimeError: CUDA error: unspecified launch failure'
+    """
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}".rstrip(": .")
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """A closing sentence that names the nearest valid names.
 

@@ -7,19 +7,14 @@ object store. The protocol is core.parts'.
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-from segray import cluster, errors, shapes
+from segray import cluster, shapes
 from segray.config import Config, InferSection, LabelSection
 from segray.connecting import check_places
 from segray.core import parts, storage
@@ -28,11 +23,12 @@ from segray.core.models import bundle
 from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
 from segray.core.predictor import side_by_side
-from segray.errors import ClusterError, ConfigError, SegrayError, StorageError, TooManyErrors
+from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
+from segray.labeller import Labeller, Lost, Sickness, read_answer
 from segray.signals import held
-from segray.telemetry import Gauges, LabelCounters, event
+from segray.telemetry import Gauges, event
 
-ROUNDS = 4  # shards whose actor died are tried again, from the second round on in processes of their own
+ROUNDS = 3  # in which no shard was labelled, before a run is given up
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
@@ -203,21 +199,35 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)
         event("labelling", section.out, rows=left, shards=len(todo))
-        for round_ in range(ROUNDS):
-            if round_:
-                watch.note(f"{len(todo)} shards were lost with their processes; they are labelled input by input now.")
-            with closing(_label_shards(config, section, plans, sorted(todo), has, careful=round_ > 0)) as receipts:
-                for receipt in receipts:
-                    errors, left = errors + receipt.errors, left - receipt.rows
+        sickness, suspects, idle = Sickness(watch.note), set[Shard](), 0
+        _shape(config, section, has, len(todo)).tell_if_busy()
+        while idle < ROUNDS:
+            plain = todo - suspects
+            given, back = plain or set(todo), set[Shard]()
+            if not plain:
+                watch.note(f"{len(todo)} shards failed or were lost with their processes: labelled input by input now.")
+            shape = _shape(config, section, has, len(given))
+            with closing(_label_shards(config, section, plans, sorted(given), has, shape, not plain)) as answers:
+                for answer in answers:
+                    if isinstance(answer, Lost):
+                        sickness.lost(answer, shape.count)
+                        if answer.sick:  # which says nothing of the shard
+                            back.add((answer.plan, answer.shard))
+                        continue
+                    sickness.labelled()
+                    errors, left = errors + answer.errors, left - answer.rows
                     gauges.set("segray_frames_left", left)
-                    watch.done(receipt)
+                    watch.done(answer)
                     _check_errors(section, errors, rows)
-                    yield receipt
-            todo -= {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
-            if not todo:
+                    yield answer
+            undone = todo - {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
+            if not undone:
                 return
+            idle = 0 if undone < todo else idle + 1
+            todo, suspects = undone, suspects | ((given & undone) - back)
+    why = sickness.last or "their processes died"
     raise ClusterError(
-        f"{len(todo)} shards could not be labelled, the first {min(todo)[1]}: their processes died. "
+        f"{len(todo)} shards could not be labelled, the first {min(todo)[1]}: {why}. "
         "The same command tries again; Ray's session folder holds the logs."
     )
 
@@ -236,13 +246,16 @@ def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
 
 
 def _label_shards(
-    config: Config, section: LabelSection, plans: list[Plan], todo: list[Shard], has: shapes.Resources, careful: bool
-) -> Iterator[Receipt]:
-    """Receipts of the shards, as they are made."""
+    config: Config,
+    section: LabelSection,
+    plans: list[Plan],
+    todo: list[Shard],
+    has: shapes.Resources,
+    shape: shapes.WorkerShape,
+    careful: bool,
+) -> Iterator[Receipt | Lost]:
+    """What became of the shards, as it is known."""
     cluster.hush()
-    shape = _shape(config, section, has, len(todo))
-    if not careful:  # else it would be this run itself, whose processes have died
-        shape.tell_if_busy()
     at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # while one has a GPU, others decode
     given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
@@ -250,8 +263,8 @@ def _label_shards(
 
 def spread(
     todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: shapes.WorkerShape, at_once: int
-) -> Iterator[Receipt]:
-    """Receipts of the shards from a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
+) -> Iterator[Receipt | Lost]:
+    """What became of the shards in a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
     with held():
         import ray.data
 
@@ -265,7 +278,10 @@ def spread(
         fn_constructor_args=given,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=shape.count, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True
+            size=shape.count,
+            max_concurrent_calls_per_actor=at_once,
+            max_tasks_in_flight_per_actor=at_once + 1,  # more would be lost with an actor before they had begun
+            enable_true_multi_threading=True,
         ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
@@ -275,66 +291,4 @@ def spread(
     cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
     with closing(iter(receipts.iter_rows())) as rows:
         for row in rows:
-            receipt = json.loads(row["receipt"])
-            if "failure" in receipt:
-                raise getattr(errors, receipt["kind"])(receipt["failure"])
-            yield Receipt(**receipt)
-
-
-class Labeller:
-    """An actor of Ray Data's pool: the model, and the shards that it is given."""
-
-    def __init__(
-        self, section: LabelSection, infer: InferSection, plans: list[Plan], threads: int, device: str, careful: bool
-    ) -> None:
-        import torch
-
-        from segray.core.careful import Careful
-        from segray.core.predictor import Predictor
-        from segray.core.rows import label_rows
-
-        options = {
-            "uri": section.model,
-            "device": device,
-            "infer": infer,
-            "confidence_maps": section.confidence_maps,
-        }
-        self.plans, self.readers, self.lock = plans, {}, threading.Lock()
-        self.out, self.counters = section.out, LabelCounters(section.out)
-        self.unfit: SegrayError | None = None
-        if careful:
-            self.label = Careful(threads, **options)
-            return
-        torch.set_num_threads(threads)
-        try:
-            self.label = partial(label_rows, predictor=Predictor(**options), batch_size=section.batch_size)
-        except SegrayError as error:  # raised here, it would come out wrapped in Ray's
-            self.unfit = error
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        if self.unfit:
-            return _failure(self.unfit)
-        plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
-        about = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
-        event("shard begun", **about)  # the last line of a process that dies names what it had in hand
-        try:
-            receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
-        except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
-            event("shard failed", **about, level=logging.ERROR, reason=str(error))
-            return _failure(error)
-        self.counters.add(receipt)
-        text = "shard labelled" if receipt.created else "shard was there"
-        seconds = {stage: round(value, 4) for stage, value in receipt.seconds.items()}
-        event(text, **about, rows=receipt.rows, errors=receipt.errors, seconds=seconds)
-        return {"receipt": [json.dumps(asdict(receipt))]}
-
-    def _rows(self, plan: Plan, shard: int) -> list[dict[str, Any]]:
-        with self.lock:
-            if plan.number not in self.readers:
-                self.readers[plan.number] = PlanReader(plan)
-            return self.readers[plan.number].shard(shard)
-
-
-def _failure(error: SegrayError) -> dict[str, list[Any]]:
-    """What ends the run, in a receipt's place."""
-    return {"receipt": [json.dumps({"failure": str(error), "kind": type(error).__name__})]}
+            yield read_answer(row["receipt"])

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,9 +21,14 @@ from segray.core.frames import Clock
 from segray.core.plan import Plan, Row
 from segray.core.predictor import Predictor
 from segray.core.rows import Labelled, label_rows, lost_row
-from segray.errors import ModelError
+from segray.errors import ModelError, SegrayError, in_a_line
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
+TRIES = 2  # of a row that raises what nothing expects: the device may have been at fault
+
+
+class Unfit(Exception):
+    """A process of its own cannot label at all; its text says why."""
 
 
 class Careful:
@@ -51,12 +57,24 @@ class Careful:
             self._child = None
 
     def _label(self, plan: Plan, row: Row) -> Labelled:
+        for _ in range(TRIES):
+            answer = self._ask(plan, row)
+            if isinstance(answer, Labelled):
+                return answer
+            self.close()
+        message = f"{row['uri']} cannot be labelled ({answer}); look at the file, and at the machine's memory."
+        return Labelled([lost_row(plan, row, "worker_crash", message)], _nothing(plan))
+
+    def _ask(self, plan: Plan, row: Row) -> Labelled | str:
+        """The row from the child, one that is lost where the child ended or hung; text is what it raised."""
         if self._child is None:
             self._start()
+        assert self._child is not None
         try:
             self._pipe.send((plan, row))
             if self._pipe.poll(TIMEOUT_S):
-                return self._pipe.recv()
+                answer: Labelled | str = self._received()
+                return answer
             code, what = "worker_timeout", f"took more than {TIMEOUT_S:.0f} s"
         except (EOFError, OSError):
             ended = self._child.wait()
@@ -66,6 +84,14 @@ class Careful:
         message = f"{row['uri']} {what}; look at the file, and at the machine's memory."
         return Labelled([lost_row(plan, row, code, message)], _nothing(plan))
 
+    def _received(self) -> Any:
+        """The child's answer; raises what ends the run, such as a store that is gone."""
+        answer = self._pipe.recv()
+        if isinstance(answer, SegrayError):
+            self.close()
+            raise answer
+        return answer
+
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
@@ -73,13 +99,16 @@ class Careful:
         theirs.close()
         self._pipe.send((self.threads, self.options))
         try:
-            self._pipe.recv()
+            problem = self._received()
         except EOFError:
             self.close()
             raise ModelError(
                 f"{self.options['uri']} cannot be loaded in a process of its own, after labelling processes died; "
                 "there may be too little memory."
             ) from None
+        if problem is not None:
+            self.close()
+            raise Unfit(problem)
 
 
 def _nothing(plan: Plan) -> np.ndarray:
@@ -87,19 +116,32 @@ def _nothing(plan: Plan) -> np.ndarray:
 
 
 def serve(pipe: Connection) -> None:
-    """The child: load the model, then answer each row, until the pipe is closed."""
+    """The child: load the model and try it, then answer each row, until the pipe is closed.
+
+    An exception is answered, and ends the child: what it broke is not known.
+    """
     import torch
 
     threads, options = pipe.recv()
     torch.set_num_threads(threads)
-    predictor = Predictor(**options)
-    pipe.send("ready")
+    try:
+        predictor = Predictor(**options)
+        predictor.check()
+        pipe.send(None)
+        for plan, row in _asked(pipe):
+            pipe.send(label_rows(plan, [row], Clock(), predictor, batch_size=1))
+    except SegrayError as error:
+        pipe.send(error)
+    except Exception as error:
+        pipe.send(in_a_line(error))
+
+
+def _asked(pipe: Connection) -> Iterator[tuple[Plan, Row]]:
     while True:
         try:
-            plan, row = pipe.recv()
+            yield pipe.recv()
         except EOFError:
             return
-        pipe.send(label_rows(plan, [row], Clock(), predictor, batch_size=1))
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ class Predictor:
                 found |= zip(members, self._predict(jobs), strict=True)
         return [found[i] for i in range(len(prepared))]
 
+    def check(self) -> None:
+        """Predict a black frame, which nothing but the model and its device can fail at."""
+        size = self.infer.window or self.info.input_size
+        self.predict([self.prepare(np.zeros((*size, 3), np.uint8))], [size])
+
     @contextmanager
     def _own_threads(self) -> Iterator[None]:
         """This thread with its part of the processors, where they compute."""
@@ -256,6 +261,11 @@ class Predictor:
         at = None if points is None else _at(logits, size, points).cpu().numpy()
         confidence_mean, entropy_mean, low_margin_share = figures
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether an exception is a GPU's: what the process computes after it cannot be trusted, nor tried again there."""
+    return isinstance(error, torch.AcceleratorError) or any(name in str(error) for name in ("CUDA", "cuDNN", "CUDNN"))
 
 
 def side_by_side(cpus: int) -> int:

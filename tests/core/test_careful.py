@@ -1,5 +1,11 @@
 """A model in a process of its own: what ends the process costs one row."""
 
+import os
+import threading
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from crashing import CRASH, HANG, env
 from labelled import plan_rows, settings_of
@@ -10,8 +16,8 @@ from segray.core.datasets import streets
 from segray.core.frames import Clock
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
-from segray.core.rows import label_rows
-from segray.errors import ModelError
+from segray.core.rows import Labelled, label_rows
+from segray.errors import ModelError, StorageError
 
 
 @pytest.fixture
@@ -52,5 +58,84 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
 def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     label = careful.Careful(1, uri=str(tmp_path / "no bundle"), infer=InferSection())
-    with pytest.raises(ModelError, match=r"no bundle cannot be loaded in a process of its own"):
+    with pytest.raises(ModelError, match=r"/no bundle is not a model bundle: it has no segray"):
         label(plan, plan_rows(plan), Clock())
+
+
+class Child:
+    """A child in a thread: what it raises is put into it by the test."""
+
+    def __init__(self, command, pass_fds):
+        pipe = Connection(os.dup(int(command[-1])))
+        self.thread = threading.Thread(target=lambda: (careful.serve(pipe), pipe.close()), daemon=True)
+        self.thread.start()
+
+    def kill(self):
+        pass  # it ends with the pipe
+
+    def wait(self):
+        self.thread.join(10)
+        return 0
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """label(row names) → their rows, from a child whose model answers with the next of `does`, an exception or None."""
+    does, loads = {}, []
+
+    def fake_rows(plan, rows, *_, **__):
+        if (error := (does.get(rows[0]["uri"]) or [None]).pop(0)) is not None:
+            raise error
+        return Labelled([{"uri": rows[0]["uri"], "status": "ok"}], np.zeros((2, 2), np.int64))
+
+    class Fake:
+        def __init__(self, **options):
+            loads.append(options)
+
+        def check(self):
+            if error := does.get("check"):
+                raise error
+
+    monkeypatch.setattr(careful.subprocess, "Popen", Child)
+    monkeypatch.setattr(careful, "Predictor", Fake)
+    monkeypatch.setattr(careful, "label_rows", fake_rows)
+    monkeypatch.setattr(careful, "lost_row", lambda plan, row, code, text: {"uri": row["uri"], code: text})
+    plan = SimpleNamespace(label_space=SimpleNamespace(num_classes=2))
+    careful_label = careful.Careful(1, uri="best")
+
+    def label(*names):
+        return careful_label(plan, [{"uri": name} for name in names], Clock()).rows
+
+    yield SimpleNamespace(label=label, does=does, loads=loads)
+    careful_label.close()
+
+
+def test_an_input_that_no_code_expects_is_its_own_row_with_what_was_raised(child):
+    child.does["odd.jpg"] = [IndexError("list index out of range"), IndexError("list index out of range")]
+    assert child.label("a.jpg", "odd.jpg", "b.jpg") == [
+        {"uri": "a.jpg", "status": "ok"},
+        {
+            "uri": "odd.jpg",
+            "worker_crash": "odd.jpg cannot be labelled (IndexError: list index out of range); look at the file, and at "
+            "the machine's memory.",
+        },
+        {"uri": "b.jpg", "status": "ok"},
+    ]
+    assert len(child.loads) == 3
+
+
+def test_a_device_that_fails_once_costs_no_row(child):
+    child.does["a.jpg"] = [RuntimeError("CUDA error: unspecified launch failure"), None]
+    assert child.label("a.jpg") == [{"uri": "a.jpg", "status": "ok"}]
+
+
+def test_a_device_that_fails_at_a_black_frame_makes_no_rows(child):
+    child.does["check"] = RuntimeError("CUDA error: no kernel image\nFor debugging consider …")
+    with pytest.raises(careful.Unfit, match=r"^RuntimeError: CUDA error: no kernel image$"):
+        child.label("a.jpg")
+
+
+def test_a_store_that_is_gone_ends_the_run_also_from_a_child(child):
+    child.does["a.jpg"] = [StorageError("s3://b/a.jpg cannot be read: gone.")]
+    with pytest.raises(StorageError, match=r"^s3://b/a\.jpg cannot be read: gone\.$"):
+        child.label("a.jpg")

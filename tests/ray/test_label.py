@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from segray.core import parts, storage
 from segray.core.plan import load_plans
 from segray.errors import ClusterError, OutputExists, StorageError, TooManyErrors
 from segray.label import Watch, _check_store, label
+from segray.labeller import Labeller
 
 
 def options(bundle, town, out, **more):
@@ -127,6 +129,42 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert "11 frames labelled, 0 errors." in done.stdout
     assert problems(tmp_path / "out") == []
     assert {path: path.read_bytes() for path in there} == there
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundle, town, tmp_path, monkeypatch):
+    """Its device fails from the third frame on, and again whenever Ray has started its process anew."""
+    marker = tmp_path / "sick"
+
+    class Sick(Labeller):
+        def __init__(self, *given):
+            from segray import labeller
+
+            labeller.REST_S = 1.0
+            super().__init__(*given)
+            with suppress(FileExistsError), marker.open("x") as file:
+                file.write(self.actor)
+            if marker.read_text() == self.actor:
+                self.left, self.plain, self.predictor.predict = 3, self.predictor.predict, self.predict
+
+        def predict(self, *given):
+            self.left -= 1
+            if self.left <= 0:
+                raise RuntimeError("CUDA error: device-side assert triggered\nFor debugging consider …")
+            return self.plain(*given)
+
+    monkeypatch.setattr("segray.label.Labeller", Sick)
+    watch = Seen()
+    config = options(tiny_bundle, town, tmp_path / "out", **{"label.actors": 2, "label.shard_size": 1})
+    assert label(config, watch=watch)["ok"] == 21
+    assert problems(tmp_path / "out") == []
+    (said,) = watch.notes  # and no word of shards that are labelled input by input
+    assert re.fullmatch(
+        r"A labelling process failed on \S+ \(RuntimeError: CUDA error: device-side assert triggered\)\. "
+        "It is started again; its shards go to others\\.",
+        said,
+    )
 
 
 def test_a_store_that_overwrites_is_told_or_refused_before_anything_is_written(tiny_bundle, town, s3, s3_proxy):

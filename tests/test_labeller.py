@@ -1,0 +1,133 @@
+"""A labelling process that fails: what it answers, what is said of it, and when the run ends."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ray
+
+from segray import labeller
+from segray.config import InferSection, LabelSection
+from segray.core.parts import Receipt
+from segray.errors import ClusterError, StorageError
+from segray.labeller import Labeller, Lost, Sickness, read_answer
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+SAID = "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A Labeller whose model does what the test says; `ended` is set when its process would end."""
+    does = SimpleNamespace(load=None, label=None, check=None, ended=threading.Event())
+
+    def fail(name):
+        if error := getattr(does, name):
+            raise error
+
+    def label_shard(plan, rows, shard, label):
+        fail("label")
+        return Receipt(shard, 4, 0, created=True)
+
+    class Predictor:
+        def __init__(self, **options):
+            fail("load")
+
+        def check(self):
+            fail("check")
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "actor 1"))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(labeller, "LabelCounters", lambda run: SimpleNamespace(add=lambda receipt: None))
+    monkeypatch.setattr(labeller, "Predictor", Predictor)
+    monkeypatch.setattr(labeller.parts, "label_shard", label_shard)
+    monkeypatch.setattr(labeller, "PlanReader", lambda plan: SimpleNamespace(shard=lambda shard: []))
+    monkeypatch.setattr(labeller, "REST_S", 0.2)
+    monkeypatch.setattr(labeller, "END_S", 0.05)
+    monkeypatch.setattr(Labeller, "_end", lambda self: does.ended.set())
+    plan = SimpleNamespace(number=0, plan_id="0123456789")
+
+    def start():
+        made = Labeller(LabelSection(out="out", model="best"), InferSection(), [plan], 1, "cpu", False)
+        return lambda shard: read_answer(made({"plan": np.array([0]), "shard": np.array([shard])})["receipt"][0])
+
+    does.start = start
+    return does
+
+
+def lost(shard, reason, sick):
+    return Lost(0, shard, reason, sick, "actor 1", "10.0.0.7")
+
+
+def test_a_shard_that_no_code_expects_comes_back_and_the_process_goes_on(process):
+    label = process.start()
+    process.label = IndexError("list index out of range")
+    assert label(3) == lost(3, "IndexError: list index out of range", sick=False)
+    process.label = None
+    assert label(4) == Receipt(4, 4, 0, created=True)
+    assert not process.ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("label_error", "check_error", "said"),
+    [
+        (RuntimeError(ILLEGAL), None, SAID),
+        (ValueError("of the model"), ValueError("always"), "ValueError: of the model"),
+    ],
+)
+def test_a_process_that_cannot_label_any_more_says_so_once_and_ends(process, label_error, check_error, said):
+    label = process.start()
+    assert label(2) == Receipt(2, 4, 0, created=True)
+    process.label, process.check = label_error, check_error
+    assert label(3) == lost(3, said, sick=True)
+    process.label = None
+    assert not process.ended.is_set()
+    assert label(4) == lost(4, said, sick=True)  # not before the process is about to end
+    assert process.ended.wait(5)
+
+
+def test_a_process_that_cannot_load_its_model_gives_its_shards_back(process):
+    process.load = RuntimeError(ILLEGAL)
+    label = process.start()
+    assert label(0) == lost(0, SAID, sick=True)
+    assert process.ended.wait(5)
+
+
+def test_a_store_that_is_gone_ends_the_run(process):
+    label = process.start()
+    process.label = StorageError("s3://b cannot be written: gone.")
+    with pytest.raises(StorageError, match=r"^s3://b cannot be written: gone\.$"):
+        label(0)
+
+
+def test_an_answer_is_plain_text(process):
+    answer = json.dumps({"lost": {**lost(1, SAID, sick=True).__dict__}})
+    assert read_answer(answer) == lost(1, SAID, sick=True)
+
+
+def test_each_reason_is_said_once_and_the_run_ends_when_all_processes_are_sick():
+    notes = []
+    sickness = Sickness(notes.append)
+    one, other = lost(1, SAID, sick=True), Lost(0, 2, SAID, True, "actor 2", "10.0.0.8")
+    for _ in range(5):
+        sickness.lost(one, actors=2)
+    assert notes == [f"A labelling process failed on 10.0.0.7 ({SAID}). It is started again; its shards go to others."]
+    sickness.lost(other, actors=2)
+    sickness.lost(other, actors=2)
+    sickness.labelled()  # by whichever
+    for _ in range(3):
+        sickness.lost(one, actors=2)
+    sickness.lost(lost(7, "IndexError: list index out of range", sick=False), actors=2)
+    assert notes[2:] == [
+        "Shard 7 failed on 10.0.0.7 (IndexError: list index out of range). Its inputs are labelled one by one later."
+    ]
+    sickness.lost(other, actors=2)
+    sickness.lost(other, actors=2)
+    with pytest.raises(ClusterError) as told:
+        sickness.lost(other, actors=2)
+    assert str(told.value) == (
+        f"Every labelling process failed 3 times in a row, the last on 10.0.0.8 ({SAID}). Look at that machine's GPU, "
+        "and at Ray's logs for the traceback. Then the same command goes on."
+    )
