@@ -1,5 +1,6 @@
 """Every architecture keeps the one contract; our own do what their papers say."""
 
+import json
 import re
 
 import pytest
@@ -364,6 +365,41 @@ def test_a_hub_model_takes_any_size_its_encoders_pixels_and_a_store(tmp_path, mo
         assert forward(model, torch.randn(1, 3, 70, 50)).shape == (1, 150, 70, 50)
     with pytest.raises(ModelError, match=r"^smp-hub/other cannot be had \(s3://.*/other/config.json cannot be read"):
         bundle.resolve("smp-hub/other", f"{s3}/hub")
+
+
+@pytest.mark.parametrize("encoder", ["tu-hf-hub:owner/name", "tu-hf_hub:owner/name", "tu-local-dir:/etc", "tu-a/b"])
+def test_an_encoders_name_reaches_neither_network_nor_disk(encoder, tmp_path, tiny_bundle, monkeypatch):
+    """A bundle, a teacher and a published model may come from anywhere."""
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: pytest.fail("was built"))
+    for arch in ("unet", "danet", "dpt"):
+        with pytest.raises(ModelError, match=rf"^model\.encoder '{encoder}' is unknown\."):
+            build(ModelSection(arch=arch, encoder=encoder), 2)
+    foreign = tmp_path / "bundle"
+    foreign.mkdir()
+    info = json.loads((tiny_bundle / "segray.json").read_text())
+    info["model"]["encoder"] = encoder
+    (foreign / "segray.json").write_text(json.dumps(info))
+    (foreign / "model.safetensors").symlink_to(tiny_bundle / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"^model\.encoder '{encoder}' is unknown\."):
+        bundle.load(str(foreign))
+    monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
+    config = json.loads((tiny_bundle / "config.json").read_text()) | {"encoder_name": encoder}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "unet" / "model.safetensors").symlink_to(tiny_bundle / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"^smp-hub/unet cannot be had \(model\.encoder '{encoder}' is unknown"):
+        bundle.resolve("smp-hub/unet", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "option", ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"]
+)
+def test_an_option_of_a_bundle_reads_no_file(option):
+    with pytest.raises(ModelError) as error:
+        build(ModelSection(encoder="tu-resnet18", options={option: "/etc/passwd"}), 2)
+    assert str(error.value) == f"model.options.{option} would read what is no part of the model; leave it out."
 
 
 def test_the_listing_filters_by_name():

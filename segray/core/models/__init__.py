@@ -6,6 +6,7 @@ A new architecture is a module with a builder `(config, outputs) -> nn.Module` a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from segray.errors import ModelError, nearest
 encoder_weights, preprocessing = weights.encoder_weights, weights.preprocessing
 STRIDE = 32  # sides of an input must be multiples of the deepest features' stride; 32 suits every one
 NO_ENCODER = ("none",)
+TIMM = re.compile(r"tu-[\w.-]+")  # no colon: timm reads tu-hf-hub:… from the network and tu-local-dir:… from the disk
+REACHING = ("pretrained", "checkpoint", "cache_dir")  # timm.create_model's arguments that do so
 # Arguments of smp's models that other settings give, or that would break the contract.
 OURS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 
@@ -87,14 +90,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_names(config: ModelSection) -> None:
-    """ModelError with the nearest names for an unknown architecture, or an encoder that it does not take."""
+    """ModelError with the nearest names for an unknown architecture, or an encoder that it does not take.
+
+    Also for a name or an option by which timm would read a file or the network: a bundle may come from anywhere.
+    """
     import segmentation_models_pytorch as smp
 
     if config.arch not in ARCHITECTURES:
         raise ModelError(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
+    if found := [name for name in config.options if name.startswith(REACHING)]:
+        raise ModelError(f"model.options.{found[0]} would read what is no part of the model; leave it out.")
     theirs = ARCHITECTURES[config.arch].encoders
     # tu-… encoders are timm's, thousands of them, resolved by smp when the model is built.
-    if theirs == NO_ENCODER or (theirs is None and config.encoder.startswith("tu-")):
+    if theirs == NO_ENCODER or (theirs is None and TIMM.fullmatch(config.encoder)):
         return
     encoders = theirs or smp.encoders.get_encoder_names()
     if config.encoder not in encoders:

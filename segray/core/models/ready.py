@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,27 +101,29 @@ def _weights(ready: Ready, weights_dir: str | None) -> weights.Weights:
 
 def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
     """A model that smp's authors published; `weights_dir` holds it as a folder of the name's last part."""
-    import segmentation_models_pytorch as smp
+    from huggingface_hub import hf_hub_download
+    from safetensors.torch import load
+
+    def read(file: str) -> bytes:
+        if weights_dir is None:
+            return Path(hf_hub_download(name, file)).read_bytes()
+        return storage.read_bytes(storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file))
 
     try:
-        with weights.quiet_hub(), tempfile.TemporaryDirectory() as folder:
-            if weights_dir:
-                for file in (bundle.CONFIG, bundle.WEIGHTS):
-                    there = storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file)
-                    (Path(folder) / file).write_bytes(storage.read_bytes(there))
-            # Without the encoder's own weights, which some configurations name: these come with the model.
-            model = smp.from_pretrained(folder if weights_dir else name, encoder_weights=None)
+        with weights.quiet_hub():
+            config, state = json.loads(read(bundle.CONFIG)), load(read(bundle.WEIGHTS))
+        options = {key: value for key, value in config.items() if value is not None and key[0] != "_"}
+        classes, encoder = options.pop("classes"), options.pop("encoder_name")
+        for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build's own takes any size
+            options.pop(key, None)
+        section = ModelSection(arch=config["_model_class"].lower(), encoder=encoder, options=options)
+        model = build(section, classes)  # as a bundle: nothing that the configuration names is fetched or read
+        model.load_state_dict(state)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name
         raise ModelError(
             f"{name} cannot be had ({weights.first_words(error)}). Put its config.json and model.safetensors into "
             f"FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
         ) from error
-    options = {key: value for key, value in model.config.items() if value is not None and key[0] != "_"}
-    classes = options.pop("classes")
-    encoder = options.pop("encoder_name")
-    for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build's own takes any size
-        options.pop(key, None)
-    section = ModelSection(arch=type(model).__name__.lower(), encoder=encoder, options=options)
     side = re.search(r"(\d+)x\d+", name)
     info = _info(section, _hub_classes(name, classes), int(side[1]) if side else 512)
     info.mean, info.std = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
