@@ -2,14 +2,17 @@
 
 Ray's agent on each node serves the metrics beside its own, with `ray_` before a name and `_total` after a counter's;
 deploy/grafana.json draws them. They are told once a shard or an epoch, in a process that Ray started or joined, and
-what a process counted last is sent when it ends. A run is named by the place of its output.
+what a process counted last is sent when it ends. A run is named by the place of its output,
+percent-encoded where that is not ASCII.
 """
 
 from __future__ import annotations
 
 import logging
+import string
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     import ray.util.metrics as prometheus
@@ -73,7 +76,7 @@ class Gauges:
 
         with self._lock:
             if name not in self._made:
-                self._made[name] = Gauge(name, GAUGES[name], ("run",)).set_default_tags({"run": self._run})
+                self._made[name] = Gauge(name, GAUGES[name], ("run",)).set_default_tags({"run": tag(self._run)})
             self._values[name] = value
             self._made[name].set(value)
 
@@ -94,11 +97,20 @@ class Gauges:
                     self._made[name].set(value)
 
 
+def tag(run: str) -> str:
+    """A run's place as the value of a tag, which Ray takes in ASCII alone.
+
+    >>> tag("runs/Straße")
+    'runs/Stra%C3%9Fe'
+    """
+    return quote(run, safe=string.printable, errors="surrogateescape")
+
+
 def _counter(name: str, run: str, *tags: str) -> prometheus.Counter:
     from ray.util.metrics import Counter
 
     counter = Counter(name, COUNTERS[name], ("run", *tags))
-    counter.set_default_tags({"run": run})
+    counter.set_default_tags({"run": tag(run)})
     return counter
 
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from segray.config import load
 from segray.label import label
-from segray.telemetry import COUNTERS, GAUGES, Gauges
+from segray.telemetry import COUNTERS, GAUGES, Gauges, tag
 from segray.train import train
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
@@ -62,12 +62,12 @@ def prometheus(ray_session):
 
 
 def with_an_error(bundle, town, folder):
-    """Settings of a labelling run over 5 frames, of which one is none."""
+    """Settings of a labelling run over 5 frames, of which one is none; its --out is not ASCII."""
     (folder / "in").mkdir()
     for frame in sorted((town / "val").iterdir()):
         (folder / "in" / frame.name).write_bytes(frame.read_bytes())
     (folder / "in" / frame.name).write_text("no picture")
-    values = {"label.model": str(bundle), "label.inputs": [str(folder / "in")], "label.out": str(folder / "out")}
+    values = {"label.model": str(bundle), "label.inputs": [str(folder / "in")], "label.out": str(folder / "Straße")}
     return load(None, {**values, "label.shard_size": 2})
 
 
@@ -76,8 +76,8 @@ def test_what_the_dashboard_draws_is_what_real_runs_export(prometheus, tiny_bund
     kept = Gauges("kept")
     kept.set("segray_frames_left", 3)
     label(config)
-    best = train(settings(train__out=str(tmp_path / "run"), train__epochs=1)).history[-1]
-    out, run = config.label.out, tmp_path / "run"
+    best = train(settings(train__out=str(tmp_path / "Läufe"), train__epochs=1)).history[-1]
+    out, run = tag(config.label.out), tag(str(tmp_path / "Läufe"))
     prometheus.wait_for(lambda: prometheus.value("ray_segray_train_epoch", run) == best["epoch"])
     assert (prometheus.value("ray_segray_frames_total", out), prometheus.value("ray_segray_errors_total", out)) == (
         5,
