@@ -100,15 +100,19 @@ def show_check(result: Any, space: Any) -> None:
     from segray.core.samples import id_text
     from segray.terminal import say, table
 
-    total, frames = result.pixels.total(), sum(result.sizes.values())
+    total, frames = result.pixels.total() + result.other_pixels, sum(result.sizes.values())
+    unknown = sorted(result.pixels.keys() - space.id_map.keys(), key=lambda raw: -result.pixels[raw])
     rows = []
-    for raw, pixels in sorted(result.pixels.items()):
+    for raw in sorted(result.pixels.keys() - set(unknown[20:])):
+        pixels = result.pixels[raw]
         label = space.id_map.get(raw)
         name = "unknown" if label is None else "void" if label == space.ignore_index else space.names[label]
         shares = (f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}")
         rows.append((id_text(raw), name, pixels, *shares))
     splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
     table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
+    if others := sum(result.pixels[raw] for raw in unknown[20:]) + result.other_pixels:
+        say(f"… and {len(unknown[20:])} more unknown ids, in {others / total:.2%} of the pixels.")
     for height, width in list(result.sizes)[:1]:
         if len(result.sizes) == 1:
             say(f"Every frame is {height}×{width} (height × width).")
