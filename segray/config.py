@@ -411,9 +411,11 @@ def _safe_load(text: str, source: str) -> Any:
 def _read_yaml(file: str) -> dict[str, Any]:
     path = Path(file)
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
+        with path.open("rb") as opened:
+            text = opened.read(MAX_YAML_BYTES + 1)  # a device says that it is empty, and may not end
+        if len(text) > MAX_YAML_BYTES:
             raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")
-        return _sections(path.read_bytes(), file)
+        return _sections(text, file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None
 

@@ -193,9 +193,9 @@ def stat(uri: str) -> Entry:
         return Entry(uri, info.st_size, str(info.st_mtime_ns), info.st_mtime)
 
 
-def list_files(root: str, enter: Callable[[str], bool] | None = None) -> list[Entry]:
+def list_files(root: str, enter: Callable[[str], bool] | None = None, *, deep: bool = True) -> list[Entry]:
     """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
-    return sorted(iter_files(root, enter), key=lambda entry: entry.uri)
+    return sorted(iter_files(root, enter, deep=deep), key=lambda entry: entry.uri)
 
 
 def iter_files(

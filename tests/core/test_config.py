@@ -42,3 +42,7 @@ def test_an_override_is_a_key_and_a_yaml_value():
     assert parse_override("sweep.encoders=[a, b]") == ("sweep.encoders", ["a", "b"])
     with pytest.raises(ConfigError, match=r"^--set epochs: give key=value, such as train.epochs=3\.$"):
         parse_override("epochs")
+
+
+def test_a_file_without_end_is_no_config():
+    assert message("/dev/zero") == "/dev/zero is larger than 1 MiB; a config is a page of YAML."

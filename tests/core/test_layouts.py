@@ -91,6 +91,7 @@ def test_original_camvid_colours_are_merged_into_segnets_classes(tmp_path):
         row = [[(128, 128, 128), (64, 192, 0), (128, 0, 192), (0, 0, 0)]]  # sky, wall, lane marking, void
         colors(tmp_path / "LabeledApproved_full" / f"{name}_L.png", row)
     (tmp_path / "train.txt").write_text("0001TP_006690.png\n")
+    (tmp_path / "._train.txt").write_bytes(b"\0\5\x16\7\xff")  # as macOS leaves it on other disks
     (tmp_path / "val.txt").write_text("/data/0016E5_00390.png extra\n")
     config = DataSection(format="camvid-color", root=str(tmp_path))
     assert masks(config) == {"0001TP_006690": [[0, 1, 3, 255]]}

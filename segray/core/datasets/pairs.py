@@ -225,9 +225,9 @@ def split_by_lists(
     frames = _Frames(refs)
     splits: dict[str, tuple[SampleRef, ...]] = {}
     notes: list[str] = []
-    for entry in storage.list_files(folder):
+    for entry in storage.list_files(folder, deep=False):
         name = storage.name_of(entry.uri)
-        if entry.uri != storage.join(folder, name) or not name.endswith(".txt"):
+        if entry.uri != storage.join(folder, name) or not name.endswith(".txt") or storage.is_hidden(name):
             continue
         lines = [line.strip() for line in read_text(entry.uri).split("\n") if line.strip()]
         found = {line: frames.listed(line, entry.uri) for line in dict.fromkeys(lines)}
