@@ -1,14 +1,25 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo check test test-all torture bench lint clean
 demo: .venv/installed
 	$(BIN)/segray demo
 
-test: .venv/tested
+check: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+test: check
 	$(BIN)/python -m pytest
+
+# With clusters, jobs, deployments, and every architecture at every size.
+test-all: check
+	$(BIN)/python -m pytest -m "not torture"
+	$(MAKE) torture ROUNDS=4
+
+ROUNDS = 40
+torture: .venv/tested
+	$(BIN)/python -m pytest -m torture tests/test_torture.py --rounds $(ROUNDS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segray needs Python 3.11 or later; try make PYTHON=python3.12")'

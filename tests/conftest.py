@@ -1,6 +1,10 @@
-"""What many tests share: a model bundle that costs nothing, and a real S3 server."""
+"""What many tests share: a model bundle that costs nothing, a real S3 server, and a limit on what a test may take."""
 
 import os
+
+# Before torch is imported, here and in what tests start: several test processes share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
@@ -17,15 +21,92 @@ def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, default=40, help="Of `pytest -m torture`.")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Let a test that is named by its file run here, and share a folder's tests among up to four processes."""
+    named = any(".py" in word for word in config.args)
+    return 0 if named else min(4, os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one process, and all that share the session's Ray."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else item.path.stem))
+
+
+# A test that takes longer carries the marker `slow`. What counts is its processor time, as machines are shared; one that
+# waits may take three times as long. Rays and their workers are processes of their own, which only the wait counts.
+SLOW_S = 5.0
+_too_slow = []
+
+
+def _cpu_s():
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    before = _cpu_s()
+    yield
+    item.user_properties.append(("cpu_s", _cpu_s() - before))
+
+
+def pytest_runtest_logreport(report):
+    cpu_s = dict(report.user_properties).get("cpu_s", 0.0)
+    if report.when == "call" and max(cpu_s, report.duration / 3) > SLOW_S and "slow" not in report.keywords:
+        _too_slow.append(f"{report.nodeid} took {cpu_s:.1f} s of processor time and {report.duration:.1f} s in all")
+
+
+def pytest_sessionfinish(session):
+    if _too_slow and session.exitstatus == pytest.ExitCode.OK and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _too_slow:
+        terminalreporter.section(f"over {SLOW_S:.0f} s without the marker slow", red=True)
+        for line in _too_slow:
+            terminalreporter.write_line(f"{line}. Make it faster, or mark it slow.")
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> Path:
-    """A Unet over resnet18 with random weights, for the classes of the drawn streets."""
+    """A narrow Unet over resnet18 with random weights, for the classes of the drawn streets."""
+    model = ModelSection(arch="unet", encoder="resnet18", options={"decoder_channels": [32, 16, 16, 8, 8]})
+    return _saved(model, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory) -> Path:
+    """A U-Net without an encoder of smp, which is loaded in a tenth of the time."""
+    return _saved(ModelSection(arch="unet-plain", options={"channels": 8}), tmp_path_factory)
+
+
+def _saved(model, tmp_path_factory):
     torch.manual_seed(0)
-    model = ModelSection(arch="unet", encoder="resnet18")
     info = bundle.BundleInfo(model=model, label_space=LABEL_SPACE.to_dict(), input_size=SIZE)
     folder = tmp_path_factory.mktemp("bundle") / "best"
     bundle.save(folder, build(model, LABEL_SPACE.num_classes), info)
     return folder
+
+
+_exports = {}
+
+
+@pytest.fixture
+def onnx_once(monkeypatch):
+    """Export the weights of one bundle to ONNX once for all tests that ask for this: it takes seconds."""
+    from segray.core.models import onnx_file
+
+    made = onnx_file._made
+
+    def once(whole, info, seen):
+        key = (type(whole), info.model_id)
+        if key not in _exports:
+            _exports[key] = made(whole, info, seen)
+        return _exports[key]
+
+    monkeypatch.setattr(onnx_file, "_made", once)
 
 
 @pytest.fixture(scope="session")

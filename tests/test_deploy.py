@@ -84,6 +84,7 @@ def launcher(s3, monkeypatch, tmp_path):
     return commands.bootstrap_aws(config), ec2
 
 
+@pytest.mark.slow
 def test_cluster_yaml_passes_rays_own_check_and_starts_nodes_of_each_type(launcher):
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 

@@ -53,6 +53,7 @@ def test_scores_are_those_of_the_predicted_masks(config, tmp_path):
     assert Image.open(tmp_path / "out" / "frames.png").size[0] > 1000
 
 
+@pytest.mark.slow
 def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
     places = [f"{s3}/evaluated/{name}" for name in "ab"]
     result = evaluate(config)
@@ -165,6 +166,7 @@ def sharp(tiny_bundle, town, tmp_path):
     return str(tmp_path / "sharp")
 
 
+@pytest.mark.slow
 def test_calibration_softens_confidence_and_keeps_masks(config, sharp, tmp_path):
     changes = {"evaluate.model": sharp, "evaluate.calibrate": True}
     before = evaluate(config.changed({"evaluate.model": sharp, "evaluate.out": str(tmp_path / "before")}))

@@ -494,6 +494,7 @@ def test_labels_and_images_may_be_on_s3(tiny_bundle, tmp_path, s3):
 # Models.
 
 
+@pytest.mark.slow
 def test_an_onnx_file_gives_the_models_logits(tiny_bundle, tmp_path):
     import onnxruntime
     import torch

@@ -63,11 +63,13 @@ def rounds(one, world, folder, seeds, show):
     return total
 
 
-@pytest.mark.parametrize("seed", [1, 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_writers_that_race_and_are_killed_leave_each_row_once(world, tmp_path, seed):
     assert local_round(world, tmp_path, seed).problems == []
 
 
+@pytest.mark.slow
 def test_on_s3_too_through_lost_answers_errors_and_cut_bodies(s3_world, tmp_path):
     found = s3_round(s3_world, tmp_path, 5)
     assert found.problems == []
@@ -89,6 +91,7 @@ def crash(world, folder, step):
     return crashed
 
 
+@pytest.mark.slow
 def test_a_crash_at_some_changes_of_the_file_system_is_mended_by_the_next_run(small_world, tmp_path):
     for step in random.Random(0).sample(range(1, 100), 8):
         assert crash(small_world, tmp_path, step)

@@ -29,6 +29,7 @@ from segray.core.models.unet_plain import UNet
 from segray.errors import ModelError
 
 DPT = {"decoder_fusion_channels": 16, "decoder_intermediate_channels": (16, 16, 16, 16)}
+SIZES = [(64, 32), (1, 1), (90, 120)]
 NARROW = {"options": {"decoder_channels": (32, 16, 16, 8, 8)}}
 SMALL = {
     "unet": NARROW,
@@ -51,7 +52,7 @@ def model(request):
     return build(section(request.param), 3)
 
 
-@pytest.mark.parametrize("size", [(33, 47), (64, 32), (1, 1), (90, 120)])
+@pytest.mark.parametrize("size", [(33, 47), *(pytest.param(size, marks=pytest.mark.long) for size in SIZES)])
 def test_every_size_goes_through_every_architecture(model, size):
     with torch.inference_mode():
         assert forward(model.eval(), torch.randn(1, 3, *size)).shape == (1, 3, *size)

@@ -32,10 +32,10 @@ class Pointwise(torch.nn.Module):
         return self.head(images)
 
 
-def predictor_of(tiny_bundle, model=None, **infer):
+def predictor_of(plain_bundle, model=None, **infer):
     torch.manual_seed(1)
     more = {key: infer.pop(key) for key in ("threshold", "confidence_maps") if key in infer}
-    predictor = Predictor(str(tiny_bundle), infer=InferSection(**infer), **more)
+    predictor = Predictor(str(plain_bundle), infer=InferSection(**infer), **more)
     predictor.model = model or Pointwise(predictor.label_space.num_classes)
     return predictor
 
@@ -68,42 +68,42 @@ def test_windows_cover_a_side_to_its_end(length, window, overlap, starts):
 
 @pytest.mark.parametrize("window", ["32x32", "50x70", "33x17", "500x500"])
 @pytest.mark.parametrize("more", [{}, {"flip": True}, {"overlap": 0.5}])
-def test_a_window_changes_nothing_for_a_model_of_single_pixels(tiny_bundle, frame, window, more):
-    whole = predict(predictor_of(tiny_bundle, window="50x70"), frame)
-    slid = predict(predictor_of(tiny_bundle, window=window, **more), frame)
+def test_a_window_changes_nothing_for_a_model_of_single_pixels(plain_bundle, frame, window, more):
+    whole = predict(predictor_of(plain_bundle, window="50x70"), frame)
+    slid = predict(predictor_of(plain_bundle, window=window, **more), frame)
     assert (slid.mask_hw != whole.mask_hw).mean() < 0.001  # ties alone
     assert slid.confidence_mean == pytest.approx(whole.confidence_mean, abs=1e-4)
 
 
-def test_flip_makes_a_mirrored_frame_give_the_mirrored_mask(tiny_bundle, frame):
+def test_flip_makes_a_mirrored_frame_give_the_mirrored_mask(plain_bundle, frame):
     torch.manual_seed(0)
-    predictor = Predictor(str(tiny_bundle), infer=InferSection(flip=True))
+    predictor = Predictor(str(plain_bundle), infer=InferSection(flip=True))
     mask = predict(predictor, frame).mask_hw
     mirrored = predict(predictor, np.ascontiguousarray(frame[:, ::-1])).mask_hw
     assert (mask == mirrored[:, ::-1]).mean() > 0.99
 
 
-def test_scales_are_averaged_as_probabilities(tiny_bundle, frame):
-    one = predict(predictor_of(tiny_bundle, scales=[1.0]), frame)
-    again = predict(predictor_of(tiny_bundle, scales=[1.0, 1.0]), frame)
+def test_scales_are_averaged_as_probabilities(plain_bundle, frame):
+    one = predict(predictor_of(plain_bundle, scales=[1.0]), frame)
+    again = predict(predictor_of(plain_bundle, scales=[1.0, 1.0]), frame)
     assert (one.mask_hw == again.mask_hw).mean() > 0.999
     assert again.confidence_mean == pytest.approx(one.confidence_mean, abs=1e-4)
-    other = predict(predictor_of(tiny_bundle, scales=[0.5, 1.0, 2.0]), frame)
+    other = predict(predictor_of(plain_bundle, scales=[0.5, 1.0, 2.0]), frame)
     assert other.mask_hw.shape == (50, 70)
 
 
-def test_pixels_under_the_threshold_are_void(tiny_bundle, frame):
-    sure = predict(predictor_of(tiny_bundle, threshold=0.01), frame).mask_hw
-    plain = predict(predictor_of(tiny_bundle), frame).mask_hw
+def test_pixels_under_the_threshold_are_void(plain_bundle, frame):
+    sure = predict(predictor_of(plain_bundle, threshold=0.01), frame).mask_hw
+    plain = predict(predictor_of(plain_bundle), frame).mask_hw
     assert np.array_equal(sure, plain)
-    assert (predict(predictor_of(tiny_bundle, threshold=0.999), frame).mask_hw == 255).all()
+    assert (predict(predictor_of(plain_bundle, threshold=0.999), frame).mask_hw == 255).all()
 
 
-def test_confidence_maps_are_the_highest_probability_at_source_size(tiny_bundle, frame):
-    prediction = predict(predictor_of(tiny_bundle, window="50x70", confidence_maps=True), frame)
+def test_confidence_maps_are_the_highest_probability_at_source_size(plain_bundle, frame):
+    prediction = predict(predictor_of(plain_bundle, window="50x70", confidence_maps=True), frame)
     assert prediction.confidence_hw.shape == (50, 70)
     assert prediction.confidence_hw.mean() / 255 == pytest.approx(prediction.confidence_mean, abs=0.003)
-    assert predict(predictor_of(tiny_bundle), frame).confidence_hw is None
+    assert predict(predictor_of(plain_bundle), frame).confidence_hw is None
 
 
 class Small(Pointwise):
@@ -120,12 +120,12 @@ class Small(Pointwise):
         return super().forward(images)
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_good(tiny_bundle):
+def test_a_batch_that_does_not_fit_is_halved_for_good(plain_bundle):
     frames = [streets.draw(seed, (32, 48))[0] for seed in range(9)]
-    predictor = predictor_of(tiny_bundle)
+    predictor = predictor_of(plain_bundle)
     single = [predict(predictor, frame) for frame in frames]
     predictor.model, sizes = Small(11, most=3), [(32, 48)] * 9
-    predictor.model.load_state_dict(predictor_of(tiny_bundle).model.state_dict())
+    predictor.model.load_state_dict(predictor_of(plain_bundle).model.state_dict())
     for asked in ([9, 4, 2, 2, 2, 2, 1], [2, 2, 2, 2, 1]):
         found = predictor.predict([predictor.prepare(frame) for frame in frames], sizes)
         assert predictor.model.asked == asked
@@ -134,9 +134,9 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(tiny_bundle):
         predictor.model.asked = []
 
 
-def test_windows_that_do_not_fit_are_halved_for_good(tiny_bundle, frame):
-    whole = predict(predictor_of(tiny_bundle, window="20x70", overlap=0), frame)
-    predictor = predictor_of(tiny_bundle, window="20x70", overlap=0)
+def test_windows_that_do_not_fit_are_halved_for_good(plain_bundle, frame):
+    whole = predict(predictor_of(plain_bundle, window="20x70", overlap=0), frame)
+    predictor = predictor_of(plain_bundle, window="20x70", overlap=0)
     small = Small(11, most=2)
     small.load_state_dict(predictor.model.state_dict())
     predictor.model = small
@@ -145,20 +145,20 @@ def test_windows_that_do_not_fit_are_halved_for_good(tiny_bundle, frame):
     assert small.asked == [3, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_single_frame_that_does_not_fit_is_one_line(tiny_bundle, frame):
+def test_a_single_frame_that_does_not_fit_is_one_line(plain_bundle, frame):
     with pytest.raises(ModelError) as error:
-        predict(predictor_of(tiny_bundle, Small(11, most=0)), frame)
+        predict(predictor_of(plain_bundle, Small(11, most=0)), frame)
     assert str(error.value) == (
-        "unet over resnet18 does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
+        "unet-plain over resnet18 does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
         "Give it smaller windows, such as --window 256x512, or a GPU that nothing else uses."
     )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 56), (200, 300), (131, 56), (20, 400), (130, 57)])
-def test_masks_and_figures_are_those_of_all_logits_at_once(tiny_bundle, size):
+def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size):
     torch.manual_seed(2)
     coarse = functional.interpolate(torch.randn(2, 11, 6, 8), (130, 56), mode="bicubic") * 3
-    predictor = Predictor(str(tiny_bundle), confidence_maps=True)
+    predictor = Predictor(str(plain_bundle), confidence_maps=True)
     coarse[0, :, :60, :20] = torch.randn(11, 60, 20)  # where no two neighbours agree
     points = np.stack([np.random.default_rng(0).integers(0, side, 20) for side in size], axis=1)
     jobs = [module._Job(None, size, points)] * 2
@@ -177,9 +177,9 @@ def test_masks_and_figures_are_those_of_all_logits_at_once(tiny_bundle, size):
         assert one.logits_nc == pytest.approx(logits[i, :, points[:, 0], points[:, 1]].T.numpy(), abs=1e-4)
 
 
-def test_the_temperature_softens_probabilities_and_leaves_classes(tiny_bundle, frame):
-    sharp = predict(predictor_of(tiny_bundle), frame)
-    predictor = predictor_of(tiny_bundle)
+def test_the_temperature_softens_probabilities_and_leaves_classes(plain_bundle, frame):
+    sharp = predict(predictor_of(plain_bundle), frame)
+    predictor = predictor_of(plain_bundle)
     predictor.info.temperature = 4.0
     soft = predict(predictor, frame)
     assert np.array_equal(soft.mask_hw, sharp.mask_hw)
@@ -194,16 +194,16 @@ def test_the_temperature_softens_probabilities_and_leaves_classes(tiny_bundle, f
         ("bf16", "infer.precision bf16: this CPU lacks the instructions and would be ten times slower; take fp32, or auto."),
     ],
 )  # fmt: skip
-def test_a_precision_that_the_cpu_lacks_is_one_line(tiny_bundle, monkeypatch, precision, line):
+def test_a_precision_that_the_cpu_lacks_is_one_line(plain_bundle, monkeypatch, precision, line):
     monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
     with pytest.raises(ConfigError) as error:
-        predictor_of(tiny_bundle, precision=precision)
+        predictor_of(plain_bundle, precision=precision)
     assert str(error.value) == line
 
 
-def test_bf16_is_nearly_fp32_where_the_cpu_has_it(tiny_bundle, frame, monkeypatch):
+def test_bf16_is_nearly_fp32_where_the_cpu_has_it(plain_bundle, frame, monkeypatch):
     monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
-    half, full = (predict(predictor_of(tiny_bundle, precision=name), frame) for name in ("bf16", "auto"))
+    half, full = (predict(predictor_of(plain_bundle, precision=name), frame) for name in ("bf16", "auto"))
     assert half.confidence_mean == pytest.approx(full.confidence_mean, abs=0.01)
     assert half.confidence_mean != full.confidence_mean
 
@@ -212,9 +212,9 @@ def test_bf16_is_nearly_fp32_where_the_cpu_has_it(tiny_bundle, frame, monkeypatc
     ("arch", "encoder", "engine"),
     [
         ("unet", "resnet18", "torch"),
-        ("unet", "resnet18", "onnx"),
+        pytest.param("unet", "resnet18", "onnx", marks=pytest.mark.slow),
         ("segformer", "mit_b0", "torch"),
-        ("deeplabv3plus", "mobilenet_v2", "onnx"),
+        pytest.param("deeplabv3plus", "mobilenet_v2", "onnx", marks=pytest.mark.long),
         ("danet", "resnet18", "torch"),
     ],
 )
@@ -245,8 +245,10 @@ def test_labels_of_every_engine_are_pytorchs_own_but_at_ties(tmp_path, arch, enc
     assert tie.float().mean() < 0.01
 
 
-def test_onnx_runtime_takes_windows_scales_and_a_temperature(tiny_bundle, frame, tmp_path):
-    shutil.copytree(tiny_bundle, tmp_path / "warm")
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnx_once")
+def test_onnx_runtime_takes_windows_scales_and_a_temperature(plain_bundle, frame, tmp_path):
+    shutil.copytree(plain_bundle, tmp_path / "warm")
     bundle.set_temperature(str(tmp_path / "warm"), 2.0, {})
     for ways in ({"window": (32, 48), "overlap": 0.5}, {"scales": [1.0, 1.5], "flip": True}, {}):
         torch_, onnx = (
@@ -257,6 +259,7 @@ def test_onnx_runtime_takes_windows_scales_and_a_temperature(tiny_bundle, frame,
         assert onnx.confidence_mean == pytest.approx(torch_.confidence_mean, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
     section = ModelSection(arch="pspnet", encoder="resnet18")
     info = bundle.BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(32, 48))
@@ -267,20 +270,20 @@ def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
-def test_onnx_runtime_is_for_cpus_and_fp32(tiny_bundle, monkeypatch, device, precision):
+def test_onnx_runtime_is_for_cpus_and_fp32(plain_bundle, monkeypatch, device, precision):
     monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
     with pytest.raises(
         ConfigError, match=r"^infer.engine onnx is for CPUs and fp32, not for .*; take torch, or auto\.$"
     ):
-        Predictor(str(tiny_bundle), device, InferSection(engine="onnx", precision=precision))
+        Predictor(str(plain_bundle), device, InferSection(engine="onnx", precision=precision))
 
 
-def test_an_engine_that_is_not_installed_is_one_line(tiny_bundle, monkeypatch):
+def test_an_engine_that_is_not_installed_is_one_line(plain_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         ConfigError, match=r"^onnxruntime is not installed; pip install 'segray\[export\]' brings it\.$"
     ):
-        Predictor(str(tiny_bundle), infer=InferSection(engine="onnx"))
+        Predictor(str(plain_bundle), infer=InferSection(engine="onnx"))
 
 
 class Seen(Pointwise):
@@ -300,9 +303,9 @@ class Seen(Pointwise):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_callers_share_the_threads_of_a_cpu_and_take_turns_on_a_gpu(tiny_bundle, device):
+def test_callers_share_the_threads_of_a_cpu_and_take_turns_on_a_gpu(plain_bundle, device):
     frames = [streets.draw(seed, (32, 48))[0] for seed in range(12)]
-    predictor = predictor_of(tiny_bundle, Seen(11))
+    predictor = predictor_of(plain_bundle, Seen(11))
     predictor._threads = 3
     if device == "cuda":
         predictor.lock = threading.RLock()
@@ -317,9 +320,9 @@ def test_callers_share_the_threads_of_a_cpu_and_take_turns_on_a_gpu(tiny_bundle,
         assert np.array_equal(prediction.mask_hw, predict(predictor, frame).mask_hw)
 
 
-def test_large_frames_go_one_by_one_on_a_cpu(tiny_bundle, monkeypatch):
+def test_large_frames_go_one_by_one_on_a_cpu(plain_bundle, monkeypatch):
     monkeypatch.setattr(module, "CPU_PX", 2 * 32 * 48)
-    predictor = predictor_of(tiny_bundle, Sizes(11))
+    predictor = predictor_of(plain_bundle, Sizes(11))
     frames = [streets.draw(seed, (32, 48))[0] for seed in range(5)]
     predictor.predict([predictor.prepare(frame) for frame in frames], [(32, 48)] * 5)
     assert predictor.model.seen == [2, 2, 1]

@@ -1,5 +1,6 @@
 """One Ray for the whole session, and a small town to learn from."""
 
+import crashing
 import pytest
 
 from segray import cluster
@@ -8,9 +9,12 @@ from segray.core.datasets import streets
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    with cluster.connected(ClusterSection(), sweeps=True) as has:
-        yield has
+def ray_session(s3, tmp_path_factory):
+    """Its processes know the S3 server, and crash on the images that are made for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", crashing.env(tmp_path_factory.mktemp("site"))["PYTHONPATH"])
+        with cluster.connected(ClusterSection(), sweeps=True) as has:
+            yield has
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,7 @@ def settings(town, tmp_path):
             "data.root": str(town),
             "data.size": "32x48",
             "model.encoder": "mobilenet_v2",
+            "model.options": {"decoder_channels": [32, 16, 16, 8, 8]},
             "train.batch_size": 4,
             "train.epochs": 2,
             "train.out": str(tmp_path / "run"),

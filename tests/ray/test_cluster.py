@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 FILL = """
 import json, sys
 from pathlib import Path
@@ -21,6 +23,7 @@ print(json.dumps({"store": has.object_store_bytes, "values": values, "spilled": 
 """
 
 
+@pytest.mark.long
 def test_objects_beyond_the_memory_that_they_may_take_go_to_the_folder_for_them(tmp_path):
     done = subprocess.run([sys.executable, "-c", FILL, tmp_path], stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout)

@@ -174,6 +174,7 @@ def cluster_round(bundle, drive, out, env, seed, strikes):
     return struck | {"reads": reads}
 
 
+@pytest.mark.long
 def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, env, totals):
     struck = cluster_round(tiny_bundle, drive, tmp_path / "out", env, seed=0, strikes=2)
     assert (struck["actor"], struck["node"]) == (1, 1)
@@ -181,6 +182,7 @@ def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, 
     check(tmp_path / "out", totals)
 
 
+@pytest.mark.slow
 def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
     """SIGTERM, as on a machine that is reclaimed."""
     struck = []
@@ -251,6 +253,7 @@ def run_here(line, monkeypatch, capsys):
     return 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_later(
     tiny_bundle, drive, small_disk, totals, monkeypatch, capsys
 ):
@@ -276,6 +279,7 @@ def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_late
 # A store that goes for good in the middle of a run; and what any run leaves behind knows no secret.
 
 
+@pytest.mark.long
 def test_a_store_that_goes_ends_a_run_that_goes_on_later_and_no_secret_is_written(
     tiny_bundle, drive, env, s3, tmp_path, totals
 ):

@@ -1,6 +1,5 @@
 """The labelling promise through Ray Data: every row once, whatever stops the run."""
 
-import os
 import re
 import signal
 import subprocess
@@ -10,8 +9,9 @@ from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
-from crashing import CRASH, env
+from crashing import CRASH
 
+from segray import cli
 from segray.config import load
 from segray.core import parts, storage
 from segray.core.plan import load_plans
@@ -76,11 +76,14 @@ def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_
         label(config.changed({"infer.engine": other}))
 
 
-def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, tmp_path):
-    command = [sys.executable, "-m", "segray.cli", "label", "--model", str(tiny_bundle), "--input", str(town / "train")]
-    command += ["--out", str(tmp_path / "out"), "--set", "infer.precision=fp16"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "segray: infer.precision fp16 needs a GPU; take fp32, or auto.\n")
+@pytest.mark.usefixtures("ray_session")
+def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, tmp_path, monkeypatch, capsys):
+    command = ["segray", "label", "--model", str(tiny_bundle), "--input", str(town / "train")]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out"), "--set", "infer.precision=fp16"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said) == (2, "segray: infer.precision fp16 needs a GPU; take fp32, or auto.\n")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -107,7 +110,15 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     assert problems(tmp_path / "strict") == []
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (signal.SIGINT, 130),
+        *(pytest.param(*sent, marks=pytest.mark.long) for sent in [(signal.SIGKILL, -9), (signal.SIGTERM, 143)]),
+    ],
+)
+@pytest.mark.usefixtures("ray_session")
 def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
     command = [
         *(sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", town / "train"),
@@ -125,8 +136,9 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert len(there) >= 1
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "11 frames labelled, 0 errors." in done.stdout
+    config = load(None, {"label.model": str(tiny_bundle), "label.inputs": [str(town / "train")], "label.shard_size": 1})
+    summary = label(config.changed({"label.out": str(tmp_path / "out")}))
+    assert (summary["rows"], summary["ok"]) == (11, 11)
     assert problems(tmp_path / "out") == []
     assert {path: path.read_bytes() for path in there} == there
 
@@ -184,37 +196,28 @@ def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town,
         label(options(tiny_bundle, town, tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
     out = f"{s3}/labels"
-    command = [
-        sys.executable,
-        "-m",
-        "segray.cli",
-        "label",
-        "--model",
-        tiny_bundle,
-        "--input",
-        town / "val",
-        "--out",
-        out,
-    ]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    label(options(tiny_bundle, town, out, **{"label.inputs": [str(town / "val")]}))
     assert parts.verify(load_plans(out)) == []
     assert parts.read_summary(load_plans(out))["ok"] == 5
 
 
-def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path):
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path, capfd):
     frames = tmp_path / "in"
     frames.mkdir()
     for frame in sorted((town / "train").iterdir()):
         (frames / frame.name).write_bytes(frame.read_bytes())
     (frames / f"{frame.stem}-5.jpg").write_bytes(CRASH)
-    (tmp_path / "site").mkdir()
-    command = [sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", frames]
-    command += ["--out", tmp_path / "out", "--set", "label.shard_size=3"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env(tmp_path / "site"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "labelled input by input now" in done.stdout
-    assert "(raylet)" not in done.stdout
-    assert "11 frames labelled, 1 errors (worker_crash 1)." in done.stdout
+    watch = Seen()
+    summary = label(
+        options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(frames)], "label.shard_size": 3}),
+        watch=watch,
+    )
+    assert any("labelled input by input now" in note for note in watch.notes)
+    assert "(raylet)" not in "".join(capfd.readouterr())
+    assert (summary["ok"], summary["errors"]) == (11, {"worker_crash": 1})
     assert problems(tmp_path / "out") == []

@@ -24,7 +24,7 @@ from segray.train import train
 
 NODES = 3
 
-pytestmark = pytest.mark.torture  # minutes each: `pytest -m torture tests/ray/test_nodes.py`
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

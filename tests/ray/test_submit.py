@@ -20,6 +20,8 @@ from segray.core import parts
 from segray.core.plan import load_plans
 from segray.errors import ClusterError
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 COUNT = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; sleep 0.5; done; exit 7"
 

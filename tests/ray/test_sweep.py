@@ -28,6 +28,7 @@ from segray.sweep import _scheduler, _train, concurrent, sweep
 from segray.turns import Turns
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_training(settings, tmp_path):
     config = settings(sweep__encoders=["mobilenet_v2"], sweep__learning_rates=[1e-3, 1e30])
@@ -58,7 +59,7 @@ def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_tr
         sweep(config.changed({"train.batch_size": 2}))
 
 
-@pytest.mark.torture  # minutes
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_tpe_stops_in_time_goes_on_with_the_same_command_and_outlives_a_driver(settings, tmp_path):
     config = settings(sweep__search="tpe", sweep__trials=2, sweep__time="0.1s", sweep__concurrent=1)
@@ -226,7 +227,7 @@ def pretend():
     TorchConfig.__init__.__defaults__ = ("gloo", *TorchConfig.__init__.__defaults__[1:])
 
 
-@pytest.mark.torture  # minutes
+@pytest.mark.long
 def test_two_trials_share_a_gpu_and_go_on_after_their_sweep_was_killed(settings, tmp_path):
     config = settings(
         sweep__learning_rates=[1e-3, 2e-3], sweep__trials_per_gpu=2, sweep__grace_epochs=4, train__epochs=4

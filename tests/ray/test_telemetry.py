@@ -71,6 +71,7 @@ def with_an_error(bundle, town, folder):
     return load(None, {**values, "label.shard_size": 2})
 
 
+@pytest.mark.slow
 def test_what_the_dashboard_draws_is_what_real_runs_export(prometheus, tiny_bundle, town, tmp_path, settings):
     config = with_an_error(tiny_bundle, town, tmp_path)
     kept = Gauges("kept")
@@ -116,6 +117,7 @@ def test_the_dashboards_panels_are_whole():
     assert max(x for x, _ in cells) == 23
 
 
+@pytest.mark.long
 def test_log_lines_are_json_with_run_and_shard(tiny_bundle, town, tmp_path):
     config = with_an_error(tiny_bundle, town, tmp_path)
     (tmp_path / "label.yaml").write_text(config.to_yaml())
