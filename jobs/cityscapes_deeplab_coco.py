@@ -6,29 +6,28 @@ Hardware:  any; 500 frames take about 2 minutes on a GPU, an hour on 8 cores (ab
 Scores:    not run with COCO's weights yet
 """
 
-from pathlib import Path
-
 import torch
 
 from jobs.common import job, score
 from segray.config import Config, ModelSection
+from segray.core import storage
 from segray.core.datasets import voc
 from segray.core.models import build, bundle
 
 
 def run(config: Config, quick: bool) -> None:
-    out = Path(config.train.out)
-    model = untrained(out / "untrained") if quick else config.evaluate.model
-    score(config, model, out / "evaluation")
+    out = config.train.out
+    model = untrained(storage.join(out, "untrained")) if quick else config.evaluate.model
+    score(config, model, storage.join(out, "evaluation"))
 
 
-def untrained(folder: Path) -> str:
+def untrained(folder: str) -> str:
     """A bundle of the same kind with random weights: what a smoke test has without a network."""
     torch.manual_seed(0)
     section = ModelSection(arch="deeplabv3-torchvision", encoder="mobilenet_v3_large")
     info = bundle.BundleInfo(model=section, label_space=voc.LABEL_SPACE.to_dict(), input_size=(64, 96))
     bundle.save(folder, build(section, voc.LABEL_SPACE.num_classes), info)
-    return str(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from segray.cli import main
 from segray.config import Config, load, parse_override
+from segray.core import storage
 from segray.core.checkpoint import read_history
 from segray.core.datasets import streets
 from segray.evaluate import evaluate
@@ -53,7 +55,7 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing.")
     def command(data: str | None, out: str, config: str, sets: tuple[str, ...], quick: bool, dry_run: bool) -> None:
         given = {"data.root": data} if data else {}
-        drawn = Path(out) / "streets"
+        drawn = Path(f"runs/{name}" if storage.is_s3(out) else out) / "streets"  # they are drawn on a disk
         if quick:
             given = {**SMOKE, **(smoke or {}), "data.root": str(drawn)}
         settings = load(config, {"train.out": out, **given, **dict(parse_override(text) for text in sets)})
@@ -69,27 +71,31 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
 
 def compare(config: Config, variants: Variants) -> list[dict[str, Any]]:
     """Train and evaluate each variant in `train.out`/NAME; the rows of the table, which is printed and kept."""
-    out = Path(config.train.out)
+    out = config.train.out
     rows, folders = [], []
     for name, changes in variants.items():
-        variant = config.changed({**changes, "train.out": str(out / name)})
+        variant = config.changed({**changes, "train.out": storage.join(out, name)})
         say(f"{name}: {variant.model.arch} over {variant.model.encoder}")
         with waiting(name):
             train(variant, on_row=lambda row, total=variant.train.epochs: say(f"  {epoch_line(row, total)}"))
-        rows.append({"run": name, **score(variant, str(out / name / "best"), out / f"{name}-evaluation")})
-        folders += [str(out / name), str(out / f"{name}-evaluation")]
-    table(out.name, ("run", *COLUMNS), [[row["run"], *(row[key] for key in COLUMNS.values())] for row in rows])
-    (out / "results.json").write_text(json.dumps(rows, indent=2))
-    write_curves(out / "curves.png", {name: read_history(out / name) for name in variants})
-    say(f"The report is {report(folders, str(out / 'report.html'), overwrite=True)}; curves are in {out}/curves.png.")
+        runs, evaluation = storage.join(out, name), storage.join(out, f"{name}-evaluation")
+        rows.append({"run": name, **score(variant, storage.join(runs, "best"), evaluation)})
+        folders += [runs, evaluation]
+    cells = [[row["run"], *(row[key] for key in COLUMNS.values())] for row in rows]
+    table(storage.name_of(out), ("run", *COLUMNS), cells)
+    storage.replace(storage.join(out, "results.json"), json.dumps(rows, indent=2).encode())
+    histories = {name: read_history(storage.join(out, name)) for name in variants}
+    storage.replace(storage.join(out, "curves.png"), curves(histories))
+    page = report(folders, storage.join(out, "report.html"), overwrite=True)
+    say(f"The report is {page}; curves are in {out}/curves.png.")
     return rows
 
 
-def score(config: Config, model: str, out: Path) -> dict[str, Any]:
+def score(config: Config, model: str, out: str) -> dict[str, Any]:
     """Evaluate a bundle on the job's validation frames; its headline scores."""
     with counting("frames") as advance:
         result = evaluate(
-            config.changed({"evaluate.model": model, "evaluate.out": str(out)}),
+            config.changed({"evaluate.model": model, "evaluate.out": out}),
             overwrite=True,
             on_frame=lambda done, total: advance(1, total=total),
         )
@@ -98,8 +104,8 @@ def score(config: Config, model: str, out: Path) -> dict[str, Any]:
     return {key: result["scores"][key] for key in COLUMNS.values()} | {"baseline_miou": result["baseline_miou"]}
 
 
-def write_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Loss (dotted: training), pixel accuracy and mIoU by epoch, a line a run."""
+def curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
+    """A PNG of loss (dotted: training), pixel accuracy and mIoU by epoch, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -119,4 +125,6 @@ def write_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> N
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return data.getvalue()

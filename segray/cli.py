@@ -137,15 +137,14 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     Example:
       segray data draw streets/ --train 200 --size 360x480
     """
-    from pathlib import Path
-
     from segray.config import load
+    from segray.core import storage
     from segray.core.datasets import streets
     from segray.terminal import say, waiting
 
     pixels = load(None, {"data.size": size}).data.size
     with waiting("Drawing streets"):
-        streets.write(Path(root), train=train, val=val, size=pixels, seed=seed)
+        streets.write(storage.local(root, "a drawn town"), train=train, val=val, size=pixels, seed=seed)
     say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
 
 
@@ -174,13 +173,12 @@ def data_get(name: str, root: str, url: str | None) -> None:
     Example:
       segray data get camvid camvid/
     """
-    from pathlib import Path
-
+    from segray.core import storage
     from segray.core.datasets.download import SOURCES, get
     from segray.terminal import counting, say
 
     with counting("bytes") as advance:
-        get(name, Path(root), url, lambda new, total: advance(new, total=total))
+        get(name, storage.local(root, "a download"), url, lambda new, total: advance(new, total=total))
     say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
 
 
@@ -405,12 +403,12 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
       segray select labels/drives --by uncertainty --count 50 --pictures look/
       segray select s3://labels/all --by rare-class --count 500 --out annotate.jsonl
     """
-    from pathlib import Path
-
+    from segray.core import storage
     from segray.errors import ConfigError
     from segray.select import OUT_SUFFIXES, select, write, write_pictures
     from segray.terminal import say, table
 
+    folder = None if pictures is None else storage.local(pictures, "a folder of pictures")
     if out is not None and not out.endswith(OUT_SUFFIXES):
         raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
     rows = select(labels, by, count, apart)
@@ -419,8 +417,8 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
     if out is not None:
         write(rows, out)
         say(f"They are listed in {out}.")
-    if pictures is not None:
-        for problem in write_pictures(rows, labels, Path(pictures)):
+    if folder is not None:
+        for problem in write_pictures(rows, labels, folder):
             say(f"Problem: {problem}")
         say(f"Pictures are in {pictures}.")
 
@@ -460,13 +458,12 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
       segray overlay labels/street --video street.mp4
       segray overlay s3://labels/2026 --input drives/0412.mp4 --video 0412.mp4
     """
-    from pathlib import Path
-
+    from segray.core import storage
     from segray.errors import OutputExists
     from segray.show import overlay_video
     from segray.terminal import counting, say
 
-    if Path(out).exists() and not overwrite:
+    if storage.local(out, "a video").exists() and not overwrite:
         raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
     with counting("frames") as advance:
         count = overlay_video(labels, out, name, lambda total: advance(1, total=total))

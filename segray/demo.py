@@ -25,10 +25,10 @@ ENCODERS = ["resnet18", "mobilenet_v2"]
 LEARNING_RATES = [1e-3, 3e-3]
 
 
-def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
+def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
     """Draw, sweep, label, report, all in `out`; the report's path. The same call again goes on."""
     started = time.monotonic()
-    root = _claim(Path(out), overwrite)
+    root = _claim(storage.local(out, "a demo"), overwrite)
     say(f"1/4  Drawing {TRAIN + VAL + HELD_OUT} streets and a video")
     drawn = streets.write(root / "streets", train=TRAIN, val=VAL)
     held_out = streets.write(root / "held-out", train=0, val=HELD_OUT, seed=1, video_s=0)
@@ -51,7 +51,7 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> Path:
     show_labels(str(root / "labels-frames"), scored)
     say(f"Took {duration(time.monotonic() - started)}. The report is {page}")
     if sys.stdout.isatty():
-        webbrowser.open(page.absolute().as_uri())
+        webbrowser.open(Path(page).absolute().as_uri())
     return page
 
 

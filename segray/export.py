@@ -93,8 +93,7 @@ def export(
     that the format cannot hold, OutputExists where `out` holds something else.
     """
     check_format(to)
-    if storage.is_s3(out):
-        raise ConfigError(f"{out}: an export is written to a local folder; name one, and copy it there afterwards.")
+    folder = storage.local(out, "an export").absolute()
     plans = load_plans(storage.absolute(labels))
     if not plans:
         raise DataError(f"{labels} holds no labels; give the --out of segray label.")
@@ -103,7 +102,7 @@ def export(
     made = FORMATS[to]
     names = Names(plans)
     options = options or Options()
-    job = Job(Path(storage.absolute(out)), plans[0].label_space, options)
+    job = Job(folder, plans[0].label_space, options)
     writer = made(job)
     about = {"labels": plans[0].plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
     _claim(job.out, made, about, overwrite)

@@ -11,7 +11,6 @@ import base64
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib import resources
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -42,8 +41,8 @@ AVERAGES = {  # scores in the order of the page → what each is
 }
 
 
-def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> Path:
-    """Write the page of these folders, in their order, to `out`; each is known by what it holds.
+def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
+    """Write the page of these folders, in their order, to `out`, which is given back; each is known by what it holds.
 
     Raises ConfigError for no folder at all, DataError for one that cannot be reported, OutputExists.
     """
@@ -57,7 +56,7 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> Path
         storage.replace(out, page)
     elif not storage.create(out, page):
         raise taken
-    return Path(out)
+    return out
 
 
 def render(folders: Sequence[str]) -> str:

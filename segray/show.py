@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
-from pathlib import Path
 
 import av
 import numpy as np
@@ -61,7 +60,7 @@ def overlay_video(
     rows = _frames_of(labels, name)
     space = load_plans(storage.absolute(labels))[0].label_space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    storage.local(out, "a video").parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with av.open(out, mode="w") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})

@@ -7,9 +7,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -244,20 +243,24 @@ def _width(drawn: Table) -> int:
 @contextmanager
 def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, EpochRow], None]]:
     """sweep's on_row: on a terminal a leaderboard that lives, elsewhere a line an epoch."""
+    from segray.core import storage
+    from segray.errors import StorageError
     from segray.leaderboard import TRIALS, read_sweep
 
     if not console.is_terminal:
         yield lambda trial, row: say(f"{trial}  {epoch_line(row, epochs)}")
         return
     last = _folded("")
+    drawn: RenderableType = Spinner("dots", "Starting")
 
     def draw() -> RenderableType:
-        if not (Path(out) / TRIALS).exists():
-            return starting
-        now = read_sweep(out)
-        return Group(leaderboard_table(now.leaderboard), _folded(now.state), last)
+        nonlocal drawn
+        with suppress(StorageError):  # a store that is away for a moment
+            if storage.exists(storage.join(out, TRIALS)):
+                now = read_sweep(out)
+                drawn = Group(leaderboard_table(now.leaderboard), _folded(now.state), last)
+        return drawn
 
-    starting = Spinner("dots", "Starting")
     with Live(get_renderable=draw, refresh_per_second=1, transient=True, console=console):
         yield lambda trial, row: setattr(last, "plain", f"{trial}\n{epoch_line(row, epochs)}")
 

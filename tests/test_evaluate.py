@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,7 +62,7 @@ def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
         assert evaluate(config.changed({"evaluate.out": place})) == result
         assert storage.read_json(f"{place}/scores.json") == result
     assert compare(*places, out=f"{s3}/compared")["miou"]["difference"] == 0
-    page = report([*places, f"{s3}/compared"], str(tmp_path / "page.html")).read_text()
+    page = Path(report([*places, f"{s3}/compared"], str(tmp_path / "page.html"))).read_text()
     assert f"{result['scores']['miou']:.1%}" in page
     with pytest.raises(OutputExists, match=r"evaluate.batch_size was 2, is 3"):
         evaluate(config.changed({"evaluate.out": places[0], "evaluate.batch_size": 3}))
@@ -78,7 +79,7 @@ def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tm
         assert (row["truth"] is None) == (row["prediction"] is None) == (row["shown"] == [])
     truth, pred = (images.decode_mask(rows[0][name]["bytes"]) for name in ("truth", "prediction"))
     assert metrics.scores(metrics.confusion_matrix(truth, pred, 11)).miou == pytest.approx(rows[0]["miou"], abs=1e-3)
-    page = report([config.evaluate.out], str(tmp_path / "page.html")).read_text()
+    page = Path(report([config.evaluate.out], str(tmp_path / "page.html"))).read_text()
     shown = {title: 1 for row in rows for title in row["shown"]}
     assert all(f"<h4>{title}</h4>" in page for title in shown)
     assert wording.pct(result["scores"]["miou"]) in page

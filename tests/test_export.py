@@ -444,7 +444,7 @@ def test_bad_questions_are_one_line(labels, tmp_path):
         export(str(tmp_path / "in"), "png", str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="--min-area is for coco; leave it out"):
         export(labels, "png", str(tmp_path / "out"), Options(min_area=3))
-    with pytest.raises(ConfigError, match="is written to a local folder"):
+    with pytest.raises(ConfigError, match="an export is written to a local disk"):
         export(labels, "png", "s3://bucket/out")
     figures = made(tmp_path, name="figures", mask_format="none")
     with pytest.raises(DataError, match="has figures alone; label with --mask-format png"):

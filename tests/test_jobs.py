@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from segray.config import load
+from segray.core import storage
 
 ROOT = Path(__file__).parent.parent
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))
@@ -46,6 +47,32 @@ def test_a_jobs_dry_run_shows_its_settings_and_makes_nothing(name, tmp_path, mon
     assert (shown.train.out, shown.train.seed) == (f"runs/{name}", 7)
     assert shown.model.arch == load(file).model.arch
     assert [path.name for path in tmp_path.iterdir()] == ["shown.yaml"]
+
+
+def test_a_jobs_results_go_to_a_bucket(s3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    from jobs import common
+
+    row = {"epoch": 1, "loss": 0.5, "val_loss": 0.6, "pixel_accuracy": 0.7, "miou": 0.4}
+    asked = {}
+
+    def train(config, on_row):
+        storage.replace(f"{config.train.out}/history.jsonl", json.dumps(row).encode())
+
+    def score(config, model, out):
+        asked[model] = out
+        return dict.fromkeys(common.COLUMNS.values(), 0.5)
+
+    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setattr(common, "score", score)
+    monkeypatch.setattr(common, "report", lambda folders, out, overwrite: asked.setdefault(out, folders) and out)
+    out = f"{s3}/job"
+    common.compare(load(None, {"train.out": out}), {"a": {"train.seed": 1}})
+    assert asked == {f"{out}/a/best": f"{out}/a-evaluation", f"{out}/report.html": [f"{out}/a", f"{out}/a-evaluation"]}
+    assert storage.read_json(f"{out}/results.json")[0]["run"] == "a"
+    assert storage.read_bytes(f"{out}/curves.png").startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from segray import terminal
 from segray.config import load
+from segray.core import storage
 from segray.core.checkpoint import write_history
 from segray.core.pareto import Cost
 from segray.core.space import list_trials
@@ -177,3 +178,13 @@ def test_a_terminal_has_a_leaderboard_that_lives_and_a_log_has_a_line_an_epoch(f
     with terminal.sweeping(f"{folder}/none", 3):
         pass
     assert "Starting" in file.getvalue()
+
+
+def test_a_sweep_in_a_bucket_has_a_leaderboard_that_lives_too(folder, s3, monkeypatch):
+    for entry in storage.list_files(str(folder)):
+        storage.replace(f"{s3}/sweep{entry.uri.removeprefix(str(folder))}", storage.read_bytes(entry.uri))
+    file = terminal_of(80, monkeypatch, force_terminal=True)
+    with terminal.sweeping(f"{s3}/sweep", 3) as on_row:
+        on_row("one", EPOCH)
+    for text in ("Leaderboard", "unet-resnet18-lr1.0e-03  0.200       2", LINE):
+        assert text in file.getvalue()

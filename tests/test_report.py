@@ -166,7 +166,7 @@ def write_comparison(folder):
 
 
 def page_of(tmp_path, *folders):
-    return report(folders, str(tmp_path / "page.html"), overwrite=True).read_text()
+    return Path(report(folders, str(tmp_path / "page.html"), overwrite=True)).read_text()
 
 
 def table_rows(page):
@@ -378,7 +378,7 @@ def test_labels_in_a_bucket_are_reported_into_one(tmp_path, s3):
 
     place = write_labels(tmp_path / "labels", labelled_images(tmp_path / "frames"))
     s3fs.S3FileSystem().put(place, f"{s3}/report/labels", recursive=True)
-    report([f"{s3}/report/labels"], f"{s3}/report/page.html")
+    assert report([f"{s3}/report/labels"], f"{s3}/report/page.html") == f"{s3}/report/page.html"
     page = s3fs.S3FileSystem().cat(f"{s3}/report/page.html").decode()
     assert galleries(page) == galleries(page_of(tmp_path, place))
 
@@ -556,7 +556,7 @@ def test_page_that_exists_is_kept_unless_overwrite_is_given(tmp_path):
         report([run], str(out))
     assert str(raised.value) == f"{out} exists already. Choose another report.out, or pass --overwrite."
     assert out.read_text() == "mine"
-    assert report([run], str(out), overwrite=True) == out
+    assert report([run], str(out), overwrite=True) == str(out)
     assert "Segmentation report" in out.read_text()
 
 

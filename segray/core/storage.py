@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.core import s3
-from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
+from segray.errors import ConfigError, DataError, InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
 
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
@@ -87,6 +87,13 @@ def normal(path: str) -> str:
         elif part not in ("", "."):
             whole = f"{whole.rstrip('/')}/{part}"
     return whole
+
+
+def local(uri: str, what: str) -> Path:
+    """A place as a path, for what is written to disks alone; ConfigError for one on S3. what: "a video"."""
+    if is_s3(uri):
+        raise ConfigError(f"{uri}: {what} is written to a local disk. Name a place there, and copy it afterwards.")
+    return Path(check_uri(uri)).expanduser()
 
 
 def join(root: str | Path, *names: str) -> str:

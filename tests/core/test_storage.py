@@ -14,7 +14,7 @@ import pytest
 import s3fs
 
 from segray.core import storage
-from segray.errors import InputChanged, InputMissing, InputUnreadable, StorageError
+from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -602,3 +602,13 @@ def test_a_file_that_may_not_be_read_is_its_own_fault_and_ended_credentials_are_
 def test_a_folder_that_may_not_be_opened_is_an_inputs_own_fault(tmp_path):
     with pytest.raises(InputUnreadable, match=r"Is a directory\.$"):
         storage.read_unchanged(str(tmp_path), "1")
+
+
+def test_what_is_written_to_disks_alone_refuses_a_bucket():
+    with pytest.raises(ConfigError) as told:
+        storage.local("s3://b/town", "a video")
+    assert (
+        str(told.value)
+        == "s3://b/town: a video is written to a local disk. Name a place there, and copy it afterwards."
+    )
+    assert storage.local("runs/a", "a video") == Path("runs/a")
