@@ -45,6 +45,7 @@ RAW = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw")
 REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; develop it to JPEG, PNG or TIFF") | (
     dict.fromkeys((".csv", ".tsv", ".json"), "no list that is read; give .txt with a path a line, .jsonl or .parquet")
 )
+SUFFIX = re.compile(r"\.[a-z]\w{0,9}")  # else it is a part of a name, as in 1623173424.123456
 WRITTEN = ("_segray", "_export")  # what stands in a folder that segray wrote
 
 IMAGE, TABLE, VIDEO = 0, 1, 2  # the order in which files are labelled
@@ -88,7 +89,7 @@ class Untaken:
             if storage.is_hidden(storage.name_of(entry.uri)) and not hidden:
                 self.others["hidden files"] += 1
             elif kind is None:
-                self.suffixes[suffix or "without suffix"] += 1
+                self.suffixes[suffix if SUFFIX.fullmatch(suffix) else "without suffix"] += 1
             else:
                 yield Found(kind, os.fsencode(entry.uri), entry.size, entry.stamp)
 
@@ -140,7 +141,7 @@ def find_inputs(
 ) -> pa.Table:
     """Every file that the inputs name, once, images first, each kind in order of its name.
 
-    on_found gets the number found so far, on_note what is named twice or is not taken, in sentences.
+    on_found gets the number found so far; on_note what is named twice, holds nothing or is not taken, in sentences.
     Raises DataError for an input that does not exist, StorageError for a place that cannot be listed.
     """
     tables, untaken = [FILES.empty_table()], Untaken()
@@ -154,6 +155,8 @@ def find_inputs(
         for folder in untaken.written - known:  # on S3 it is seen to be one after its first files
             inside = [pc.starts_with(table["name"], os.fsencode(f"{folder}/")) for table in here]
             here = [table.filter(pc.invert(mask)) for table, mask in zip(here, inside, strict=True)]
+        if not any(map(len, here)):
+            on_note(storage.printable(f"{root} holds nothing to label."))
         tables += here
     files = pa.concat_tables(tables).sort_by([("kind", "ascending"), ("name", "ascending")]).combine_chunks()
     if len(files) > 1:
@@ -163,7 +166,7 @@ def find_inputs(
             on_note(f"Named more than once, and labelled once: {twice}.")
         files = once
     for note in untaken.notes():
-        on_note(note)
+        on_note(storage.printable(note))
     return files
 
 

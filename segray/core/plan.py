@@ -237,7 +237,7 @@ def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[
     if not before and not matched.key_of:
         raise DataError(f"No mask in {folder} has the file name of an image; masks pair by path or by file name.")
     for note in matched.notes:
-        on_note(note)
+        on_note(storage.printable(note))
     return {place: masks[key] for place, key in matched.key_of.items()}
 
 

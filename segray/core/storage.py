@@ -37,7 +37,12 @@ OWN_ERRNOS = frozenset(
 )
 OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"})
 # Folders that systems and tools make beside one's own; those that begin with a dot, as .ipynb_checkpoints, are known.
-SYSTEM = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
+SYSTEM = frozenset(
+    {
+        *("$recycle.bin", "system volume information", "__macosx", "lost+found"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of Synology's and QNAP's servers
+    }
+)
 NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 

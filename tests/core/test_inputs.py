@@ -147,7 +147,15 @@ def test_what_a_folder_holds_and_is_not_taken_is_counted_in_a_line(root, tmp_pat
 
 
 def test_folders_of_systems_and_tools_are_passed_over_unless_a_glob_names_them(root):
-    hidden = [".thumbnails", "$RECYCLE.BIN", "__MACOSX", "b/lost+found", "#recycle", "b/.ipynb_checkpoints"]
+    hidden = [
+        ".thumbnails",
+        "$RECYCLE.BIN",
+        "__MACOSX",
+        "b/lost+found",
+        "#recycle",
+        "#snapshot",
+        "b/.ipynb_checkpoints",
+    ]
     for name in hidden:
         storage.create(f"{root}/{name}/x.png", picture())
     names = [f"{root}/{name}" for name in ("a.png", "b/d d.png")]
@@ -157,13 +165,39 @@ def test_folders_of_systems_and_tools_are_passed_over_unless_a_glob_names_them(r
     assert found(f"{root}/b/.ipynb_checkpoints") == [f"{root}/b/.ipynb_checkpoints/x.png"]
 
 
+def test_what_is_said_can_be_printed(tmp_path):
+    for name in (b".\xff/a.png", b"\xffout/_segray/plan.json", b"\xff/notes.\xff"):
+        storage.create(os.fsdecode(bytes(tmp_path) + b"/in/" + name), picture())
+    notes = []
+    assert found(tmp_path / "in", os.fsdecode(bytes(tmp_path) + b"/in/\xff"), notes=notes) == []
+    assert [note.replace(str(tmp_path), "") for note in notes] == [
+        "/in holds nothing to label.",
+        r"/in/\udcff holds nothing to label.",
+        r"Not taken: 2 without suffix, 1 folders of systems and tools (.\udcff).",
+        r"Not taken, as segray wrote them: /in/\udcffout.",
+    ]
+
+
 def test_files_of_names_with_many_suffixes_do_not_fill_the_line(tmp_path):
     for i in range(40):
+        (tmp_path / f"scan.x{i:03}").touch()
         (tmp_path / f"scan.{i:03}").touch()
     (tmp_path / "a.png").touch()
     notes = []
     found(tmp_path, notes=notes)
-    assert notes[0].endswith(", 28 with other suffixes.")
+    assert notes[0].startswith("Not taken: 40 without suffix, 1 .x")
+    assert notes[0].endswith(", 29 with other suffixes.")
+
+
+def test_a_named_place_that_holds_nothing_is_said(root):
+    storage.create(f"{root}/notes/readme.md", b"")
+    notes, places = [], [f"{root}/notes", f"{root}/*.jgp", f"{root}/a.png"]
+    assert found(*places, notes=notes) == [f"{root}/a.png"]
+    assert notes == [
+        f"{root}/notes holds nothing to label.",
+        f"{root}/*.jgp holds nothing to label.",
+        "Not taken: 1 .md.",
+    ]
 
 
 def test_links_to_nothing_pipes_and_links_to_what_is_listed_anyway_are_counted(tmp_path):
