@@ -61,6 +61,8 @@ def start(rounds: int) -> None:
                 "-m",
                 "segray.cli",
                 "train",
+                "--format",
+                "streets",
                 "--data",
                 str(town),
                 "--workers",

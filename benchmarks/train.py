@@ -254,7 +254,8 @@ def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
 
         config = Config().changed(
             {
-                "data.root": job["data"], "train.out": job["out"], "train.epochs": job["epochs"],
+                "data.format": "streets", "data.root": job["data"],
+                "train.out": job["out"], "train.epochs": job["epochs"],
                 "train.batch_size": job["batch"], "train.learning_rate": RATE, "train.schedule": "constant",
                 "train.warmup": 0.0, "cluster.workers": workers, "cluster.gpu": job["device"] == "cuda",
                 "augment.scale": [1.0, 1.0], "augment.rotate_deg": 0.0, "augment.max_class_share": 1.0,

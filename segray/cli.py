@@ -71,7 +71,7 @@ def data() -> None:
 
 @data.command("check")
 @click.argument("root", required=False)
-@click.option("--format", "format_", default="streets", show_default=True, help=FLAGS["--format"][1])
+@click.option("--format", "format_", help=FLAGS["--format"][1])
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
 def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     """Decode every frame and mask, and say whether training can start; exit code 1 if not.
@@ -583,7 +583,7 @@ def submit(
     Example:
       segray submit --address http://10.0.0.1:8265 label --model s3://models/best --input s3://drives/ --out s3://labels/1
       segray submit --no-wait sweep --format camvid --data /shared/camvid --lr 1e-3 --workers 4 --out /shared/sweep
-      segray submit --pip dist/segray-0.1.0-py3-none-any.whl train --data /shared/camvid --out /shared/run
+      segray submit --pip dist/segray-0.1.0-py3-none-any.whl train --config camvid.yaml --out /shared/run
       segray submit jobs.camvid_best --data /shared/camvid --out /shared/best
     """
     import shlex

@@ -71,8 +71,8 @@ class Section(BaseModel):
 class DataSection(Section):
     """Labelled frames."""
 
-    format: str = Field("streets", description="layout of the folder, by its name in `segray data formats`")
-    root: str | None = Field(None, description="the folder; streets draws its own where none is given")
+    format: str | None = Field(None, description="layout of the folder, by its name in `segray data formats`")
+    root: str | None = Field(None, description="the folder")
     size: Size | None = Field(None, description="height x width that the model sees; default: the first frame's")
     train_split: str = "train"
     val_split: str = "val"

@@ -125,6 +125,9 @@ def places(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     Image.new("RGB", (8, 8)).save(tmp_path / "frame.png")
+    for folder in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "camvid" / folder / "a.png")
     return tmp_path
 
 
@@ -139,7 +142,7 @@ BAD = [
     ),
     (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
-    (("train", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
+    (("train", *CAMVID, "{}/camvid", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
     (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
@@ -147,11 +150,34 @@ BAD = [
     ),
     (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan-00000.json); give the --out of segray label."),
     (("status", "{}/empty"), "{}/empty holds no run, neither config.yaml nor _segray/; give an --out of train, sweep or label."),
+    (("train", "--format", "streets", "--data", "{}/typo"),
+     "{}/typo does not exist; give the folder that holds streets.json, train/ and trainannot/."),
+    (("train", "--format", "streets", "--data", "{}/camvid"),
+     "{}/camvid holds no drawn streets (no streets.json). segray data draw draws some. "
+     "It looks like camvid: --format camvid."),
+    (("data", "check", "--format", "voc", "{}/camvid"),
+     "{}/camvid holds no frames in JPEGImages/ and SegmentationClass/. It looks like camvid: --format camvid."),
+    (("data", "draw", "{}/camvid"),
+     "{}/camvid exists and holds no drawn streets; nothing is overwritten. Choose another folder."),
     (("report", "{}/none", "--out", "{}/r.html"), None),
     (("jobs",), "No cluster is given in --address or RAY_ADDRESS. " + AT_ADDRESS),
     ((*SUBMIT, "train"), "No Ray answers at http://127.0.0.1:1: Connection refused. " + AT_ADDRESS),
 ]  # fmt: skip
+NO_DATA = (
+    "No data is given; name a folder and its layout: --data FOLDER --format NAME. Or draw some: segray data draw "
+    "streets/, then --data streets/ --format streets. segray demo does it all."
+)
 USAGE = [
+    (("train",), NO_DATA),
+    (("sweep",), NO_DATA),
+    (("data", "check"), NO_DATA),
+    (("train", "--format", "camvid"), NO_DATA.replace("NAME", "camvid")),
+    (("train", "--data", "{}/camvid"), "data.format is not given. {}/camvid looks like camvid: --format camvid."),
+    (("data", "check", "{}/camvid"), "data.format is not given. {}/camvid looks like camvid: --format camvid."),
+    (("train", "--data", "{}/typo"),
+     "{}/typo does not exist; give the folder that holds the labelled frames, and its --format."),
+    (("sweep", "--data", "{}/full"),
+     "data.format is not given, and {}/full is of no known layout; segray data formats lists them."),
     (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
     (("train", "--config", "{}/none.yaml"), "{}/none.yaml cannot be read: No such file or directory."),

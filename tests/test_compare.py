@@ -113,7 +113,10 @@ def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp
     from segray.evaluate import evaluate
 
     town = streets.write(tmp_path / "town", train=1, val=3, size=(48, 64), video_s=0)
-    settings = load(None, {"data.root": str(town), "evaluate.model": str(tiny_bundle), "evaluate.pictures": 0})
+    settings = load(
+        None,
+        {"data.format": "streets", "data.root": str(town), "evaluate.model": str(tiny_bundle), "evaluate.pictures": 0},
+    )
     evaluate(settings.changed({"evaluate.out": str(tmp_path / "a")}))
     evaluate(settings.changed({"evaluate.out": str(tmp_path / "b"), "infer.flip": True}))
     found = compare(str(tmp_path / "a"), str(tmp_path / "b"), out=str(tmp_path / "out"))

@@ -29,7 +29,12 @@ def town(tmp_path_factory):
 
 @pytest.fixture
 def config(town, tiny_bundle, tmp_path):
-    values = {"data.root": str(town), "evaluate.model": str(tiny_bundle), "evaluate.out": str(tmp_path / "out")}
+    values = {
+        "data.format": "streets",
+        "data.root": str(town),
+        "evaluate.model": str(tiny_bundle),
+        "evaluate.out": str(tmp_path / "out"),
+    }
     return load(None, values | {"evaluate.batch_size": 2})
 
 
@@ -114,7 +119,18 @@ def test_no_model_is_one_line(config):
 
 def test_the_command_prints_a_table_by_class(config, monkeypatch, capsys):
     section = config.evaluate
-    args = ["segray", "evaluate", section.model, "--data", config.data.root, "--out", section.out, "--flip"]
+    args = [
+        "segray",
+        "evaluate",
+        section.model,
+        "--format",
+        "streets",
+        "--data",
+        config.data.root,
+        "--out",
+        section.out,
+        "--flip",
+    ]
     monkeypatch.setattr("sys.argv", args)
     monkeypatch.setattr(terminal.console, "width", 120)
     cli.main()
@@ -157,7 +173,7 @@ def test_pixels_are_drawn_from_labelled_ones_and_again_the_same():
 def sharp(tiny_bundle, town, tmp_path):
     """A bundle that knows how often each class is, nearly nothing else, and is three times too sure of it."""
     model, info = bundle.load(str(tiny_bundle))
-    dataset = open_dataset(load(None, {"data.root": str(town)}).data)
+    dataset = open_dataset(load(None, {"data.format": "streets", "data.root": str(town)}).data)
     masks = [read_sample(ref, dataset.label_space, None).mask_hw for ref in split_refs(dataset, "val")]
     counts = np.bincount(np.concatenate(masks, axis=None), minlength=256)[:11] + 1
     with torch.no_grad():
@@ -225,7 +241,18 @@ def test_a_frame_without_labels_has_no_say_in_calibration(config, town, tmp_path
 
 
 def test_the_command_shows_the_calibration(config, sharp, monkeypatch, capsys):
-    args = ["segray", "evaluate", sharp, "--data", config.data.root, "--out", config.evaluate.out, "--calibrate"]
+    args = [
+        "segray",
+        "evaluate",
+        sharp,
+        "--format",
+        "streets",
+        "--data",
+        config.data.root,
+        "--out",
+        config.evaluate.out,
+        "--calibrate",
+    ]
     monkeypatch.setattr("sys.argv", args)
     monkeypatch.setattr(terminal.console, "width", 120)
     cli.main()

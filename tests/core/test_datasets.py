@@ -251,6 +251,6 @@ def test_two_files_of_one_stem_are_refused(camvid, tmp_path):
 
 def test_drawn_streets_are_a_data_set(tmp_path):
     streets.write(tmp_path / "s", train=2, val=1, video_s=0, size=(32, 48))
-    dataset = open_dataset(DataSection(root=str(tmp_path / "s")))
+    dataset = open_dataset(DataSection(format="streets", root=str(tmp_path / "s")))
     assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 2, "val": 1}
     assert check(dataset, ("train", "val")).ok

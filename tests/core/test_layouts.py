@@ -9,7 +9,16 @@ from PIL import Image
 
 from segray.cli import show_check
 from segray.config import DataSection
-from segray.core.datasets import FORMATS, cityscapes, map_classes, open_dataset, read_sample, split_refs, voc
+from segray.core.datasets import (
+    FORMATS,
+    cityscapes,
+    likely_format,
+    map_classes,
+    open_dataset,
+    read_sample,
+    split_refs,
+    voc,
+)
 from segray.core.datasets.check import check
 from segray.core.rows import _score as score
 from segray.core.samples import LabelSpace, color_id
@@ -357,7 +366,30 @@ def test_classes_are_merged_renamed_and_made_void(city):
         map_classes(cityscapes.LABEL_SPACE, dict.fromkeys(cityscapes.LABEL_SPACE.names))
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"streets", "labels"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"cityscapes34"}))
+def test_a_format_is_known_by_what_lies_in_the_folder(name, tmp_path):
+    for sign in FORMATS[name].signs:
+        (tmp_path / sign).mkdir(parents=True)
+        (tmp_path / sign / "a").touch()
+    if name == "streets":
+        (tmp_path / "train").mkdir()
+    assert likely_format(str(tmp_path)) == name
+    with pytest.raises(ConfigError) as error:
+        open_dataset(DataSection(root=str(tmp_path)))
+    assert str(error.value) == f"data.format is not given. {tmp_path} looks like {name}: --format {name}."
+
+
+def test_nothing_is_drawn_into_a_folder_that_is_read(tmp_path):
+    with pytest.raises(
+        DataError, match=r"holds no drawn streets \(no streets\.json\)\. segray data draw draws some\.$"
+    ):
+        open_dataset(DataSection(format="streets", root=str(tmp_path)))
+    with pytest.raises(DataError, match=r"typo does not exist"):
+        open_dataset(DataSection(format="streets", root=str(tmp_path / "typo")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"labels"}))
 def test_an_empty_folder_is_one_line(name, tmp_path):
     with pytest.raises(SegrayError) as error:
         open_dataset(DataSection(format=name, root=str(tmp_path)))

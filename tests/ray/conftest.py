@@ -29,6 +29,7 @@ def settings(town, tmp_path):
 
     def make(**more):
         values = {
+            "data.format": "streets",
             "data.root": str(town),
             "data.size": "32x48",
             "model.encoder": "mobilenet_v2",

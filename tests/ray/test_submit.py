@@ -233,6 +233,8 @@ def test_a_run_on_a_cluster_waits_for_its_nodes_and_names_a_folder_that_one_does
         "train",
         "--address",
         head.address,
+        "--format",
+        "streets",
         "--data",
         town,
         "--size",

