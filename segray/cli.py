@@ -116,8 +116,10 @@ def show_check(result: Any, space: Any) -> None:
     for height, width in list(result.sizes)[:1]:
         if len(result.sizes) == 1:
             say(f"Every frame is {height}×{width} (height × width).")
-    for note in result.notes:
+    for note in result.notes[:20]:
         say(f"Note: {note}.")
+    if len(result.notes) > 20:
+        say(f"… and {len(result.notes) - 20} more notes.")
     for problem in result.problems[:20]:
         say(f"Problem: {problem.rstrip('.')}.")
     if len(result.problems) > 20:

@@ -279,6 +279,8 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
     say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
+    for code, count in summary.get("notes", {}).items():
+        say(f"Labelled, with a note in their rows: {count} frames ({code}).")
 
 
 def show_status(out: str, found: Any) -> None:

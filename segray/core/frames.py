@@ -44,6 +44,7 @@ class Frame:
     """A plan row on its way: its pixels as the model sees them, or the reason why there are none.
 
     size: (height, width) of the source.
+    note: what is not known of the pixels.
     lead: shown to the model only to compare the next frame with; it stands in another shard.
     """
 
@@ -52,6 +53,7 @@ class Frame:
     size: tuple[int, int] = (0, 0)
     error: DataError | None = None
     lead: bool = False
+    note: str | None = None
 
 
 def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[Frame]:
@@ -61,10 +63,11 @@ def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> 
         row, data = fetched
         if isinstance(data, DataError):
             return Frame(row, error=data)
+        notes: list[str] = []
         try:
             with clock("decode"):
-                image = images.decode_image(data, _source(row))
-                return Frame(row, prepare(image), image.shape[:2])
+                image = images.decode_image(data, _source(row), notes.append)
+                return Frame(row, prepare(image), image.shape[:2], note=next(iter(notes), None))
         except DataError as error:
             return Frame(row, error=error)
 

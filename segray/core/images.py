@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
@@ -34,9 +34,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
     4: np.flipud,
-    5: np.transpose,
+    5: lambda a: a.swapaxes(0, 1),
     6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).T,
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
 # What phones and programs write and Pillow does not read, by how a file begins: ISO/IEC 23008-12, 10.2 and 18181-2.
@@ -69,18 +69,20 @@ BROKEN = (
 )
 
 
-def decode_image(data: bytes, source: str = "image") -> np.ndarray:
+def decode_image(data: bytes, source: str = "image", note: Callable[[str], None] | None = None) -> np.ndarray:
     """An encoded image → uint8 RGB [H, W, 3], upright after EXIF; the first frame or page of several.
 
     16 bits a channel become their upper 8; files whose 16 bits hold 12 or fewer, floats and other deep pixels are
     refused. Alpha is left out: a pixel has its own colour, whatever lies behind. `source` names the file in errors.
+    note: told in a sentence what is not known of the pixels, such as their rotation where EXIF is damaged.
     """
     image = _open(data, source)
     _check_pixels(image, source)
     deep_rgb = image.mode in ("RGB", "RGBA") and image.format in ("PNG", "TIFF")
     deep_rgb = deep_rgb and any(";16" in str(tile.args) for tile in image.tile)
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        turned = _orientation(image)
         if image.mode.startswith("I;16"):
             image = Image.fromarray(_upper_bits(image, source))
         elif image.mode == "P":
@@ -94,7 +96,9 @@ def decode_image(data: bytes, source: str = "image") -> np.ndarray:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
     if deep_rgb:
         _check_range(int(image_hwc.max()), source)
-    return image_hwc
+    if turned is None and note is not None:
+        note(f"{source} has a damaged EXIF block, which may say that it is rotated; its pixels are taken as stored.")
+    return _upright(image_hwc, turned)
 
 
 def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None = None) -> np.ndarray:
@@ -129,7 +133,7 @@ def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None =
             raise DataError(
                 f"{source} has {image.mode} pixels; a mask holds a class id of 8 or 16 bits, or a colour, a pixel."
             )
-        return _upright(ids, image)
+        return _upright(ids, _orientation(image))
     except BROKEN as error:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
 
@@ -223,15 +227,31 @@ def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel,
     return pixels[..., index].astype(np.uint16)
 
 
-def _upright(ids_hw: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Turned as EXIF says, where the decoder has not done it; a block that cannot be read says nothing."""
+def _orientation(image: Image.Image) -> int | None:
+    """Of a loaded image, as EXIF or XMP has it, 1 without; None where a damaged EXIF block does not tell."""
     if image.format == "TIFF":  # turned by Pillow as it is loaded
-        return ids_hw
+        return 1
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found or (1 if _is_whole(image.info.get("exif") or b"") else None)
     except BROKEN:
-        return ids_hw
-    return ids_hw if turn is None else np.ascontiguousarray(turn(ids_hw))
+        return None
+
+
+def _is_whole(exif: bytes) -> bool:
+    """Whether the block has all the tags of its first directory; Pillow passes over those that it lacks."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    if not exif:
+        return True
+    order = ">" if exif.startswith(b"MM") else "<"
+    (first,) = struct.unpack_from(f"{order}L", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, first)
+    return first + 2 + 12 * count <= len(exif)
+
+
+def _upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    turn = TURNS.get(orientation or 1)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:

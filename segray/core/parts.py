@@ -71,13 +71,14 @@ def label_shard(
 class Totals:
     """Integers that add up over parts, whatever their order, of the rows that are ok.
 
-    confusion is all zero where nothing had truth.
+    confusion is all zero where nothing had truth. notes: by code, of what is not known of rows that are ok.
     """
 
     rows: int
     errors: Counter[str]
     class_pixels: np.ndarray
     confusion: np.ndarray
+    notes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def empty(cls, classes: int) -> Totals:
@@ -91,11 +92,14 @@ class Totals:
                 totals.errors[row["error_code"]] += 1
             else:
                 totals.class_pixels += row["class_pixels"]
+                if code := row.get("error_code"):
+                    totals.notes[code] += 1
         return totals
 
     def add(self, other: Totals) -> None:
         self.rows += other.rows
         self.errors += other.errors
+        self.notes += other.notes
         self.class_pixels += other.class_pixels
         self.confusion += other.confusion
 
@@ -106,12 +110,13 @@ class Totals:
             "errors": dict(sorted(self.errors.items())),
             "class_pixels": self.class_pixels.tolist(),
             "confusion": self.confusion.tolist() if self.confusion.any() else None,
-        }
+        } | ({"notes": dict(sorted(self.notes.items()))} if self.notes else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Totals:
         totals = cls.empty(len(data["class_pixels"]))
         totals.rows, totals.errors = data["rows"], Counter(data["errors"])
+        totals.notes = Counter(data.get("notes", {}))
         totals.class_pixels += np.array(data["class_pixels"], np.int64)
         if data["confusion"] is not None:
             totals.confusion += np.array(data["confusion"], np.int64)

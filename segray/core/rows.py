@@ -125,8 +125,11 @@ def _finish_row(
         codes = (code for kind, code in CODES.items() if isinstance(frame.error, kind))
         code = frame.row["error_code"] or next(codes, "read_error")
         return _Done(lost_row(plan, frame.row, code, str(frame.error)), None)
+    common = _common(plan, frame.row)
+    if frame.note:  # of a row that is ok all the same
+        common |= {"error_code": "exif_damaged", "error_message": frame.note}
     with clock("encode"):
-        return _ok_row(plan, _common(plan, frame.row), prediction, before)
+        return _ok_row(plan, common, prediction, before)
 
 
 def lost_row(plan: Plan, row: Row, code: str, message: str) -> Row:

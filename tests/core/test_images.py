@@ -286,6 +286,41 @@ def test_an_image_is_upright_after_exif(kind, orientation):
     assert np.abs(image[..., 0].astype(int) - right).max() <= 2
 
 
+LYING = struct.pack("<2sHLHHHLL", b"II", 42, 8, 1, 0x112, 3, 1, 6)  # a whole block that says 6
+DAMAGED = {
+    "no TIFF": b"Exif\0\0garbage, and more of it",
+    "empty": b"Exif\0\0",
+    "header alone": b"Exif\0\0II*\0\x08\0\0\0",
+    "cut before the tag": b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHLL", 0x100, 3, 1, 6),
+    "directory outside": b"Exif\0\0MM\0*\x7f\0\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_pixels_beside_a_damaged_exif_block_are_read_and_it_is_told(kind, damage):
+    options = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}[kind]
+    notes = []
+    image = decode_image(encoded(PICTURE, kind, exif=DAMAGED[damage], **options), "a", notes.append)
+    assert np.array_equal(image, decode_image(encoded(PICTURE, kind, **options)))
+    assert notes == [
+        "a has a damaged EXIF block, which may say that it is rotated; its pixels are taken as stored."
+    ] * (damage != "empty")
+    if kind == "PNG":
+        mask = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+        assert decode_mask(encoded(mask, kind, exif=DAMAGED[damage])).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0" + LYING + bytes(8), b"Exif\0\0" + LYING.replace(b"\x01\0\x12", b"\x09\0\x12")]
+)
+def test_a_rotation_that_can_be_read_is_applied_whatever_is_cut_behind_it(exif):
+    notes = []
+    image = decode_image(encoded(PICTURE, "PNG", exif=exif), "a", notes.append)
+    assert np.array_equal(image, np.rot90(np.asarray(PICTURE), -1))
+    assert notes == []
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF"])
 def test_the_smallest_and_the_longest_image_are_read(kind, size):

@@ -123,6 +123,28 @@ def test_a_bad_input_is_a_row_and_its_neighbours_are_fine(town, predictor, tmp_p
     assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 5
 
 
+def test_an_image_with_a_damaged_exif_block_is_labelled_with_a_note(town, predictor, tmp_path):
+    frames = tmp_path / "in"
+    frames.mkdir()
+    picture = Image.open(next(iter(sorted((town / "val").iterdir()))))
+    picture.save(frames / "a.png")
+    picture.save(frames / "b.png", exif=b"Exif\0\0garbage, and more of it")
+    plan = planned(tmp_path / "out", frames)
+    label_all(plan, predictor)
+    whole, damaged = rows_of(plan)
+    assert (whole["status"], whole["error_code"]) == ("ok", None)
+    assert (damaged["status"], damaged["error_code"], damaged["error_message"]) == (
+        "ok",
+        "exif_damaged",
+        f"{frames}/b.png has a damaged EXIF block, which may say that it is rotated; its pixels are taken as stored.",
+    )
+    assert damaged["class_pixels"] == whole["class_pixels"]
+    summary = parts.finish([plan], {})
+    assert (summary["ok"], summary["errors"], summary["notes"]) == (2, {}, {"exif_damaged": 1})
+    assert parts.verify([plan]) == []
+    assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 0
+
+
 NAMES = [b"new\nline.png", "🚗.png".encode(), b"=cmd.png", b"<script>.png", b"a::b.png", b"\xff\xfe.png", b"\xff.mp4"]
 
 

@@ -56,6 +56,7 @@ class _Finding:
     counts: dict[int, int] = field(default_factory=dict)
     other_pixels: int = 0
     boundaries: tuple[int, int] = (0, 0)
+    notes: list[str] = field(default_factory=list)
     error: str | None = None
 
 
@@ -89,8 +90,9 @@ def frames_of(dataset: Dataset) -> list[SampleRef]:
 
 
 def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
+    notes: list[str] = []
     try:
-        image_hwc, raw_hw = read_image(ref.image), read_mask(ref.mask, space.mask_channel)
+        image_hwc, raw_hw = read_image(ref.image, notes.append), read_mask(ref.mask, space.mask_channel)
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -102,7 +104,8 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     error = None
     if raw_hw.shape != (height, width):
         error = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
-    return _Finding(ref, (height, width), found, raw_hw.size - sum(found.values()), boundaries(raw_hw), error)
+    others = raw_hw.size - sum(found.values())
+    return _Finding(ref, (height, width), found, others, boundaries(raw_hw), notes, error)
 
 
 def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
@@ -131,6 +134,7 @@ def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
 def _add(result: CheckResult, finding: _Finding, space: LabelSpace, unknown: dict[int, _Unknown]) -> None:
     if finding.error:
         result.problems.append(finding.error)
+    result.notes += [note.rstrip(".") for note in finding.notes]
     if finding.size:
         result.sizes[finding.size] += 1
     result.pixels.update(finding.counts)

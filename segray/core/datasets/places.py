@@ -9,7 +9,7 @@ images.parquet#image=5           an encoded image in a row
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -47,16 +47,16 @@ def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
     return flat.reshape(row["height_px"], row["width_px"])
 
 
-def read_image(place: str) -> np.ndarray:
-    """uint8 RGB [H, W, 3]. DataError for what cannot be decoded."""
+def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
+    """uint8 RGB [H, W, 3]. note: as images.decode_image has it. DataError for what cannot be decoded."""
     if found := FRAME.fullmatch(place):
         stamps, index = _stamps(found[1]), int(found[2])
         for frame in read_frames(found[1], stamps[index : index + 1]):
             return frame.image_hwc
         raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
     if found := CELL.fullmatch(place):
-        return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place)
-    return images.decode_image(storage.read_bytes(place), place)
+        return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
+    return images.decode_image(storage.read_bytes(place), place, note)
 
 
 def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
