@@ -390,6 +390,16 @@ def verify(out: str) -> None:
     say(f"All {sum(plan.rows for plan in plans)} rows are there once, in {shards} whole parts.")
 
 
+def note_unfinished(labels: str) -> None:
+    """Say what is missing of labels that may be looked at before their run is finished."""
+    from segray.core import parts, storage
+    from segray.core.plan import load_plans
+    from segray.terminal import say
+
+    if left := parts.unfinished(load_plans(storage.absolute(labels))):
+        say(f"{labels} is not finished: {left}")
+
+
 @cli.command()
 @click.argument("labels")
 @click.option("--by", default="uncertainty", show_default=True, help="uncertainty, flicker or rare-class.")
@@ -414,6 +424,7 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
     if out is not None and not out.endswith(OUT_SUFFIXES):
         raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
     rows = select(labels, by, count, apart)
+    note_unfinished(labels)
     cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
     table(f"{len(rows)} frames by {by}", ("rank", "score", "file", "frame", "time s"), cells)
     if out is not None:
@@ -469,6 +480,7 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
         raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
     with counting("frames") as advance:
         count = overlay_video(labels, out, name, lambda total: advance(1, total=total))
+    note_unfinished(labels)
     say(f"{count} frames are in {out}.")
 
 

@@ -213,6 +213,25 @@ def read_summary(plans: list[Plan]) -> dict[str, Any] | None:
     return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
 
 
+def finished_plans(labels: str) -> list[Plan]:
+    """The plans of finished labels. DataError where there are none, or a run or --extend left off."""
+    plans = load_plans(storage.absolute(labels))
+    if not plans:
+        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
+    if left := unfinished(plans):
+        raise DataError(f"{labels} is not finished: {left}")
+    return plans
+
+
+def unfinished(plans: list[Plan]) -> str | None:
+    """What is left to do and how, in a sentence; None for a finished output."""
+    if read_summary(plans) is not None:
+        return None
+    of, missing = sum(plan.shards for plan in plans), sum(plan.shards - len(done_shards(plan)) for plan in plans)
+    what = f"{missing} of its {of} parts are not labelled yet" if missing else "its totals are not written yet"
+    return f"{what}. The segray label command that wrote it goes on from there."
+
+
 def _said(out: str) -> dict[str, Any] | None:
     uri = success_uri(out)
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
@@ -259,7 +278,8 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
                 problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
     summary = read_summary(plans)
     if summary is None:
-        problems.append("_SUCCESS is missing: the run is not finished")
+        speaks = "speaks of the plans before the last" if _said(plans[0].out) else "is missing"
+        problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command goes on")
     elif not problems:
         totals, _ = totals_of(plans)
         problems += [

@@ -22,7 +22,7 @@ from segray.core.ahead import ahead
 from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, places, read_sample, split_refs
 from segray.core.datasets.pairs import common_folder, find_images, frame_path, match_masks, pair_key
-from segray.core.plan import load_plans
+from segray.core.parts import finished_plans
 from segray.core.predictor import Predictor, side_by_side
 from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
@@ -97,9 +97,7 @@ class LabelFrames:
 
     def __init__(self, config: Config) -> None:
         section = config.evaluate
-        plans = load_plans(storage.absolute(section.model))
-        if not plans or not storage.exists(storage.join(plans[0].out, "_SUCCESS")):
-            raise DataError(f"{section.model} holds no finished labels; run segray label until it has _SUCCESS.")
+        plans = finished_plans(section.model)
         if plans[0].settings["mask_format"] == "none":
             raise DataError(f"{section.model} was made with label.mask_format none; label with png or rle to score it.")
         rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]

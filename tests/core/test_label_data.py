@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from labelled import label_all, settings_of
 
-from segray.config import DataSection, InferSection
+from segray.cli import cli
+from segray.config import DataSection, InferSection, load
 from segray.core import parts, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.datasets.places import read_image
 from segray.core.plan import load_plans, make_plan
 from segray.core.predictor import Predictor
+from segray.core.scored import LabelFrames
 from segray.errors import DataError
+from segray.report import render
+from segray.status import status
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +100,25 @@ def test_pixel_confidence_needs_its_maps(labelled):
 
 
 def test_labels_that_are_not_finished_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no finished labels; run segray label until it has _SUCCESS\.$"):
+    with pytest.raises(DataError, match=r"holds no labels; give the --out of segray label\.$"):
         open_dataset(DataSection(format="labels", root=str(tmp_path)))
+
+
+def test_an_extension_that_was_interrupted_is_named_by_every_reader(labelled, town, tmp_path):
+    out = labelled("train", "video.mp4")
+    (first,) = load_plans(out)
+    further = make_plan(out, first.settings | {"inputs": [str(town / "val")]}, first.label_space, [first])
+    line = f"{out} is not finished: 1 of its 3 parts are not labelled yet. The segray label command that wrote it goes on from there."
+    scored = load(None, {"evaluate.model": out, "evaluate.truth": str(town / "trainannot")})
+    for read in (lambda: open_dataset(DataSection(format="labels", root=out)), lambda: LabelFrames(scored)):
+        with pytest.raises(DataError) as told:
+            read()
+        assert str(told.value) == line
+    for command in (["select", out], ["overlay", out, "--video", str(tmp_path / "video.mp4")]):
+        assert line in CliRunner().invoke(cli, command).output.splitlines()
+    assert parts.verify([first, further]) == [
+        f"{storage.name_of(further.part_uri(0))} is missing",
+        "_SUCCESS speaks of the plans before the last: the run is not finished, and the same command goes on",
+    ]
+    assert not status(out).finished
+    assert "<b>Unfinished:</b> 2 of 3 parts are there" in render([out])

@@ -349,7 +349,7 @@ def test_an_input_given_twice_is_planned_once(town, tmp_path):
 def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val", shard_size=2)
     label_all(plan, predictor)
-    assert parts.verify([plan]) == ["_SUCCESS is missing: the run is not finished"]
+    assert parts.verify([plan]) == ["_SUCCESS is missing: the run is not finished, and the same command goes on"]
     parts.finish([plan], {})
     names = [tmp_path / "labels" / storage.name_of(plan.part_uri(k)) for k in range(3)]
     whole = [name.read_bytes() for name in names]

@@ -25,12 +25,9 @@ def open_dataset(config: DataSection) -> Dataset:
     if config.mask_channel:
         raise ConfigError("data.mask_channel is of mask files; labels hold class ids: leave it out.")
     from segray.core import parts  # here, as it pairs its truths through this package
-    from segray.core.plan import load_plans
 
     root = check_root(config.root, "labels/ and _SUCCESS")
-    plans = load_plans(root)
-    if not plans or parts.read_summary(plans) is None:
-        raise DataError(f"{root} holds no finished labels; run segray label until it has _SUCCESS.")
+    plans = parts.finished_plans(root)
     if (masks := plans[0].settings["mask_format"]) != "png":
         raise DataError(f"{root} was made with label.mask_format {masks}; label with png to train on the masks.")
     rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
