@@ -138,6 +138,18 @@ def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None =
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
 
 
+def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, int]]:
+    """Id → its colour, of a palette mask; {} of any other."""
+    image = _open(data, source)
+    if image.mode not in ("P", "PA"):
+        return {}
+    try:
+        colors = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
+    except BROKEN as error:
+        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
+    return {i: (int(red), int(green), int(blue)) for i, (red, green, blue) in enumerate(colors)}
+
+
 def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
     """DataError for a mask whose ids are not those that somebody drew."""
     lossy = image.format if image.format not in MASK_FORMATS else None

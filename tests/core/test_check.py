@@ -104,6 +104,23 @@ def test_drawn_masks_are_not_taken_for_interpolated():
     assert boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]])) == (4, 1)
 
 
+def test_a_palette_in_another_order_than_the_classes_is_noted(tmp_path):
+    """As an optimiser leaves colour masks: the pixels are right for who looks, and the ids are any."""
+    masks = [Image.fromarray(mask).quantize(16) for mask in COLORED]
+    result, _ = checked(tmp_path, masks)
+    notes = [note for note in result.notes if "may be of colours in any order, and not of ids; store it as RGB" in note]
+    assert len(notes) == 2
+    assert notes[0].startswith(f"{tmp_path}/masks/train/a.png shows id ")
+
+
+@pytest.mark.parametrize("palette", [LABEL_SPACE.colors, [(i, i, i) for i in range(256)]])
+def test_a_palette_of_the_classes_or_of_grey_is_not(tmp_path, palette):
+    masks = [Image.fromarray(np.minimum(mask, 10)) for mask in MASKS]
+    for mask in masks:
+        mask.putpalette(np.array(palette, np.uint8).tobytes())
+    assert not any("store it as RGB" in note for note in checked(tmp_path, masks)[0].notes)
+
+
 def test_ids_in_the_red_channel_are_recognised(tmp_path):
     masks = [Image.fromarray(np.dstack([mask, mask * 0, mask * 0])) for mask in MASKS]
     result, _ = checked(tmp_path, masks)

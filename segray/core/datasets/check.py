@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from segray.core.datasets.places import read_image, read_mask
-from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, id_text, ids_text
+from segray.core.datasets.places import read_image, read_mask, read_palette
+from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
 
 KEPT_IDS = 256  # unknown ids of one mask that are counted each: a mask that was a JPEG has ten thousand
@@ -93,6 +93,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     notes: list[str] = []
     try:
         image_hwc, raw_hw = read_image(ref.image, notes.append), read_mask(ref.mask, space.mask_channel)
+        palette = read_palette(ref.mask)
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -104,8 +105,24 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     error = None
     if raw_hw.shape != (height, width):
         error = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
+    if odd := _other_colors(palette, found, space):
+        notes.append(f"{ref.mask} {odd}")
     others = raw_hw.size - sum(found.values())
     return _Finding(ref, (height, width), found, others, boundaries(raw_hw), notes, error)
+
+
+def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
+    """What a palette says of the ids where it shows most of them in other classes' colours: they may be no ids."""
+    shown = {raw: space.id_map.get(color_id(*palette[raw])) for raw in ids if raw in palette}
+    known = {raw: label for raw, label in shown.items() if label is not None and raw in space.id_map}
+    other = [raw for raw, label in known.items() if label != space.id_map[raw]]
+    if len(other) < 2 or 2 * len(other) <= len(known):
+        return None
+    names = [*space.names, *["void"] * (space.ignore_index + 1 - space.num_classes)]
+    return (
+        f"shows id {other[0]}, {names[space.id_map[other[0]]]}, in the colour of {names[known[other[0]]]} "
+        f"({len(other)} such ids): its palette may be of colours in any order, and not of ids; store it as RGB"
+    )
 
 
 def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:

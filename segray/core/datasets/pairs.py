@@ -219,8 +219,8 @@ def split_by_lists(
 
     A line is a frame's path or the end of it, with or without suffix and folders above, and may have further columns.
     A frame that a list repeats is taken once. Without any list, as `split`. DataError for a line that two frames
-    answer to, for two lines that mean one frame, and when the list of train or val names no frame; any other list
-    that does is passed over, as of frames whose masks were not published.
+    answer to, for two lines that mean one frame, and for one that means none, in the lists of train and val; other
+    lists with such a line are passed over, as of frames whose masks were not published.
     """
     frames = _Frames(refs)
     splits: dict[str, tuple[SampleRef, ...]] = {}
@@ -230,21 +230,30 @@ def split_by_lists(
         if entry.uri != storage.join(folder, name) or not name.endswith(".txt") or storage.is_hidden(name):
             continue
         lines = [line.strip() for line in read_text(entry.uri).split("\n") if line.strip()]
-        found = {line: frames.listed(line, entry.uri) for line in dict.fromkeys(lines)}
-        missing = [line for line, ref in found.items() if ref is None]
         listed = name.removesuffix(".txt")
-        if missing and listed in (config.train_split, config.val_split):
-            raise DataError(f"{entry.uri} lists {missing[0]}, which has no image with a mask ({len(missing)} such).")
-        if missing or not lines:
+        try:
+            members = _members(entry.uri, lines, frames)
+        except DataError:
+            if listed in (config.train_split, config.val_split):
+                raise
             continue
-        members: dict[SampleRef, str] = {}
-        for line, ref in found.items():
-            if ref is not None and members.setdefault(ref, line) != line:
-                raise DataError(f"{entry.uri} lists {members[ref]} and {line}, which are one frame, {ref.image}.")
-        if repeated := len(lines) - len(found):
+        if repeated := len(lines) - len(members):
             notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
-        splits[listed] = tuple(members)
+        if members:
+            splits[listed] = tuple(members)
     return splits or split(refs, config, group), tuple(notes)
+
+
+def _members(source: str, lines: Sequence[str], frames: _Frames) -> list[SampleRef]:
+    """The frames that a list names, each once."""
+    found = {line: frames.listed(line, source) for line in dict.fromkeys(lines)}
+    if missing := [line for line, ref in found.items() if ref is None]:
+        raise DataError(f"{source} lists {missing[0]}, which has no image with a mask ({len(missing)} such).")
+    line_of: dict[SampleRef, str] = {}
+    for line, ref in found.items():
+        if ref is not None and line_of.setdefault(ref, line) != line:
+            raise DataError(f"{source} lists {line_of[ref]} and {line}, which are one frame, {ref.image}.")
+    return list(line_of)
 
 
 class _Frames:

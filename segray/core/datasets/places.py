@@ -79,6 +79,11 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     return mask_hw
 
 
+def read_palette(place: str) -> dict[int, tuple[int, int, int]]:
+    """Id → its colour, of a mask file with a palette; {} of any other."""
+    return {} if ROW.fullmatch(place) else images.palette_of(storage.read_bytes(place), place)
+
+
 def read_confidence(place: str) -> np.ndarray | None:
     """Each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
     found = ROW.fullmatch(place)
