@@ -179,10 +179,11 @@ def look_up(place: str, listed: str = "") -> Found:
         with storage.reading_input(place):
             entry = storage.stat(place)
     except (DataError, UnicodeError) as error:
-        missing = isinstance(error, InputMissing)
-        text = storage.printable(f"{place} is listed in {listed} and does not exist.")
-        code = "input_missing" if missing else "read_error"
-        return Found(_kind(place) or IMAGE, _bytes(place), -1, "", code, text if missing and listed else str(error))
+        code, text = "read_error", str(error)
+        if isinstance(error, InputMissing):
+            code = "input_missing"
+            text = storage.printable(f"{place} {f'is listed in {listed} and ' if listed else ''}does not exist.")
+        return Found(_kind(place) or IMAGE, _bytes(place), -1, "", code, text)
     found = Found(_kind(place) or IMAGE, os.fsencode(entry.uri), entry.size, entry.stamp)
     if reason := REFUSED.get(_suffix(place)):
         return found._replace(error_code="decode_error", error=storage.printable(f"{place} is {reason}."))

@@ -596,6 +596,15 @@ def test_failed_inputs_are_tried_again_as_a_further_plan(tmp_path, predictor, dr
     assert parts.finish([first, second, third], {})["errors"] == {"decode_error": 1}
 
 
+def test_a_file_that_never_was_is_not_gone_at_another_try(tmp_path, predictor):
+    (tmp_path / "list.txt").write_text("a.png\n")
+    first = planned(tmp_path / "out", tmp_path / "list.txt")
+    label_all(first, predictor)
+    parts.finish([first], {})
+    again = make_plan(first.out, first.settings, SPACE, [first], parts.failed_rows([first]))
+    assert [row["error"] for row in plan_rows(again)] == [f"{tmp_path}/a.png does not exist."]
+
+
 def test_what_was_made_with_other_settings_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     plan = planned(tmp_path / "out", tmp_path / "a.png", mean=[0.5, 0.5, 0.5])
