@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from segray.config import Config, TrainSection
 from segray.core import metrics, optim, storage
@@ -26,13 +26,23 @@ from segray.core.models import build, bundle, forward, forward_all, load_encoder
 from segray.core.objective import Objective, make_objective
 from segray.core.samples import IGNORE_INDEX, Samples, TrainData
 from segray.core.transforms import augment, normalize, to_float
-from segray.core.workers import Worker, all_reduce, autocast, broadcast_buffers, check_device, sync_batch_norm
-from segray.errors import DataError, TrainingDiverged
+from segray.core.workers import (
+    LocalWorker,
+    Worker,
+    all_reduce,
+    autocast,
+    broadcast_buffers,
+    check_device,
+    sync_batch_norm,
+    training_dtype,
+)
+from segray.errors import DataError, ModelError, TrainingDiverged
 
 READ_THREADS = 2
 PREFETCH_BATCHES = 2
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 NAMED = 8  # frames of a batch that an error names
+KEPT_DIFFERS = 0.02  # share of pixels: rounding moves those where two classes tie, a fault moves tens of per cent
 THIN = 4  # of the training pixels every so many in each direction are scored: a curve needs no more
 
 
@@ -44,7 +54,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     objective: Objective
-    ema: AveragedModel | None = None
+    ema: optim.Average | None = None
 
 
 def fit(
@@ -62,17 +72,18 @@ def fit(
     if encoder_weights is not None:
         load_encoder(model, encoder_weights)
     if sync_batch_norm(train, worker):
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # torch's own conversion drops the activation that timm's BatchNormAct2d holds.
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # timm's
     model = model.to(worker.device).to(memory_format=torch.channels_last)
-    ema = optim.averaged(model, train.ema) if train.ema else None
+    ema = optim.Average(model, train.ema) if train.ema else None
     optimizer = optim.make_optimizer(model, train)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=training_dtype(train, worker.device) == torch.float16)
     state: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if ema:
         state["ema"] = ema
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
-    was_frozen = None
+    was_frozen, had = None, len(history)
     while not is_finished(train, history):
         epoch = len(history) + 1
         frozen = optim.is_frozen(train, epoch)
@@ -94,6 +105,32 @@ def fit(
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
             save_state(out, state, history)
         worker.report(history[-1])
+    if worker.rank == 0 and len(history) > had:
+        check_kept(LocalWorker(str(worker.device)), share_of(worker, config), data, learner.objective)
+
+
+def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: Objective) -> None:
+    """Load the best bundle as anybody will, and evaluate it; ModelError when it does not score as its epoch did.
+
+    By one rank for all: what is kept must be what was measured.
+    """
+    place = storage.join(config.train.out, BEST)
+    model, info = bundle.load(place)
+    model = model.to(worker.device).to(memory_format=torch.channels_last)
+    confusion, _ = evaluate(worker, model, config, data, objective)
+    measured = np.array(info.confusion)
+    differing = np.abs(confusion - measured).sum() / 2 / max(1, measured.sum())
+    if differing > KEPT_DIFFERS:
+        raise ModelError(
+            f"{place} is not the model that was measured: of the validation pixels {differing:.1%} are counted "
+            f"otherwise (mIoU {metrics.scores(confusion).miou:.3f}, measured {metrics.scores(measured).miou:.3f}). "
+            "This is a fault of segray; do not use the bundle, and report it with its segray.json."
+        )
+
+
+def share_of(worker: Worker, config: Config) -> Config:
+    """Settings with the batch that one worker of them all evaluates at once."""
+    return config.changed({"train.batch_size": max(1, config.train.batch_size // worker.world_size)})
 
 
 def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> TrainedRow:
@@ -119,7 +156,8 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
         with autocast(train, device):
             outputs = forward_all(learner.model, images)
         loss = learner.objective(images, masks, outputs)
-        learner.scaler.scale(loss / train.accumulate).backward()
+        group = min(train.accumulate, len(steps) - step // train.accumulate * train.accumulate)  # the last may be short
+        learner.scaler.scale(loss / group).backward()
         if (step + 1) % train.accumulate == 0 or step + 1 == len(steps):
             move(learner, train)
         step_losses[step] = loss.detach()
@@ -155,7 +193,7 @@ def tally(confusion: torch.Tensor, masks: torch.Tensor, logits: torch.Tensor) ->
 
 
 def move(learner: Learner, config: TrainSection) -> None:
-    """Weights along the gradients that have gathered, and their average after them."""
+    """Apply the accumulated gradients, then update the EMA."""
     if config.gradient_clip is not None:
         learner.scaler.unscale_(learner.optimizer)
         torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.gradient_clip)
@@ -163,7 +201,7 @@ def move(learner: Learner, config: TrainSection) -> None:
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:
-        learner.ema.update_parameters(learner.model)
+        learner.ema.update(learner.model)
 
 
 def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data: TrainData, epoch: int) -> float:
@@ -200,7 +238,7 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
     mean, std = preprocessing(config.model)
     mine = range(worker.rank, len(data.val), worker.world_size)
-    size = max(1, config.train.batch_size // worker.world_size)
+    size = share_of(worker, config).train.batch_size
     steps = [mine[i : i + size] for i in range(0, len(mine), size)]
     for images, masks in read_batches(data.val, steps):
         images, masks = normalize(to_float(images.to(worker.device)), mean, std), masks.to(worker.device).long()

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from itertools import chain
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from segray.config import TrainSection
 from segray.core.models import encoder_of
 from segray.errors import ModelError
 
-Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+# Parameters of more than one dimension that are no weights of a layer: positions, class and register tokens, and tables
+# of relative positions (as timm's models list them in no_weight_decay).
+NOT_DECAYED = re.compile(r"(^|\.)(\w*pos_embed\w*|\w+_tokens?|\w*relative_position_bias_table|rel_pos_[hw])$")
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD over four groups: encoder or not, decayed or not; `scale` multiplies a group's rate.
 
-    Norms and biases (parameters of one dimension) are not decayed (He et al. 2019, Bag of Tricks, 3.1).
+    Norms and biases (parameters of one dimension) are not decayed (He et al. 2019, Bag of Tricks, 3.1), nor are
+    position embeddings and tokens.
     """
     encoder = encoder_of(model)
     in_encoder = {id(p) for p in encoder.parameters()} if encoder is not None else set()
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault((id(parameter) in in_encoder, parameter.ndim > 1), []).append(parameter)
+    for name, parameter in model.named_parameters():
+        decayed = parameter.ndim > 1 and not NOT_DECAYED.search(name)
+        groups.setdefault((id(parameter) in in_encoder, decayed), []).append(parameter)
     params = [
         {
             "params": members,
@@ -94,20 +100,34 @@ def freeze(model: torch.nn.Module, frozen: bool) -> None:
         encoder.eval()
 
 
-def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """A copy whose weights and statistics follow the model's as an exponential mean.
+class Average(torch.nn.Module):
+    """The EMA of a model: `module` is a copy whose weights and statistics follow the model's as an exponential mean.
 
     The decay rises with the count of updates, min(decay, (1 + n) / (10 + n)), so that short runs are not held
-    back by their random beginning (as in TensorFlow's ExponentialMovingAverage).
+    back by their random beginning (as in TensorFlow's ExponentialMovingAverage). torch's AveragedModel computes the
+    same, and makes the host wait for the device twice an update, as it sends its count there.
     """
 
-    def follow(kept: Tensors, current: Tensors, updates: torch.Tensor | int) -> None:
-        n = int(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        if torch.is_floating_point(kept[0]):
-            torch._foreach_lerp_(kept, current, weight)
-        else:
-            for mine, theirs in zip(kept, current, strict=True):  # counts of batches that norms have seen
-                mine.copy_(theirs)
+    n_averaged: torch.Tensor
 
-    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model).requires_grad_(False), decay
+        self.register_buffer("n_averaged", torch.tensor(0))  # on the CPU, where it is read
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module) -> None:
+        """Follow the model as it is after a step. model: the one that was copied, wrapped or not."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        means: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        for mine, theirs in chain(pairs, zip(self.module.buffers(), model.buffers(), strict=True)):
+            if mine.is_floating_point():
+                means.append(mine)
+                values.append(theirs)
+            else:  # the count of batches that a norm has seen
+                mine.copy_(theirs)
+        torch._foreach_lerp_(means, values, weight)
+        self.n_averaged += 1

@@ -16,7 +16,7 @@ from segray.config import InferSection
 from segray.core.models import bundle, forward
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import fit, normalize, to_float
-from segray.core.workers import cpu_has_bf16
+from segray.core.workers import DTYPES, cpu_has_bf16, fast_dtype
 from segray.errors import ConfigError, ModelError
 
 LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
@@ -276,13 +276,13 @@ def side_by_side(cpus: int) -> int:
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """What autocast computes in; None is float32. ConfigError for what this device is slow at or lacks."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        return fast_dtype(device) if device.type == "cuda" else None
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("infer.precision fp16 needs a GPU; take fp32, or auto.")
     if precision == "bf16" and device.type != "cuda" and not cpu_has_bf16():
         raise ConfigError("infer.precision bf16: this CPU lacks the instructions and would be ten times slower; "
                           "take fp32, or auto.")  # fmt: skip
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return DTYPES[precision]
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:

@@ -15,6 +15,7 @@ from segray.config import TrainSection
 from segray.core.checkpoint import EpochRow
 from segray.errors import ConfigError
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
 FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
 
 
@@ -50,13 +51,26 @@ class LocalWorker:
 
 
 def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:
-    """The precision that is asked for; auto is bf16 where a GPU has it or a CPU has AMX, else fp32."""
-    if config.precision == "fp16":
-        return torch.autocast(device.type, dtype=torch.float16)
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has("amx_bf16")
-    if config.precision == "bf16" or (config.precision == "auto" and fast):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """Compute in training_dtype()."""
+    dtype = training_dtype(config, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def training_dtype(config: TrainSection, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None for float32; auto is what a GPU is fast at, and bf16 on a CPU with AMX."""
+    if config.precision != "auto":
+        return DTYPES[config.precision]
+    if device.type == "cuda":
+        return fast_dtype(device)
+    return torch.bfloat16 if cpu_has("amx_bf16") else None
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU of compute capability 8.0 or later, else fp16.
+
+    Older ones emulate bf16 slowly, which torch.cuda.is_bf16_supported() counts as having it.
+    """
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:

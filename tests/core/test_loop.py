@@ -238,6 +238,42 @@ def test_averaged_weights_are_those_that_are_scored_and_kept(settings, data, tmp
     assert not torch.equal(kept[key], state["model"][key])
 
 
+def test_a_bundle_that_does_not_score_as_it_was_measured_ends_the_run_with_an_error(settings, data, monkeypatch):
+    save = bundle.save
+
+    def lossy(folder, model, info):
+        torch.manual_seed(0)
+        other = build(info.model, len(info.label_space["names"]))
+        return save(folder, other, info)
+
+    config = settings(train__epochs=4, train__learning_rate=1e-2)
+    monkeypatch.setattr(bundle, "save", lossy)
+    with pytest.raises(ModelError, match=r"/run/best is not the model that was measured: of the validation pixels \d+"):
+        loop.fit(LocalWorker(), config, data)
+    monkeypatch.setattr(bundle, "save", save)
+    loop.fit(LocalWorker(), config.changed({"train.epochs": 8}), data)
+
+
+def test_a_last_group_of_accumulated_steps_counts_as_much_as_the_others(settings, data, tmp_path):
+    """Three steps of two frames in groups of two: the last one, alone, moves the weights as it would without groups."""
+    scales = []
+
+    class Scaler(torch.amp.GradScaler):
+        def scale(self, loss):
+            scales.append(float(loss.detach()))
+            return super().scale(loss)
+
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        config = settings(train__accumulate=accumulate, train__learning_rate=1e-12, train__optimizer="sgd")
+        model = build(config.model, 11)
+        learner = loop.Learner(model, optim.make_optimizer(model, config.train), Scaler("cpu", enabled=False), None)
+        learner.objective = objective.make_objective(LocalWorker(), config, data)
+        loop.train_epoch(LocalWorker(), learner, config, data, 1)
+    plain, grouped = scales[:3], scales[3:]
+    assert grouped == pytest.approx([plain[0] / 2, plain[1] / 2, plain[2]], rel=1e-3)
+
+
 def test_patience_ends_a_run_and_the_same_call_does_not_go_on(settings, data, tmp_path):
     still = {**WITH_ENCODER, "train__freeze_encoder": True, "model__options": {"decoder_use_norm": False}}
     config = settings(train__epochs=9, train__patience=2, train__learning_rate=1e-12, **still)

@@ -94,11 +94,11 @@ def test_what_has_no_encoder_cannot_be_frozen():
 def test_averaged_weights_follow_with_a_decay_that_rises():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    ema = optim.averaged(model, 0.5)
+    ema = optim.Average(model, 0.5)
     values = []
     for value in (1.0, 2.0, 2.0, 2.0):
         model.weight.data.fill_(value)
-        ema.update_parameters(model)
+        ema.update(model)
         values.append(float(ema.module.weight))
     # first a copy; then the decay is (1 + n) / (10 + n): 2/11, 3/12, 4/13
     expected = [1.0]
@@ -110,9 +110,32 @@ def test_averaged_weights_follow_with_a_decay_that_rises():
 
 def test_averages_take_in_the_norms_statistics_and_their_counts():
     model = torch.nn.BatchNorm1d(2)
-    ema = optim.averaged(model, 0.9)
+    ema = optim.Average(model, 0.9)
     for _ in range(3):
         model(torch.randn(8, 2) + 5)
-        ema.update_parameters(model)
+        ema.update(model)
     assert int(ema.module.num_batches_tracked) == 3
     assert (ema.module.running_mean > 0.3).all()
+
+
+def test_positions_and_tokens_are_not_decayed():
+    names = {
+        "encoder.blocks.0.attn.qkv": True, "encoder.pos_embed": False, "encoder.cls_token": False, "reg_tokens": False,
+        "layers.0.attn.relative_position_bias_table": False, "absolute_pos_embed": False, "blocks.1.attn.rel_pos_h": False,
+        "encoder.pos_embed_proj.dense": True,
+    }  # fmt: skip
+    model = torch.nn.Module()
+    for name in names:
+        *folders, last = name.split(".")
+        place = model
+        for folder in folders:
+            if not hasattr(place, folder):
+                place.add_module(folder, torch.nn.Module())
+            place = getattr(place, folder)
+        place.register_parameter(last, torch.nn.Parameter(torch.zeros(1, 2, 3)))
+    decay = {
+        id(p): g["weight_decay"]
+        for g in optim.make_optimizer(model, train(weight_decay=0.1)).param_groups
+        for p in g["params"]
+    }
+    assert {name: decay[id(parameter)] > 0 for name, parameter in model.named_parameters()} == names

@@ -1,13 +1,15 @@
 """Several real processes over gloo: what they compute together does not depend on how many they are."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from segray.config import load
-from segray.core import loop
+from segray.config import ModelSection, load
+from segray.core import loop, workers
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build
 from segray.core.objective import make_objective
@@ -74,11 +76,36 @@ def work(rank, world_size, store, out):
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert workers.training_dtype(load().train, torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("encoder", ["timm-efficientnet-b0", "timm-skresnet18", "tu-mobilenetv3_small_050"])
+def test_batch_norms_over_all_workers_keep_their_activations(encoder):
+    """Without a group of processes they compute what plain ones do, trained and evaluated."""
+    torch.manual_seed(0)
+    model = build(ModelSection(encoder=encoder, options={"decoder_channels": [32, 16, 16, 8, 8]}), 3)
+    synchronised = loop.convert_sync_batchnorm(copy.deepcopy(model))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules())
+    image = torch.randn(2, 3, 64, 64)
+    for training in (True, False):
+        with torch.no_grad():
+            torch.manual_seed(1)  # of dropped paths
+            wanted = model.train(training)(image)
+            torch.manual_seed(1)
+            given = synchronised.train(training)(image)
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_scores_do_not_depend_on_the_workers_and_a_stopped_run_ends_as_a_whole_one(workers, tmp_path):
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_scores_do_not_depend_on_the_workers_and_a_stopped_run_ends_as_a_whole_one(world, tmp_path):
     scored = []
-    for world_size in (1, workers):
+    for world_size in (1, world):
         out = tmp_path / str(world_size)
         out.mkdir()
         if world_size == 1:
