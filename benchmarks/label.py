@@ -144,7 +144,7 @@ def set_up(root: Path, kind: str, net: str, frames: int) -> dict[str, Any]:
         from segray.core.video import index_video
 
         index = index_video(str(video))
-        starts = [*(index.pts[i] for i in index.keyframes), index.pts[-1] + 1]
+        starts = [*(index.keys[i] for i in index.keyframes), index.keys[-1] + 1]
         spans = [(first, end - 1) for first, end in pairwise(starts)]
         return about | {"files": [str(video)], "inputs": [str(video)], "spans": spans}
     folder = root / f"{kind}-{frames}"

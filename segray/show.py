@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from segray.config import Config
 from segray.core import images, storage
 from segray.core.datasets import places
-from segray.core.plan import load_plans
+from segray.core.plan import frame_key, load_plans
 from segray.core.samples import LabelSpace
 from segray.core.video import read_frames
 from segray.errors import DataError
 
 TICKS = 90_000  # a second, as MPEG counts it
-WHERE = ["video_uri", "pts", "time_s", "height_px", "width_px"]
+WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
 
 
 def show(place: str, config: Config, out: str) -> list[str]:
@@ -79,15 +79,18 @@ def overlay_video(
 def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.ndarray]]:
     """Time and overlay of each frame; a part's masks are in memory at once, and its frames decoded in one go."""
     for part, group in groupby(rows.to_pylist(), lambda row: row["part"]):
-        times = {row["pts"]: row["time_s"] for row in group}
+        rows_of_part = list(group)
+        times = {frame_key(row): row["time_s"] for row in rows_of_part}
+        by_index = rows_of_part[0]["pts"] is None
         video = rows["video_uri"][0].as_py()
         with storage.open_read(part) as file:
-            wanted = [("video_uri", "=", video), ("pts", "in", list(times))]
-            found = pq.read_table(file, columns=["pts", "mask", "mask_rle", "height_px", "width_px"], filters=wanted)
-        masks = {row["pts"]: row for row in found.to_pylist()}
-        for frame in read_frames(video, list(times)):
-            mask_hw = places.mask_of(masks[frame.pts], f"the mask at {times[frame.pts]:.3f} s")
-            yield times[frame.pts], images.overlay(frame.image_hwc, mask_hw, space.colors)
+            wanted = [("video_uri", "=", video), ("frame_index", "in", [row["frame_index"] for row in rows_of_part])]
+            columns = ["frame_index", "pts", "mask", "mask_rle", "height_px", "width_px"]
+            found = pq.read_table(file, columns=columns, filters=wanted)
+        masks = {frame_key(row): row for row in found.to_pylist()}
+        for frame in read_frames(video, list(times), by_index=by_index):
+            mask_hw = places.mask_of(masks[frame.key], f"the mask at {times[frame.key]:.3f} s")
+            yield times[frame.key], images.overlay(frame.image_hwc, mask_hw, space.colors)
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:
@@ -109,4 +112,4 @@ def _frames_of(labels: str, name: str | None) -> pa.Table:
         raise DataError(
             f"{labels} holds {len(videos)} videos ({few}{', …' * (len(videos) > 4)}); name one with --input."
         )
-    return rows.filter(pc.equal(rows["video_uri"], videos[0])).sort_by("pts")
+    return rows.filter(pc.equal(rows["video_uri"], videos[0])).sort_by("frame_index")

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from segray.core import images, inputs, storage
 from segray.core.ahead import ahead
-from segray.core.plan import Row, place_of
-from segray.core.video import read_frames
+from segray.core.plan import Row, frame_key, place_of
+from segray.core.video import LOST_FRAME, read_frames
 from segray.errors import DataError
 
 FETCHES = 8  # inputs of a shard that are read from S3 at once: each is a round trip
@@ -116,7 +116,7 @@ def _kind(row: Row) -> tuple[str, str]:
     """Rows with one of these are read together."""
     if row["error"] is not None or row["frame_index"] is None:
         return "image", ""
-    return ("video" if row["pts"] is not None else "table"), row["uri"]
+    return ("video" if row["video_uri"] is not None else "table"), row["uri"]
 
 
 def _source(row: Row) -> str:
@@ -155,21 +155,23 @@ def _decoded_video(rows: list[Row], prepare: Prepare, clock: Clock) -> Iterator[
     The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
     """
     place, waiting = place_of(rows[0]), deque(Frame(row) for row in rows)
+    by_index = rows[0]["pts"] is None
     if rows[0]["before_pts"] is not None:
-        waiting.appendleft(Frame({**rows[0], "pts": rows[0]["before_pts"]}, lead=True))
+        key = "frame_index" if by_index else "pts"
+        waiting.appendleft(Frame({**rows[0], key: rows[0]["before_pts"]}, lead=True))
     error: DataError | None = None
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
-        found = read_frames(place, [frame.row["pts"] for frame in waiting])
+        found = read_frames(place, [frame_key(frame.row) for frame in waiting], by_index=by_index)
         while True:
             with clock("decode"), storage.reading_input(place):
                 decoded = next(found, None)
                 seen = None if decoded is None else prepare(decoded.image_hwc)
             if decoded is None:
                 break
-            while waiting and waiting[0].row["pts"] < decoded.pts:
+            while waiting and frame_key(waiting[0].row) < decoded.key:
                 yield _lost(waiting.popleft())
-            if waiting and waiting[0].row["pts"] == decoded.pts:
+            if waiting and frame_key(waiting[0].row) == decoded.key:
                 frame = waiting.popleft()
                 frame.seen_hwc, frame.size = seen, decoded.image_hwc.shape[:2]
                 yield frame
@@ -180,8 +182,5 @@ def _decoded_video(rows: list[Row], prepare: Prepare, clock: Clock) -> Iterator[
 
 
 def _lost(frame: Frame, error: DataError | None = None) -> Frame:
-    uri = frame.row["uri"]
-    frame.error = error or DataError(
-        f"{uri}: the decoder gave no frame at this time stamp; the file is damaged or truncated."
-    )
+    frame.error = error or DataError(f"{frame.row['uri']}: {LOST_FRAME}")
     return frame

@@ -29,7 +29,7 @@ from segray.core import inputs, storage
 from segray.core.ahead import ahead
 from segray.core.datasets.pairs import find_images, frame_path, match_masks
 from segray.core.samples import LabelSpace
-from segray.core.video import VideoIndex, index_video
+from segray.core.video import LOST_FRAME, VideoIndex, index_video
 from segray.errors import DataError, InputUnreadable, OutputExists
 
 PLAN_SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ PLAN_SCHEMA = pa.schema(
         ("video_uri", pa.string()),
         ("frame_index", pa.int64()),
         ("pts", pa.int64()),
-        ("before_pts", pa.int64()),  # of the frame that the plan holds before this one
+        ("before_pts", pa.int64()),  # the frame_key() of the frame that the plan holds before this one
         ("time_s", pa.float64()),
         ("error_code", pa.string()),
         ("error", pa.string()),
@@ -56,6 +56,7 @@ LEAST_ROWS, SHARD_ROWS = 8, 64
 SPREAD = 16  # shards that few images make
 MOST_SHARDS = 5000  # beyond it shards grow: a listing of the parts stays a few requests
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
+LONGEST_UNSEEKABLE = 16  # the same of a video each of whose shards is decoded from the beginning
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
 
 Row = dict[str, Any]
@@ -108,6 +109,12 @@ def place_of(row: Row) -> str:
     return row["uri"] if row["raw"] is None else os.fsdecode(row["raw"])
 
 
+def frame_key(row: Row) -> int:
+    """What read_frames() finds a video row's frame by: its time stamp, or its index where stamps do not name frames."""
+    key: int = row["frame_index"] if row["pts"] is None else row["pts"]
+    return key
+
+
 def repeated_ids(plan: Plan) -> pa.Array:
     """The ids of the failed rows in earlier plans that this plan's rows replace."""
     return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null()
@@ -147,7 +154,7 @@ def make_plan(
         raise DataError(f"No image, video or Parquet file of images found in {', '.join(settings['inputs'])}.")
     new = files.slice(0, 0) if failed else files  # an earlier plan has the failed ones
     truths = _truths(settings["truth"], new, before, on_note) if settings["truth"] else {}
-    units = _chosen(_units(files, settings, truths), settings, failed)
+    units = _chosen(_units(files, settings, truths, on_note), settings, failed, _known_ids(before, failed or {}))
     size = settings["shard_size"] or _shard_rows(files)
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
     frozen = _write_rows(out, _pack(units, size), json.dumps(about, sort_keys=True).encode())
@@ -241,8 +248,18 @@ def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[
     return {place: masks[key] for place, key in matched.key_of.items()}
 
 
+def _known_ids(before: list[Plan], failed: Mapping[str, Row]) -> set[str]:
+    """The ids of all rows so far of videos that were cut: what such a video has more by now was never planned."""
+    cut = {row["uri"] for key, row in failed.items() if key == _damage_id(place_of(row))}
+    known: set[str] = set()
+    for plan in before if cut else []:
+        rows = PlanReader(plan).columns(["input_id", "uri"])
+        known |= set(rows["input_id"].filter(pc.is_in(rows["uri"], pa.array(cut, pa.string()))).to_pylist())
+    return known
+
+
 def _chosen(
-    units: Iterator[list[Row]], settings: dict[str, Any], failed: Mapping[str, Row] | None
+    units: Iterator[list[Row]], settings: dict[str, Any], failed: Mapping[str, Row] | None, known: set[str]
 ) -> Iterator[list[Row]]:
     """Of each unit the rows that are to be labelled, each video's with the frame that stands before."""
     left = settings["limit"] if failed is None else None
@@ -252,11 +269,11 @@ def _chosen(
             # The id is a hash: the same files are in every sample of this share.
             unit = [row for row in unit if int(row["input_id"][:8], 16) < settings["sample"] * 2**32]
         for row in unit:
-            if row["pts"] is not None:
-                row["before_pts"] = before["pts"] if before and before["uri"] == row["uri"] else None
+            if row["video_uri"] is not None and row["frame_index"] is not None:
+                row["before_pts"] = frame_key(before) if before and before["uri"] == row["uri"] else None
                 before = row
         if failed is not None:
-            unit = [{**row, "repeats": key} for row in unit if (key := _key(row, failed))]
+            unit = [{**row, "repeats": key} for row in unit if (key := _key(row, failed, known))]
         yield unit[:left]
         if left is not None:
             left -= len(unit[:left])
@@ -264,17 +281,26 @@ def _chosen(
                 return
 
 
-def _key(row: Row, failed: Mapping[str, Row]) -> str | None:
-    """The id of the failed row that a row is another try of: its own, or its file's, which could not be opened."""
-    return next((key for key in (row["input_id"], _id(place_of(row))) if key in failed), None)
+def _key(row: Row, failed: Mapping[str, Row], known: set[str]) -> str | None:
+    """The id of the failed row that a row is another try of.
+
+    Its own, or its file's, which could not be opened, or, for a frame that is new, of the row that said that the video
+    was cut.
+    """
+    keys = [row["input_id"], _id(place_of(row))]
+    if row["input_id"] not in known:
+        keys.append(_damage_id(place_of(row)))
+    return next((key for key in keys if key in failed), None)
 
 
 def _pack(units: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
     """Units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
     shard: list[Row] = []
     for unit in units:
-        for start in range(0, len(unit), LONGEST * size):
-            shard += unit[start : start + LONGEST * size]
+        seekable = not unit or unit[0]["pts"] is not None
+        longest = size * (LONGEST if seekable else LONGEST_UNSEEKABLE)
+        for start in range(0, len(unit), longest):
+            shard += unit[start : start + longest]
             if len(shard) >= size:
                 yield shard
                 shard = []
@@ -282,8 +308,11 @@ def _pack(units: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
         yield shard
 
 
-def _units(files: pa.Table, settings: dict[str, Any], truths: dict[str, str]) -> Iterator[list[Row]]:
+def _units(
+    files: pa.Table, settings: dict[str, Any], truths: dict[str, str], on_note: Callable[[str], None]
+) -> Iterator[list[Row]]:
     """Rows that one actor should have together: an image, a video's frames from keyframe to keyframe."""
+    several: list[str] = []  # videos that hold more than one
 
     def units(file: dict[str, Any]) -> list[list[Row]]:
         if file["error"] is not None:
@@ -292,7 +321,7 @@ def _units(files: pa.Table, settings: dict[str, Any], truths: dict[str, str]) ->
             return [[_row(file, truth_uri=truths.get(_printable(file["name"])))]]
         try:
             with storage.reading_input(os.fsdecode(file["name"])):
-                return _video_units(file, settings) if file["kind"] == inputs.VIDEO else _table_units(file)
+                return _video_units(file, settings, several) if file["kind"] == inputs.VIDEO else _table_units(file)
         except (DataError, pa.ArrowException, OSError) as error:
             # An input has a row, also one that cannot be opened.
             code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
@@ -305,31 +334,38 @@ def _units(files: pa.Table, settings: dict[str, Any], truths: dict[str, str]) ->
             yield from units(file)
     with ThreadPoolExecutor(LOOKUPS) as pool:
         yield from chain.from_iterable(ahead(pool, units, others.to_pylist(), 2 * LOOKUPS))
+    if several:
+        on_note(
+            f"{len(several)} videos hold several video streams ({min(several)}{', …' * (len(several) > 1)}); "
+            "of each, the one that FFmpeg takes for the best is labelled."
+        )
 
 
-def _video_units(file: dict[str, Any], settings: dict[str, Any]) -> list[list[Row]]:
-    index = index_video(os.fsdecode(file["name"]))
+def _video_units(file: dict[str, Any], settings: dict[str, Any], several: list[str]) -> list[list[Row]]:
+    index, uri = index_video(os.fsdecode(file["name"])), _printable(file["name"])
+    if index.streams > 1:
+        several.append(uri)
     keyframes = set(index.keyframes)
     units: list[list[Row]] = [[]]
     chosen = _frames(index, settings["every"], settings["fps"])
     for last, i in zip([-1, *chosen], chosen, strict=False):
         if units[-1] and any(k in keyframes for k in range(last + 1, i + 1)):
             units.append([])
-        units[-1].append(
-            _row(file, video_uri=_printable(file["name"]), frame_index=i, pts=index.pts[i], time_s=index.time_s(i))
-        )
+        lost = {"error_code": "decode_error", "error": f"{uri}: {LOST_FRAME}"} if i in index.lost else {}
+        pts = None if index.pts is None else index.pts[i]
+        units[-1].append(_row(file, video_uri=uri, frame_index=i, pts=pts, time_s=index.times_s[i], **lost))
     if index.damage:
-        units.append([_row(file, video_uri=_printable(file["name"]), error_code="video_truncated", error=index.damage)])
+        units.append([_row(file, video_uri=uri, error_code="video_truncated", error=index.damage)])
     return units
 
 
 def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
     """Every N-th frame, or the first at or after each tick of 1/fps seconds."""
     if fps is None:
-        return list(range(0, len(index.pts), every))
+        return list(range(0, len(index.times_s), every))
     frames, tick = [], 0
-    for i in range(len(index.pts)):
-        at = index.time_s(i) * fps + 1e-6  # in ticks; stamps are rounded, a tick is not missed by that
+    for i, time_s in enumerate(index.times_s):
+        at = time_s * fps + 1e-6  # in ticks; stamps are rounded, a tick is not missed by that
         if at >= tick:
             frames.append(i)
             tick = math.floor(at) + 1
@@ -359,8 +395,12 @@ def _row(file: dict[str, Any], **more: Any) -> Row:
     row["uri"] = _printable(name)
     row["raw"] = None if row["uri"] == place else name
     what = place if frame is None else f"{place}#{frame}"
-    row["input_id"] = _id(f"{what}#damage" if more.get("error_code") == "video_truncated" else what)
+    row["input_id"] = _damage_id(what) if more.get("error_code") == "video_truncated" else _id(what)
     return row | more
+
+
+def _damage_id(place: str) -> str:
+    return _id(f"{place}#damage")
 
 
 def _id(text: str) -> str:

@@ -1,185 +1,592 @@
-"""Video files: which frames there are, and the frames themselves, by presentation time.
+"""Video files: which frames there are, and the frames themselves, in the order in which a player shows them.
 
-A frame is named by its index in presentation order and keyed by its time stamp (pts), since a constant
-frame rate is a promise that files do not keep. Demuxing the packets lists all of them without decoding one.
+A frame is named by its index in that order. Where a file's time stamps (pts) can be trusted they are the key by which
+any frame is found after a seek, and a listing of the packets tells all of them without decoding one. Where they cannot
+(a packet has none, two have the same, a container that keeps none or keeps them in the order of decoding), the video is
+decoded from its beginning, once to number the frames and again for each span of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+import struct
+from bisect import bisect_right, insort
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
+from enum import Enum, auto
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
 
 from segray.core import storage
 from segray.errors import DataError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv"}
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
+)
 
 # Containers that hold their frames themselves. FFmpeg goes by what a file holds, not by its name: a playlist (concat,
 # HLS) would have it read other files, a session description (SDP) listen on a port.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,mxf,mjpeg,gif,dv,nut"
 
+TRUSTED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"})  # keep times of presentation
+BY_DECODING_TIME = frozenset({"avi", "asf"})  # keep one time a packet: right where frames are not reordered
+
+PROBE = 16  # packets that are decoded to see whether stamps name frames: as many as H.264 and HEVC can reorder
+
 # A seek can land after the time that was asked: mp4 is searched by decoding order, and .ts between keyframes
-# (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts). None: from the beginning, without a seek.
+# (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts), or at a keyframe from which the first frames
+# cannot be decoded yet (intra refresh). None: from the beginning, without a seek.
 SEEK_EARLY_S = (0, 2, 20, None)
 
-SHORTER_S = 2.0  # by which a stated length may exceed the frames: sound runs on, and the last frame lasts a while
+# A decoder that starts at a keyframe of open groups may miss what it is told to forget, and call that an error: in case
+# of one, it starts so many keyframes earlier.
+RUN_IN = 2
+
+# FFmpeg looks for the encoder's name in the stream's first packet, to decode what old ones wrote as these meant it.
+NAMED_AT_FIRST = frozenset({"h264", "mpeg4"})
+PALETTES = frozenset({"pal8", "monow", "monob"})  # come with the first packet alone
+
+LOST_FRAME = "this frame cannot be decoded; it is damaged, or refers to a frame that is."  # of a row, after its file
+
+SHORTER_S = 2.0  # by which a stated length may exceed the frames
+
+
+class _DamagedError(Exception):
+    """Where FFmpeg marks a packet or a frame and goes on."""
+
 
 # What reading raises inside a damaged file; IndexError is PyAV's for a packet of a stream that was not announced.
-DAMAGE = (av.FFmpegError, EOFError, IndexError)
+DAMAGE = (av.FFmpegError, EOFError, IndexError, _DamagedError)
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """Time stamps of every frame in presentation order; keyframes are indices into it.
+    """Every frame in the order of presentation; keyframes and lost are indices into it.
 
-    pts: in units of time_base seconds, relative to nothing; time_s(i) counts from the first frame.
+    times_s: from the first frame.
+    pts: in the stream's ticks; None where stamps do not name the frames, which are then found by their index.
+    lost: frames that are known to be damaged already.
     damage: what is missing after the last frame, where the file says or shows that it was longer.
+    streams: so many videos the file holds; these are the frames of one.
     """
 
-    pts: tuple[int, ...]
+    times_s: tuple[float, ...]
     keyframes: tuple[int, ...]
-    time_base: float
+    pts: tuple[int, ...] | None
+    lost: frozenset[int] = frozenset()
     damage: str | None = None
+    streams: int = 1
 
-    def time_s(self, index: int) -> float:
-        return (self.pts[index] - self.pts[0]) * self.time_base
+    @property
+    def keys(self) -> Sequence[int]:
+        """What read_frames finds each frame by."""
+        return range(len(self.times_s)) if self.pts is None else self.pts
 
 
 class Frame(NamedTuple):
-    """pts as in the index; image_hwc uint8 RGB [H, W, 3], upright."""
+    """key as in the index; image_hwc uint8 RGB [H, W, 3], upright."""
 
-    pts: int
+    key: int
     image_hwc: np.ndarray
 
 
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_corrupt: bool
+
+
+class _Tag(NamedTuple):
+    """What a packet hands on to its frame. A new object each: PyAV keeps them by id(), and loses a number's."""
+
+    number: int
+    pts: int | None
+
+
+class _Shown(NamedTuple):
+    """A frame's turn. frame: None for one that is damaged; pts is then its packet's."""
+
+    frame: av.VideoFrame | None
+    pts: int | None
+
+
+@dataclass
+class _Listing:
+    """What a file tells without being decoded, but for its first packets."""
+
+    packets: list[_Packet]
+    format: str
+    time_base: float
+    step_s: float
+    reorders: bool
+    agrees: bool
+    begins_cut: bool
+    damage: str | None
+    streams: int
+
+
 def index_video(uri: str) -> VideoIndex:
-    """Read the packet headers of the first video stream, up to the first damage, if any.
+    """List the frames of the video stream, up to the first damage of the container, if any.
 
     DataError when there is no video stream, or no frame in it.
     """
+    listing = _list(uri)
+    stamps = [packet.pts for packet in listing.packets]
+    if not stamps:
+        raise DataError(f"{uri} holds no video frame.")
+    in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
+    if in_order and listing.agrees and _name_frames(stamps):
+        torn = _torn(listing)
+        shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
+    else:
+        shown = _number(uri, listing.begins_cut)
+        if not shown:
+            raise DataError(f"{uri} holds no video frame that can be decoded.")
+        in_order = listing.format in TRUSTED or (listing.format in BY_DECODING_TIME and not listing.reorders)
+        sound = [pts for pts, is_sound in shown if is_sound]
+        in_order = in_order and _name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
+        if in_order:
+            shown.sort()
+    keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
+    return VideoIndex(
+        times_s=tuple(_times_s([pts for pts, _ in shown], listing)),
+        keyframes=tuple(i for i, (pts, _) in enumerate(shown) if pts in keys) if in_order else (0,),
+        pts=tuple(pts for pts, _ in shown) if in_order else None,
+        lost=frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound),
+        damage=listing.damage,
+        streams=listing.streams,
+    )
+
+
+def _name_frames(stamps: Sequence[int | None]) -> bool:
+    return None not in stamps and len(set(stamps)) == len(stamps)
+
+
+def _torn(listing: _Listing) -> set[int | None]:
+    """The stamps of packets that lack a part, and of those up to the next keyframe."""
+    torn: set[int | None] = set()
+    lost, cut, restart = False, listing.begins_cut, None
+    for packet in listing.packets:
+        if packet.is_corrupt or cut:
+            lost = True
+        elif packet.is_keyframe and lost:
+            lost, restart = False, packet.pts
+        cut = packet.is_corrupt
+        if lost or (restart is not None and packet.pts is not None and packet.pts < restart):
+            torn.add(packet.pts)
+    return torn
+
+
+def _list(uri: str) -> _Listing:
+    packets: list[_Packet] = []
+    ends_s: list[float] = []
+    probe, damage, last = _Probe(), None, 0
     with _open(uri) as container:
-        stream = _stream(container, uri)
-        packets, damage = [], None
+        stream = _stream(container, uri, threads="NONE")
         try:
-            for packet in container.demux(stream):
-                if packet.pts is not None and packet.size and not packet.is_discard:
-                    packets.append((packet.pts, packet.is_keyframe))
+            for packet in container.demux(stream if stream.duration else _timed(container)):
+                if packet.pts is not None and packet.time_base:
+                    ends_s.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is not stream or not packet.size:
+                    continue
+                if len(packets) < PROBE:
+                    probe.feed(packet)
+                if not packet.is_discard:
+                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt))
+                    last = max(last, packet.duration or 0)
         except DAMAGE as error:  # the frames before it are good
             damage = f"{uri} cannot be read to its end: {storage.reason(error)}."
-        packets.sort()
-        time_base = float(stream.time_base)
+        rate = stream.average_rate or stream.guessed_rate
+        step_s = float(1 / rate) if rate else 1 / 25
         if packets and damage is None:
-            damage = _shorter(container, stream, packets[-1][0] - packets[0][0], uri)
-    if not packets:
-        raise DataError(f"{uri} holds no video frame with a time stamp.")
-    return VideoIndex(
-        pts=tuple(pts for pts, _ in packets),
-        keyframes=tuple(i for i, (_, is_keyframe) in enumerate(packets) if is_keyframe),
-        time_base=time_base,
-        damage=damage,
-    )
+            damage = _shorter(container, stream, packets, max(ends_s, default=0.0), step_s, uri)
+        return _Listing(
+            packets=packets,
+            format=container.format.name,
+            time_base=float(stream.time_base),
+            step_s=step_s,
+            reorders=bool(stream.codec_context.has_b_frames),
+            agrees=probe.agrees(stream),
+            begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
+            damage=damage,
+            streams=len(_videos(container)),
+        )
 
 
-def _shorter(container: Any, stream: Any, length: int, uri: str) -> str | None:
+def _begins_cut(uri: str) -> bool:
+    """Whether a .ts has lost packets of its first frame: of that one FFmpeg tells where it does not look for frames."""
+    with _open(uri, fflags="+noparse") as container, suppress(*DAMAGE, StopIteration):
+        return bool(next(container.demux(_stream(container, uri))).is_corrupt)
+    return False
+
+
+class _Probe:
+    """Decode the first packets: does each give the frame of its stamp, and in the order of their stamps?"""
+
+    def __init__(self) -> None:
+        self.stamps: list[int | None] = []
+        self.shown: list[int | None] = []
+        self.interlaced = self.failed = False
+
+    def feed(self, packet: Any) -> None:
+        if self.failed:
+            return
+        if not packet.is_discard:
+            self.stamps.append(packet.pts)
+        try:
+            self._see(packet.decode())
+        except av.FFmpegError:
+            self.failed = True
+
+    def agrees(self, stream: Any) -> bool:
+        try:
+            self._see(_frames_of(stream, None))
+        except av.FFmpegError:
+            return False
+        if self.failed:
+            return False  # damage tells nothing of the stamps
+        if self.interlaced and stream.codec_context.name == "h264":
+            return False  # at any place two packets may be the two fields of a frame
+        return None not in self.stamps and sorted(pts for pts in self.stamps if pts is not None) == self.shown
+
+    def _see(self, frames: list[Any]) -> None:
+        self.shown += [frame.pts for frame in frames]
+        self.interlaced |= any(frame.interlaced_frame for frame in frames)
+
+
+def _number(uri: str, begins_cut: bool) -> list[tuple[Any, bool]]:
+    """The stamp of each frame, by decoding from the beginning, and whether the frame is sound."""
+    if not begins_cut:
+        with _open(uri) as container, suppress(*DAMAGE):
+            stream = _stream(container, uri)
+            return [(pts, True) for _, pts in _decode_fast(stream, _Run(container.demux(stream)))]
+    damage = _find_damage(uri, begins_cut=begins_cut)
+    with _open(uri) as container:
+        stream = _stream(container, uri, threads="NONE", strict=False)
+        shown = _decode_around(stream, _Run(container.demux(stream)), damage)
+        return [(pts, frame is not None) for frame, pts in shown]
+
+
+def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
+    """Seconds from the first frame. Where stamps repeat or are absent, frames follow each other at the usual rate."""
+    if not _name_frames(stamps):
+        dts = [packet.dts for packet in listing.packets]
+        if _name_frames(dts) and len(dts) == len(stamps):
+            stamps = dts
+    if _name_frames(stamps):
+        given = sorted(stamp for stamp in stamps if stamp is not None)
+        return [(stamp - given[0]) * listing.time_base for stamp in given]
+    times: list[float] = []
+    shift: float | None = None
+    for stamp in stamps:
+        after = times[-1] + listing.step_s if times else 0.0
+        if stamp is None:
+            times.append(after)
+            continue
+        if shift is None or stamp * listing.time_base + shift < after - listing.step_s / 2:
+            shift = after - stamp * listing.time_base
+        times.append(stamp * listing.time_base + shift)
+    return times
+
+
+def _timed(container: Any) -> list[Any]:
+    return [stream for stream in container.streams if stream.type in ("video", "audio", "subtitle")]
+
+
+def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, step_s: float, uri: str) -> str | None:
     """A sentence when the frames end long before the length that the file's header states.
 
-    FFmpeg reads a file that was cut without a word (of an mkv's 60 frames, 19 came and no error).
+    FFmpeg reads a file that was cut without a word (of an mkv's 60 frames, 19 came and no error). end_s: of the last
+    packet of any stream.
     """
-    found_s = float(length * stream.time_base)
-    stated_s = (
-        float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base
-    )
-    if stated_s - found_s <= max(SHORTER_S, 0.02 * stated_s):
+    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+    tick = float(stream.time_base)
+    slack_s = max((after - before for before, after in pairwise(stamps)), default=0) * tick
+    if container.format.name == "avi":  # the length that FFmpeg tells of is that of the file as it is
+        found_s, stated_s = len(packets) * step_s, stream.frames * step_s
+    elif stream.duration:
+        found_s, stated_s = (stamps[-1] - stamps[0]) * tick if stamps else 0.0, stream.duration * tick
+    elif container.format.name in ("matroska,webm", "flv", "asf"):  # of the longest stream, as sound may be
+        found_s, stated_s = end_s, (container.duration or 0) / av.time_base
+    else:
+        return None
+    if stated_s - found_s <= max(SHORTER_S, 0.02 * stated_s, 1.5 * slack_s):
         return None
     return f"{uri} ends at {found_s:.1f} s of the {stated_s:.1f} s that its header states; it was cut."
 
 
-def read_frames(uri: str, pts: Sequence[int], *, strict: bool = False) -> Iterator[Frame]:
+class _Outcome(Enum):
+    DONE = auto()
+    MISSED = auto()  # the first frames wanted were not there: an earlier seek may find them
+    DAMAGED = auto()
+
+
+def read_frames(uri: str, keys: Sequence[int], *, by_index: bool = False) -> Iterator[Frame]:
     """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
     Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
     keyframe: what lies between refers to what is lost. DataError when the file cannot be opened as a video.
 
-    strict: by one thread, which tells of damage where it is; by several it is told some frames later.
+    by_index: keys are indices, and decoding starts at the beginning. Frames that the index calls lost are not asked.
     """
-    wanted = set(pts)
+    wanted = set(keys)
     if not wanted:
         return
-    first, last, damaged = min(wanted), max(wanted), False
-    for early_s in SEEK_EARLY_S:
-        with _open(uri) as container:
-            stream = _stream(container, uri)
-            stream.thread_type = "NONE" if strict else "AUTO"
-            packets = _packets(container, stream, first, early_s)
-            if packets is None:
-                continue
-            try:
-                for frame in _around_damage(stream, packets) if strict else _decoded(packets):
-                    if frame.pts in wanted:
-                        wanted.discard(frame.pts)  # a damaged file was seen to give one time stamp twice
-                        first = frame.pts
-                        yield Frame(frame.pts, _upright(frame))
-                    if not wanted or (frame.pts is not None and frame.pts > last):
-                        return
-            except DAMAGE:
-                damaged = True
-        if damaged and not strict:
-            yield from read_frames(uri, [pts for pts in wanted if pts >= first], strict=True)
-        return  # the caller sees which frames are missing, and writes a row for each
+    for early_s in (None,) if by_index else SEEK_EARLY_S:
+        outcome = yield from _read(uri, wanted, by_index, early_s)
+        if outcome is _Outcome.DAMAGED and early_s is not None:
+            outcome = yield from _read(uri, wanted, by_index, early_s, RUN_IN)
+        if outcome is _Outcome.DAMAGED:
+            damage = _Damage() if by_index else _find_damage(uri, wanted, early_s)
+            outcome = yield from _read(uri, wanted, by_index, early_s, RUN_IN, damage)
+        if outcome is _Outcome.DONE:
+            return  # the caller sees which frames are missing, and writes a row for each
 
 
-def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
-    return (frame for packet in packets for frame in packet.decode())
+def _read(
+    uri: str,
+    wanted: set[int],
+    by_index: bool,
+    early_s: float | None,
+    run_in: int = 0,
+    damage: _Damage | None = None,
+) -> Generator[Frame, None, _Outcome]:
+    """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
+    found = False
+    with _open(uri) as container:
+        stream = _stream(container, uri, threads="NONE" if damage else "AUTO", strict=damage is None)
+        run = _start(container, stream, min(wanted), early_s, run_in)
+        if run is None:
+            return _Outcome.MISSED
+        shown = _decode_around(stream, run, damage) if damage else _decode_fast(stream, run)
+        hurt = bool(damage and damage.hurt)
+        try:
+            for number, (frame, pts) in enumerate(shown):
+                key = number if by_index else pts
+                if frame is None or key is None:
+                    continue
+                if not (found or hurt or early_s is None) and key > min(wanted):
+                    return _Outcome.MISSED
+                if key in wanted:
+                    found = True
+                    wanted.discard(key)
+                    yield Frame(key, _upright(frame))
+                if not wanted or key > max(wanted):
+                    return _Outcome.DONE
+        except DAMAGE:
+            return _Outcome.DAMAGED
+    return _Outcome.DONE if found or hurt else _Outcome.MISSED
 
 
-def _around_damage(stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
-    """The frames before each packet that cannot be decoded, and those from the next keyframe on."""
-    decoder, lost, since = stream.codec_context, False, None
-    for packet in packets:
-        if lost and not packet.is_keyframe:
+class _Run(NamedTuple):
+    """Packets from a keyframe on. settled: the stamp of the keyframe from which errors count; None: of the first."""
+
+    packets: Iterator[Any]
+    settled: int | None = None
+
+
+def _decode_fast(stream: Any, run: _Run) -> Iterator[_Shown]:
+    """The frames of packets, in order. Damage is an error: threads tell of it some frames later, or not at all."""
+    settled = run.settled is None
+    for packet in chain(run.packets, [None]):
+        if packet is not None and not packet.size:
             continue
         try:
-            frames = packet.decode()
-            since, lost = (packet.pts if lost else since), False
-        except av.FFmpegError:
-            frames, lost = decoder.decode(None), True  # those that wait for their turn were whole
-            decoder.flush_buffers()
-        yield from (frame for frame in frames if since is None or (frame.pts is not None and frame.pts >= since))
+            frames = _frames_of(stream, packet)
+            if any(frame.is_corrupt for frame in frames) or (packet is not None and packet.is_corrupt):
+                raise _DamagedError
+        except DAMAGE:
+            if settled:
+                raise
+            continue
+        for frame in frames:
+            settled = settled or (frame.pts is not None and frame.pts >= run.settled)
+            yield _Shown(frame, frame.pts)
 
 
-def _packets(container: Any, stream: Any, first: int, early_s: float | None) -> Iterator[Any] | None:
-    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
-    packets = container.demux(stream)
-    if early_s is None:
-        return packets
-    if container.format.name == "mpeg":
-        return None  # not every packet of .mpg has a time stamp, and those filled in differ after a seek
+def _decode_around(stream: Any, run: _Run, damage: _Damage) -> Iterator[_Shown]:
+    """The frames of packets, in order, by a decoder that goes on behind damage as well as it can."""
+    for number, packet in enumerate(chain(_until_damage(run.packets), [None])):
+        if packet is not None:
+            if not packet.size:
+                continue
+            packet.opaque = _Tag(number, packet.pts)
+        for frame in _frames_of(stream, packet, lenient=True):
+            yield _Shown(frame if damage.spares(frame) else None, frame.pts)
+
+
+def _frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
     try:
-        container.seek(first - round(early_s / stream.time_base), stream=stream, backward=True)
-        key = next((packet for packet in packets if packet.is_keyframe), None)
+        frames: list[Any] = stream.codec_context.decode(packet)
+        return frames
+    except EOFError:  # drained already
+        return []
+    except av.FFmpegError:
+        if lenient:
+            return []
+        raise
+
+
+def _find_damage(
+    uri: str, wanted: set[int] | None = None, early_s: float | None = None, begins_cut: bool = False
+) -> _Damage:
+    """By a strict decoder in one thread, which tells of damage where it is."""
+    damage = _Damage()
+    with _open(uri) as container:
+        stream = _stream(container, uri, threads="NONE")
+        run = _start(container, stream, min(wanted or [0]), early_s, RUN_IN)
+        if run is None:
+            return damage
+        cut, settled = begins_cut, run.settled is None
+        for number, packet in enumerate(chain(_until_damage(run.packets), [None])):
+            if packet is not None:
+                if not packet.size:
+                    continue
+                packet.opaque = _Tag(number, packet.pts)
+                settled = settled or packet.pts == run.settled
+            # Of .ts FFmpeg marks the frame before that of which a packet is lost, as it ends where the next one begins.
+            sound, cut = not cut, packet is not None and packet.is_corrupt
+            try:
+                frames = _frames_of(stream, packet)
+            except av.FFmpegError:
+                frames, sound = [], False
+            if not settled:
+                continue
+            if not sound or cut:
+                damage.add(number)
+            elif packet is not None and packet.is_keyframe:
+                damage.keyframes.append(_Keyframe(number, packet.pts, _stands_alone(stream, packet)))
+            for frame in frames:
+                if frame.is_corrupt:
+                    damage.add(frame.opaque.number)
+            if wanted and any(frame.pts is not None and frame.pts > max(wanted) for frame in frames):
+                break
+    return damage
+
+
+class _Keyframe(NamedTuple):
+    number: int
+    pts: int | None
+    alone: bool
+
+
+class _Damage:
+    """Packets that are damaged, and so the frames that are.
+
+    The frame of a damaged packet and those up to the next keyframe, which refer to it, are lost; so are those that are
+    decoded after that keyframe and shown before it. Of keyframes that do not stand alone it takes two: between them
+    the picture is refreshed stripe by stripe.
+    """
+
+    def __init__(self) -> None:
+        self.hurt: list[int] = []  # numbers of packets, in order of decoding
+        self.keyframes: list[_Keyframe] = []
+        self._back: set[int] = set()
+
+    def add(self, number: int) -> None:
+        insort(self.hurt, number)
+
+    def spares(self, frame: Any) -> bool:
+        """Whether a frame is sound; to be asked in the order of presentation."""
+        number, pts = frame.opaque.number, frame.pts
+        at = bisect_right(self.hurt, number)
+        if not at:
+            return True
+        restart = self._behind(self.hurt[at - 1])
+        if restart is None or number < restart.number:
+            return False
+        if number == restart.number or (None not in (pts, restart.pts) and pts >= restart.pts):
+            self._back.add(restart.number)
+        return restart.number in self._back
+
+    def _behind(self, hurt: int) -> _Keyframe | None:
+        later = [key for key in self.keyframes if key.number > hurt]
+        alone = next((i for i, key in enumerate(later) if key.alone), 1)
+        return later[min(alone, 1)] if len(later) > min(alone, 1) else None
+
+
+def _stands_alone(stream: Any, packet: Any) -> bool:
+    """Whether all frames behind a keyframe can be decoded from it: of H.264, an IDR picture."""
+    if stream.codec_context.name != "h264":
+        return True
+    data, extra = bytes(packet), stream.codec_context.extradata or b""
+    if extra[:1] != b"\1":  # Annex B: start codes
+        return any(found[1][0] & 31 == 5 for found in re.finditer(b"\0\0\1(.)", data, re.DOTALL))
+    at, length = 0, (extra[4] & 3) + 1
+    while at + length < len(data):
+        if data[at + length] & 31 == 5:
+            return True
+        at += length + int.from_bytes(data[at : at + length], "big")
+    return False
+
+
+def _until_damage(packets: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from packets
     except DAMAGE:
+        return
+
+
+def _start(container: Any, stream: Any, first: int, early_s: float | None, run_in: int) -> _Run | None:
+    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none.
+
+    run_in: so many keyframes earlier, or at the beginning.
+    """
+    decoder, packets = stream.codec_context, container.demux(stream)
+    if early_s is None:
+        return _Run(packets)
+    if decoder.pix_fmt in PALETTES:
         return None
-    return chain([key], packets) if key is not None and key.pts is not None and key.pts <= first else None
+    target, settled, key = first - round(early_s / stream.time_base), None, None
+    try:
+        if decoder.name in NAMED_AT_FIRST:
+            with suppress(av.FFmpegError):
+                decoder.decode(next(packets))
+        for _ in range(1 + run_in):
+            container.seek(target, stream=stream, backward=True)
+            before, key = key, next((packet for packet in packets if packet.is_keyframe), None)
+            if key is None or key.pts is None or key.pts > target:
+                settled = None  # it is the file's first: errors count from there
+                break
+            settled, target = before and before.pts, key.pts - 1
+    except (*DAMAGE, StopIteration):
+        return None
+    if key is None or key.pts is None or key.pts > first:
+        return None
+    return _Run(chain([key], packets), settled)
 
 
 def _upright(frame: Any) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4  # degrees counter-clockwise, from the display matrix
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    """As a player shows it, by the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
+    image: np.ndarray = frame.to_ndarray(format="rgb24")
+    if Type.DISPLAYMATRIX not in frame.side_data:
+        return image
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(frame.side_data[Type.DISPLAYMATRIX]))
+    across, down = a, d
+    if abs(b) > abs(a):
+        image, across, down = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 @contextmanager
-def _open(uri: str) -> Iterator[Any]:
+def _open(uri: str, **options: str) -> Iterator[Any]:
     """The container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
     with storage.open_read(uri) as file:
         try:
-            container = av.open(file, mode="r", options={"format_whitelist": CONTAINERS})
+            container = av.open(
+                file,
+                mode="r",
+                container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "", **options},
+                metadata_errors="ignore",
+            )
         except (av.FFmpegError, OSError, ValueError) as error:
             storage.raise_failure(file)
             raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
@@ -188,7 +595,21 @@ def _open(uri: str) -> Iterator[Any]:
         storage.raise_failure(file)
 
 
-def _stream(container: Any, uri: str) -> Any:
-    if not container.streams.video:
+def _stream(container: Any, uri: str, *, threads: str = "AUTO", strict: bool = True) -> Any:
+    """The best video stream. strict: what the decoder takes for damage is an error."""
+    videos = _videos(container)
+    if not videos:
         raise DataError(f"{uri} holds no video stream.")
-    return container.streams.video[0]
+    best = container.streams.best("video")
+    stream = best if best in videos else videos[0]
+    stream.thread_type = threads
+    if strict:
+        stream.codec_context.options = {"err_detect": "explode"}
+    stream.codec_context.copy_opaque = True
+    return stream
+
+
+def _videos(container: Any) -> list[Any]:
+    """The video streams that can be decoded; not a cover or a thumbnail, which are streams of one picture."""
+    stills = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from labelled import label_all, plan_rows, settings_of
 from PIL import Image
-from test_video import write as write_video
+from videos import write as write_video
 
 from segray.core import inputs, parts, storage
 from segray.core import plan as planning
@@ -503,6 +503,33 @@ def test_a_video_that_was_cut_before_the_plan_has_its_frames_and_a_row_that_says
     (message,) = pq.read_table(tmp_path / "out" / "errors.parquet")["error_message"].to_pylist()
     assert "s of the 5.9 s that its header states; it was cut." in message
     assert parts.verify([plan]) == []
+
+
+@pytest.mark.parametrize("suffix", ["mts", "m2ts", "3gp", "wmv", "flv", "h264", "hevc", "vob", "MP4"])
+def test_a_folder_gives_the_videos_of_cameras_and_recorders(tmp_path, suffix):
+    (tmp_path / f"a.{suffix}").touch()
+    assert found(str(tmp_path)) == [f"{tmp_path}/a.{suffix}"]
+
+
+def test_a_cut_video_that_was_replaced_by_the_whole_one_has_all_its_frames_after_another_try(tmp_path, predictor):
+    video, out = tmp_path / "in" / "a.mkv", str(tmp_path / "out")
+    video.parent.mkdir()
+    write_video(video, pts=range(60))
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    first = planned(out, video)
+    label_all(first, predictor)
+    before = parts.finish([first], {})
+    assert before["errors"]["video_truncated"] == 1
+
+    video.write_bytes(whole)
+    second = make_plan(out, first.settings, SPACE, [first], parts.failed_rows([first]))
+    label_all(second, predictor)
+    summary = parts.finish([first, second], {})
+    assert (summary["rows"], summary["ok"], summary["errors"]) == (60, 60, {})
+    assert parts.verify([first, second]) == []
+    ok = [row for row in pq.read_table(tmp_path / "out" / "labels").to_pylist() if row["status"] == "ok"]
+    assert sorted(row["frame_index"] for row in ok) == list(range(60))
 
 
 def test_a_sample_is_a_share_and_the_same_every_time(tmp_path):

@@ -182,7 +182,7 @@ def test_frames_before_the_damage_of_a_video_are_labelled(town, predictor, tmp_p
     assert [row["frame_index"] for row in rows] == list(range(10))
     assert (rows[0]["status"], rows[9]["status"]) == ("ok", "error")
     assert {row["error_message"] for row in rows if row["status"] == "error"} == {
-        f"{video}: the decoder gave no frame at this time stamp; the file is damaged or truncated."
+        f"{video}: this frame cannot be decoded; it is damaged, or refers to a frame that is."
     }
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from segray.core import images, inputs, storage
 from segray.core.samples import IGNORE_INDEX, MaskChannel
-from segray.core.video import index_video, read_frames
+from segray.core.video import VideoIndex, index_video, read_frames
 from segray.errors import DataError
 
 ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
@@ -50,8 +50,9 @@ def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
 def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
     """uint8 RGB [H, W, 3]. note: as images.decode_image has it. DataError for what cannot be decoded."""
     if found := FRAME.fullmatch(place):
-        stamps, index = _stamps(found[1]), int(found[2])
-        for frame in read_frames(found[1], stamps[index : index + 1]):
+        index, number = _index(found[1]), int(found[2])
+        keys = index.keys[number : number + 1] if number not in index.lost else ()
+        for frame in read_frames(found[1], keys, by_index=index.pts is None):
             return frame.image_hwc
         raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
     if found := CELL.fullmatch(place):
@@ -98,5 +99,5 @@ def _part(uri: str) -> pa.Table:
 
 
 @lru_cache(maxsize=4)
-def _stamps(uri: str) -> tuple[int, ...]:
-    return tuple(index_video(uri).pts)
+def _index(uri: str) -> VideoIndex:
+    return index_video(uri)
