@@ -182,8 +182,10 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
 
         def frames() -> Iterator[Frame]:
             for row, picture in zip(rows, pictures, strict=True):
-                if isinstance(picture, DataError):
-                    lost.append(str(picture))
+                try:
+                    picture = _upright(picture, row["uri"])
+                except DataError as error:
+                    lost.append(str(error))
                     continue
                 frame = _frame(names, row, picture, job.options.images)
                 if job.options.images:
@@ -197,6 +199,13 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
                 piece.write(json.dumps(record) + "\n")
         totals = {"plan": task.plan.number, "frames": count, "errors": errors, "lost": lost}
         piece.write(f"{TOTALS}{json.dumps(totals)}}}\n")
+
+
+def _upright(picture: bytes | DataError | None, uri: str) -> bytes | None:
+    """The picture as its mask stands; raises why there is none."""
+    if isinstance(picture, DataError):
+        raise picture
+    return None if picture is None else images.upright(picture, uri)
 
 
 def _rows(file: pq.ParquetFile) -> Iterator[Row]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from labelled import label_all, label_shard, settings_of
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segray.cli import cli
 from segray.config import load
@@ -27,12 +27,13 @@ from segray.core import images, parts, quality
 from segray.core.datasets import camvid, cityscapes, open_dataset, read_sample, streets, voc
 from segray.core.datasets.folder import read_classes
 from segray.core.formats import FORMATS
-from segray.core.formats.coco import instances
+from segray.core.formats.coco import INSTANCES, PANOPTIC, instances, segment_runs
 from segray.core.formats.cvat import own_colors
 from segray.core.formats.frame import Options
 from segray.core.formats.label_studio import encode_brush
 from segray.core.formats.masks import Png
 from segray.core.formats.names import Names
+from segray.core.formats.things import things
 from segray.core.models import bundle
 from segray.core.plan import PlanReader, make_plan
 from segray.core.predictor import Predictor
@@ -49,11 +50,16 @@ MASKS = {"a/x.jpg": SMALL, "a/y.jpg": DRAWN, "b/x.jpg": NOISE, "b/odd name, ä #
 NAMES = ["a/x", "a/y", "b/odd name, ä #1", "b/x", "b/z"]
 
 
-def made(folder, masks=MASKS, space=SPACE, name="labels", **settings):
-    """A label folder whose frames have these masks by file name; None is an error row. Two frames a part."""
+def made(folder, masks=MASKS, space=SPACE, name="labels", pictures=None, **settings):
+    """A label folder whose frames have these masks by file name; None is an error row. Two frames a part.
+
+    pictures: encoded images by file name, in place of plain ones.
+    """
     for file, mask in masks.items():
         (folder / "in" / file).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4) if mask is None else mask.shape[::-1], (9, 99, 199)).save(folder / "in" / file)
+    for file, data in (pictures or {}).items():
+        (folder / "in" / file).write_bytes(data)
     plan = make_plan(str(folder / name), settings_of([folder / "in"], shard_size=2, **settings), space)
     (folder / name / "labels").mkdir()
     for shard in range(plan.shards):
@@ -178,7 +184,7 @@ def test_coco_instances_are_the_regions(labels, tmp_path, min_area):
     from pycocotools.coco import COCO
 
     export(labels, "coco", str(tmp_path / "out"), Options(min_area=min_area))
-    coco = COCO(str(tmp_path / "out" / "coco.json"))
+    coco = COCO(str(tmp_path / "out" / "annotations" / "instances_default.json"))
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(SPACE.names)
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == sorted(MASKS)
     for image in coco.loadImgs(coco.getImgIds()):
@@ -207,19 +213,81 @@ def test_instances_are_counted_down_the_columns():
 def test_panoptic_ids_are_the_colours(labels, tmp_path):
     out = tmp_path / "out"
     export(labels, "coco-panoptic", str(out))
-    told = json.loads((out / "panoptic.json").read_text())
-    assert [category["isthing"] for category in told["categories"]] == [0, 0, 0]
+    told = json.loads((out / f"{PANOPTIC}.json").read_text())
+    assert [(category["name"], category["isthing"]) for category in told["categories"]] == [
+        ("road", 0), ("sky", 0), ("car", 1),
+    ]  # fmt: skip
     assert [image["id"] for image in told["images"]] == [annotation["image_id"] for annotation in told["annotations"]]
     for image, annotation in zip(told["images"], told["annotations"], strict=True):
         mask = MASKS[image["file_name"]]
-        red, green, blue = np.moveaxis(read_png(out / "panoptic" / annotation["file_name"]).astype(int), -1, 0)
+        red, green, blue = np.moveaxis(read_png(out / PANOPTIC / annotation["file_name"]).astype(int), -1, 0)
         ids = red + 256 * green + 65536 * blue
-        np.testing.assert_array_equal(ids, np.where(mask == 255, 0, mask + 1))
+        np.testing.assert_array_equal(red, np.where(mask == 255, 0, mask + 1))
+        assert (ids[mask < 2] < 256).all()  # stuff: all of a class
+        cars = [segment for segment in annotation["segments_info"] if segment["category_id"] == 3]
+        assert len(cars) == quality.component_counts(mask, 3)[2]
         for segment in annotation["segments_info"]:
             rows, columns = np.nonzero(ids == segment["id"])
+            assert quality.component_counts((ids != segment["id"]).astype(np.uint8), 2)[0] == 1 or segment["id"] < 256
             assert segment["area"] == len(rows)
             assert segment["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
         assert {segment["id"] for segment in annotation["segments_info"]} == set(ids[ids > 0].tolist())
+
+
+def test_a_region_of_a_thing_is_a_segment_and_all_of_a_stuff_is_one():
+    mask = np.array([[0, 1], [1, 0]], np.uint8)
+    assert segment_runs(mask, [False, True]).ids.tolist() == [1, 258, 514, 1]
+    assert segment_runs(np.full((1, 2), 255, np.uint8), [False, True]).ids.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("space", "counted"),
+    [
+        (camvid.LABEL_SPACE, ["car", "pedestrian", "bicyclist"]),
+        (cityscapes.LABEL_SPACE, ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]),
+        (LabelSpace(("road", "lane"), ((0, 0, 0), (1, 1, 1))), []),
+    ],
+)
+def test_countable_classes_of_known_label_spaces_are_things(space, counted):
+    assert [name for name, thing in zip(space.names, things(space), strict=True) if thing] == counted
+
+
+def test_all_of_voc_but_its_background_is_countable_and_100_of_ade20ks_classes():
+    assert things(voc.LABEL_SPACE) == [False] + 20 * [True]
+    names = tuple(f"class {i}" for i in range(150))
+    assert sum(things(LabelSpace(names, 150 * ((0, 0, 0),)))) == 100
+
+
+def test_labels_without_a_thing_say_what_panopticapi_needs(tmp_path):
+    space = LabelSpace(("road", "sky", "lane"), SPACE.colors)
+    done = export(made(tmp_path, {"a.jpg": SMALL}, space), "coco-panoptic", str(tmp_path / "out"))
+    assert done.note.startswith(
+        "No class is known as a thing, and panopticapi's pq_compute fails where the frames have"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_image_that_exif_turns_is_written_upright(tmp_path, suffix):
+    stored = np.zeros((3 * 8, 4 * 8, 3), np.uint8)
+    stored[:8, :8] = 255  # turned to the right, this corner is the upper right one
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    sink = io.BytesIO()
+    Image.fromarray(stored).save(sink, Image.registered_extensions()[f".{suffix}"], exif=exif, quality=95)
+    masks = {f"a.{suffix}": np.zeros((4 * 8, 3 * 8), np.uint8)}
+    place = made(tmp_path, masks, pictures={f"a.{suffix}": sink.getvalue()})
+    export(place, "png", str(tmp_path / "out"), Options(images=True))
+    image = Image.open(tmp_path / "out" / "images" / f"a.{suffix}")
+    assert image.size == Image.open(tmp_path / "out" / "masks" / "a.png").size == (24, 32)
+    assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    pixels = np.asarray(image.convert("L"))
+    assert (pixels[4, 20], pixels[4, 4], pixels[28, 20]) == (255, 0, 0)
+
+
+def test_an_image_that_nothing_turns_is_the_file_itself():
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(sink, "JPEG", quality=50)
+    assert images.upright(sink.getvalue()) == sink.getvalue()
 
 
 def test_cvat_masks_have_the_label_maps_colours(tmp_path):
@@ -360,7 +428,7 @@ def test_video_frames_and_parquet_cells_have_their_pictures(tiny_bundle, tmp_pat
     label_all(plan, Predictor(str(tiny_bundle)))
     done = export(str(tmp_path / "labels"), "coco", str(tmp_path / "out"), Options(images=True, min_area=1))
     assert (done.frames, done.errors, done.lost) == (10, 1, [])
-    told = json.loads((tmp_path / "out" / "coco.json").read_text())
+    told = json.loads((tmp_path / "out" / INSTANCES).read_text())
     names = {image["file_name"] for image in told["images"]}
     assert {f"video/{i:06}.png" for i in range(5)} | {
         "cells/000000.jpeg",
@@ -403,9 +471,9 @@ def test_a_killed_export_goes_on(labels, tmp_path):
         f"segray.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, on_part=lambda of: os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert not (tmp_path / "out" / "coco.json").exists()
+    assert not (tmp_path / "out" / INSTANCES).exists()
     assert export(labels, "coco", str(tmp_path / "out")).frames == 5
-    assert len(json.loads((tmp_path / "out" / "coco.json").read_text())["images"]) == 5
+    assert len(json.loads((tmp_path / "out" / INSTANCES).read_text())["images"]) == 5
 
 
 def test_a_piece_that_was_cut_is_written_again(labels, tmp_path, monkeypatch):
@@ -432,7 +500,7 @@ def test_another_export_and_other_files_are_refused(labels, tmp_path):
     with pytest.raises(OutputExists, match=r"labels was .*, is "):
         export(other, "png", str(out))
     export(labels, "coco", str(out), overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == ["_export", "coco.json", "mine.txt"]
+    assert sorted(path.name for path in out.iterdir()) == ["_export", "annotations", "mine.txt"]
     with pytest.raises(OutputExists, match="holds files that are no export; give another --out"):
         export(labels, "png", str(tmp_path / "in"))
 
@@ -473,7 +541,7 @@ def test_error_rows_are_left_out_and_retried_ones_come_once(tiny_bundle, tmp_pat
     label_all(again, predictor)
     done = export(place, "coco", str(tmp_path / "out"))
     assert (done.frames, done.errors, done.parts, done.of) == (3, 0, 3, 3)
-    files = [image["file_name"] for image in json.loads((tmp_path / "out" / "coco.json").read_text())["images"]]
+    files = [image["file_name"] for image in json.loads((tmp_path / "out" / INSTANCES).read_text())["images"]]
     assert sorted(files) == [f"street_05000{i}.jpg" for i in range(3)]
 
 

@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = frozenset(
 # Pillow knows many more, among them EPS, for which it starts Ghostscript: a suffix does not say what is in a file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
+PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile")  # chunks, and keys of text chunks, that may hold a rotation
 MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
 NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of GeoTIFF's overviews, so many at most
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientation: what puts a picture upright
@@ -293,6 +294,30 @@ def encode_image(pixels: np.ndarray) -> bytes:
     """uint8 [H, W] or RGB [H, W, 3] → PNG, grey or RGB; little time for a somewhat larger file."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
+def upright(data: bytes, source: str = "image") -> bytes:
+    """An encoded image that stands upright without EXIF: as it is, or written anew where EXIF turns it.
+
+    A reader that passes over EXIF then sees what its mask was made of. JPEGs are written with quality 95. DataError for
+    one that has to be turned and cannot be decoded.
+    """
+    image = _open(data, source)
+    if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
+        return data
+    try:
+        if image.format == "PNG":  # whose EXIF may stand behind the pixels
+            image.load()
+        tag = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
+        turned = tag if image.format == "TIFF" else _orientation(image)
+    except BROKEN:
+        return data
+    if turned not in TURNS:
+        return data
+    sink, kept = io.BytesIO(), {"icc_profile": image.info.get("icc_profile")}
+    image_hwc = decode_image(data, source)
+    Image.fromarray(image_hwc).save(sink, "JPEG" if image.format in JPEGS else image.format, quality=95, **kept)
     return sink.getvalue()
 
 

@@ -5,22 +5,26 @@ A category's id is the class id + 1, as 0 is void in panoptic PNGs and no match 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from segray.core import images, quality
 from segray.core.extras import extra
 from segray.core.formats.frame import Frame, Job, replacing, write_object
+from segray.core.formats.things import things
+
+# As COCO's own files are called, with the subset `default`: by these names datumaro and CVAT find them.
+INSTANCES, PANOPTIC = "annotations/instances_default.json", "annotations/panoptic_default"
+MOST_REGIONS = (1 << 16) - 1  # that G and B can tell apart; further ones are the last
 
 
 class Coco:
-    """coco.json: an annotation for each region of one class whose pixels are joined by their sides."""
+    """annotations/instances_default.json: an annotation for each region: a class, joined by the sides."""
 
-    made, uses, pictures, result = ("coco.json",), ("min_area",), False, "coco.json"
+    made, uses, pictures, result = (INSTANCES,), ("min_area",), False, INSTANCES
     note = "An instance is a region of one class: two cars that touch are one. A category's id is the class id + 1."
 
     def __init__(self, job: Job) -> None:
@@ -49,33 +53,65 @@ class Coco:
             for image_id, record in enumerate(self.job.records(), 1)
             for annotation in record["annotations"]
         )
-        _write(self.job, "coco.json", {}, annotations)
+        _write(self.job, INSTANCES, repeat({}), annotations)
 
 
 class Panoptic:
-    """panoptic/NAME.png, where a pixel R, G, B belongs to segment R + 256 G + 65536 B, and panoptic.json."""
+    """annotations/panoptic_default/NAME.png, where a pixel R, G, B is of segment R + 256 G + 65536 B, and its JSON.
 
-    made, uses, pictures, result = ("panoptic", "panoptic.json"), (), False, "panoptic.json"
-    note = "A segment is a whole class (isthing 0): instances are not told apart. Its id is the class id + 1."
+    R is the class id + 1. A region of a thing has a number of its own in G and B; of stuff there the rest is 0.
+    """
+
+    made, uses, pictures, result = (PANOPTIC, f"{PANOPTIC}.json"), (), False, f"{PANOPTIC}.json"
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.things = job, things(job.space)
+        what = (
+            "Segments of things are regions: two cars that touch are one"
+            if any(self.things)
+            else "No class is known as a thing, and panopticapi's pq_compute fails where the frames have none"
+        )
+        self.note = f"{what}. A category's id is the class id + 1."
 
     def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
-        classes = self.job.space.num_classes
         for frame in frames:
-            segment_hw = np.where(frame.mask_hw < classes, frame.mask_hw + np.uint8(1), 0).astype(np.uint8)
-            # At most 255 classes: an id is its red channel.
-            pixels = np.stack([segment_hw, np.zeros_like(segment_hw), np.zeros_like(segment_hw)], axis=-1)
-            self.job.put(f"panoptic/{frame.name}.png", images.encode_image(pixels))
-            yield {"image": frame.image_facts, "png": f"{frame.name}.png", "segments": _segments(segment_hw, classes)}
+            runs = segment_runs(frame.mask_hw, self.things)
+            ids_hw = np.repeat(runs.ids.astype("<u4"), runs.lengths).reshape(frame.mask_hw.shape)
+            pixels = np.ascontiguousarray(ids_hw.view(np.uint8).reshape(*ids_hw.shape, 4)[..., :3])
+            self.job.put(f"{PANOPTIC}/{frame.name}.png", images.encode_image(pixels))
+            yield {"image": frame.image_facts, "png": f"{frame.name}.png", "segments": _segments(runs)}
 
     def join(self) -> None:
         annotations = (
             {"image_id": image_id, "file_name": record["png"], "segments_info": record["segments"]}
             for image_id, record in enumerate(self.job.records(), 1)
         )
-        _write(self.job, "panoptic.json", {"isthing": 0}, annotations)
+        kinds = [{"isthing": int(thing)} for thing in self.things]
+        _write(self.job, f"{PANOPTIC}.json", kinds, annotations)
+
+
+class Runs(NamedTuple):
+    """Runs of one segment along the rows of a mask: where each begins in it, its length, and its segment's id."""
+
+    width: int
+    starts: np.ndarray
+    lengths: np.ndarray
+    ids: np.ndarray
+
+
+def segment_runs(mask_hw: np.ndarray, things: Sequence[bool]) -> Runs:
+    """Ids uint8 [H, W] → segments: 0 is void, class + 1 all of a stuff, each region of a thing 256 × its number more.
+
+    [[0, 1], [1, 0]] where 1 is a thing → ids 1, 258, 514, 1
+    """
+    starts, region_of_run = quality.regions(mask_hw)
+    classes = mask_hw.ravel()[starts].astype(np.int64)
+    known = classes < len(things)
+    ids = np.where(known, classes + 1, 0)
+    counted = known & np.append(things, False)[np.minimum(classes, len(things))]
+    _, numbers = np.unique(region_of_run[counted], return_inverse=True)
+    ids[counted] += 256 * np.minimum(numbers + 1, MOST_REGIONS)
+    return Runs(mask_hw.shape[1], starts, np.diff(starts, append=mask_hw.size), ids)
 
 
 def instances(mask_hw: np.ndarray, num_classes: int, min_area: int) -> Iterator[tuple[int, int, list[int]]]:
@@ -99,28 +135,28 @@ def instances(mask_hw: np.ndarray, num_classes: int, min_area: int) -> Iterator[
         yield int(ids.ravel()[first[0]]), int(pixels[region_of_run[runs[0]]]), counts + tail
 
 
-def _segments(segment_hw: np.ndarray, classes: int) -> list[dict[str, Any]]:
-    boxes = ndimage.find_objects(segment_hw, classes)
-    areas = np.bincount(segment_hw.ravel(), minlength=classes + 1)
+def _segments(runs: Runs) -> list[dict[str, Any]]:
+    ids, segment = np.unique(runs.ids, return_inverse=True)
+    areas = np.bincount(segment, weights=runs.lengths).astype(np.int64)
+    rows, lefts = np.divmod(runs.starts, runs.width)
+    low, high = np.full((2, len(ids)), runs.starts[-1] + runs.width), np.zeros((2, len(ids)), np.int64)
+    for axis, (first, end) in enumerate(((lefts, lefts + runs.lengths), (rows, rows + 1))):
+        np.minimum.at(low[axis], segment, first)
+        np.maximum.at(high[axis], segment, end)
+    boxes = np.concatenate([low, high - low]).T.tolist()
     return [
-        {
-            "id": i,
-            "category_id": i,
-            "area": int(areas[i]),
-            "bbox": [box[1].start, box[0].start, box[1].stop - box[1].start, box[0].stop - box[0].start],
-            "iscrowd": 0,
-        }
-        for i, box in enumerate(boxes, 1)
-        if box is not None
+        {"id": one, "category_id": one % 256, "area": area, "bbox": box, "iscrowd": 0}
+        for one, area, box in zip(ids.tolist(), areas.tolist(), boxes, strict=True)
+        if one
     ]
 
 
-def _write(job: Job, name: str, more: dict[str, Any], annotations: Iterator[dict[str, Any]]) -> None:
-    """images and annotations, one after the other: the records are read twice, and not kept."""
-    named = enumerate(zip(job.space.names, job.space.colors, strict=True), 1)
+def _write(job: Job, name: str, more: Iterable[dict[str, Any]], annotations: Iterator[dict[str, Any]]) -> None:
+    """images and annotations, one after the other: the records are read twice, and not kept. more: of each category."""
+    named = enumerate(zip(job.space.names, job.space.colors, more, strict=False), 1)
     categories = [
-        {"id": i, "name": class_name, "supercategory": "", "color": list(color), **more}
-        for i, (class_name, color) in named
+        {"id": i, "name": class_name, "supercategory": "", "color": list(color), **facts}
+        for i, (class_name, color, facts) in named
     ]
     pictures = ({"id": i, **record["image"]} for i, record in enumerate(job.records(), 1))
     with replacing(job.out / name) as file:
