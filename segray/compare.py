@@ -16,7 +16,7 @@ from segray.core.checkpoint import read_settings
 from segray.core.digest import read_parquet
 from segray.core.images import colorize
 from segray.errors import DataError, SegrayError
-from segray.evaluate import IMAGES, SCORES, draw, image_or_black, open_source, start
+from segray.evaluate import IMAGES, SCORES, draw, image_or_black, open_source, refs_by_id, start
 
 RESULT, PICTURE = "compare.json", "changed.png"
 
@@ -118,7 +118,7 @@ def _picture(uri: str, changed: list[dict[str, Any]], a: dict[str, Any], b: dict
             config = read_settings(storage.absolute(run["run"]))
             source = open_source(config)
             start(source, config)
-            refs = {ref.sample_id: ref for ref in source.refs}
+            refs = refs_by_id(source)
             frames = source.frames([refs[row["sample_id"]] for row in changed])
             for line, row, frame in zip(lines, changed, frames, strict=True):
                 if name == "a":

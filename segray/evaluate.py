@@ -70,7 +70,11 @@ def evaluate(
         raise DataError(f"No pixel of {source.what} is labelled with a class that {section.model} knows.")
     kept = [predicted.index(name) for name in protocol.names]
     result = _result(protocol, confusion, boundary[kept], rows)
-    result |= {"not_covered": source.not_covered, "missing": list(source.missing), "notes": list(source.notes)}
+    result |= {
+        "not_covered": source.not_covered,
+        "missing": list(map(storage.printable, source.missing)),
+        "notes": list(source.notes),
+    }
     result |= {"model": section.model, "split": section.split, "scored": source.what}
     result["label_space"] = source.space.to_dict()
     result |= _calibration(config, source, looks)
@@ -179,7 +183,8 @@ def _row(frame: Scored, counts: np.ndarray) -> dict[str, Any]:
     shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
     """
     scores = metrics.scores(counts).to_dict()
-    row = {"sample_id": frame.ref.sample_id, "image": frame.ref.image, "mask": frame.ref.mask}
+    names = {"sample_id": frame.ref.sample_id, "image": frame.ref.image, "mask": frame.ref.mask}
+    row: dict[str, Any] = {key: storage.printable(name) for key, name in names.items()}
     row |= {name: scores[name] for name in ROW_SCORES} | {"entropy_mean": frame.entropy_mean}
     return row | metrics.packed(counts) | {"shown": [], "truth": None, "prediction": None}
 
@@ -233,9 +238,15 @@ def choose(rows: list[dict[str, Any]], count: int) -> None:
             row["shown"].append(title)
 
 
+def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
+    """The frames by their ids as images.parquet has them."""
+    return {storage.printable(ref.sample_id): ref for ref in source.refs}
+
+
 def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[dict[str, Any]]) -> None:
     """The rows get their truth and prediction; the best and the worst become one picture, the best first."""
-    refs, lines = [SampleRef(row["sample_id"], row["image"], row["mask"]) for row in rows], []
+    by_id, lines = refs_by_id(source), []
+    refs = [by_id[row["sample_id"]] for row in rows]
     for row, frame in zip(rows, source.frames(refs), strict=True):
         for name, mask_hw in (("truth", frame.truth_hw), ("prediction", frame.pred_hw)):
             row[name] = {"bytes": images.encode_mask(mask_hw, source.space.colors), "path": f"{name}.png"}

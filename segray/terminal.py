@@ -112,8 +112,8 @@ def labelling() -> Iterator[LabelProgress]:
 
 
 def say(text: str) -> None:
-    """A line, as it is."""
-    console.print(text, markup=False)
+    """A line, as it is; names that are no UTF-8 with their bytes as escapes."""
+    console.print(_encodable(text), markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -141,7 +141,11 @@ def text(cell: Any) -> str:
         return "–"
     if isinstance(cell, float):
         return f"{cell:.3f}" if 0.001 <= abs(cell) < 1000 or cell == 0 else f"{cell:.3g}"
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return f"{cell:,}" if isinstance(cell, int) else _encodable(str(cell))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def duration(seconds: float) -> str:

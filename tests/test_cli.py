@@ -8,6 +8,7 @@ from segray import __version__, cli
 from segray.config import load
 from segray.flags import FLAGS
 from segray.submit import AT_ADDRESS
+from segray.terminal import say, table
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
@@ -91,6 +92,12 @@ def test_every_flag_gives_a_setting_that_exists():
     for key, _, _ in FLAGS.values():
         section, field = key.split(".")
         assert field in getattr(load(), section).__class__.model_fields
+
+
+def test_a_name_that_is_no_utf8_can_be_said(capsys):
+    say("a/\udcff.png [bold]")
+    table("Files", ("name",), [("\udcff.png",)])
+    assert capsys.readouterr().out.split("\n")[0] == "a/\\udcff.png [bold]"
 
 
 def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):

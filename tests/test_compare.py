@@ -1,6 +1,7 @@
 """Whether two evaluations differ by more than noise: known answers."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from segray import cli, terminal
 from segray.compare import compare
-from segray.core import bootstrap, metrics
+from segray.core import bootstrap, images, metrics
 from segray.errors import DataError
 
 CLASSES = ("road", "car", "sky")
@@ -113,12 +114,19 @@ def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp
     from segray.evaluate import evaluate
 
     town = streets.write(tmp_path / "town", train=1, val=3, size=(48, 64), video_s=0)
+    for folder, suffix in (("val", "jpg"), ("valannot", "png")):
+        (town / folder / f"street_050000.{suffix}").rename(
+            town / folder / os.fsdecode(b"no UTF-8 \xff." + suffix.encode())
+        )
     settings = load(
         None,
-        {"data.format": "streets", "data.root": str(town), "evaluate.model": str(tiny_bundle), "evaluate.pictures": 0},
+        {"data.format": "streets", "data.root": str(town), "evaluate.model": str(tiny_bundle), "evaluate.pictures": 3},
     )
     evaluate(settings.changed({"evaluate.out": str(tmp_path / "a")}))
     evaluate(settings.changed({"evaluate.out": str(tmp_path / "b"), "infer.flip": True}))
     found = compare(str(tmp_path / "a"), str(tmp_path / "b"), out=str(tmp_path / "out"))
     assert found["no_picture"] is None
     assert (tmp_path / "out" / "changed.png").exists()
+    rows = pq.read_table(tmp_path / "a" / "images.parquet").to_pylist()
+    odd = next(row for row in rows if row["sample_id"] == "val/no UTF-8 \\udcff")
+    assert images.decode_mask(odd["truth"]["bytes"]).shape == (48, 64)

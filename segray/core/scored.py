@@ -186,7 +186,7 @@ def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace,
 
 
 def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:
-    return calibration.sample_pixels(truth_hw, most, zlib.crc32(ref.sample_id.encode()))
+    return calibration.sample_pixels(truth_hw, most, zlib.crc32(ref.sample_id.encode(errors="surrogatepass")))
 
 
 def _rows(part: str) -> list[dict[str, Any]]:
