@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -18,11 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from segray.core.checkpoint import EpochRow, History
 from segray.core.digest import Track, quartiles
 from segray.core.metrics import Scores
 from segray.core.samples import LabelSpace
 from segray.wording import clean
+
+if TYPE_CHECKING:
+    from segray.compare import Compared
+    from segray.core.calibration import Bin
+    from segray.core.checkpoint import EpochRow, History
+    from segray.leaderboard import LeaderboardRow
 
 MATRIX_CLASSES = 30  # what a page's width can show; the table has all
 SERIES = 8  # colours of trials in the page's CSS: --s0 … --s7, the last for all others
@@ -35,7 +40,7 @@ TRIALS = [f"#0a0b{i:02x}" for i in range(SERIES)]
 CSS = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", CARD: "card"} | {
     c: f"s{i}" for i, c in enumerate(TRIALS)
 }
-STYLE = {
+STYLE: dict[Any, Any] = {  # by names that matplotlib lists one by one
     "svg.fonttype": "none",
     "svg.hashsalt": "segray",
     "text.parse_math": False,  # a class may be called $x$
@@ -108,18 +113,19 @@ def _values(rows: Sequence[EpochRow], key: str) -> np.ndarray:
     return np.array([row.get(key) for row in rows], dtype=float)
 
 
-def trade_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+def trade_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
     """mIoU against labelling speed, a point a trial, a line through the Pareto front; None with fewer than two."""
-    rows = [row for row in rows if row["miou"] is not None and row["label_images_per_s"]]
-    if len(rows) < 2:
+    known = [(row, row.label_images_per_s, row.miou_mean) for row in rows if row.miou is not None]
+    points = [(speed, score, row) for row, speed, score in known if speed and score is not None]
+    if len(points) < 2:
         return None
-    front = sorted((row["label_images_per_s"], row["miou_mean"], row["trial"]) for row in rows if row["pareto"])
+    front = sorted((speed, score, row.trial) for speed, score, row in points if row.pareto)
     with drawing():
         fig = Figure(figsize=(5.2, 3.2))
         ax = fig.subplots()
         ax.grid()
-        speeds, scores = ([row[key] for row in rows] for key in ("label_images_per_s", "miou_mean"))
-        ax.scatter(speeds, scores, color=MUTED, s=18)
+        speeds = [speed for speed, _, _ in points]
+        ax.scatter(speeds, [score for _, score, _ in points], color=MUTED, s=18)
         ax.plot([speed for speed, _, _ in front], [score for _, score, _ in front], "o-", color=ACCENT, markersize=6)
         for speed, score, trial in front:
             ax.annotate(clean(trial)[:48], (speed, score), xytext=(4, 6), textcoords="offset points", fontsize=8)
@@ -135,29 +141,33 @@ def trade_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
         return to_svg(fig)
 
 
-def settings_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+def settings_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
     """Parallel coordinates: a line a trial through each setting that differs, to its mIoU; None with under two."""
-    rows = [row for row in rows if row["miou"] is not None and row["settings"]]
-    settings = [json.loads(row["settings"]) for row in rows]
-    known = [key for key in (settings[0] if settings else ()) if key != "train.seed"]
-    keys = [key for key in known if len({str(s[key]) for s in settings}) > 1]
-    if len(keys) < 2 or len(rows) < 3:
+    known = [(row.miou, json.loads(row.settings)) for row in rows if row.miou is not None and row.settings]
+    scores, settings = [score for score, _ in known], [one for _, one in known]
+    varied = [key for key in (settings[0] if settings else ()) if key != "train.seed"]
+    keys = [key for key in varied if len({str(s[key]) for s in settings}) > 1]
+    if len(keys) < 2 or len(scores) < 3:
         return None
-    best = max(row["miou"] for row in rows) or 1
+    best = max(scores) or 1
     with drawing():
         fig = Figure(figsize=(max(5.2, 1.3 * (len(keys) + 1)), 3.2))
         ax = fig.subplots()
         columns = [_places([s[key] for s in settings]) for key in keys]
-        beside = {"fontsize": 8, "va": "center", "bbox": {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}}
-        lines = np.array([*columns, [row["miou"] / best for row in rows]]).T
-        for row, line in zip(rows, lines, strict=True):
-            ax.plot(line, "-", color=ACCENT, alpha=0.12 + 0.88 * (row["miou"] / best) ** 4, linewidth=1.6)
+        beside: dict[str, Any] = {
+            "fontsize": 8,
+            "va": "center",
+            "bbox": {"facecolor": CARD, "edgecolor": "none", "pad": 1.5},
+        }
+        lines = np.array([*columns, [score / best for score in scores]]).T
+        for score, line in zip(scores, lines, strict=True):
+            ax.plot(line, "-", color=ACCENT, alpha=0.12 + 0.88 * (score / best) ** 4, linewidth=1.6)
         for x, key in enumerate(keys):
             for y, name in sorted({(y, _short_name(s[key])) for y, s in zip(columns[x], settings, strict=True)}):
                 ax.text(x, y, name, **beside)
             ax.axvline(x, color=LINE, linewidth=1, zorder=0)
-        for row, line in zip(rows, lines, strict=True):
-            ax.text(len(keys), line[-1], f"{row['miou']:.1%}", **beside)
+        for score, line in zip(scores, lines, strict=True):
+            ax.text(len(keys), line[-1], f"{score:.1%}", **beside)
         ax.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), "mIoU"])
         ax.set_yticks([])
         ax.set(xlim=(-0.1, len(keys) + 0.4), ylim=(-0.05, 1.05))
@@ -169,7 +179,8 @@ def _places(values: Sequence[Any]) -> list[float]:
     """Where values stand on an axis of 0..1: numbers by their logarithm, others evenly, in order."""
     if all(isinstance(value, int | float) and value > 0 for value in values):
         logs = np.log(np.array(values, dtype=float))
-        return ((logs - logs.min()) / max(np.ptp(logs), 1e-9)).tolist()
+        places: list[float] = ((logs - logs.min()) / max(np.ptp(logs), 1e-9)).tolist()
+        return places
     names = sorted({str(value) for value in values})
     return [names.index(str(value)) / max(1, len(names) - 1) for value in values]
 
@@ -202,9 +213,10 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
         return to_svg(fig)
 
 
-def reliability_chart(curve: Sequence[Mapping[str, float]]) -> Markup:
+def reliability_chart(curve: Sequence[Bin]) -> Markup:
     """Accuracy over confidence, bin by bin, beside the dashed line of honest ones; grey bars: each bin's share."""
-    confidence, accuracy, share = ([one[key] for one in curve] for key in ("confidence", "accuracy", "share"))
+    confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
+    share = [one["share"] for one in curve]
     with drawing():
         fig = Figure(figsize=(3.6, 2.9))
         ax = fig.subplots()
@@ -258,19 +270,20 @@ def track_chart(track: Track, space: LabelSpace) -> Markup:
         return to_svg(fig)
 
 
-def difference_chart(rows: Mapping[str, Mapping[str, Any]]) -> Markup:
+def difference_chart(rows: Mapping[str, Compared]) -> Markup:
     """Differences B − A by name, in points, each a dot with its 95 % interval; those that hold 0 are grey."""
-    rows = {name: row for name, row in rows.items() if row["difference"] is not None}
+    known = {name: row for name, row in rows.items() if row["difference"] is not None}
     with drawing():
-        fig = Figure(figsize=(5.2, 0.8 + 0.26 * len(rows)))
+        fig = Figure(figsize=(5.2, 0.8 + 0.26 * len(known)))
         ax = fig.subplots()
         ax.grid(axis="x")
         ax.axvline(0, color=MUTED, linewidth=1)
-        for y, row in enumerate(rows.values()):
+        for y, row in enumerate(known.values()):
             color = ACCENT if row["verdict"] else MUTED
-            ax.plot([100 * row["low"], 100 * row["high"]], [y, y], "-", color=color, linewidth=2)
-            ax.plot(100 * row["difference"], y, "o", color=color, markersize=5)
-        ax.set_yticks(range(len(rows)), [clean(name)[:24] for name in rows])
+            low, middle, high = (100 * (end or 0) for end in (row["low"], row["difference"], row["high"]))
+            ax.plot([low, high], [y, y], "-", color=color, linewidth=2)
+            ax.plot(middle, y, "o", color=color, markersize=5)
+        ax.set_yticks(range(len(known)), [clean(name)[:24] for name in known])
         ax.invert_yaxis()
         ax.set_xlabel("points of IoU, B − A")
         ax.tick_params(axis="y", length=0, labelcolor=INK)

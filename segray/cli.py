@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +16,13 @@ from segray import __version__
 from segray.errors import SegrayError, Terminated
 from segray.flags import FLAGS, settings, stage
 
+if TYPE_CHECKING:
+    from segray.config import Config
+    from segray.core.datasets.check import CheckResult
+    from segray.core.samples import LabelSpace
 
-def preview_sweep(config: Any) -> None:
+
+def preview_sweep(config: Config) -> None:
     from segray.sweep import preview
     from segray.terminal import say, table, waiting
 
@@ -29,12 +34,17 @@ def preview_sweep(config: Any) -> None:
     say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
 
 
-class Examples(click.Group):
-    """Commands keep the line breaks of their help, so that examples can be copied."""
+class Example(click.Command):
+    """Keeps the line breaks of its help, so that examples can be copied."""
 
-    def command(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("context_settings", {"max_content_width": 110})
-        return super().command(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"context_settings": {"max_content_width": 110}, **kwargs})
+
+
+class Examples(click.Group):
+    """A group of such commands."""
+
+    command_class = Example
 
 
 @click.group(cls=Examples, context_settings={"max_content_width": 110})
@@ -96,7 +106,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     say("Training can start.")
 
 
-def show_check(result: Any, space: Any) -> None:
+def show_check(result: CheckResult, space: LabelSpace) -> None:
     from segray.core.samples import id_text
     from segray.terminal import say, table
 
@@ -144,7 +154,7 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     from segray.core.datasets import streets
     from segray.terminal import say, waiting
 
-    pixels = load(None, {"data.size": size}).data.size
+    pixels = load(None, {"data.size": size}).data.size or (180, 240)
     with waiting("Drawing streets"):
         streets.write(storage.local(root, "a drawn town"), train=train, val=val, size=pixels, seed=seed)
     say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
@@ -212,7 +222,7 @@ def models(text: str) -> None:
     "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
     out="train.out", sections=("data", "model", "augment", "train", "cluster"),
 )  # fmt: skip
-def train(config: Any, overwrite: bool) -> None:
+def train(config: Config, overwrite: bool) -> None:
     """Train one model; the same command again resumes after the last whole epoch.
 
     \b
@@ -244,7 +254,7 @@ def train(config: Any, overwrite: bool) -> None:
     out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
     resume=True,
 )  # fmt: skip
-def sweep(config: Any, overwrite: bool) -> None:
+def sweep(config: Config, overwrite: bool) -> None:
     """Compare encoders, learning rates, any settings, by score and by cost; poor trials stop early.
 
     The same command again resumes; so does --resume with --out alone.
@@ -291,7 +301,7 @@ def sweep_show(out: str) -> None:
     "--format", "--data", "--split", "--masks", "--conditions", "--window", "--flip", "--calibrate", "--weights-dir",
     out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
 )  # fmt: skip
-def evaluate(config: Any, overwrite: bool) -> None:
+def evaluate(config: Config, overwrite: bool) -> None:
     """Score a model, or finished labels, at the frames' own size: by class, frame and condition, with pictures.
 
     \b
@@ -344,7 +354,7 @@ def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> 
     "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
     out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
-def label(config: Any, overwrite: bool) -> None:
+def label(config: Config, overwrite: bool) -> None:
     """Label images and videos into Parquet; the same command again goes on where it was stopped.
 
     \b
@@ -558,7 +568,7 @@ def export(
 @cli.command()
 @click.argument("report__runs", nargs=-1, metavar="[FOLDER]...")
 @stage("--labels", out="report.out", sections=("report",))
-def report(config: Any, overwrite: bool) -> None:
+def report(config: Config, overwrite: bool) -> None:
     """Write one HTML page about training runs, sweeps, evaluations, comparisons and labels.
 
     \b
@@ -618,7 +628,7 @@ def submit(
     follow(client, sent.job)
 
 
-def submitted(command: str, args: list[str]) -> tuple[Any, list[str], bool]:
+def submitted(command: str, args: list[str]) -> tuple[Config, list[str], bool]:
     """The settings of a command line that is to be a job, the flags that stay, and whether it is a dry run."""
     from segray import submit as jobs
     from segray.errors import ConfigError, nearest

@@ -231,14 +231,25 @@ class LabelSection(Section):
     strict: bool = Field(False, description="refuse a store that overwrites what must be created once")
     confidence_maps: bool = Field(False, description="also write each pixel's confidence, as a grey PNG")
 
-    def check_given(self) -> None:
-        """ConfigError when model or inputs are not given, or two settings contradict each other."""
+    def given_model(self) -> str:
+        """The model, as it was named. ConfigError where none was."""
         if not self.model:
             raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
+        return self.model
+
+    def check_given(self) -> None:
+        """ConfigError when model or inputs are not given, or two settings contradict each other."""
+        self.given_model()
         if not self.inputs:
             raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
         if self.fps and self.every > 1:
             raise ConfigError(f"label.every is {self.every} and label.fps {self.fps:g}; give one of them.")
+
+
+class GivenLabelSection(LabelSection):
+    """What label works with: a model is named, and all places hold on every machine."""
+
+    model: str
 
 
 class InferSection(Section):
@@ -275,6 +286,14 @@ class EvaluateSection(Section):
     calibrate: bool = Field(
         False, description="fit the bundle's temperature on the split, which it was not trained on, and keep it there"
     )
+
+    def given_model(self) -> str:
+        """The model, as it was named. ConfigError where none was."""
+        if not self.model:
+            raise ConfigError(
+                "evaluate.model is not given; name the bundle, a ready model of `segray models`, or labels."
+            )
+        return self.model
 
 
 class ReportSection(Section):

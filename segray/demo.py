@@ -6,12 +6,12 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 from segray import cluster
 from segray.config import Config
 from segray.core import storage
 from segray.core.datasets import streets
+from segray.core.parts import Summary
 from segray.errors import OutputExists
 from segray.label import label
 from segray.report import report
@@ -55,7 +55,7 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
     return page
 
 
-def _label(config: Config) -> dict[str, Any]:
+def _label(config: Config) -> Summary:
     with labelling() as watch:
         return label(config, watch=watch)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,95 +20,177 @@ import pyarrow.parquet as pq
 
 from segray.config import Config
 from segray.core import calibration, conditions, images, metrics, storage
+from segray.core.calibration import Bin
 from segray.core.checkpoint import SETTINGS
+from segray.core.conditions import Conditions
 from segray.core.datasets.places import read_image
 from segray.core.digest import PICKS
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
-from segray.core.protocols import Protocol, more_scores, protocol_of, scored_counts
+from segray.core.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
+from segray.core.rows import Picture
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.scored import LabelFrames, ModelFrames, Scored, is_labels
+from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored, is_labels
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.train import claim_folder, different
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 SECTIONS = ("data", "infer", "evaluate", "cluster")
-ROW_SCORES = ("miou", "pixel_accuracy", "mean_f1", "mean_sensitivity", "mean_specificity")
-ROW_MORE = ("sample_id", "image", "mask", "entropy_mean", "cells", "pixels", "shown", "truth", "prediction")
+
+Line = list[tuple[str, np.ndarray]]  # of pictures beside each other, with their captions
+
+
+class Fit(TypedDict):
+    """What a bundle is told of its calibration: expected calibration errors of how many pixels, on which split."""
+
+    split: str
+    pixels: int
+    ece_before: float
+    ece_after: float
+
+
+class Calibration(Fit):
+    """The fit, and what the bundle is called since."""
+
+    temperature: float
+    model_id: str
+
+
+class SplitScores(metrics.PlainScores, MoreScores):
+    """Scores of a whole split. image_…: means of the frames' own. ece: None for labels without confidence maps."""
+
+    image_miou: float | None
+    image_pixel_accuracy: float | None
+    image_mean_f1: float | None
+    image_mean_sensitivity: float | None
+    image_mean_specificity: float | None
+    boundary_miou: float | None
+    class_boundary: list[float | None]
+    ece: float | None
+
+
+class Evaluation(TypedDict):
+    """scores.json. confusion: int [C, C + 1], the last column undecided. scored: what, in words."""
+
+    frames: int
+    protocol: str
+    rule: str
+    classes: list[str]
+    scores: SplitScores
+    baseline_miou: float
+    undecided_share: float
+    confusion: list[list[int]]
+    not_covered: list[str]
+    missing: list[str]
+    notes: list[str]
+    model: str
+    split: str
+    scored: str
+    label_space: dict[str, Any]
+    calibration: NotRequired[Calibration]
+    reliability: list[Bin] | None
+    conditions: Conditions
+
+
+class ImageRow(metrics.Packed):
+    """A row of images.parquet, with its matrix; the columns of evaluate.conditions come after.
+
+    shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
+    """
+
+    sample_id: str
+    image: str
+    mask: str
+    miou: float | None
+    pixel_accuracy: float | None
+    mean_f1: float | None
+    mean_sensitivity: float | None
+    mean_specificity: float | None
+    entropy_mean: float | None
+    shown: list[str]
+    truth: Picture | None
+    prediction: Picture | None
 
 
 def evaluate(
     config: Config, *, overwrite: bool = False, on_frame: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score `evaluate.model`, a model or finished labels; what scores.json then holds. on_frame gets (done, of all).
 
     Classes of prediction and truth are matched by name (core.classmaps); the truth's that are not among the predicted
     are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
     temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
-    section = config.evaluate
+    section, model = config.evaluate, config.evaluate.given_model()
     source = open_source(config)
     out = storage.absolute(section.out)
-    if section.calibrate:
-        bundle.check_writable(bundle.resolve(section.model, config.model.weights_dir))
+    if section.calibrate and isinstance(source, ModelFrames):
+        bundle.check_writable(source.model)
     table = _table(config, source.refs)
     _claim(out, config, overwrite)
     start(source, config)
     predicted, protocol = source.space.names, protocol_of(source.truth_space, source.space.names)
     confusion = np.zeros((len(protocol.names), len(protocol.names) + 1), np.int64)  # the last column: undecided
-    boundary, rows = np.zeros((len(predicted), 2), np.int64), []
-    looks: list[Scored] = []
+    boundary = np.zeros((len(predicted), 2), np.int64)
+    rows: list[ImageRow] = []
+    drawn: list[Drawn] = []
     for frame in source.frames(source.refs):
         counts = confusion_of(frame.truth_hw, frame.pred_hw, len(predicted))
         counts = scored_counts(counts, predicted, protocol.names)
         confusion += counts
         boundary += metrics.boundary_counts(frame.truth_hw, frame.pred_hw, len(predicted))
         rows.append(_row(frame, counts))
-        looks.append(frame._replace(truth_hw=None, pred_hw=None))
+        drawn.append(frame.drawn)
         on_frame(len(rows), len(source.refs))
     if not confusion.any():
-        raise DataError(f"No pixel of {source.what} is labelled with a class that {section.model} knows.")
+        raise DataError(f"No pixel of {source.what} is labelled with a class that {model} knows.")
     kept = [predicted.index(name) for name in protocol.names]
-    result = _result(protocol, confusion, boundary[kept], rows)
-    result |= {
+    curve, calibrated = _calibration(config, source, drawn)
+    table = table or conditions.cities([row["sample_id"] for row in rows])
+    result: Evaluation = {
+        "frames": len(rows),
+        "protocol": protocol.name,
+        "rule": protocol.rule,
+        "classes": list(protocol.names),
+        "scores": _scores(protocol, confusion, boundary[kept], rows, curve),
+        "baseline_miou": metrics.majority_baseline(confusion[:, :-1]).miou,
+        "undecided_share": float(confusion[:, -1].sum() / confusion.sum()),
+        "confusion": confusion.tolist(),
         "not_covered": source.not_covered,
         "missing": list(map(storage.printable, source.missing)),
         "notes": list(source.notes),
+        "model": model,
+        "split": section.split,
+        "scored": source.what,
+        "label_space": source.space.to_dict(),
+        "reliability": curve,
+        "conditions": conditions.scores(table, rows, len(protocol.names)),
     }
-    result |= {"model": section.model, "split": section.split, "scored": source.what}
-    result["label_space"] = source.space.to_dict()
-    result |= _calibration(config, source, looks)
-    curve = result["reliability"]
-    result["scores"]["ece"] = calibration.error_of(curve) if curve else None
-    table = table or conditions.cities([row["sample_id"] for row in rows])
-    result["conditions"] = conditions.scores(table, rows, len(protocol.names))
-    for i, row in enumerate(rows):
-        row |= {name: values[i] for name, values in table.items()}
-    rows.sort(key=lambda row: (row["miou"] is not None, row["miou"]))
+    if calibrated is not None:
+        result["calibration"] = calibrated
+    order = sorted(range(len(rows)), key=lambda i: -1.0 if (miou := rows[i]["miou"]) is None else miou)
     if section.pictures:
-        choose(rows, section.pictures)
-        write_pictures(storage.join(out, PICTURES), source, [row for row in rows if row["shown"]])
+        worst_first = [rows[i] for i in order]
+        choose(worst_first, section.pictures)
+        write_pictures(storage.join(out, PICTURES), source, [row for row in worst_first if row["shown"]])
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
+    whole = [{**rows[i], **{name: values[i] for name, values in table.items()}} for i in order]
+    pq.write_table(pa.Table.from_pylist(whole), file, compression="zstd")
     storage.replace(storage.join(out, IMAGES), file.getvalue())
     if curve:
-        write_reliability(storage.join(out, RELIABILITY), curve, result["scores"]["ece"])
+        write_reliability(storage.join(out, RELIABILITY), curve)
     storage.replace(storage.join(out, SCORES), json.dumps(result, indent=2).encode())
     return result
 
 
 def open_source(config: Config) -> ModelFrames | LabelFrames:
     """What the settings score: frames are listed and classes matched; none is read and no model loaded yet."""
-    section = config.evaluate
-    if not section.model:
-        raise ConfigError("evaluate.model is not given; name the bundle, a ready model of `segray models`, or labels.")
-    labels = is_labels(section.model)
+    section, place = config.evaluate, config.evaluate.given_model()
+    labels = is_labels(place)
     if labels and section.calibrate:
-        raise ConfigError(f"{section.model} holds labels; evaluate.calibrate needs the model that made them.")
+        raise ConfigError(f"{place} holds labels; evaluate.calibrate needs the model that made them.")
     if section.truth and not labels:
-        raise ConfigError(
-            f"evaluate.truth goes with finished labels; {section.model} holds none. Use --format, --data."
-        )
+        raise ConfigError(f"evaluate.truth goes with finished labels; {place} holds none. Use --format, --data.")
     if section.calibrate and (config.infer.window or config.infer.flip or config.infer.scales != [1.0]):
         raise ConfigError(
             "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."
@@ -116,16 +198,15 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
     if section.calibrate and config.infer.threshold is not None:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
     if labels:
-        return LabelFrames(config)
-    model = bundle.resolve(section.model, config.model.weights_dir)
-    return ModelFrames(config, bundle.label_space(bundle.read_info(model)))
+        return LabelFrames(config, place)
+    model = bundle.resolve(place, config.model.weights_dir)
+    return ModelFrames(config, model, bundle.label_space(bundle.read_info(model)))
 
 
 def start(source: ModelFrames | LabelFrames, config: Config) -> None:
     """Load the model, where the source has one."""
     if isinstance(source, ModelFrames):
-        model = bundle.resolve(config.evaluate.model, config.model.weights_dir)
-        source.predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
+        source.predictor = Predictor(source.model, device(config), config.infer, threshold=config.infer.threshold)
 
 
 def device(config: Config) -> str:
@@ -141,52 +222,62 @@ def device(config: Config) -> str:
 def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.ndarray:
     """int64 [C, C + 1]; 255 in the prediction counts in the last column."""
     decided = np.minimum(pred_hw.astype(np.int64), classes)
-    return metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
+    counts: np.ndarray = metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
+    return counts
 
 
-def _calibration(config: Config, source: ModelFrames | LabelFrames, looks: Sequence[Scored]) -> dict[str, Any]:
+def _calibration(
+    config: Config, source: ModelFrames | LabelFrames, drawn: Sequence[Drawn]
+) -> tuple[list[Bin] | None, Calibration | None]:
     """The reliability curve, None where labels have no confidence maps; of a model that is calibrated, the new one."""
     if isinstance(source, LabelFrames):
-        known = [(look.confidence_n, look.right_n) for look in looks if look.confidence_n is not None]
-        return {"reliability": calibration.reliability(*_joined(known)) if known else None}
-    logits_nc, truth_n = _joined([(look.logits_nc, look.truth_n) for look in looks])
-    factor, more = 1.0, {}
+        known = [one.sure for one in drawn if one.sure is not None]
+        return calibration.reliability(*_joined(known)) if known else None, None
+    logits_nc, truth_n = _joined([(one.logits_nc, one.truth_n) for one in drawn if one.logits_nc is not None])
+    factor, calibrated = 1.0, None
     if config.evaluate.calibrate:
-        model = bundle.resolve(config.evaluate.model, config.model.weights_dir)
-        factor, more["calibration"] = _calibrate(
-            model, source.predictor.info.temperature, config.evaluate.split, logits_nc, truth_n
+        factor, calibrated = _calibrate(
+            source.model, source.predictor.info.temperature, config.evaluate.split, logits_nc, truth_n
         )
-    return more | {"reliability": calibration.reliability(*calibration.confidences(logits_nc, truth_n, factor))}
+    return calibration.reliability(*calibration.confidences(logits_nc, truth_n, factor)), calibrated
 
 
-def _joined(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    return [np.concatenate(values) for values in zip(*pairs, strict=True)]
+def _joined(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])
 
 
 def _calibrate(
     model: str, before: float, split: str, logits_nc: np.ndarray, truth_n: np.ndarray
-) -> tuple[float, dict[str, Any]]:
+) -> tuple[float, Calibration]:
     """Give the bundle the temperature that fits: (its factor, what is said of it). Logits are divided by `before`."""
     factor = calibration.fit(logits_nc, truth_n)
-    errors = {
+    fit: Fit = {
+        "split": split,
+        "pixels": len(truth_n),
         "ece_before": calibration.ece(logits_nc, truth_n),
         "ece_after": calibration.ece(logits_nc, truth_n, factor),
     }
-    fit = {"split": split, "pixels": len(truth_n), **errors}
-    info = bundle.set_temperature(model, before * factor, fit)
+    info = bundle.set_temperature(model, before * factor, {**fit})
     return factor, {"temperature": info.temperature, "model_id": info.model_id, **fit}
 
 
-def _row(frame: Scored, counts: np.ndarray) -> dict[str, Any]:
-    """A row of images.parquet, with its matrix as metrics.packed has it.
-
-    shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
-    """
+def _row(frame: Scored, counts: np.ndarray) -> ImageRow:
     scores = metrics.scores(counts).to_dict()
-    names = {"sample_id": frame.ref.sample_id, "image": frame.ref.image, "mask": frame.ref.mask}
-    row: dict[str, Any] = {key: storage.printable(name) for key, name in names.items()}
-    row |= {name: scores[name] for name in ROW_SCORES} | {"entropy_mean": frame.entropy_mean}
-    return row | metrics.packed(counts) | {"shown": [], "truth": None, "prediction": None}
+    return {
+        "sample_id": storage.printable(frame.ref.sample_id),
+        "image": storage.printable(frame.ref.image),
+        "mask": storage.printable(frame.ref.mask),
+        "miou": scores["miou"],
+        "pixel_accuracy": scores["pixel_accuracy"],
+        "mean_f1": scores["mean_f1"],
+        "mean_sensitivity": scores["mean_sensitivity"],
+        "mean_specificity": scores["mean_specificity"],
+        "entropy_mean": frame.entropy_mean,
+        **metrics.packed(counts),
+        "shown": [],
+        "truth": None,
+        "prediction": None,
+    }
 
 
 def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
@@ -195,46 +286,42 @@ def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
     if place is None:
         return {}
     table = conditions.read_table(place, [(ref.sample_id, ref.image) for ref in refs])
-    own = {*ROW_SCORES, *ROW_MORE} & table.keys()
+    own = ImageRow.__annotations__.keys() & table.keys()
     if own:
         raise DataError(f"{place} has a column {min(own)}, as {IMAGES} has; rename it.")
     return table
 
 
-def _result(
-    protocol: Protocol, confusion: np.ndarray, boundary: np.ndarray, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    counts = [None if union == 0 else int(hit) / int(union) for hit, union in boundary]
-    known = [value for value in counts if value is not None]
-    means = {f"image_{name}": _mean([row[name] for row in rows]) for name in ROW_SCORES}
+def _scores(
+    protocol: Protocol, confusion: np.ndarray, boundary: np.ndarray, rows: Sequence[ImageRow], curve: list[Bin] | None
+) -> SplitScores:
+    """curve: of reliability."""
+    class_boundary = [None if union == 0 else int(hit) / int(union) for hit, union in boundary]
     return {
-        "frames": len(rows),
-        "protocol": protocol.name,
-        "rule": protocol.rule,
-        "classes": list(protocol.names),
-        "scores": metrics.scores(confusion).to_dict()
-        | means
-        | {"boundary_miou": _mean(known), "class_boundary": counts}
-        | more_scores(protocol, confusion),
-        "baseline_miou": metrics.majority_baseline(confusion[:, :-1]).miou,
-        "undecided_share": float(confusion[:, -1].sum() / confusion.sum()),
-        "confusion": confusion.tolist(),
+        **metrics.scores(confusion).to_dict(),
+        "image_miou": _mean([row["miou"] for row in rows]),
+        "image_pixel_accuracy": _mean([row["pixel_accuracy"] for row in rows]),
+        "image_mean_f1": _mean([row["mean_f1"] for row in rows]),
+        "image_mean_sensitivity": _mean([row["mean_sensitivity"] for row in rows]),
+        "image_mean_specificity": _mean([row["mean_specificity"] for row in rows]),
+        "boundary_miou": _mean(class_boundary),
+        "class_boundary": class_boundary,
+        **more_scores(protocol, confusion),
+        "ece": calibration.error_of(curve) if curve else None,
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def choose(rows: list[dict[str, Any]], count: int) -> None:
+def choose(rows: Sequence[ImageRow], count: int) -> None:
     """Into `shown` of each row go the galleries that it is in, of `count` frames at most."""
-    titles = [title for title, pick in PICKS.items() if pick.column in (*ROW_SCORES, "entropy_mean")]
-    for title in titles:
-        pick = PICKS[title]
-        known = [row for row in rows if row[pick.column] is not None]
-        order = sorted(known, key=lambda row, pick=pick: row[pick.column], reverse=pick.high)
-        for row in order[: min(count, -(-len(known) // 2))]:
+    for title, pick in PICKS.items():
+        known = [(value, row) for row in rows if isinstance(value := row.get(pick.column), float)]
+        order = sorted(known, key=lambda one: one[0], reverse=pick.high)
+        for _, row in order[: min(count, -(-len(known) // 2))]:
             row["shown"].append(title)
 
 
@@ -243,19 +330,20 @@ def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
     return {storage.printable(ref.sample_id): ref for ref in source.refs}
 
 
-def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[dict[str, Any]]) -> None:
+def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[ImageRow]) -> None:
     """The rows get their truth and prediction; the best and the worst become one picture, the best first."""
-    by_id, lines = refs_by_id(source), []
+    by_id = refs_by_id(source)
+    lines: list[Line] = []
     refs = [by_id[row["sample_id"]] for row in rows]
     for row, frame in zip(rows, source.frames(refs), strict=True):
-        for name, mask_hw in (("truth", frame.truth_hw), ("prediction", frame.pred_hw)):
-            row[name] = {"bytes": images.encode_mask(mask_hw, source.space.colors), "path": f"{name}.png"}
+        row["truth"] = {"bytes": images.encode_mask(frame.truth_hw, source.space.colors), "path": "truth.png"}
+        row["prediction"] = {"bytes": images.encode_mask(frame.pred_hw, source.space.colors), "path": "prediction.png"}
         if {"Best frames", "Worst frames"} & set(row["shown"]):
             lines.insert(0, _line(row, frame, source.space))
     draw(uri, lines)
 
 
-def _line(row: dict[str, Any], frame: Scored, space: LabelSpace) -> list[tuple[str, np.ndarray]]:
+def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
     """Captions and pictures: the frame, its truth, the prediction alone and over the frame, and its errors."""
     image_hwc = image_or_black(frame.ref, frame.truth_hw)
     wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
@@ -268,7 +356,7 @@ def _line(row: dict[str, Any], frame: Scored, space: LabelSpace) -> list[tuple[s
     ]
 
 
-def draw(uri: str, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
+def draw(uri: str, lines: Sequence[Line]) -> None:
     """Lines of pictures with their captions → one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -284,7 +372,7 @@ def draw(uri: str, lines: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
     _save(figure, uri, 80)
 
 
-def write_reliability(uri: str, curve: list[dict[str, Any]], error: float) -> None:
+def write_reliability(uri: str, curve: list[Bin]) -> None:
     """Accuracy over confidence, bin by bin, and below it the share of pixels in each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -292,12 +380,17 @@ def write_reliability(uri: str, curve: list[dict[str, Any]], error: float) -> No
     figure = Figure(figsize=(5, 6), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    confidence, accuracy, share = ([one[key] for one in curve] for key in ("confidence", "accuracy", "share"))
+    confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
     upper.plot(confidence, accuracy, marker="o", color="#1f77b4", label="this model")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
+    upper.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        ylabel="accuracy",
+        title=f"Expected calibration error {calibration.error_of(curve):.3f}",
+    )
     upper.legend(loc="upper left")
-    lower.bar(confidence, share, width=0.9 / calibration.BINS, color="#1f77b4")
+    lower.bar(confidence, [one["share"] for one in curve], width=0.9 / calibration.BINS, color="#1f77b4")
     lower.set(xlabel="confidence", ylabel="share of pixels")
     _save(figure, uri, 100)
 

@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 
 from segray.core import images, parts, storage
 from segray.core.ahead import ahead
-from segray.core.formats import FORMATS, Writer
-from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, replacing
+from segray.core.formats import FORMATS
+from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, Writer, replacing
 from segray.core.formats.names import Names
 from segray.core.frames import encoded
 from segray.core.models.card import card
-from segray.core.plan import Plan, PlanReader, Row, load_plans, repeated_ids
-from segray.core.rows import FIGURES
+from segray.core.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
+from segray.core.rows import FIGURES, LabelRow
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
 MODEL_FORMATS = ("onnx", "hub")
@@ -64,7 +64,7 @@ class _Task(NamedTuple):
 
     plan: Plan
     shard: int
-    rows: list[Row]
+    rows: list[PlanRow]
     repeated: set[str]
 
     @property
@@ -188,7 +188,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
                     lost.append(str(error))
                     continue
                 frame = _frame(names, row, picture, job.options.images)
-                if job.options.images:
+                if job.options.images and picture is not None:
                     job.put(f"images/{frame.picture}", picture)
                 yield frame
 
@@ -208,12 +208,12 @@ def _upright(picture: bytes | DataError | None, uri: str) -> bytes | None:
     return None if picture is None else images.upright(picture, uri)
 
 
-def _rows(file: pq.ParquetFile) -> Iterator[Row]:
+def _rows(file: pq.ParquetFile) -> Iterator[LabelRow]:
     for batch in file.iter_batches(ROWS, columns=COLUMNS):
         yield from batch.to_pylist()
 
 
-def _frame(names: Names, row: Row, image: bytes | None, written: bool) -> Frame:
+def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> Frame:
     """written: whether its image is, and so has the frame's name; else it is called what its source is called."""
     name = names.name(row["uri"], row["frame_index"])
     below = names.below(row["uri"])
@@ -251,7 +251,7 @@ def push(model: str, repo: str, *, dry_run: bool = False) -> tuple[str, dict[str
     StorageError where the Hub refuses, or does not answer.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library, which may change
 
     from segray.core.models import bundle
 

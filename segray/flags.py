@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from segray.config import Config
+
+Run = Callable[..., None]  # what click makes a command of
 
 # Flag → (setting that it gives, help, more for click). What has no flag is given by --set or in a file.
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -77,7 +82,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # flags, by names that others have too
 
 
-def flag(name: str) -> Callable[..., Any]:
+def flag(name: str) -> Callable[[Run], Run]:
     key, text, more = FLAGS[name]
     return click.option(RENAMED.get(name, name), key.replace(".", "__"), help=text, **more)
 
@@ -86,15 +91,15 @@ def stage(
     *flags: str,
     out: str,
     sections: tuple[str, ...],
-    preview: Callable[[Any], None] = lambda config: None,
+    preview: Callable[[Config], None] = lambda config: None,
     resume: bool = False,
-) -> Callable[..., Any]:
+) -> Callable[[Callable[[Config, bool], None]], Run]:
     """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`.
 
     preview: what --dry-run shows after the settings. resume: whether --resume takes the settings that --out has saved.
     """
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[[Config, bool], None]) -> Run:
         @functools.wraps(function)
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
             if click.get_current_context().invoked_subcommand:
@@ -106,7 +111,7 @@ def stage(
             else:
                 function(config, overwrite)
 
-        options = [
+        options: list[Callable[[Run], Run]] = [
             *(flag(name) for name in flags),
             click.option("--out", out.replace(".", "__"), help="Where results go."),
             click.option("--config", "file", help="YAML file of settings; flags go before it."),
@@ -120,14 +125,15 @@ def stage(
             options.append(
                 click.option("--resume", is_flag=True, help="Go on in --out, with the settings saved there.")
             )
+        decorated: Run = command
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
 
-def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **given: Any) -> Any:
+def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **given: Any) -> Config:
     """The Config of a file, or with `resume` the one that the sweep has saved; then flags, then --set."""
     from segray.config import load, parse_override
 
@@ -136,7 +142,7 @@ def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **gi
     return _resumed(file, values) if resume else load(file, values)
 
 
-def _resumed(file: str | None, values: dict[str, Any]) -> Any:
+def _resumed(file: str | None, values: dict[str, Any]) -> Config:
     from segray.config import load
     from segray.core import storage
     from segray.core.checkpoint import SETTINGS, read_settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from segray.errors import SegrayError
 THUMB_PX = 400  # longer side; about 20 kB a JPEG
 VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # as a template has it
 
 
 class Galleries(NamedTuple):
@@ -41,7 +42,7 @@ def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Gallerie
     chosen = {}
     for title, pick in PICKS.items():
         mine = [row for row in rows if title in row["shown"]]
-        chosen[title] = sorted(mine, key=lambda row, pick=pick: row[pick.column], reverse=pick.high)
+        chosen[title] = sorted(mine, key=itemgetter(pick.column), reverse=pick.high)
     return fill(chosen, lambda row: evaluated_row(row, space), room)
 
 
@@ -79,7 +80,7 @@ def label_row(row: Row, space: LabelSpace) -> Row:
 
     def prediction() -> np.ndarray:
         found = read_parquet(row["part"], columns=wanted, filters=[("input_id", "=", row["input_id"])])
-        return places.mask_of(found.to_pylist()[0], f"the mask of {row['uri']}")
+        return places.mask_in(found.to_pylist()[0], f"the mask of {row['uri']}")
 
     def truth() -> np.ndarray:
         uri = row["truth_uri"]

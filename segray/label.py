@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import Any
+from itertools import chain
+from typing import Any, Protocol
 
 from segray import cluster, shapes
-from segray.config import Config, InferSection, LabelSection
+from segray.config import Config, GivenLabelSection, InferSection, LabelSection
 from segray.connecting import check_places
 from segray.core import parts, storage
 from segray.core.cost import engine_speeds
 from segray.core.models import bundle
-from segray.core.parts import Receipt
+from segray.core.parts import Receipt, Summary
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
 from segray.core.predictor import side_by_side
 from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
@@ -33,8 +33,8 @@ ROUNDS = 3  # in which no shard was labelled, before a run is given up
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
 
-class Watch:
-    """What a caller may want to see of a run; this one looks away."""
+class Watch(Protocol):
+    """What a caller may want to see of a run."""
 
     def found(self, files: int) -> None:
         """So many input files were listed."""
@@ -49,13 +49,25 @@ class Watch:
         """Something that the user should know, in a sentence."""
 
 
-def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> dict[str, Any]:
+class Unwatched:
+    """Looks away."""
+
+    def found(self, files: int) -> None: ...
+
+    def planned(self, rows: int) -> None: ...
+
+    def done(self, receipt: Receipt) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> Summary:
     """Label every input in `label.out`, or go on with what is not labelled yet; what `_SUCCESS` then says.
 
     Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
     than `label.max_error_rate` of the rows are errors.
     """
-    section, watch = absolute(config.label, config.model.weights_dir), watch or Watch()
+    section, watch = absolute(config.label, config.model.weights_dir), watch or Unwatched()
     if overwrite:
         parts.clear(section.out)
     if config.infer.engine != "auto":
@@ -67,7 +79,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         return _label(config.changed({"infer.engine": engine}), section, watch)  # by the same Ray
 
 
-def _label(config: Config, section: LabelSection, watch: Watch) -> dict[str, Any]:
+def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
     plans = _plans(section, config.infer, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = parts.read_summary(plans)
@@ -78,31 +90,38 @@ def _label(config: Config, section: LabelSection, watch: Watch) -> dict[str, Any
         rows = sum(receipt.rows for receipt in receipts if receipt.created)
         if lost := sum(not receipt.created for receipt in receipts):
             watch.note(f"{lost} parts were made by another run meanwhile.")
-        speed = {"seconds": seconds, "images_per_s": rows / seconds if rows else None, "new_rows": rows}
-        stages = sum((Counter(receipt.seconds) for receipt in receipts), Counter())
-        summary = parts.finish(plans, {**speed, "stage_seconds": dict(stages)})
+        stages: dict[str, float] = {}
+        for stage, stage_s in chain.from_iterable(receipt.seconds.items() for receipt in receipts):
+            stages[stage] = stages.get(stage, 0.0) + stage_s
+        images_per_s = rows / seconds if rows else None
+        speed: parts.Speed = {
+            "seconds": seconds,
+            "images_per_s": images_per_s,
+            "new_rows": rows,
+            "stage_seconds": stages,
+        }
+        summary = parts.finish(plans, speed)
         event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 
 
-def absolute(section: LabelSection, weights_dir: str | None = None) -> LabelSection:
+def absolute(section: LabelSection, weights_dir: str | None = None) -> GivenLabelSection:
     """Places that hold in Ray's worker processes. ConfigError when model or inputs are not given.
 
     weights_dir: where a ready model's weights are, on machines without internet.
     """
     section.check_given()
-    return section.model_copy(
-        update={
-            "model": storage.absolute(bundle.resolve(section.model, weights_dir)),
-            "inputs": [storage.absolute(place) for place in section.inputs],
-            "truth": storage.absolute(section.truth) if section.truth else None,
-            "out": storage.absolute(section.out),
-        }
-    )
+    places = {
+        "model": storage.absolute(bundle.resolve(section.given_model(), weights_dir)),
+        "inputs": [storage.absolute(place) for place in section.inputs],
+        "truth": storage.absolute(section.truth) if section.truth else None,
+        "out": storage.absolute(section.out),
+    }
+    return GivenLabelSection(**{**section.model_dump(), **places})
 
 
-def plan_settings(section: LabelSection, infer: InferSection, info: bundle.BundleInfo) -> dict[str, Any]:
+def plan_settings(section: GivenLabelSection, infer: InferSection, info: bundle.BundleInfo) -> dict[str, Any]:
     """What makes another output beside the files themselves, as plain data; a difference is named by its key."""
     model = {
         "weights": info.weights_sha256[:12],
@@ -118,7 +137,7 @@ def plan_settings(section: LabelSection, infer: InferSection, info: bundle.Bundl
     }
 
 
-def _faster_engine(config: Config, section: LabelSection, has: shapes.Resources, watch: Watch) -> str:
+def _faster_engine(config: Config, section: GivenLabelSection, has: shapes.Resources, watch: Watch) -> str:
     """By a probe where an actor would run."""
     import ray
 
@@ -136,7 +155,9 @@ def _faster_engine(config: Config, section: LabelSection, has: shapes.Resources,
     return best
 
 
-def _shape(config: Config, section: LabelSection, has: shapes.Resources, most: int = sys.maxsize) -> shapes.WorkerShape:
+def _shape(
+    config: Config, section: GivenLabelSection, has: shapes.Resources, most: int = sys.maxsize
+) -> shapes.WorkerShape:
     """The actors, at most so many."""
     use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     actors = min(section.actors or (has.gpus if use_gpu else 1), most)
@@ -145,11 +166,12 @@ def _shape(config: Config, section: LabelSection, has: shapes.Resources, most: i
     return shape
 
 
-def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Plan]:
+def _plans(section: GivenLabelSection, infer: InferSection, watch: Watch) -> list[Plan]:
     """The output's plans; a first or a further one is made where that is asked for."""
     info = bundle.read_info(section.model)
     settings, space = plan_settings(section, infer, info), bundle.label_space(info)
-    plans, ignoring = load_plans(section.out), ()
+    plans = load_plans(section.out)
+    ignoring: tuple[str, ...] = ()
     if plans and (section.retry_errors or section.extend):
         ignoring = ("inputs", "truth")
         check_same(plans[0], settings, ignoring)
@@ -173,7 +195,7 @@ def _plans(section: LabelSection, infer: InferSection, watch: Watch) -> list[Pla
     return plans
 
 
-def _check_store(section: LabelSection, watch: Watch) -> None:
+def _check_store(section: GivenLabelSection, watch: Watch) -> None:
     if storage.refuses_to_overwrite(section.out):
         return
     text = f"The store of {section.out} overwrites files that must be created once"
@@ -182,7 +204,7 @@ def _check_store(section: LabelSection, watch: Watch) -> None:
     watch.note(f"{text}: of two runs at once, the later one's parts stay. Rows are whole and single all the same.")
 
 
-def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
+def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
     """Label the shards that have no part; the receipts of this run."""
     done = {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
@@ -232,12 +254,12 @@ def _run(config: Config, section: LabelSection, plans: list[Plan], watch: Watch)
     )
 
 
-def _read_places(section: LabelSection, readers: list[PlanReader]) -> list[str]:
+def _read_places(section: GivenLabelSection, readers: list[PlanReader]) -> list[str]:
     """Where actors read: the model, and an input of each plan, as they mostly lie together."""
     return [section.model, *(place_of(reader.shard(0)[0]) for reader in readers)]
 
 
-def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
+def _check_errors(section: GivenLabelSection, errors: int, rows: int) -> None:
     if errors > section.max_error_rate * rows:
         raise TooManyErrors(
             f"{errors} of {rows} rows are errors, more than {section.max_error_rate:.0%}; "
@@ -247,13 +269,13 @@ def _check_errors(section: LabelSection, errors: int, rows: int) -> None:
 
 def _label_shards(
     config: Config,
-    section: LabelSection,
+    section: GivenLabelSection,
     plans: list[Plan],
     todo: list[Shard],
     has: shapes.Resources,
     shape: shapes.WorkerShape,
     careful: bool,
-) -> Iterator[Receipt | Lost]:
+) -> Generator[Receipt | Lost]:
     """What became of the shards, as it is known."""
     cluster.hush()
     at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # while one has a GPU, others decode
@@ -289,6 +311,7 @@ def spread(
         max_task_retries=1,  # an input that ends its actor ends it twice, and no more
     )
     cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
-    with closing(iter(receipts.iter_rows())) as rows:
+    found: Any = receipts.iter_rows()
+    with closing(iter(found)) as rows:
         for row in rows:
             yield read_answer(row["receipt"])

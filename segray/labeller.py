@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from segray import errors
-from segray.config import InferSection, LabelSection
+from segray.config import GivenLabelSection, InferSection
 from segray.core import parts
 from segray.core.careful import Careful, Unfit
 from segray.core.frames import Clock
 from segray.core.parts import Receipt
-from segray.core.plan import Plan, PlanReader, Row
+from segray.core.plan import Plan, PlanReader, PlanRow
 from segray.core.predictor import Predictor, is_of_device
 from segray.core.rows import Labelled, label_rows
 from segray.errors import ClusterError, SegrayError, in_a_line
@@ -59,7 +59,13 @@ class Labeller:
     """An actor of Ray Data's pool: the model, and the shards that it is given."""
 
     def __init__(
-        self, section: LabelSection, infer: InferSection, plans: list[Plan], threads: int, device: str, careful: bool
+        self,
+        section: GivenLabelSection,
+        infer: InferSection,
+        plans: list[Plan],
+        threads: int,
+        device: str,
+        careful: bool,
     ) -> None:
         import ray
 
@@ -76,7 +82,7 @@ class Labeller:
         self.sick: str | None = None  # what ends this process
         self.ends_at: float | None = None
         self.predictor: Predictor | None = None
-        self.label: Callable[[Plan, list[Row], Clock], Labelled]
+        self.label: Callable[[Plan, list[PlanRow], Clock], Labelled]
         if careful:
             self.label = Careful(threads, **options)
             return
@@ -116,7 +122,7 @@ class Labeller:
         event(text, **about, rows=receipt.rows, errors=receipt.errors, seconds=seconds)
         return {"receipt": [json.dumps(asdict(receipt))]}
 
-    def _rows(self, plan: Plan, shard: int) -> list[Row]:
+    def _rows(self, plan: Plan, shard: int) -> list[PlanRow]:
         with self.lock:
             if plan.number not in self.readers:
                 self.readers[plan.number] = PlanReader(plan)

@@ -15,14 +15,14 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from segray.config import Config
 from segray.core import storage
-from segray.core.checkpoint import BEST, EpochRow, is_finished, read_history, read_settings, scores_of
+from segray.core.checkpoint import BEST, EpochRow, best_epoch, is_finished, read_history, read_settings, scores_of
 from segray.core.pareto import Cost, pareto_front
 from segray.core.space import Outcome, Trial, list_trials
 from segray.errors import DataError, OutputExists
@@ -110,10 +110,14 @@ def leaderboard(
         if found := scores[entry.trial.point]:
             spread = stdev(found) if len(found) > 1 else None
             rows[i] = replace(rows[i], miou_mean=mean(found), miou_spread=spread)
-    rows.sort(key=lambda row: (row.miou is not None, row.miou_mean or 0, row.miou or 0), reverse=True)
-    both = [row for row in rows if row.miou is not None and row.label_images_per_s]
-    front = pareto_front([(row.miou_mean, 1 / row.label_images_per_s) for row in both])
-    on_front = {row.trial for row, there in zip(both, front, strict=True) if there}
+    rows.sort(key=lambda row: (row.miou is not None, _score(row), row.miou or 0), reverse=True)
+    both = {
+        row.trial: (row.miou_mean, 1 / row.label_images_per_s)
+        for row in rows
+        if row.miou_mean is not None and row.label_images_per_s
+    }
+    front = pareto_front(list(both.values()))
+    on_front = {trial for trial, there in zip(both, front, strict=True) if there}
     chosen = _chosen(config, rows)
     return [
         replace(row, rank=rank, pareto=row.trial in on_front, chosen=row.trial == chosen)
@@ -131,8 +135,12 @@ def _chosen(config: Config, rows: Sequence[LeaderboardRow]) -> str | None:
 def cheapest(rows: Sequence[LeaderboardRow], share: float) -> LeaderboardRow:
     """The fastest labeller among those with so much of the best mIoU; the best where no speed was measured."""
     measured = [row for row in rows if row.label_images_per_s and row.miou is not None]
-    good = [row for row in measured if row.miou_mean >= share * rows[0].miou_mean]
-    return max(good, key=lambda row: row.label_images_per_s, default=rows[0])
+    good = [row for row in measured if _score(row) >= share * _score(rows[0])]
+    return max(good, key=lambda row: row.label_images_per_s or 0, default=rows[0])
+
+
+def _score(row: LeaderboardRow) -> float:
+    return row.miou_mean or 0
 
 
 def advice(board: Sequence[LeaderboardRow]) -> str:
@@ -140,12 +148,13 @@ def advice(board: Sequence[LeaderboardRow]) -> str:
     if not board or board[0].miou is None:
         return "No trial has a score yet."
     best, cheap = board[0], cheapest(board, PRACTICAL)
-    if best.label_images_per_s is None:
+    speed, most = best.label_images_per_s, cheap.label_images_per_s
+    if speed is None or most is None:
         return f"{best.trial} is the best; its speed as a labeller is not measured."
-    if cheap.label_images_per_s <= best.label_images_per_s:
+    if most <= speed:
         return f"{best.trial} is the best, and none within a tenth of its mIoU labels faster."
-    points, share = 100 * (best.miou_mean - cheap.miou_mean), best.label_images_per_s / cheap.label_images_per_s
-    speeds = f"{cheap.label_images_per_s:.3g} against {best.label_images_per_s:.3g} images/s"
+    points, share = 100 * (_score(best) - _score(cheap)), speed / most
+    speeds = f"{most:.3g} against {speed:.3g} images/s"
     return f"{cheap.trial}: {points:.1f} points below the best ({best.trial}) at {share:.2f} of its cost ({speeds})."
 
 
@@ -207,22 +216,24 @@ def write_entries(out: str, entries: Sequence[Entry]) -> None:
     storage.replace(storage.join(out, TRIALS), json.dumps([asdict(entry) for entry in entries], indent=1).encode())
 
 
-def ranked(out: str) -> list[dict[str, Any]]:
-    """The leaderboard as the sweep left it; [] before its end."""
-    return _read(out, ROWS)
+def ranked(out: str) -> list[LeaderboardRow]:
+    """The leaderboard as the sweep left it; [] before its end. What an older one has no column for is None."""
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(LeaderboardRow))
+    return [LeaderboardRow(**nothing | {name: row[name] for name in nothing.keys() & row}) for row in _read(out, ROWS)]
 
 
-def _read(out: str, name: str) -> list[Any]:
+def _read(out: str, name: str) -> list[dict[str, Any]]:
     place = storage.join(out, name)
-    return storage.read_json(place) if storage.exists(place) else []
+    rows: list[dict[str, Any]] = storage.read_json(place) if storage.exists(place) else []
+    return rows
 
 
 def known_costs(out: str) -> dict[str, Cost]:
     """By trial, what an earlier leaderboard has measured."""
     return {
-        row["trial"]: Cost(row["label_images_per_s"], row["peak_memory_mib"], row["gmacs"], row["parameters"])
+        row.trial: Cost(row.label_images_per_s, row.peak_memory_mib, row.gmacs, row.parameters)
         for row in ranked(out)
-        if row.get("label_images_per_s")
+        if row.label_images_per_s and row.gmacs is not None and row.parameters is not None
     }
 
 
@@ -279,7 +290,7 @@ def _locked(folder: str, kind: int) -> Iterator[bool]:
 def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> LeaderboardRow:
     settings = trial_config(config, entry.trial)
     history = read_history(settings.train.out)
-    best = max((row for row in history if row["miou"] is not None), key=lambda row: row["miou"], default={})
+    best = history[best_epoch(history) - 1] if scores_of(history) else None
     hours = 1e6 / cost.images_per_s / 3600 if cost else None
     return LeaderboardRow(
         rank=0,
@@ -288,14 +299,14 @@ def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> Leaderb
         encoder=settings.model.encoder,
         learning_rate=settings.train.learning_rate,
         settings=json.dumps(entry.trial.settings),
-        miou=best.get("miou"),
+        miou=best["miou"] if best else None,
         miou_mean=None,
         miou_spread=None,
-        pixel_accuracy=best.get("pixel_accuracy"),
+        pixel_accuracy=best.get("pixel_accuracy") if best else None,
         epochs=len(history),
         status=_status(entry, history, is_finished(settings.train, history), live),
         parameters=cost.parameters if cost else None,
-        images_per_s=best.get("images_per_s"),
+        images_per_s=best.get("images_per_s") if best else None,
         seconds=sum(row["seconds"] for row in history),
         label_images_per_s=cost.images_per_s if cost else None,
         peak_memory_mib=cost.peak_memory_mib if cost else None,

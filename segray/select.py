@@ -115,4 +115,5 @@ def _spread(order: list[int], rows: pa.Table, count: int, apart: float) -> list[
 
 
 def _rows(rows: pa.Table, picks: list[int]) -> list[dict[str, Any]]:
-    return rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
+    chosen: list[dict[str, Any]] = rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
+    return chosen

@@ -33,7 +33,7 @@ def show(place: str, config: Config, out: str) -> list[str]:
     from segray.core.predictor import Predictor
     from segray.evaluate import device
 
-    model = bundle.resolve(config.label.model, config.model.weights_dir)
+    model = bundle.resolve(config.label.given_model(), config.model.weights_dir)
     predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
     with storage.reading_input(place):
         image_hwc = places.read_image(storage.absolute(place))
@@ -89,7 +89,7 @@ def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.nda
             found = pq.read_table(file, columns=columns, filters=wanted)
         masks = {frame_key(row): row for row in found.to_pylist()}
         for frame in read_frames(video, list(times), by_index=by_index):
-            mask_hw = places.mask_of(masks[frame.key], f"the mask at {times[frame.key]:.3f} s")
+            mask_hw = places.mask_in(masks[frame.key], f"the mask at {times[frame.key]:.3f} s")
             yield times[frame.key], images.overlay(frame.image_hwc, mask_hw, space.colors)
 
 

@@ -94,7 +94,7 @@ def _sweep(out: str, config: Config) -> Status:
     found = [_history(trial_out(out, entry.trial)) for entry in entries]
     newest, modified_s = max(found, key=lambda one: one[1], default=([], 0.0))
     ended = [entry for entry in entries if entry.state in ENDED]
-    names = {row["trial"] for row in ranked(out)}
+    names = {row.trial for row in ranked(out)}
     scores = [score for history, _ in found for score in scores_of(history)]
     return Status(
         kind="sweep",

@@ -275,13 +275,13 @@ def jobs(client: Any) -> list[Any]:
 def logs(client: Any, job: str) -> str:
     """All that a job wrote so far."""
     with _one_line(client.get_address(), job):
-        return client.get_job_logs(job)
+        return str(client.get_job_logs(job))
 
 
 def stop(client: Any, job: str) -> bool:
     """Send SIGTERM, wait until it has ended, and say whether it was running."""
     with _one_line(client.get_address(), job):
-        running = client.stop_job(job)
+        running = bool(client.stop_job(job))
     while not job_info(client, job).status.is_terminal():
         time.sleep(AGAIN_S)
     return running

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -20,7 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from segray.compare import Compared, Comparison
     from segray.core.checkpoint import EpochRow
+    from segray.core.parts import Receipt, Summary
+    from segray.evaluate import Evaluation
+    from segray.leaderboard import LeaderboardRow, SweepResult
+    from segray.status import Status
 
 LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
 
@@ -85,7 +90,7 @@ class LabelProgress:
         self._total, self._started = rows, time.monotonic()
         self._advance(0, "", rows)
 
-    def done(self, receipt: Any) -> None:
+    def done(self, receipt: Receipt) -> None:
         self._errors += receipt.errors
         self._new += receipt.rows * receipt.created
         self._seconds.update(receipt.seconds)
@@ -116,12 +121,12 @@ def say(text: str) -> None:
     console.print(_encodable(text), markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns of text and numbers; numbers stand on the right."""
     console.print(_table(title, columns, rows))
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     drawn = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -135,7 +140,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     return drawn
 
 
-def text(cell: Any) -> str:
+def text(cell: object) -> str:
     """A cell: three decimals for shares and scores, a dash for what is not known."""
     if cell is None or cell != cell:
         return "–"
@@ -192,14 +197,14 @@ KEPT = (
 )  # fmt: skip
 
 
-def show_sweep(result: Any) -> None:
-    """leaderboard.SweepResult: its table, why trials failed, what to take, and how far it is."""
+def show_sweep(result: SweepResult) -> None:
+    """Its table, why trials failed, what to take, and how far it is."""
     show_leaderboard(result.leaderboard)
     say(result.advice)
     say(result.state)
 
 
-def show_leaderboard(rows: Sequence[Any]) -> None:
+def show_leaderboard(rows: Sequence[LeaderboardRow]) -> None:
     """The sweep's trials, best first; * is the Pareto front of mIoU and labelling speed."""
     console.print(leaderboard_table(rows))
     for row in rows:
@@ -207,7 +212,7 @@ def show_leaderboard(rows: Sequence[Any]) -> None:
             say(f"{row.trial} failed: {row.error}")
 
 
-def leaderboard_table(rows: Sequence[Any]) -> RenderableType:
+def leaderboard_table(rows: Sequence[LeaderboardRow]) -> RenderableType:
     """As many columns as have something to say and room; names without room stand above, by their numbers."""
     fields = COLUMNS | {"mean": "miou_spread"}  # without a spread the mean is the score itself
     known = [title for title in KEPT if title in LEAST or any(getattr(row, fields[title]) is not None for row in rows)]
@@ -226,13 +231,13 @@ def _folded(text: str) -> Text:
     return Text(text, no_wrap=False, overflow="fold")
 
 
-def _leaderboard(rows: Sequence[Any], titles: Sequence[str], name: str) -> Table:
+def _leaderboard(rows: Sequence[LeaderboardRow], titles: Sequence[str], name: str) -> Table:
     fields = {title: name if title == "trial" else field for title, field in COLUMNS.items() if title in titles}
     cells = [[_cell(row, field) for field in fields.values()] for row in rows]
     return _table("Leaderboard; * labels fastest for its mIoU", list(fields), cells)
 
 
-def _cell(row: Any, field: str) -> Any:
+def _cell(row: LeaderboardRow, field: str) -> object:
     value = getattr(row, field)
     if field == "peak_memory_mib" and value is not None:
         return round(value)
@@ -269,12 +274,12 @@ def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, EpochRow], None]]
         yield lambda trial, row: setattr(last, "plain", f"{trial}\n{epoch_line(row, epochs)}")
 
 
-def show_labels(out: str, summary: dict[str, Any]) -> None:
+def show_labels(out: str, summary: Summary) -> None:
     """What a labelling run came to, and its scores where there was truth."""
     errors = summary["rows"] - summary["ok"]
     if summary["scores"]:
         scores = summary["scores"]
-        rows = [(name, scores[key]) for key, name in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))]
+        rows = [("mIoU", scores["miou"]), ("pixel accuracy", scores["pixel_accuracy"])]
         rows += [("mean F1 (Dice)", scores["mean_f1"]), ("mean sensitivity", scores["mean_sensitivity"])]
         table(
             "Scores against truth",
@@ -287,7 +292,7 @@ def show_labels(out: str, summary: dict[str, Any]) -> None:
         say(f"Labelled, with a note in their rows: {count} frames ({code}).")
 
 
-def show_status(out: str, found: Any) -> None:
+def show_status(out: str, found: Status) -> None:
     """How far a run is, as one sentence."""
     facts = [f"{found.done:,} of {found.of:,} {found.unit}"]
     facts += [f"{found.frames:,} frames"] if found.frames is not None else []
@@ -303,23 +308,22 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def show_scores(result: dict[str, Any]) -> None:
+def show_scores(result: Evaluation) -> None:
     """What `evaluate` found: a line a class (F1 is Dice, boundary is boundary IoU), then averages by their names."""
     scores = result["scores"]
-    columns = {
-        "IoU": "class_iou",
-        "precision": "class_precision",
-        "sensitivity": "class_sensitivity",
-        "specificity": "class_specificity",
-        "F1": "class_f1",
-        "boundary": "class_boundary",
+    columns = {  # of classes, and their mean
+        "IoU": (scores["class_iou"], scores["miou"]),
+        "precision": (scores["class_precision"], scores["mean_precision"]),
+        "sensitivity": (scores["class_sensitivity"], scores["mean_sensitivity"]),
+        "specificity": (scores["class_specificity"], scores["mean_specificity"]),
+        "F1": (scores["class_f1"], scores["mean_f1"]),
+        "boundary": (scores["class_boundary"], scores["boundary_miou"]),
     }
-    rows = [[name, *(scores[key][i] for key in columns.values())] for i, name in enumerate(result["classes"])]
-    means = ["miou", "mean_precision", "mean_sensitivity", "mean_specificity", "mean_f1", "boundary_miou"]
+    rows = [[name, *(values[i] for values, _ in columns.values())] for i, name in enumerate(result["classes"])]
     table(
         f"{result['frames']} frames of {result['scored']}; protocol {result['protocol']}: {result['rule']}",
         ("class", *columns),
-        [*rows, ["mean", *(scores[m] for m in means)]],
+        [*rows, ["mean", *(mean for _, mean in columns.values())]],
     )
     say(
         f"Pixel accuracy {text(scores['pixel_accuracy'])}, frequency-weighted IoU {text(scores['fw_iou'])}, "
@@ -336,14 +340,16 @@ def show_scores(result: dict[str, Any]) -> None:
         say(f"Expected calibration error {text(scores['ece'])}: how far confidence is from accuracy.")
     if "calibration" in result:
         fit = result["calibration"]
-        columns = ("temperature", "error before", "error after", "pixels")
-        row = (fit["temperature"], fit["ece_before"], fit["ece_after"], fit["pixels"])
-        table(f"Calibrated on {fit['split']}; the model's id is now {fit['model_id']}", columns, [row])
+        table(
+            f"Calibrated on {fit['split']}; the model's id is now {fit['model_id']}",
+            ("temperature", "error before", "error after", "pixels"),
+            [(fit["temperature"], fit["ece_before"], fit["ece_after"], fit["pixels"])],
+        )
     if result["undecided_share"]:
         say(f"Undecided: {result['undecided_share']:.1%} of the labelled pixels.")
     for name, values in result["conditions"].items():
-        rows = [(value, one["frames"], one["miou"], one["pixel_accuracy"]) for value, one in values.items()]
-        table(f"By {name}", (name, "frames", "mIoU", "pixel accuracy"), rows)
+        groups = [(value, one["frames"], one["miou"], one["pixel_accuracy"]) for value, one in values.items()]
+        table(f"By {name}", (name, "frames", "mIoU", "pixel accuracy"), groups)
     for note in result["notes"]:
         say(note)
     if result["missing"]:
@@ -352,11 +358,11 @@ def show_scores(result: dict[str, Any]) -> None:
         say(f"Not covered by this model: {', '.join(result['not_covered'])}.")
 
 
-def show_comparison(result: dict[str, Any]) -> None:
+def show_comparison(result: Comparison) -> None:
     """What `compare` found: the mean and each class with their intervals, then the images that changed most."""
     verdicts = {None: "undefined", 0: "within noise", 1: "B is better", -1: "A is better"}
 
-    def cells(name: str, one: dict[str, Any]) -> tuple[Any, ...]:
+    def cells(name: str, one: Compared) -> tuple[object, ...]:
         interval = None if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
         return name, one["a"], one["b"], one["difference"], interval, one["b_better"], verdicts[one["verdict"]]
 

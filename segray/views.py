@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,20 +18,19 @@ import yaml
 from segray import charts, gallery, wording
 from segray.config import parse_size
 from segray.core import digest, images, storage
-from segray.core.checkpoint import read_history
+from segray.core.checkpoint import History, read_history
 from segray.core.metrics import majority_baseline, unpacked
 from segray.core.plan import load_plans
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
-from segray.leaderboard import LeaderboardRow, advice
+from segray.leaderboard import LeaderboardRow, advice, ranked
+
+if TYPE_CHECKING:
+    from segray.core.parts import Summary
 
 # In the whole page, shared out over its folders: it stays below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
 WIDE_PX = 1280  # of compare's picture
-COSTS = (  # columns of a leaderboard that one from before they were measured lacks
-    *("miou_mean", "miou_spread", "label_images_per_s", "peak_memory_mib", "gmacs", "cost_per_million"),
-    *("pareto", "chosen", "settings"),
-)
 STAGES = {  # of labelling, in the order of the work → what each is
     "fetch": "reading files",
     "decode": "to pixels of the model's size",
@@ -56,14 +55,14 @@ class Run:
 
     place: str
     config: str
-    leaderboard: list[dict[str, Any]]
-    histories: dict[str, list[dict[str, Any]]]
+    leaderboard: list[LeaderboardRow]
+    histories: dict[str, History]
     best: Bundle | None
 
     @property
     def has_costs(self) -> bool:
         """Whether the leaderboard is of a sweep that measured them; earlier ones lack columns."""
-        return bool(self.leaderboard) and self.leaderboard[0]["miou_mean"] is not None
+        return bool(self.leaderboard) and self.leaderboard[0].miou_mean is not None
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Labels:
 
     place: str
     plan: dict[str, Any]
-    success: dict[str, Any] | None
+    success: Summary | None
     parts: int
     space: LabelSpace
     digest: digest.Digest
@@ -116,12 +115,10 @@ def view_of(place: str, share: Share) -> dict[str, Any]:
 
 def read_run(place: str) -> Run:
     """A folder written by train (history.jsonl, best/) or by sweep (leaderboard.json, trials/, best/)."""
-    board, best, config = (
-        storage.join(place, name) for name in ("leaderboard.json", "best/segray.json", "config.yaml")
-    )
-    leaderboard = [dict.fromkeys(COSTS) | row for row in storage.read_json(board)] if storage.exists(board) else []
+    leaderboard = ranked(place)
+    best, config = (storage.join(place, name) for name in ("best/segray.json", "config.yaml"))
     # Only the last part of a trial's name, as one with .. in it would lead out of the folder.
-    trials = {row["trial"]: storage.join(place, "trials", storage.name_of(row["trial"])) for row in leaderboard}
+    trials = {row.trial: storage.join(place, "trials", storage.name_of(row.trial)) for row in leaderboard}
     folders = trials or {storage.name_of(place): place}
     histories = {trial: read_history(folder) for trial, folder in folders.items()}
     text = storage.read_bytes(config).decode(errors="replace") if storage.exists(config) else ""
@@ -138,8 +135,8 @@ def run_view(place: str, share: Share) -> dict[str, Any]:
         "kind": "run",
         "title": "Sweep" if board else "Training run",
         "run": run,
-        "model": next((row["trial"] for row in board if row["chosen"]), board[0]["trial"]) if board else name,
-        "advice": advice([LeaderboardRow(**row) for row in board]) if run.has_costs else None,
+        "model": next((row.trial for row in board if row.chosen), board[0].trial) if board else name,
+        "advice": advice(board) if run.has_costs else None,
         "trade": charts.trade_chart(board),
         "axes": charts.settings_chart(board),
         "series": {trial: min(i, charts.SERIES - 1) for i, trial in enumerate(run.histories)},
@@ -195,7 +192,7 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
     """Of a label folder; sums are its receipt's, or of its rows while it is unfinished."""
     labels = read_labels(place, share)
     found, success, space = labels.digest, labels.success, labels.space
-    scores, pixels = (success["scores"], success["class_pixels"]) if success else (None, found.class_pixels)
+    pixels = success["class_pixels"] if success else found.class_pixels
     image_miou = found.miou_sum / found.known["miou"] if found.known["miou"] else None
     with_masks = labels.plan["settings"]["mask_format"] != "none"
     view = {
@@ -205,7 +202,7 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
         "done": success["rows"] if success else found.rows,
         "ok": success["ok"] if success else found.ok,
         "errors": sorted(found.errors.values(), key=lambda row: (-row["count"], row["error_code"])),
-        "stages": stage_rows(success or {}),
+        "stages": stage_rows(success) if success else [],
         "palette": list(zip(space.names, css_colors(space), shares(pixels), strict=True)),
         "scores": None,
         "mean_image_miou": image_miou,
@@ -216,12 +213,13 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
         "settings": yaml.safe_dump(labels.plan["settings"], allow_unicode=True, sort_keys=False),
         **images_view(found.miou_counts),
     }
-    if not scores:
+    if not success or not success["scores"]:
         return view
-    return view | scored_view(space.names, space, scores | {"image_miou": image_miou}, success["confusion"])
+    told = {**success["scores"], "image_miou": image_miou}
+    return view | scored_view(space.names, space, told, np.asarray(success["confusion"]))
 
 
-def stage_rows(success: Mapping[str, Any]) -> list[dict[str, Any]]:
+def stage_rows(success: Summary) -> list[dict[str, Any]]:
     """One table row a stage of the last run: its seconds over all threads, milliseconds a frame, share of all."""
     seconds, rows = success.get("stage_seconds") or {}, success.get("new_rows")
     total = sum(seconds.values())
@@ -244,7 +242,8 @@ def read_evaluation(place: str, share: Share) -> Evaluation:
         if "label_space" not in found or "shown" not in file.schema_arrow.names:
             raise DataError(f"{place} is of an older segray, without masks; evaluate again with --overwrite.")
         columns = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]
-        listed, miou_counts = [], np.zeros(digest.MIOU_BINS, np.int64)
+        listed: list[dict[str, Any]] = []
+        miou_counts = np.zeros(digest.MIOU_BINS, np.int64)
         for batch in file.iter_batches(digest.BATCH, columns=columns):
             listed += batch.slice(0, max(0, share.listed - len(listed))).to_pylist()
             miou_counts += digest.miou_histogram(batch["miou"])
@@ -273,7 +272,7 @@ def evaluation_view(place: str, share: Share) -> dict[str, Any]:
 
 def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
     """A row of images.parquet with its id, name and classes as the page has them: true or predicted ones."""
-    pairs = unpacked([row], classes)
+    pairs = unpacked([{"cells": row["cells"], "pixels": row["pixels"]}], classes)
     most = np.maximum(pairs.sum(1), pairs.sum(0)[:classes])
     present = np.flatnonzero(most > digest.PRESENT * pairs.sum()).tolist()
     return row | {"id": row["sample_id"], "name": row["sample_id"], "classes": present}
@@ -313,10 +312,9 @@ KINDS = {  # a file that such a folder holds → its view; the first that is the
 
 
 def scored_view(
-    names: Sequence[str], space: LabelSpace, scores: dict[str, Any], counts: Sequence[Any]
+    names: Sequence[str], space: LabelSpace, scores: Mapping[str, Any], confusion: np.ndarray
 ) -> dict[str, Any]:
-    """Scores by class and on average, and the matrix. counts: confusion [C, C], or [C, C + 1] with undecided pixels."""
-    confusion = np.asarray(counts)
+    """Scores by class and on average, and the matrix, [C, C], or [C, C + 1] with undecided pixels."""
     keys = [key for key in ("iou", "f1", "sensitivity", "specificity", "boundary") if f"class_{key}" in scores]
     columns = {key: scores[f"class_{key}"] for key in keys}
     colors = dict(zip(space.names, css_colors(space), strict=True))
@@ -344,7 +342,8 @@ def css_colors(space: LabelSpace) -> list[str]:
 def shares(pixels: Iterable[float]) -> list[float]:
     """Each count's share of all; nan where there is nothing."""
     counts = np.asarray(pixels, dtype=np.float64)
-    return (counts / counts.sum() if counts.sum() else counts * math.nan).tolist()
+    found: list[float] = (counts / counts.sum() if counts.sum() else counts * math.nan).tolist()
+    return found
 
 
 # Files

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from segray.core.frames import Clock
-from segray.core.plan import Plan, Row
+from segray.core.plan import Plan, PlanRow
 from segray.core.predictor import Predictor
-from segray.core.rows import Labelled, label_rows, lost_row
+from segray.core.rows import Labelled, LabelRow, label_rows, lost_row
 from segray.errors import ModelError, SegrayError, in_a_line
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
@@ -40,8 +40,9 @@ class Careful:
         self._pipe: Connection
         self._lock = threading.Lock()
 
-    def __call__(self, plan: Plan, rows: list[Row], clock: Clock) -> Labelled:
-        done, confusion = [], _nothing(plan)
+    def __call__(self, plan: Plan, rows: list[PlanRow], clock: Clock) -> Labelled:
+        done: list[LabelRow] = []
+        confusion = _nothing(plan)
         for row in rows:
             with self._lock, clock("model"):
                 one = self._label(plan, row)
@@ -56,7 +57,7 @@ class Careful:
             self._child.wait()
             self._child = None
 
-    def _label(self, plan: Plan, row: Row) -> Labelled:
+    def _label(self, plan: Plan, row: PlanRow) -> Labelled:
         for _ in range(TRIES):
             answer = self._ask(plan, row)
             if isinstance(answer, Labelled):
@@ -65,11 +66,9 @@ class Careful:
         message = f"{row['uri']} cannot be labelled ({answer}); look at the file, and at the machine's memory."
         return Labelled([lost_row(plan, row, "worker_crash", message)], _nothing(plan))
 
-    def _ask(self, plan: Plan, row: Row) -> Labelled | str:
+    def _ask(self, plan: Plan, row: PlanRow) -> Labelled | str:
         """The row from the child, one that is lost where the child ended or hung; text is what it raised."""
-        if self._child is None:
-            self._start()
-        assert self._child is not None
+        child = self._child or self._start()
         try:
             self._pipe.send((plan, row))
             if self._pipe.poll(TIMEOUT_S):
@@ -77,7 +76,7 @@ class Careful:
                 return answer
             code, what = "worker_timeout", f"took more than {TIMEOUT_S:.0f} s"
         except (EOFError, OSError):
-            ended = self._child.wait()
+            ended = child.wait()
             how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
             code, what = "worker_crash", f"ended the process that labelled it ({how})"
         self.close()
@@ -92,10 +91,10 @@ class Careful:
             raise answer
         return answer
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-        self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self._child = child = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         self._pipe.send((self.threads, self.options))
         try:
@@ -109,6 +108,7 @@ class Careful:
         if problem is not None:
             self.close()
             raise Unfit(problem)
+        return child
 
 
 def _nothing(plan: Plan) -> np.ndarray:
@@ -136,7 +136,7 @@ def serve(pipe: Connection) -> None:
         pipe.send(in_a_line(error))
 
 
-def _asked(pipe: Connection) -> Iterator[tuple[Plan, Row]]:
+def _asked(pipe: Connection) -> Iterator[tuple[Plan, PlanRow]]:
     while True:
         try:
             yield pipe.recv()

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,18 @@ MOST_NUMBERS = 8  # a column with more different numbers is cut into quartiles
 NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write them
 CITY = re.compile(r"(?:.*/)?([a-z-]+)_\d{6}_\d{6}")  # cityscapesScripts' names: city, sequence, frame
 
-Table = dict[str, list[Any]]
+Table = dict[str, list[Any]]  # of any kind of value, as its author wrote them
+
+
+class GroupScores(TypedDict):
+    """Of the frames that share a value."""
+
+    frames: int
+    miou: float | None
+    pixel_accuracy: float | None
+
+
+Conditions = dict[str, dict[str, GroupScores]]
 
 
 def read_table(place: str, names: Sequence[tuple[str, str]]) -> Table:
@@ -89,11 +100,11 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
 
 def cities(sample_ids: Sequence[str]) -> Table:
     """The city of each frame, where all are named as in Cityscapes and are of several."""
-    found = [CITY.fullmatch(one) for one in sample_ids]
-    return {"city": [one[1] for one in found]} if all(found) and len({one[1] for one in found}) > 1 else {}
+    found = [one[1] for one in map(CITY.fullmatch, sample_ids) if one]
+    return {"city": found} if len(found) == len(sample_ids) and len(set(found)) > 1 else {}
 
 
-def scores(table: Table, rows: Sequence[dict[str, Any]], classes: int) -> dict[str, dict[str, dict[str, Any]]]:
+def scores(table: Table, rows: Sequence[metrics.Packed], classes: int) -> Conditions:
     """Column → value → frames, mIoU and pixel accuracy of the frames that have it, by their summed confusion.
 
     rows: of each frame its matrix, as metrics.unpacked takes it.
@@ -106,7 +117,7 @@ def scores(table: Table, rows: Sequence[dict[str, Any]], classes: int) -> dict[s
     return result
 
 
-def _scores(rows: list[dict[str, Any]], classes: int) -> dict[str, Any]:
+def _scores(rows: Sequence[metrics.Packed], classes: int) -> GroupScores:
     found = metrics.scores(metrics.unpacked(rows, classes)).to_dict()
     return {"frames": len(rows), "miou": found["miou"], "pixel_accuracy": found["pixel_accuracy"]}
 
@@ -143,7 +154,8 @@ def _read(place: str) -> list[dict[str, Any]]:
     uri = storage.absolute(place)
     try:
         if place.endswith(".parquet"):
-            return pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
+            found: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
+            return found
         text = read_text(uri)
         if place.endswith((".jsonl", ".ndjson")):
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -136,15 +136,18 @@ class Digest:
         """The frames to show, in order; those of a pair such as best and worst share out what there is."""
         pick, rows = PICKS[title], self.picked[title]
         most = min(EACH, -(-self.known[pick.column] // 2))
+        found: list[dict[str, Any]]
         if pick.column == "position" or not pick.stretches:
-            return rows.slice(0, most).to_pylist()
+            found = rows.slice(0, most).to_pylist()
+            return found
         positions = rows["position"].to_pylist()
         kept = apart(positions, most, round(self._total))
-        return [row for row in rows.to_pylist() if row["position"] in kept]
+        found = rows.to_pylist()
+        return [row for row in found if row["position"] in kept]
 
     def _order(self, rows: pa.Table, pick: Pick) -> np.ndarray:
         values = rows[pick.column].to_numpy().astype(np.float64)
-        order = np.argsort(-values if pick.high else values, kind="stable")
+        order: np.ndarray = np.argsort(-values if pick.high else values, kind="stable")
         order = order[np.isfinite(values[order])]
         if pick.stretches:
             stretch = rows["position"].to_numpy()[order] * pick.stretches // self._total
@@ -222,7 +225,8 @@ def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def class_pixels(ok: pa.Table, num_classes: int) -> np.ndarray:
     """Predicted pixels, int64 [rows, C]."""
-    return pc.list_flatten(ok["class_pixels"]).to_numpy().reshape(-1, num_classes)
+    pixels: np.ndarray = pc.list_flatten(ok["class_pixels"]).to_numpy()
+    return pixels.reshape(-1, num_classes)
 
 
 def classes_in(row: dict[str, Any]) -> list[int]:
@@ -240,7 +244,8 @@ def miou_histogram(values: Any) -> np.ndarray:
 def quartiles(counts: np.ndarray) -> list[float]:
     """Lowest, first quartile, median, third quartile and highest of values in 0..1, from their histogram."""
     ranks = np.array([0, 0.25, 0.5, 0.75, 1]) * (counts.sum() - 1)
-    return ((np.searchsorted(counts.cumsum(), ranks, side="right") + 0.5) / len(counts)).tolist()
+    values: list[float] = ((np.searchsorted(counts.cumsum(), ranks, side="right") + 0.5) / len(counts)).tolist()
+    return values
 
 
 def apart(order: Iterable[int], most: int, total: int) -> list[int]:

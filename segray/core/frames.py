@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from segray.core import images, inputs, storage
 from segray.core.ahead import ahead
-from segray.core.plan import Row, frame_key, place_of
+from segray.core.plan import PlanRow, frame_key, place_of
 from segray.core.video import LOST_FRAME, read_frames
 from segray.errors import DataError
 
@@ -28,7 +28,7 @@ class Clock:
     """Seconds by stage, counted in any thread."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -48,7 +48,7 @@ class Frame:
     lead: shown to the model only to compare the next frame with; it stands in another shard.
     """
 
-    row: Row
+    row: PlanRow
     seen_hwc: np.ndarray | None = None
     size: tuple[int, int] = (0, 0)
     error: DataError | None = None
@@ -56,10 +56,10 @@ class Frame:
     note: str | None = None
 
 
-def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[Frame]:
+def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[Frame]:
     """Rows in order, each with its frame or the reason why there is none. prepare: pixels as the model sees them."""
 
-    def decode(fetched: tuple[Row, bytes | DataError]) -> Frame:
+    def decode(fetched: tuple[PlanRow, bytes | DataError]) -> Frame:
         row, data = fetched
         if isinstance(data, DataError):
             return Frame(row, error=data)
@@ -71,7 +71,7 @@ def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> 
         except DataError as error:
             return Frame(row, error=error)
 
-    def fetch(row: Row) -> tuple[Row, bytes | DataError]:
+    def fetch(row: PlanRow) -> tuple[PlanRow, bytes | DataError]:
         try:
             with clock("fetch"):
                 return row, _read(row)
@@ -90,7 +90,7 @@ def decoded(rows: list[Row], prepare: Prepare, clock: Clock, pool: Executor) -> 
             yield from map(decode, map(fetch, group))  # a disk answers sooner than another thread
 
 
-def encoded(rows: list[Row]) -> Iterator[bytes | DataError]:
+def encoded(rows: list[PlanRow]) -> Iterator[bytes | DataError]:
     """Of each row, in order, its picture as it is stored, a video frame's as PNG; or the reason why there is none."""
     clock = Clock()
     for (kind, *_), found in groupby(rows, _kind):
@@ -98,44 +98,46 @@ def encoded(rows: list[Row]) -> Iterator[bytes | DataError]:
         if kind == "video":
             group[0] = {**group[0], "before_pts": None}  # no lead
             for frame in _decoded_video(group, lambda image_hwc: image_hwc, clock):
-                yield frame.error or images.encode_image(frame.seen_hwc)
+                seen_hwc = frame.seen_hwc
+                yield images.encode_image(seen_hwc) if seen_hwc is not None else frame.error or _no_frame(frame)
         elif kind == "table":
             yield from (data for _, data in _table_cells(group, clock))
         else:
             yield from map(_stored, group)
 
 
-def _stored(row: Row) -> bytes | DataError:
+def _stored(row: PlanRow) -> bytes | DataError:
     try:
         return _read(row)
     except DataError as error:
         return error
 
 
-def _kind(row: Row) -> tuple[str, str]:
+def _kind(row: PlanRow) -> tuple[str, str]:
     """Rows with one of these are read together."""
     if row["error"] is not None or row["frame_index"] is None:
         return "image", ""
     return ("video" if row["video_uri"] is not None else "table"), row["uri"]
 
 
-def _source(row: Row) -> str:
+def _source(row: PlanRow) -> str:
     return row["uri"] if row["frame_index"] is None else f"{row['uri']}, row {row['frame_index']}"
 
 
-def _read(row: Row) -> bytes:
+def _read(row: PlanRow) -> bytes:
     if row["error"] is not None:  # its code stands in the plan too
         raise DataError(row["error"])
     return storage.read_unchanged(place_of(row), row["stamp"])
 
 
-def _table_cells(rows: list[Row], clock: Clock) -> Iterator[tuple[Row, bytes | DataError]]:
+def _table_cells(rows: list[PlanRow], clock: Clock) -> Iterator[tuple[PlanRow, bytes | DataError]]:
     """The encoded images of one Parquet file's rows."""
-    waiting, error = deque(rows), None
+    waiting = deque(rows)
     place = place_of(rows[0])
+    error: DataError
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
-        cells = inputs.read_images(place, [row["frame_index"] for row in rows])
+        cells = inputs.read_images(place, [i for row in rows if (i := row["frame_index"]) is not None])
         while waiting:
             with clock("fetch"), storage.reading_input(place):
                 data = next(cells)
@@ -149,16 +151,16 @@ def _table_cells(rows: list[Row], clock: Clock) -> Iterator[tuple[Row, bytes | D
         yield row, error
 
 
-def _decoded_video(rows: list[Row], prepare: Prepare, clock: Clock) -> Iterator[Frame]:
+def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Iterator[Frame]:
     """Frames of one video's span; a frame that the decoder does not give becomes an error row.
 
     The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
     """
     place, waiting = place_of(rows[0]), deque(Frame(row) for row in rows)
     by_index = rows[0]["pts"] is None
-    if rows[0]["before_pts"] is not None:
-        key = "frame_index" if by_index else "pts"
-        waiting.appendleft(Frame({**rows[0], key: rows[0]["before_pts"]}, lead=True))
+    if (before := rows[0]["before_pts"]) is not None:
+        lead: PlanRow = {**rows[0], "frame_index": before} if by_index else {**rows[0], "pts": before}
+        waiting.appendleft(Frame(lead, lead=True))
     error: DataError | None = None
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
@@ -182,5 +184,9 @@ def _decoded_video(rows: list[Row], prepare: Prepare, clock: Clock) -> Iterator[
 
 
 def _lost(frame: Frame, error: DataError | None = None) -> Frame:
-    frame.error = error or DataError(f"{frame.row['uri']}: {LOST_FRAME}")
+    frame.error = error or _no_frame(frame)
     return frame
+
+
+def _no_frame(frame: Frame) -> DataError:
+    return DataError(f"{frame.row['uri']}: {LOST_FRAME}")

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
@@ -77,10 +77,11 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
     refused. Alpha is left out: a pixel has its own colour, whatever lies behind. `source` names the file in errors.
     note: told in a sentence what is not known of the pixels, such as their rotation where EXIF is damaged.
     """
-    image = _open(data, source)
-    _check_pixels(image, source)
-    deep_rgb = image.mode in ("RGB", "RGBA") and image.format in ("PNG", "TIFF")
-    deep_rgb = deep_rgb and any(";16" in str(tile.args) for tile in image.tile)
+    file = _open(data, source)
+    _check_pixels(file, source)
+    deep_rgb = file.mode in ("RGB", "RGBA") and file.format in ("PNG", "TIFF")
+    deep_rgb = deep_rgb and any(";16" in str(tile.args) for tile in file.tile)
+    image: Image.Image = file
     try:
         image.load()
         turned = _orientation(image)
@@ -156,15 +157,15 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
     lossy = image.format if image.format not in MASK_FORMATS else None
     if image.format == "WEBP" and b"VP8L" not in data[12:]:
         lossy = "lossy WebP"
-    tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    if tiff and image.info.get("compression") in ("jpeg", "webp"):
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    if tags is not None and image.info.get("compression") in ("jpeg", "webp"):
         lossy = "TIFF with lossy compression"
     if lossy:
         raise DataError(
             f"{source} is a {'JPEG' if lossy in JPEGS else lossy}, which invents class ids at edges; "
             "store masks as PNG."
         )
-    if tiff and image.mode == "L" and 2 in image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+    if tags is not None and image.mode == "L" and 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
         raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
     if _has_pages(image):
         raise DataError(f"{source} has several pages or frames; a mask is one.")
@@ -174,7 +175,7 @@ def _has_pages(image: Image.Image) -> bool:
     """Whether there are more full pages than one; a TIFF's smaller copies of the first are none."""
     if not getattr(image, "is_animated", False):
         return False
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return True
     more = False
     try:
@@ -187,13 +188,13 @@ def _has_pages(image: Image.Image) -> bool:
     return more
 
 
-def _stored_as(image: Image.Image) -> str:
+def _stored_as(image: ImageFile.ImageFile) -> str:
     """Pillow's name for the layout of the stored pixels, such as L;4, 1;I or RGB;16B."""
     args = image.tile[0].args if image.tile else ""
     return str(args[0] if isinstance(args, tuple) else args)
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether Pillow keeps 8 of 16 bits a channel."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
@@ -233,8 +234,8 @@ def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel,
     import av  # Pillow has no mode for it; whether the file is whole, it has just seen
 
     try:
-        with av.open(io.BytesIO(data), format="png_pipe") as file:
-            pixels = next(file.decode(video=0)).to_ndarray()
+        with av.open(io.BytesIO(data), mode="r", format="png_pipe") as file:
+            pixels: np.ndarray = next(file.decode(video=0)).to_ndarray()
     except (av.FFmpegError, StopIteration) as error:
         raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
     return pixels[..., index].astype(np.uint16)
@@ -259,7 +260,7 @@ def _is_whole(exif: bytes) -> bool:
     order = ">" if exif.startswith(b"MM") else "<"
     (first,) = struct.unpack_from(f"{order}L", exif, 4)
     (count,) = struct.unpack_from(f"{order}H", exif, first)
-    return first + 2 + 12 * count <= len(exif)
+    return bool(first + 2 + 12 * count <= len(exif))
 
 
 def _upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
@@ -284,7 +285,7 @@ def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> 
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),  # 8 bits, palette
             _chunk(b"PLTE", palette.tobytes()),
-            _chunk(b"IDAT", zlib.compress(rows, 1)),
+            _chunk(b"IDAT", zlib.compress(rows.data, 1)),
             _chunk(b"IEND", b""),
         )
     )
@@ -325,7 +326,8 @@ def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.
     """Class ids uint8 [H, W] → RGB uint8 [H, W, 3]; ids beyond the colours (void) are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(colors)] = colors
-    return table[mask_hw]
+    rgb_hwc: np.ndarray = table[mask_hw]
+    return rgb_hwc
 
 
 def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -353,18 +355,19 @@ def resize_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def kind(data: bytes, source: str = "image") -> str:
     """What an encoded image is: jpeg, png, …"""
-    return _open(data, source).format.lower()
+    return (_open(data, source).format or "").lower()
 
 
-def _open(data: bytes, source: str) -> Image.Image:
+def _open(data: bytes, source: str) -> ImageFile.ImageFile:
     """The header; no pixel is decoded, and no memory taken for more than MAX_PIXELS."""
     if size := _webp_size(data):  # libwebp takes a canvas when it is opened
         _check_size(*size, "WEBP", source)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = io.BytesIO(data)
+        image = Image.open(file, formats=FORMATS)
         # The header ends where the scans begin, and a scan holds no FF D9 but the last one's end. Zeros in its place,
         # as a copy leaves that gave the file its length first and then broke off, would be drawn as grey.
-        ends = image.format not in JPEGS or data.rfind(b"\xff\xd9", image.fp.tell()) >= 0
+        ends = image.format not in JPEGS or data.rfind(b"\xff\xd9", file.tell()) >= 0
     except BROKEN as error:
         unread = "HEIC" if data[4:12] in HEIC else "JPEG XL" if data.startswith(JPEG_XL) else None
         if unread:

@@ -215,7 +215,7 @@ def read_images(uri: str, rows: Sequence[int]) -> Iterator[bytes | None]:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+        return bool(kind.get_field_index("bytes") >= 0) and _holds_bytes(kind.field("bytes").type)
     return any(holds(kind) for holds in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 

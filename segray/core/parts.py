@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,8 @@ from segray.core import metrics, quality, storage
 from segray.core.ahead import ahead
 from segray.core.datasets.places import mask_of
 from segray.core.frames import FETCHES, Clock
-from segray.core.plan import Plan, PlanReader, Row, load_plans, repeated_ids
-from segray.core.rows import ROW_SCHEMA, Labelled
+from segray.core.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
+from segray.core.rows import ROW_SCHEMA, Labelled, LabelRow
 from segray.errors import DataError, OutputExists, SegrayError
 
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
@@ -51,7 +51,7 @@ class Receipt:
 
 
 def label_shard(
-    plan: Plan, rows: list[Row], shard: int, label: Callable[[Plan, list[Row], Clock], Labelled]
+    plan: Plan, rows: list[PlanRow], shard: int, label: Callable[[Plan, list[PlanRow], Clock], Labelled]
 ) -> Receipt:
     """Label the rows of one shard and create its part. StorageError when it cannot be written.
 
@@ -65,6 +65,37 @@ def label_shard(
     with clock("write"):
         created = storage.create(plan.part_uri(shard), _to_parquet(done, plan, totals))
     return Receipt(shard, len(done), totals.errors.total(), created, dict(clock.seconds))
+
+
+class Counts(TypedDict):
+    """Totals as JSON holds them. confusion: None where nothing had truth. notes: where there are any."""
+
+    rows: int
+    ok: int
+    errors: dict[str, int]
+    class_pixels: list[int]
+    confusion: list[list[int]] | None
+    notes: NotRequired[dict[str, int]]
+
+
+class Speed(TypedDict):
+    """Of the call that finished a run: its seconds, those of each stage in all threads, and the rows it labelled."""
+
+    seconds: float
+    images_per_s: float | None
+    new_rows: int
+    stage_seconds: dict[str, float]
+
+
+class Summary(Counts, Speed):
+    """What `_SUCCESS` says. scores, baseline_miou: None where nothing had truth."""
+
+    plans: list[str]
+    model_id: str
+    classes: list[str]
+    scores: metrics.PlainScores | None
+    baseline_miou: float | None
+    parts: list[str]
 
 
 @dataclass
@@ -85,15 +116,17 @@ class Totals:
         return cls(0, Counter(), np.zeros(classes, np.int64), np.zeros((classes, classes), np.int64))
 
     @classmethod
-    def of(cls, rows: list[Row], confusion: np.ndarray) -> Totals:
+    def of(cls, rows: list[LabelRow], confusion: np.ndarray) -> Totals:
         totals = cls(len(rows), Counter(), np.zeros(len(confusion), np.int64), confusion)
         for row in rows:
+            code = row.get("error_code")
             if row["status"] == "error":
-                totals.errors[row["error_code"]] += 1
-            else:
-                totals.class_pixels += row["class_pixels"]
-                if code := row.get("error_code"):
-                    totals.notes[code] += 1
+                totals.errors[code or ""] += 1
+                continue
+            if code:
+                totals.notes[code] += 1
+            if (pixels := row["class_pixels"]) is not None:
+                totals.class_pixels += pixels
         return totals
 
     def add(self, other: Totals) -> None:
@@ -103,17 +136,20 @@ class Totals:
         self.class_pixels += other.class_pixels
         self.confusion += other.confusion
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
+    def to_dict(self) -> Counts:
+        counts: Counts = {
             "rows": self.rows,
             "ok": self.rows - self.errors.total(),
             "errors": dict(sorted(self.errors.items())),
             "class_pixels": self.class_pixels.tolist(),
             "confusion": self.confusion.tolist() if self.confusion.any() else None,
-        } | ({"notes": dict(sorted(self.notes.items()))} if self.notes else {})
+        }
+        if self.notes:
+            counts["notes"] = dict(sorted(self.notes.items()))
+        return counts
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Totals:
+    def from_dict(cls, data: Counts) -> Totals:
         totals = cls.empty(len(data["class_pixels"]))
         totals.rows, totals.errors = data["rows"], Counter(data["errors"])
         totals.notes = Counter(data.get("notes", {}))
@@ -135,7 +171,7 @@ def done_receipt(plan: Plan, shard: int) -> Receipt:
     return Receipt(shard, totals.rows, totals.errors.total(), created=False)
 
 
-def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def finish(plans: list[Plan], speed: Speed, on_part: Callable[[], None] = lambda: None) -> Summary:
     """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says.
 
     A row that a later plan repeats is out of the counts and out of errors.parquet.
@@ -143,7 +179,7 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
     out, first = plans[0].out, plans[0]
     totals, errors = totals_of(plans, on_part)
     scored = bool(totals.confusion.any())
-    summary = {
+    summary: Summary = {
         "plans": [plan.plan_id for plan in plans],
         "model_id": first.model_id,
         "classes": list(first.label_space.names),
@@ -151,7 +187,7 @@ def finish(plans: list[Plan], more: dict[str, Any], on_part: Callable[[], None] 
         "scores": metrics.scores(totals.confusion).to_dict() if scored else None,
         "baseline_miou": metrics.majority_baseline(totals.confusion).miou if scored else None,
         "parts": [storage.name_of(plan.part_uri(shard)) for plan in plans for shard in range(plan.shards)],
-        **more,
+        **speed,
     }
     if len(load_plans(out)) > len(plans):
         return summary  # another run planned more meanwhile: what is written here speaks of all plans
@@ -207,7 +243,7 @@ def _part_totals(uri: str) -> tuple[Totals, pa.Table | None]:
     return counts, rows.filter(pc.equal(rows["status"], "error")).drop_columns("status").replace_schema_metadata()
 
 
-def read_summary(plans: list[Plan]) -> dict[str, Any] | None:
+def read_summary(plans: list[Plan]) -> Summary | None:
     """What `_SUCCESS` says of these plans, or None while their run is not finished."""
     summary = _said(plans[0].out)
     return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
@@ -232,15 +268,15 @@ def unfinished(plans: list[Plan]) -> str | None:
     return f"{what}. The segray label command that wrote it goes on from there."
 
 
-def _said(out: str) -> dict[str, Any] | None:
+def _said(out: str) -> Summary | None:
     uri = success_uri(out)
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
-def failed_rows(plans: list[Plan]) -> dict[str, Row]:
+def failed_rows(plans: list[Plan]) -> dict[str, PlanRow]:
     """The plan rows of a finished run's errors, by id. From the parts: errors.parquet may be an earlier run's."""
     ids = totals_of(plans)[1]["input_id"]
-    found: dict[str, Row] = {}
+    found: dict[str, PlanRow] = {}
     for plan in plans:
         rows = PlanReader(plan).columns(["input_id", "uri", "raw"])
         found |= {row["input_id"]: row for row in rows.filter(pc.is_in(rows["input_id"], ids)).to_pylist()}
@@ -282,15 +318,16 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
         problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command goes on")
     elif not problems:
         totals, _ = totals_of(plans)
+        said: dict[str, object] = {**summary}
         problems += [
-            f"_SUCCESS says {key} {summary[key]}, the parts {value}"
+            f"_SUCCESS says {key} {said[key]}, the parts {value}"
             for key, value in totals.to_dict().items()
-            if summary[key] != value
+            if said[key] != value
         ]
     return problems
 
 
-def _verify_part(plan: Plan, planned: list[Row], shard: int) -> list[str]:
+def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     name = storage.name_of(plan.part_uri(shard))
     try:
         file = _open_part(plan.part_uri(shard))
@@ -322,13 +359,14 @@ def _verify_part(plan: Plan, planned: list[Row], shard: int) -> list[str]:
     return problems
 
 
-def _to_parquet(rows: list[Row], plan: Plan, totals: Totals) -> bytes:
+def _to_parquet(rows: list[LabelRow], plan: Plan, totals: Totals) -> bytes:
     """A whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
     about = {"totals": totals.to_dict(), "label_space": plan.label_space.to_dict()}
     schema = ROW_SCHEMA.with_metadata({"huggingface": json.dumps(HUGGINGFACE), "segray": json.dumps(about)})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _open_part(uri: str) -> pq.ParquetFile:

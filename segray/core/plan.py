@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from segray.core import inputs, storage
 from segray.core.ahead import ahead
 from segray.core.datasets.pairs import find_images, frame_path, match_masks
+from segray.core.inputs import Found
 from segray.core.samples import LabelSpace
 from segray.core.video import LOST_FRAME, VideoIndex, index_video
 from segray.errors import DataError, InputUnreadable, OutputExists
@@ -59,7 +60,25 @@ LONGEST = 4  # shards that a video's frames between two keyframes may fill befor
 LONGEST_UNSEEKABLE = 16  # the same of a video each of whose shards is decoded from the beginning
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
 
-Row = dict[str, Any]
+
+class PlanRow(TypedDict):
+    """What PLAN_SCHEMA holds; `shard` stands in the file alone."""
+
+    shard: int | None
+    input_id: str
+    uri: str
+    raw: bytes | None
+    size: int
+    stamp: str
+    truth_uri: str | None
+    video_uri: str | None
+    frame_index: int | None
+    pts: int | None
+    before_pts: int | None
+    time_s: float | None
+    error_code: str | None
+    error: str | None
+    repeats: str | None
 
 
 @dataclass(frozen=True)
@@ -94,22 +113,24 @@ class PlanReader:
     def __init__(self, plan: Plan) -> None:
         self._file = pq.ParquetFile(storage.open_read(_rows_uri(plan.out, plan.plan_id)))
 
-    def shard(self, shard: int) -> list[Row]:
-        return self._file.read_row_group(shard).to_pylist()
+    def shard(self, shard: int) -> list[PlanRow]:
+        rows: list[PlanRow] = self._file.read_row_group(shard).to_pylist()
+        return rows
 
     def rows_in(self, shard: int) -> int:
-        return self._file.metadata.row_group(shard).num_rows
+        rows: int = self._file.metadata.row_group(shard).num_rows
+        return rows
 
     def columns(self, names: list[str]) -> pa.Table:
         return self._file.read(columns=names)
 
 
-def place_of(row: Row) -> str:
+def place_of(row: PlanRow) -> str:
     """Where a plan row's file is, as the file system has its name."""
     return row["uri"] if row["raw"] is None else os.fsdecode(row["raw"])
 
 
-def frame_key(row: Row) -> int:
+def frame_key(row: Mapping[str, Any]) -> int:
     """What read_frames() finds a video row's frame by: its time stamp, or its index where stamps do not name frames."""
     key: int = row["frame_index"] if row["pts"] is None else row["pts"]
     return key
@@ -134,7 +155,7 @@ def make_plan(
     settings: dict[str, Any],
     label_space: LabelSpace,
     before: list[Plan] | None = None,
-    failed: Mapping[str, Row] | None = None,
+    failed: Mapping[str, PlanRow] | None = None,
     on_found: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Plan | None:
@@ -197,7 +218,7 @@ class _Frozen(NamedTuple):
     rows: int
 
 
-def _write_rows(out: str, shards: Iterator[list[Row]], about: bytes) -> _Frozen:
+def _write_rows(out: str, shards: Iterator[list[PlanRow]], about: bytes) -> _Frozen:
     """Rows into their file, a row group a shard, so that an actor reads no more than its own."""
     digest, count, rows = hashlib.sha256(about), 0, 0
     with tempfile.TemporaryFile() as file:
@@ -224,7 +245,7 @@ def _not_planned(files: pa.Table, before: list[Plan]) -> pa.Table:
     return files
 
 
-def _again(failed: Mapping[str, Row]) -> pa.Table:
+def _again(failed: Mapping[str, PlanRow]) -> pa.Table:
     """The files of failed rows as they are now."""
     places = sorted({place_of(row) for row in failed.values()})
     found = [inputs.look_up(place) for place in places]
@@ -248,7 +269,7 @@ def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[
     return {place: masks[key] for place, key in matched.key_of.items()}
 
 
-def _known_ids(before: list[Plan], failed: Mapping[str, Row]) -> set[str]:
+def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
     """The ids of all rows so far of videos that were cut: what such a video has more by now was never planned."""
     cut = {row["uri"] for key, row in failed.items() if key == _damage_id(place_of(row))}
     known: set[str] = set()
@@ -259,11 +280,11 @@ def _known_ids(before: list[Plan], failed: Mapping[str, Row]) -> set[str]:
 
 
 def _chosen(
-    units: Iterator[list[Row]], settings: dict[str, Any], failed: Mapping[str, Row] | None, known: set[str]
-) -> Iterator[list[Row]]:
+    units: Iterator[list[PlanRow]], settings: dict[str, Any], failed: Mapping[str, PlanRow] | None, known: set[str]
+) -> Iterator[list[PlanRow]]:
     """Of each unit the rows that are to be labelled, each video's with the frame that stands before."""
     left = settings["limit"] if failed is None else None
-    before: Row | None = None
+    before: PlanRow | None = None
     for unit in units:
         if settings["sample"] is not None:
             # The id is a hash: the same files are in every sample of this share.
@@ -281,7 +302,7 @@ def _chosen(
                 return
 
 
-def _key(row: Row, failed: Mapping[str, Row], known: set[str]) -> str | None:
+def _key(row: PlanRow, failed: Mapping[str, PlanRow], known: set[str]) -> str | None:
     """The id of the failed row that a row is another try of.
 
     Its own, or its file's, which could not be opened, or, for a frame that is new, of the row that said that the video
@@ -293,9 +314,9 @@ def _key(row: Row, failed: Mapping[str, Row], known: set[str]) -> str | None:
     return next((key for key in keys if key in failed), None)
 
 
-def _pack(units: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
+def _pack(units: Iterator[list[PlanRow]], size: int) -> Iterator[list[PlanRow]]:
     """Units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
-    shard: list[Row] = []
+    shard: list[PlanRow] = []
     for unit in units:
         seekable = not unit or unit[0]["pts"] is not None
         longest = size * (LONGEST if seekable else LONGEST_UNSEEKABLE)
@@ -310,18 +331,18 @@ def _pack(units: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
 
 def _units(
     files: pa.Table, settings: dict[str, Any], truths: dict[str, str], on_note: Callable[[str], None]
-) -> Iterator[list[Row]]:
+) -> Iterator[list[PlanRow]]:
     """Rows that one actor should have together: an image, a video's frames from keyframe to keyframe."""
     several: list[str] = []  # videos that hold more than one
 
-    def units(file: dict[str, Any]) -> list[list[Row]]:
-        if file["error"] is not None:
+    def units(file: Found) -> list[list[PlanRow]]:
+        if file.error is not None:
             return [[_row(file)]]
-        if file["kind"] == inputs.IMAGE:
-            return [[_row(file, truth_uri=truths.get(_printable(file["name"])))]]
+        if file.kind == inputs.IMAGE:
+            return [[_row(file, truth_uri=truths.get(_printable(file.name)))]]
         try:
-            with storage.reading_input(os.fsdecode(file["name"])):
-                return _video_units(file, settings, several) if file["kind"] == inputs.VIDEO else _table_units(file)
+            with storage.reading_input(os.fsdecode(file.name)):
+                return _video_units(file, settings, several) if file.kind == inputs.VIDEO else _table_units(file)
         except (DataError, pa.ArrowException, OSError) as error:
             # An input has a row, also one that cannot be opened.
             code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
@@ -331,9 +352,10 @@ def _units(
     others = files.filter(pc.not_equal(files["kind"], inputs.IMAGE))
     for batch in images.to_batches(inputs.CHUNK):
         for file in batch.to_pylist():
-            yield from units(file)
+            yield from units(Found(**file))
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        yield from chain.from_iterable(ahead(pool, units, others.to_pylist(), 2 * LOOKUPS))
+        found = [Found(**file) for file in others.to_pylist()]
+        yield from chain.from_iterable(ahead(pool, units, found, 2 * LOOKUPS))
     if several:
         on_note(
             f"{len(several)} videos hold several video streams ({min(several)}{', …' * (len(several) > 1)}); "
@@ -341,19 +363,26 @@ def _units(
         )
 
 
-def _video_units(file: dict[str, Any], settings: dict[str, Any], several: list[str]) -> list[list[Row]]:
-    index, uri = index_video(os.fsdecode(file["name"])), _printable(file["name"])
+def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> list[list[PlanRow]]:
+    index, uri = index_video(os.fsdecode(file.name)), _printable(file.name)
     if index.streams > 1:
         several.append(uri)
     keyframes = set(index.keyframes)
-    units: list[list[Row]] = [[]]
+    units: list[list[PlanRow]] = [[]]
     chosen = _frames(index, settings["every"], settings["fps"])
     for last, i in zip([-1, *chosen], chosen, strict=False):
         if units[-1] and any(k in keyframes for k in range(last + 1, i + 1)):
             units.append([])
-        lost = {"error_code": "decode_error", "error": f"{uri}: {LOST_FRAME}"} if i in index.lost else {}
-        pts = None if index.pts is None else index.pts[i]
-        units[-1].append(_row(file, video_uri=uri, frame_index=i, pts=pts, time_s=index.times_s[i], **lost))
+        row = _row(
+            file,
+            video_uri=uri,
+            frame_index=i,
+            pts=None if index.pts is None else index.pts[i],
+            time_s=index.times_s[i],
+        )
+        if i in index.lost:
+            row |= {"error_code": "decode_error", "error": f"{uri}: {LOST_FRAME}"}
+        units[-1].append(row)
     if index.damage:
         units.append([_row(file, video_uri=uri, error_code="video_truncated", error=index.damage)])
     return units
@@ -372,13 +401,13 @@ def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
     return frames
 
 
-def _table_units(file: dict[str, Any]) -> list[list[Row]]:
+def _table_units(file: Found) -> list[list[PlanRow]]:
     """Rows of a Parquet file by row group: a group is read as a whole."""
-    place = os.fsdecode(file["name"])
+    place = os.fsdecode(file.name)
     with storage.open_read(place) as opened:
         about = pq.ParquetFile(opened)
         if inputs.image_column(about.schema_arrow) is None:
-            raise DataError(f"{_printable(file['name'])} has no column called image, nor one other of encoded images.")
+            raise DataError(f"{_printable(file.name)} has no column called image, nor one other of encoded images.")
         units, first = [], 0
         for group in range(about.num_row_groups):
             end = first + about.metadata.row_group(group).num_rows
@@ -387,16 +416,36 @@ def _table_units(file: dict[str, Any]) -> list[list[Row]]:
     return units
 
 
-def _row(file: dict[str, Any], **more: Any) -> Row:
-    name = file["name"]
-    row = dict.fromkeys(PLAN_SCHEMA.names) | {key: file[key] for key in ("size", "stamp", "error_code", "error")}
-    frame = more.get("frame_index")
-    place = os.fsdecode(name)
-    row["uri"] = _printable(name)
-    row["raw"] = None if row["uri"] == place else name
-    what = place if frame is None else f"{place}#{frame}"
-    row["input_id"] = _damage_id(what) if more.get("error_code") == "video_truncated" else _id(what)
-    return row | more
+def _row(
+    file: Found,
+    *,
+    truth_uri: str | None = None,
+    video_uri: str | None = None,
+    frame_index: int | None = None,
+    pts: int | None = None,
+    time_s: float | None = None,
+    error_code: str | None = None,
+    error: str | None = None,
+) -> PlanRow:
+    place, uri = os.fsdecode(file.name), _printable(file.name)
+    what = place if frame_index is None else f"{place}#{frame_index}"
+    return {
+        "shard": None,
+        "input_id": _damage_id(what) if error_code == "video_truncated" else _id(what),
+        "uri": uri,
+        "raw": None if uri == place else file.name,
+        "size": file.size,
+        "stamp": file.stamp,
+        "truth_uri": truth_uri,
+        "video_uri": video_uri,
+        "frame_index": frame_index,
+        "pts": pts,
+        "before_pts": None,
+        "time_s": time_s,
+        "error_code": error_code or file.error_code,
+        "error": error or file.error,
+        "repeats": None,
+    }
 
 
 def _damage_id(place: str) -> str:

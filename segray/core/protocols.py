@@ -7,7 +7,7 @@ of none: so does cityscapesScripts (evalPixelLevelSemanticLabeling: only labels 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,14 @@ class Protocol(NamedTuple):
     names: tuple[str, ...] = ()
     spaces: tuple[LabelSpace, ...] = ()
     groups: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (never changed)
+
+
+class MoreScores(TypedDict, total=False):
+    """What some protocols say besides the scores of metrics: IoU by category; IoU and Dice of the foreground alone."""
+
+    foreground_iou: float | None
+    foreground_dice: float | None
+    category_iou: dict[str, float | None]
 
 
 PROTOCOLS = (
@@ -60,8 +68,7 @@ def scored_counts(counts: np.ndarray, predicted: tuple[str, ...], names: tuple[s
     return np.column_stack([counts[np.ix_(keep, keep)], counts[np.ix_(keep, rest)].sum(1)])
 
 
-def more_scores(protocol: Protocol, confusion: np.ndarray) -> dict[str, Any]:
-    """What a protocol says besides the scores of metrics: IoU by category; IoU and Dice of the foreground alone."""
+def more_scores(protocol: Protocol, confusion: np.ndarray) -> MoreScores:
     scores = metrics.scores(confusion).to_dict()
     if protocol.name == "binary":
         return {"foreground_iou": scores["class_iou"][1], "foreground_dice": scores["class_f1"][1]}

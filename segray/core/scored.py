@@ -30,26 +30,33 @@ from segray.errors import ConfigError, DataError
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status", "entropy_mean"]
 
 
+class Drawn(NamedTuple):
+    """The pixels of a frame that were drawn for calibration: their truth, uint8 [N], and what was predicted there.
+
+    logits_nc: a model's, float32 [N, C]. sure: of labels with confidence maps, the confidence, float32 [N] in 0..1,
+    and whether the label is right, bool [N].
+    """
+
+    truth_n: np.ndarray
+    logits_nc: np.ndarray | None = None
+    sure: tuple[np.ndarray, np.ndarray] | None = None
+
+
 class Scored(NamedTuple):
     """A frame with its truth and its prediction, uint8 [H, W] each, in the classes of the source's `space`.
 
-    truth_n: the truth at pixels that were drawn for calibration, uint8 [N]. What is known of the prediction there:
-    logits_nc float32 [N, C], or confidence_n float32 [N] in 0..1 and whether it is right, bool [N], or nothing.
     entropy_mean: how undecided the prediction is, as a label row has it.
     """
 
     ref: SampleRef
     truth_hw: np.ndarray
     pred_hw: np.ndarray
-    truth_n: np.ndarray
     entropy_mean: float | None
-    logits_nc: np.ndarray | None = None
-    confidence_n: np.ndarray | None = None
-    right_n: np.ndarray | None = None
+    drawn: Drawn
 
 
 class ModelFrames:
-    """A model and the labelled frames of one split, in order.
+    """The bundle `model` and the labelled frames of one split, in order; evaluate.start() gives it its predictor.
 
     space: the predicted classes. truth_space: the truth's own classes and ids. not_covered: classes of the truth that
     are not among the predicted. missing: truth without a prediction. notes: what is to be known of the pairs of truth
@@ -58,8 +65,10 @@ class ModelFrames:
 
     missing: Sequence[str] = ()
     notes: Sequence[str] = ()
+    predictor: Predictor
 
-    def __init__(self, config: Config, space: LabelSpace) -> None:
+    def __init__(self, config: Config, model: str, space: LabelSpace) -> None:
+        self.model = model
         dataset = open_dataset(config.data)
         self.refs = split_refs(dataset, config.evaluate.split)
         self.notes = [f"{note}." for note in dataset.notes]
@@ -67,7 +76,6 @@ class ModelFrames:
         self._reading, self.not_covered = reading_space(space, dataset.label_space)
         self._batch_size = config.evaluate.batch_size
         self._most = calibration.pixels_a_frame(len(self.refs), space.num_classes)
-        self.predictor: Predictor | None = None
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
         """Each batch is a straight line of work in a thread; as many at once as the predictor does best with."""
@@ -82,7 +90,7 @@ class ModelFrames:
         prepared = [self.predictor.prepare(one.image_hwc) for one in samples]
         found = self.predictor.predict(prepared, [one.mask_hw.shape for one in samples], points)
         return [
-            Scored(ref, truth_hw, one.mask_hw, truth_hw[at[:, 0], at[:, 1]], one.entropy_mean, one.logits_nc)
+            Scored(ref, truth_hw, one.mask_hw, one.entropy_mean, Drawn(truth_hw[at[:, 0], at[:, 1]], one.logits_nc))
             for ref, (_, truth_hw), at, one in zip(batch, samples, points, found, strict=True)
         ]
 
@@ -95,17 +103,21 @@ class LabelFrames:
     DataError for labels that are not finished, hold no masks, or have no truth.
     """
 
-    def __init__(self, config: Config) -> None:
+    refs: Sequence[SampleRef]
+    missing: Sequence[str]
+
+    def __init__(self, config: Config, labels: str) -> None:
         section = config.evaluate
-        plans = finished_plans(section.model)
+        plans = finished_plans(labels)
         if plans[0].settings["mask_format"] == "none":
-            raise DataError(f"{section.model} was made with label.mask_format none; label with png or rle to score it.")
+            raise DataError(f"{labels} was made with label.mask_format none; label with png or rle to score it.")
         rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
         self.space = self.truth_space = plans[0].label_space
         self.notes = []
         if section.truth:
             masks = find_images(storage.absolute(section.truth))
-            wanted, self.what = [SampleRef(name, "", uri) for name, uri in masks.items()], section.truth
+            wanted: Sequence[SampleRef] = [SampleRef(name, "", uri) for name, uri in masks.items()]
+            self.what = section.truth
         elif config.data.root:
             dataset = open_dataset(config.data)
             wanted, self.what = split_refs(dataset, section.split), f"{dataset.name} {section.split}"
@@ -121,9 +133,7 @@ class LabelFrames:
             ]
             self.what = "the truth of labelling"
         if not wanted:
-            raise ConfigError(
-                f"{section.model} was labelled without truth; give --truth FOLDER, or --format and --data."
-            )
+            raise ConfigError(f"{labels} was labelled without truth; give --truth FOLDER, or --format and --data.")
         self._reading, self.not_covered = reading_space(self.space, self.truth_space)
         self._pair(wanted, rows)
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
@@ -161,10 +171,10 @@ class LabelFrames:
         rows, columns = _points(ref, truth_hw, self._most).T
         truth_n = truth_hw[rows, columns]
         if confidence_hw is None:
-            return Scored(ref, truth_hw, pred_hw, truth_n, entropy_mean)
+            return Scored(ref, truth_hw, pred_hw, entropy_mean, Drawn(truth_n))
         confidence_n = confidence_hw[rows, columns].astype(np.float32) / 255
-        right_n = truth_n == pred_hw[rows, columns]
-        return Scored(ref, truth_hw, pred_hw, truth_n, entropy_mean, None, confidence_n, right_n)
+        right_n: np.ndarray = truth_n == pred_hw[rows, columns]
+        return Scored(ref, truth_hw, pred_hw, entropy_mean, Drawn(truth_n, sure=(confidence_n, right_n)))
 
 
 def is_labels(place: str) -> bool:

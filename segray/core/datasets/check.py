@@ -102,13 +102,13 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     kept = known + [i for i in order.tolist() if int(ids[i]) not in space.id_map][:KEPT_IDS]
     found = {int(ids[i]): int(counts[i]) for i in kept}
     height, width = image_hwc.shape[:2]
-    error = None
+    problem = None
     if raw_hw.shape != (height, width):
-        error = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
+        problem = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
     if odd := _other_colors(palette, found, space):
         notes.append(f"{ref.mask} {odd}")
     others = raw_hw.size - sum(found.values())
-    return _Finding(ref, (height, width), found, others, boundaries(raw_hw), notes, error)
+    return _Finding(ref, (height, width), found, others, boundaries(raw_hw), notes, problem)
 
 
 def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
@@ -217,7 +217,8 @@ def _channel_of(ids: Iterable[int]) -> str | None:
 
 def _rgb(ids: Iterable[int]) -> np.ndarray:
     """Colours' ids → int [N, 3]."""
-    return np.array(list(ids), np.int64).reshape(-1, 1) >> np.array([16, 8, 0]) & 255
+    colors: np.ndarray = np.array(list(ids), np.int64).reshape(-1, 1) >> np.array([16, 8, 0]) & 255
+    return colors
 
 
 def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:

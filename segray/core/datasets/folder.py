@@ -117,4 +117,5 @@ def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
 
 
 def _hue(index: int, count: int) -> tuple[int, int, int]:
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(index / count, 0.65, 0.9))
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(index / count, 0.65, 0.9))
+    return red, green, blue

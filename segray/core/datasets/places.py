@@ -30,7 +30,7 @@ CELL = re.compile(r"(.*)#image=(\d+)")
 def image_place(row: Mapping[str, Any]) -> str:
     """Where the frame of a label row is."""
     if row["frame_index"] is None:
-        return row["uri"]
+        return str(row["uri"])
     return f"{row['uri']}#{'frame' if row['video_uri'] else 'image'}={row['frame_index']}"
 
 
@@ -45,6 +45,14 @@ def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
         raise DataError(f"{source} has runs of {lengths.sum()} pixels, not {row['height_px']}×{row['width_px']}.")
     flat = np.repeat(np.array(row["mask_rle"]["values"], np.uint8), lengths)
     return flat.reshape(row["height_px"], row["width_px"])
+
+
+def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
+    """mask_of() a row that has one. DataError where it holds none."""
+    mask_hw = mask_of(row, source)
+    if mask_hw is None:
+        raise DataError(f"{source} is not there; the row holds figures alone, or an error.")
+    return mask_hw
 
 
 def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
@@ -68,7 +76,7 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     if not (found := ROW.fullmatch(place)):
         return images.decode_mask(storage.read_bytes(place), place, channel)
     row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
-    mask_hw = mask_of(row, place)
+    mask_hw = mask_in(row, place)
     if found[3]:
         if row.get("confidence") is None:  # also labels from before there was the column
             raise DataError(
@@ -88,6 +96,8 @@ def read_palette(place: str) -> dict[int, tuple[int, int, int]]:
 def read_confidence(place: str) -> np.ndarray | None:
     """Each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
     found = ROW.fullmatch(place)
+    if found is None:
+        return None
     row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
     return images.decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
 

@@ -39,8 +39,10 @@ LENGTH_M = 120.0  # the street repeats: what falls behind the camera comes back 
 BEHIND_M, NEAR_M = 3.0, 0.5
 EGO_M, EYE_M = 1.55, 1.35  # the camera's place: in the right lane, as high as a driver's eye
 CORNERS = 12  # every outline is padded to as many points, so that one array holds them all
-TEXTURES = ("plain", "bricks", "house", "brickhouse", "glass", "leaves", "boards", "pickets")
-TEXTURES += ("asphalt", "slabs", "clouds", "tiles")
+TEXTURES = (
+    *("plain", "bricks", "house", "brickhouse", "glass", "leaves", "boards", "pickets"),
+    *("asphalt", "slabs", "clouds", "tiles"),
+)
 TERRAIN, GROUND, MARKING, OBJECT, BONNET = range(5)  # painted in this order; objects among themselves by depth
 
 
@@ -237,7 +239,7 @@ def write(
     a root with the same settings is returned as it is. Raises OutputExists for any other root that is not
     empty, DataError for a video of odd size.
     """
-    settings = {"train": train, "val": val, "video_s": video_s, "fps": fps}
+    settings: dict[str, Any] = {"train": train, "val": val, "video_s": video_s, "fps": fps}
     settings |= {"size": list(size), "seed": seed, "drawing": DRAWING}
     frames = round(video_s * fps)
     if frames and (size[0] % 2 or size[1] % 2):
@@ -360,11 +362,13 @@ def _street(rng: random.Random, seed: int) -> Street:
 def _mixed(rng: random.Random, colors: Sequence[Color], spread: float = 12) -> Color:
     """One of the colours, a little off and a little lighter or darker."""
     grey = rng.gauss(0, spread)
-    return tuple(min(max(c + grey + rng.gauss(0, spread / 3), 12), 250) for c in rng.choice(colors))
+    red, green, blue = (min(max(c + grey + rng.gauss(0, spread / 3), 12), 250) for c in rng.choice(colors))
+    return red, green, blue
 
 
 def _blend(a: Color, b: Color, share: float) -> Color:
-    return tuple(x + share * (y - x) for x, y in zip(a, b, strict=True))
+    red, green, blue = (x + share * (y - x) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def _spots(rng: random.Random, gap_m: tuple[float, float], start_m: float = 0.0) -> Iterator[float]:
@@ -604,6 +608,7 @@ def _figure(
 
 def _traffic(rng: random.Random, street: Street) -> list[Thing]:
     """Cars ahead in the own lane, which keep their distance; oncoming ones; parked ones."""
+    lanes: list[tuple[float, float, int, tuple[float, float], float, float]]
     lanes = [(EGO_M, street.speed_m_s, 1, (14, 50), 8, 0.65), (-EGO_M, -rng.uniform(5, 10), -1, (10, 50), 0, 0.8)]
     if street.parking:
         gap_m = (5.6, rng.uniform(7, 24))
@@ -631,9 +636,9 @@ def _car(rng: random.Random, ahead: int, flank: int, body: Body) -> list[Shape]:
         part([at(flank, 0.01, p) for p in body.windows], pane),
     ]
     for z in (-0.6, 0.62):
-        for radius_m, color in ((0.34, INK), (0.2, (140, 142, 146))):
+        for radius_m, ring in ((0.34, INK), (0.2, (140, 142, 146))):
             tyre = [(flank * (wide + 0.02), 0.34 + radius_m * y, ahead * z * half + radius_m * x) for x, y in CIRCLE]
-            shapes.append(part(tyre, color))
+            shapes.append(part(tyre, ring))
     edges = list(itertools.pairwise(body.outline))
     panels = [
         part([at(-1, 0, a), at(1, 0, a), at(1, 0, b), at(-1, 0, b)], pane if i in body.glass else paint)
@@ -721,19 +726,20 @@ def _outline(ends: np.ndarray, radius_m: np.ndarray, view: np.ndarray) -> tuple[
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return unit
 
 
 def _paint(canvas: Image.Image, corners: np.ndarray, fills: Sequence[int], rank: np.ndarray, lens: np.ndarray) -> None:
     """Fill those of the polygons [N, 12, 3] that rank names, in its order, cut at NEAR_M."""
     pen = ImageDraw.Draw(canvas)
-    behind = corners[..., 2] < NEAR_M
-    cut = behind.any(axis=1)
+    behind: np.ndarray = corners[..., 2] < NEAR_M
+    cut = np.asarray(behind.any(axis=1))
     projected = corners @ lens.T
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels = projected[..., :2] / projected[..., 2:]
     low, high = pixels.min(axis=1), pixels.max(axis=1)
-    seen = ((high > 0) & (low < canvas.size)).all(axis=1) | cut
+    seen: np.ndarray = ((high > 0) & (low < canvas.size)).all(axis=1) | cut
     seen &= ~behind.all(axis=1)
     flat = pixels.reshape(len(pixels), -1).tolist()
     for i in rank[seen[rank]].tolist():
@@ -848,7 +854,7 @@ def _textures() -> tuple[np.ndarray, np.ndarray]:
         "tiles": (0 * u, 1 - 0.18 * (v % 8 < 2) + 0.05 * fine),
     }
     pairs = np.array([table[name] for name in TEXTURES], dtype=np.float32)  # [texture, 2, v, u]
-    levels = [pairs]
+    levels: list[np.ndarray] = [pairs]
     for step in (1, 2, 4):
         last = levels[-1]
         last = last + np.roll(last, step, axis=-1)
@@ -862,7 +868,8 @@ def _noise(rng: np.random.Generator, power: float) -> np.ndarray:
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TEXELS), np.fft.fftfreq(TEXELS)))
     frequency[0, 0] = np.inf
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(TEXELS, TEXELS))) / frequency**power).real
-    return noise / noise.std()
+    even: np.ndarray = noise / noise.std()
+    return even
 
 
 def _windows(

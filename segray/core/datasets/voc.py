@@ -19,11 +19,10 @@ NAMES = (
 
 def color_of(label: int) -> tuple[int, int, int]:
     """The devkit's VOClabelcolormap: bits 0, 1, 2 of each octal digit go to red, green, blue, highest first."""
-    channels = [0, 0, 0]
-    for place in range(8):
-        for channel in range(3):
-            channels[channel] |= (label >> (3 * place + channel) & 1) << (7 - place)
-    return tuple(channels)
+    red, green, blue = (
+        sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 LABEL_SPACE = LabelSpace(

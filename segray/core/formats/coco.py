@@ -13,7 +13,7 @@ import numpy as np
 
 from segray.core import images, quality
 from segray.core.extras import extra
-from segray.core.formats.frame import Frame, Job, replacing, write_object
+from segray.core.formats.frame import Frame, Job, Writer, replacing, write_object
 from segray.core.formats.things import things
 
 # As COCO's own files are called, with the subset `default`: by these names datumaro and CVAT find them.
@@ -21,7 +21,7 @@ INSTANCES, PANOPTIC = "annotations/instances_default.json", "annotations/panopti
 MOST_REGIONS = (1 << 16) - 1  # that G and B can tell apart; further ones are the last
 
 
-class Coco:
+class Coco(Writer):
     """annotations/instances_default.json: an annotation for each region: a class, joined by the sides."""
 
     made, uses, pictures, result = (INSTANCES,), ("min_area",), False, INSTANCES
@@ -56,7 +56,7 @@ class Coco:
         _write(self.job, INSTANCES, repeat({}), annotations)
 
 
-class Panoptic:
+class Panoptic(Writer):
     """annotations/panoptic_default/NAME.png, where a pixel R, G, B is of segment R + 256 G + 65536 B, and its JSON.
 
     R is the class id + 1. A region of a thing has a number of its own in G and B; of stuff there the rest is 0.

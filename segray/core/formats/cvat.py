@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from segray.core import images
-from segray.core.formats.frame import Frame, Job, replacing
+from segray.core.formats.frame import Frame, Job, Writer, replacing
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -17,7 +17,7 @@ BACKGROUND = "background"  # CVAT's own label for what is black
 BLACK = (0, 0, 0)
 
 
-class Cvat:
+class Cvat(Writer):
     """segmentation_mask.zip with labelmap.txt, ImageSets/ and SegmentationClass/, which stands beside it too."""
 
     made, uses, pictures = ("segmentation_mask.zip", "SegmentationClass"), (), False
@@ -53,8 +53,10 @@ class Cvat:
 
 def own_colors(space: LabelSpace) -> list[Color]:
     """The classes' colours; one that is black, or an earlier class's, becomes another. A class background is black."""
-    taken, colors = {BLACK, *space.colors}, []
-    free = (color for color in product((64, 192, 128, 255, 0, 32, 224), repeat=3) if color not in taken)
+    taken = {BLACK, *space.colors}
+    colors: list[Color] = []
+    levels = (64, 192, 128, 255, 0, 32, 224)
+    free = ((r, g, b) for r, g, b in product(levels, levels, levels) if (r, g, b) not in taken)
     for name, color in zip(space.names, space.colors, strict=True):
         if name == BACKGROUND:
             colors.append(BLACK)

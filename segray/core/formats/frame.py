@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from segray.core import storage
-from segray.core.datasets.places import mask_of
-from segray.core.plan import Row
+from segray.core.datasets.places import mask_in
 from segray.core.samples import LabelSpace
 from segray.errors import StorageError
+
+if TYPE_CHECKING:
+    from segray.core.rows import LabelRow
 
 STATE = "_export"  # folder of OUT: what the export is of, and a piece a finished part
 TOTALS = '{"totals": '  # begins the last line of a piece
@@ -34,13 +36,13 @@ class Frame:
 
     name: str
     picture: str
-    row: Row
+    row: LabelRow
     image: bytes | None = None
 
     @cached_property
     def mask_hw(self) -> np.ndarray:
         """Class ids uint8 [H, W]; 255 is void."""
-        return mask_of(self.row, f"the mask of {self.name}")
+        return mask_in(self.row, f"the mask of {self.name}")
 
     @property
     def image_facts(self) -> dict[str, Any]:
@@ -88,6 +90,25 @@ class Job:
         for piece in self.pieces:
             with piece.open() as file:
                 yield from file
+
+
+class Writer(Protocol):
+    """made: files and folders of OUT that are its own. uses: options that change them. pictures: whether it needs them.
+
+    result: what to open, below OUT. note: what a person should know of the result.
+    """
+
+    made: tuple[str, ...]
+    uses: tuple[str, ...]
+    pictures: bool
+    result: str
+    note: str
+
+    def __init__(self, job: Job) -> None: ...
+
+    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]: ...
+
+    def join(self) -> None: ...
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import images
-from segray.core.formats.frame import Frame, Job, replacing
+from segray.core.formats.frame import Frame, Job, Writer, replacing
 from segray.core.rows import FIGURES, IMAGE, ROW_SCHEMA
 
 ROWS = 16  # of a row group: some 50 MB of frames
@@ -51,7 +51,7 @@ frame["image"], frame["mask"]  # PIL images; the mask's pixels are class ids, {v
 """
 
 
-class HuggingFace:
+class HuggingFace(Writer):
     """data/*.parquet, a card, and id2label.json, as transformers' segmentation models want the classes."""
 
     made, uses, pictures, result = ("data", "README.md", "id2label.json"), (), True, "README.md"
@@ -75,8 +75,9 @@ class HuggingFace:
         mask = frame.row["mask"] or {"bytes": images.encode_mask(frame.mask_hw, self.job.space.colors)}
         paths = {"image": frame.picture, "mask": f"{frame.name}.png"}
         cells = {"image": frame.image, "mask": mask["bytes"]}
-        row = {key: {"bytes": cells[key], "path": path} for key, path in paths.items()}
-        return row | {"file_name": frame.picture} | {key: frame.row[key] for key in COPIED}
+        row: dict[str, Any] = {key: {"bytes": cells[key], "path": path} for key, path in paths.items()}
+        copied: dict[str, Any] = {**frame.row}
+        return row | {"file_name": frame.picture} | {key: copied[key] for key in COPIED}
 
     def join(self) -> None:
         space = self.job.space

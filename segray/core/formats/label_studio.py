@@ -10,14 +10,14 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from segray.core.datasets.places import image_place
-from segray.core.formats.frame import Frame, Job, replacing, write_items
+from segray.core.formats.frame import Frame, Job, Writer, replacing, write_items
 
 BITS = np.array([3, 4, 8, 16])  # sizes that the length of a run can have
 WORD = 8  # bits of a value
 CHANNELS = 4  # Label Studio's masks are RGBA, with one value in all
 
 
-class LabelStudio:
+class LabelStudio(Writer):
     """tasks.json, and label_config.xml: the labelling interface that its predictions are made for."""
 
     made, uses, pictures, result = ("tasks.json", "label_config.xml"), ("image_root",), False, "tasks.json"
@@ -28,10 +28,11 @@ class LabelStudio:
 
     def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
+            classes = frame.row["class_pixels"] or ()
             prediction = {
                 "model_version": frame.row["model_id"],
                 "score": frame.row["confidence_mean"],
-                "result": [self._region(frame, label) for label in np.flatnonzero(frame.row["class_pixels"]).tolist()],
+                "result": [self._region(frame, label) for label, pixels in enumerate(classes) if pixels],
             }
             yield {"data": {"image": self._url(frame)}, "predictions": [prediction]}
 
@@ -93,4 +94,5 @@ def _bits(codes: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Numbers int64 [N] and their widths in bits → their bits, the highest first, one after the other, uint8."""
     ends = np.cumsum(widths)
     shift = np.repeat(ends, widths) - 1 - np.arange(ends[-1])
-    return (np.repeat(codes, widths) >> shift & 1).astype(np.uint8)
+    bits: np.ndarray = np.repeat(codes, widths) >> shift & 1
+    return bits.astype(np.uint8)

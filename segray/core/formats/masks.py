@@ -12,11 +12,11 @@ from segray.core import images
 from segray.core.classmaps import match
 from segray.core.datasets.cityscapes import LABELS
 from segray.core.datasets.folder import is_void
-from segray.core.formats.frame import Frame, Job, replacing
+from segray.core.formats.frame import Frame, Job, Writer, replacing
 from segray.errors import DataError
 
 
-class Png:
+class Png(Writer):
     """masks/NAME.png, palette PNGs of class ids, and classes.csv; with images/ it is what `--format folder` reads."""
 
     made, uses, pictures, result, note = ("masks", "classes.csv"), (), False, "masks", "255 is void."
@@ -41,7 +41,7 @@ class Png:
                 lines.writerow((name, i, *color, *("yes" for _ in scored)))
 
 
-class Cityscapes:
+class Cityscapes(Writer):
     """masks/CITY/NAME.png, grey PNGs of labelIds; cityscapesScripts pairs them by CITY_SEQUENCE_FRAME at their head."""
 
     made, uses, pictures, result, note = ("masks",), (), False, "masks", "Void is 0, `unlabeled`."
@@ -56,7 +56,7 @@ class Cityscapes:
                 "with data.class_map, or export --to png."
             )
         self.id_of_class = np.zeros(256, np.uint8)
-        self.id_of_class[: len(found)] = found
+        self.id_of_class[: len(found)] = [label_id for label_id in found if label_id is not None]
 
     def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
