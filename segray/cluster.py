@@ -340,20 +340,30 @@ def wait_for(work: Callable[[], T], poll: Callable[[], None], every_s: float = 0
 
 
 def explain(error: BaseException) -> SegrayError:
-    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says.
+    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says."""
+    if ours := own_error(error):
+        return ours
+    bottom = _wrapped(error)[-1]
+    text = str(bottom).strip().splitlines() or [""]
+    return ClusterError(f"{type(bottom).__name__}: {text[-1]}")
+
+
+def own_error(error: BaseException) -> SegrayError | None:
+    """The SegrayError that lies at the bottom of Ray's wrappers, if there is one.
 
     A RayTaskError is of its cause's class as well, with a traceback as its text: what has a cause is not the bottom.
     """
+    return next((one for one in reversed(_wrapped(error)) if isinstance(one, SegrayError)), None)
+
+
+def _wrapped(error: BaseException) -> list[BaseException]:
+    """The error and all that it wraps, the innermost last."""
     seen: list[BaseException] = []
     found: Sequence[BaseException] = [error]
     while found:
         seen += found
         found = [inner for one in found for inner in _inner(one) if inner not in seen]
-    for one in reversed(seen):
-        if isinstance(one, SegrayError):
-            return one
-    text = str(seen[-1]).strip().splitlines() or [""]
-    return ClusterError(f"{type(seen[-1]).__name__}: {text[-1]}")
+    return seen
 
 
 def _inner(error: BaseException) -> list[BaseException]:

@@ -29,7 +29,7 @@ from segray.core.models import ARCHITECTURES, build, bundle, check_names, encode
 from segray.core.models.weights import Weights
 from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
-from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError
+from segray.errors import ConfigError, DataError, ModelError, OutputExists
 
 log = logging.getLogger("segray")
 
@@ -182,13 +182,33 @@ def stored(plan: DataPlan, has: shapes.Resources) -> TrainData:
 def run(
     config: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
 ) -> None:
-    """core.loop.fit on Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray."""
+    """Run core.loop.fit in Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray.
+
+    Processes that die are started again, `train.max_failures` times, and go on after the last whole epoch. An error
+    of ours that one of them raises ends them all, and is raised here.
+    """
     import ray.train
-    import ray.train.torch
 
     api: Any = ray.train  # its types are those of Train's version 1; what runs is version 2
+    for left in reversed(range(1 + config.train.max_failures)):
+        try:
+            _fit(api, config, data, worker, weights, callbacks)
+            break
+        except api.WorkerGroupError as error:  # Ray's own tries again would meet an error of ours again
+            if ours := cluster.own_error(error):
+                raise ours from error
+            if not left:
+                raise
+    storage.remove(storage.join(config.train.out, ".ray"))
+
+
+def _fit(
+    api: Any, config: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any, callbacks: tuple[Any, ...]
+) -> None:
+    import ray.train.torch
+
     per_worker = {"CPU": worker.cpus, "GPU": worker.gpus}
-    result = api.torch.TorchTrainer(
+    ray.train.torch.TorchTrainer(
         _loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
@@ -202,27 +222,20 @@ def run(
         run_config=api.RunConfig(
             name=".ray",
             storage_path=config.train.out,
-            failure_config=api.FailureConfig(max_failures=config.train.max_failures),
+            failure_config=api.FailureConfig(max_failures=0),
             logging_config=api.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
         ),
     ).fit()
-    if isinstance(result.return_value, SegrayError):
-        raise result.return_value
-    storage.remove(storage.join(config.train.out, ".ray"))
 
 
-def _loop(given: dict[str, Any]) -> SegrayError | None:
-    """What runs in each process of Ray Train. An error that another try would meet again is returned, not raised."""
+def _loop(given: dict[str, Any]) -> None:
+    """What runs in each process of Ray Train. What one raises has the others ended, who may wait for it."""
     import torch
 
     torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
     config = Config(**given["config"])
-    try:
-        loop.fit(cluster.RayWorker(config.train.out), config, given["data"], cluster.get(given["weights"]))
-    except SegrayError as error:
-        return error
-    return None
+    loop.fit(cluster.RayWorker(config.train.out), config, given["data"], cluster.get(given["weights"]))
 
 
 def claim(config: Config, overwrite: bool) -> None:

@@ -92,7 +92,10 @@ def fit(
             learner.model, was_frozen = worker.wrap(model), frozen
             if train.compile:
                 learner.model.compile()
-        trained = train_epoch(worker, learner, config, data, epoch)
+        try:
+            trained = train_epoch(worker, learner, config, data, epoch)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(_too_large(worker, config, data)) from error
         kept = ema.module if ema else model
         broadcast_buffers(worker, kept)
         confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
@@ -214,6 +217,16 @@ def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data
             named = f", frames {', '.join(ids[:NAMED])}{' …' * (len(ids) > NAMED)}" if ids else ""
             raise TrainingDiverged(_diverged("loss", value, config, epoch, f", step {step + 1}{named}"))
     return float(sum(values) / len(values))
+
+
+def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
+    batch, (height, width) = config.train.batch_size, config.augment.crop or data.size
+    return (
+        f"{config.model.arch} over {config.model.encoder} does not fit into the memory of {worker.device} with "
+        f"{batch // worker.world_size} frames of {height}×{width} (height × width) a worker. Lower train.batch_size "
+        f"({batch}), with train.accumulate={2 * config.train.accumulate} at half of it for the same steps, or set a "
+        "smaller augment.crop. What was trained before is kept."
+    )
 
 
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:

@@ -254,6 +254,20 @@ def test_a_bundle_that_does_not_score_as_it_was_measured_ends_the_run_with_an_er
     loop.fit(LocalWorker(), config.changed({"train.epochs": 8}), data)
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(settings, data, monkeypatch):
+    def full(model, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop, "forward_all", full)
+    with pytest.raises(ModelError) as error:
+        loop.fit(LocalWorker(), settings(augment__crop="24x16"), data)
+    assert str(error.value) == (
+        "unet-plain over resnet18 does not fit into the memory of cpu with 2 frames of 24×16 (height × width) a worker. "
+        "Lower train.batch_size (2), with train.accumulate=2 at half of it for the same steps, or set a smaller "
+        "augment.crop. What was trained before is kept."
+    )
+
+
 def test_a_last_group_of_accumulated_steps_counts_as_much_as_the_others(settings, data, tmp_path):
     """Three steps of two frames in groups of two: the last one, alone, moves the weights as it would without groups."""
     scales = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from segray import cluster
 from segray.config import ModelSection
 from segray.core import checkpoint, storage
 from segray.core.checkpoint import EpochRow
@@ -105,6 +107,23 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
         f"{root}/trainannot/a.png has class id 40; the label space knows 0–11. "
         "Map it in data.id_map, to a class or to 255 for void."
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, town, tmp_path, monkeypatch):
+    """The other one waits for its share of the evaluation, for half an hour if nobody ends it."""
+    monkeypatch.setattr(cluster, "STORE_SHARE", 0.0)  # each frame is read by the worker that needs it
+    root = tmp_path / "camvid"
+    shutil.copytree(town / "train", root / "train")
+    shutil.copytree(town / "trainannot", root / "trainannot")
+    shutil.copytree(town / "val", root / "val")
+    shutil.copytree(town / "valannot", root / "valannot")
+    second = sorted((root / "valannot").iterdir())[1]
+    Image.new("L", (96, 64), 40).save(second)
+    config = settings(data__format="camvid", data__root=str(root), cluster__workers=2, train__epochs=1)
+    with pytest.raises(DataError, match=rf"^{second} has class id 40; the label space knows 0–11\."):
+        train(config)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(settings):
