@@ -102,6 +102,8 @@ def test_drawn_masks_are_not_taken_for_interpolated():
         count, between = boundaries(mask)
         assert between < 0.1 * count
     assert boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]])) == (4, 1)
+    stripes = np.arange(600)[:, None] % 3 * 10 + np.zeros(3, int)  # 0, 10, 20, 0, …: one of three is between
+    assert boundaries(stripes) == (598 * 3, 200 * 3)
 
 
 def test_a_palette_in_another_order_than_the_classes_is_noted(tmp_path):

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from segray.core.datasets.places import read_image, read_mask, read_palette
+from segray.core.datasets.places import read_image, read_mask_and_palette
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
 
@@ -18,6 +18,7 @@ KEPT_IDS = 256  # unknown ids of one mask that are counted each: a mask that was
 LISTED_IDS = 20  # that have a line of their own
 BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few, of thin things
 LEAST_BOUNDARIES = 50
+ROWS = 256  # of a mask that are looked at together: a mask may be larger than what memory has for its differences
 NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
 
 
@@ -92,8 +93,8 @@ def frames_of(dataset: Dataset) -> list[SampleRef]:
 def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     notes: list[str] = []
     try:
-        image_hwc, raw_hw = read_image(ref.image, notes.append), read_mask(ref.mask, space.mask_channel)
-        palette = read_palette(ref.mask)
+        image_hwc = read_image(ref.image, notes.append)
+        raw_hw, palette = read_mask_and_palette(ref.mask, space.mask_channel)
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -131,20 +132,22 @@ def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
     >>> boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]]))
     (4, 1)
     """
-    values_hwc = raw_hw[..., None].astype(np.int32)
-    if values_hwc.max() >= COLOR:
-        values_hwc = values_hwc >> np.array([16, 8, 0]) & 255
     count = between = 0
-    for first, middle, last in (
-        (values_hwc[:, :-2], values_hwc[:, 1:-1], values_hwc[:, 2:]),
-        (values_hwc[:-2], values_hwc[1:-1], values_hwc[2:]),
-    ):
-        low, high = np.minimum(first, last), np.maximum(first, last)
-        apart = (high - low).max(-1) >= 2
-        inside = ((low <= middle) & (middle <= high)).all(-1)
-        inside &= (middle != first).any(-1) & (middle != last).any(-1)
-        count += int(apart.sum())
-        between += int((apart & inside).sum())
+    for top in range(0, len(raw_hw), ROWS):
+        values_hwc = raw_hw[top : top + ROWS + 2, :, None].astype(np.int32)
+        if values_hwc.max() >= COLOR:
+            values_hwc = values_hwc >> np.array([16, 8, 0]) & 255
+        rows = values_hwc[:ROWS]
+        for first, middle, last in (
+            (rows[:, :-2], rows[:, 1:-1], rows[:, 2:]),
+            (values_hwc[:-2], values_hwc[1:-1], values_hwc[2:]),
+        ):
+            low, high = np.minimum(first, last), np.maximum(first, last)
+            apart = (high - low).max(-1) >= 2
+            inside = ((low <= middle) & (middle <= high)).all(-1)
+            inside &= (middle != first).any(-1) & (middle != last).any(-1)
+            count += int(apart.sum())
+            between += int((apart & inside).sum())
     return count, between
 
 

@@ -88,9 +88,14 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     return mask_hw
 
 
-def read_palette(place: str) -> dict[int, tuple[int, int, int]]:
-    """Id → its colour, of a mask file with a palette; {} of any other."""
-    return {} if ROW.fullmatch(place) else images.palette_of(storage.read_bytes(place), place)
+def read_mask_and_palette(
+    place: str, channel: MaskChannel | None = None
+) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
+    """What read_mask gives, and id → its colour of a mask file with a palette, {} of any other."""
+    if ROW.fullmatch(place):
+        return read_mask(place), {}
+    data = storage.read_bytes(place)
+    return images.decode_mask(data, place, channel), images.palette_of(data, place)
 
 
 def read_confidence(place: str) -> np.ndarray | None:
