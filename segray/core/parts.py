@@ -278,7 +278,7 @@ def failed_rows(plans: list[Plan]) -> dict[str, PlanRow]:
     ids = totals_of(plans)[1]["input_id"]
     found: dict[str, PlanRow] = {}
     for plan in plans:
-        rows = PlanReader(plan).columns(["input_id", "uri", "raw"])
+        rows = PlanReader(plan).columns(["input_id", "uri", "raw", "truth_uri"])
         found |= {row["input_id"]: row for row in rows.filter(pc.is_in(rows["input_id"], ids)).to_pylist()}
     return found
 

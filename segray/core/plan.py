@@ -173,8 +173,10 @@ def make_plan(
         if before:
             return None
         raise DataError(f"No image, video or Parquet file of images found in {', '.join(settings['inputs'])}.")
-    new = files.slice(0, 0) if failed else files  # an earlier plan has the failed ones
-    truths = _truths(settings["truth"], new, before, on_note) if settings["truth"] else {}
+    if failed:
+        truths = {row["uri"]: mask for row in failed.values() if (mask := row["truth_uri"])}
+    else:
+        truths = _truths(settings["truth"], files, before, on_note) if settings["truth"] else {}
     units = _chosen(_units(files, settings, truths, on_note), settings, failed, _known_ids(before, failed or {}))
     size = settings["shard_size"] or _shard_rows(files)
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
@@ -255,15 +257,19 @@ def _again(failed: Mapping[str, PlanRow]) -> pa.Table:
 
 
 def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> dict[str, str]:
-    """Image → its mask. files: those of which no plan has a row; the images of earlier plans keep their masks."""
-    masks = find_images(folder)
+    """Image → its mask. files: those of which no plan has a row; an image of an earlier plan keeps its mask."""
     names = files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
-    planned = (PlanReader(plan).columns(["uri", "frame_index"]) for plan in before)
-    earlier = (pc.unique(rows["uri"].filter(pc.is_null(rows["frame_index"]))) for rows in planned)
-    places = chain((_printable(name.as_py()) for name in names), (uri.as_py() for uris in earlier for uri in uris))
+    images = [pa.chunked_array([pa.array([_printable(name.as_py()) for name in names], pa.string())])]
+    taken: set[str] = set()
+    for rows in (PlanReader(plan).columns(["uri", "frame_index", "truth_uri"]) for plan in before):
+        taken |= set(pc.unique(rows["truth_uri"]).to_pylist())
+        images.append(rows["uri"].filter(pc.and_(pc.is_null(rows["frame_index"]), pc.is_null(rows["truth_uri"]))))
+    masks = {key: uri for key, uri in find_images(folder).items() if uri not in taken}
+    places = (place.as_py() for found in images for place in found)
     matched = match_masks(masks, ((place, frame_path(place)) for place in places))
     if not before and not matched.key_of:
-        raise DataError(f"No mask in {folder} has the file name of an image; masks pair by path or by file name.")
+        none = f"No mask in {folder} has the file name of an image; masks pair by path or by file name."
+        raise DataError(matched.notes[0] if matched.notes else none)
     for note in matched.notes:
         on_note(storage.printable(note))
     return {place: masks[key] for place, key in matched.key_of.items()}
@@ -336,9 +342,7 @@ def _units(
     several: list[str] = []  # videos that hold more than one
 
     def units(file: Found) -> list[list[PlanRow]]:
-        if file.error is not None:
-            return [[_row(file)]]
-        if file.kind == inputs.IMAGE:
+        if file.error is not None or file.kind == inputs.IMAGE:
             return [[_row(file, truth_uri=truths.get(_printable(file.name)))]]
         try:
             with storage.reading_input(os.fsdecode(file.name)):

@@ -148,7 +148,8 @@ class LabelFrames:
         kept = [place for row in rows if frames[place := places.image_place(row)] is row and row["status"] == "ok"]
         self.refs = [replace(ref_of[place], image=place) for place in kept if place in ref_of]
         if not self.refs:
-            raise DataError(f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}.")
+            none = f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}."
+            raise DataError(matched.notes[0] if matched.notes and not matched.key_of else none)
         scored = {ref.sample_id for ref in self.refs}
         self.missing = [ref.sample_id for ref in wanted if ref.sample_id not in scored]
         self.notes = [*self.notes, *matched.notes]

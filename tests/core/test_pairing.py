@@ -65,12 +65,9 @@ def test_a_name_that_one_mask_and_one_image_have_is_enough_and_said():
 )
 def test_a_name_that_several_have_pairs_nothing(masks, images):
     text = "Masks that pair with no image, as several images or masks have their file name: "
-    with pytest.raises(DataError) as error:
-        matched(masks, images)
-    assert str(error.value) == f"{text}{len(masks)}, such as {masks[0]}. Put masks into folders as their images lie in."
-    pairs, notes = matched([*masks, "z/9.png"], [*images, "/in/z/9.jpg"])
-    assert pairs == {"/in/z/9.jpg": "z/9.png"}
-    assert notes == [str(error.value)]
+    note = f"{text}{len(masks)}, such as {masks[0]}. Put masks into folders as their images lie in."
+    assert matched(masks, images) == ({}, [note])
+    assert matched([*masks, "z/9.png"], [*images, "/in/z/9.jpg"]) == ({"/in/z/9.jpg": "z/9.png"}, [note])
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +89,27 @@ def test_labelling_scores_the_frame_of_the_masks_folder_alone(days, tmp_path):
     }
 
 
-def test_the_masks_of_images_that_came_first_are_not_those_of_images_that_came_later(days, tmp_path):
-    (tmp_path / "truth").mkdir()
+def test_masks_that_could_be_of_any_image_are_refused(days, tmp_path):
     storage.create(f"{tmp_path}/truth/1.png", storage.read_bytes(f"{days}/truth/day1/1.png"))
-    settings, notes = settings_of([days / "in" / "day1"], tmp_path / "truth"), []
-    first = make_plan(str(tmp_path / "out"), settings, SPACE)
-    assert [row["truth_uri"] for row in plan_rows(first)] == [f"{tmp_path}/truth/1.png"]
-    settings = settings_of([days / "in"], tmp_path / "truth")
     with pytest.raises(DataError, match=f"several images or masks have their file name: 1, such as {tmp_path}/truth/1"):
-        make_plan(str(tmp_path / "out"), settings, SPACE, [first])
-    settings = settings_of([days / "in"], days / "truth")
+        make_plan(str(tmp_path / "out"), settings_of([days / "in"], tmp_path / "truth"), SPACE)
+
+
+def test_an_image_keeps_its_mask_when_more_images_of_its_name_come_and_when_it_is_tried_again(days, tmp_path):
+    for name in ("in/1.png", "truth/1.png", "truth/2.png"):
+        storage.create(f"{tmp_path}/{name}", storage.read_bytes(f"{days}/truth/day1/1.png"))
+    (tmp_path / "list.txt").write_text("in/1.png\nin/2.png\n")
+    settings, notes = settings_of([tmp_path / "list.txt"], tmp_path / "truth"), []
+    first = make_plan(str(tmp_path / "out"), settings, SPACE)
+    masks = {row["uri"]: row["truth_uri"] for row in plan_rows(first)}
+    assert masks == {f"{tmp_path}/in/{i}.png": f"{tmp_path}/truth/{i}.png" for i in (1, 2)}  # also of one that is gone
+    settings = settings_of([days / "in"], tmp_path / "truth")
     second = make_plan(str(tmp_path / "out"), settings, SPACE, [first], on_note=notes.append)
-    assert [row["truth_uri"] for row in plan_rows(second)] == [None, None]
+    assert [row["truth_uri"] for row in plan_rows(second)] == [None, None, None]
+    assert notes == []
+    failed = {row["input_id"]: row for row in plan_rows(first)}
+    third = make_plan(str(tmp_path / "out"), first.settings, SPACE, [first, second], failed, on_note=notes.append)
+    assert {row["uri"]: row["truth_uri"] for row in plan_rows(third)} == masks
     assert notes == []
 
 

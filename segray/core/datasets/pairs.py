@@ -85,7 +85,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
 
     masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
     A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
-    ends in a/b. DataError when masks and images share file names and none of them can be paired.
+    ends in a/b.
     """
     masks_named = Counter(storage.name_of(key) for key in masks)
     images_named: dict[str, list[tuple[str, str]]] = {}
@@ -111,8 +111,6 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
     if unclear:
         said = f"Masks that pair with no image, as several images or masks have their file name: {len(unclear)}"
         notes.append(f"{said}, such as {unclear[0]}. Put masks into folders as their images lie in.")
-        if not key_of:
-            raise DataError(notes[-1])
     return Matched(key_of, notes)
 
 
