@@ -513,7 +513,7 @@ def export(
     Of labels:  png            masks and classes.csv; with --images what --format folder trains on
                 cityscapes     results of labelIds, for cityscapesScripts and its benchmark
                 coco           instances, a region of one class each
-                coco-panoptic  panoptic PNGs, a segment a class
+                coco-panoptic  panoptic PNGs, a segment a region of things, and a stuff
                 cvat           zip of "Segmentation mask 1.1"
                 label-studio   tasks with predictions as brush strokes
                 huggingface    dataset folder with images, masks and figures
