@@ -336,3 +336,26 @@ class Sizes(Pointwise):
     def forward(self, images):
         self.seen.append(len(images))
         return super().forward(images)
+
+
+@pytest.mark.parametrize("infer", [{}, {"window": [16, 24]}, {"flip": True}])
+def test_a_black_frame_checks_the_model_and_nothing_else(tiny_bundle, infer):
+    predictor = predictor_of(tiny_bundle, **infer)
+    predictor.check()
+    predictor.model = None
+    with pytest.raises(TypeError):
+        predictor.check()
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (torch.AcceleratorError("HIP error: unspecified launch failure"), True),
+        (RuntimeError("shape '[2, 3]' is invalid for input of size 5"), False),
+        (IndexError("list index out of range"), False),
+    ],
+)
+def test_errors_of_a_device_are_told_from_others(error, device):
+    assert module.is_of_device(error) is device
