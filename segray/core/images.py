@@ -380,6 +380,15 @@ def _open(data: bytes, source: str) -> ImageFile.ImageFile:
             raise DataError(
                 f"{source} is {image.width}×{image.height} in tiles of {sides[0]}×{sides[1]}; it is damaged."
             )
+    if image.format == "BMP" and image.mode in (
+        "1",
+        "L",
+    ):  # a palette of grey, whose pixels Pillow takes for 1 or 8 bits
+        at = 24 if data[14] == 12 else 28  # OS/2's header, or Windows'
+        if (bits := int.from_bytes(data[at : at + 2], "little")) != {"1": 1, "L": 8}[image.mode]:
+            raise DataError(
+                f"{source} is a BMP of {bits} bits with a palette of grey, which is not read; store it as PNG."
+            )
     if not ends:
         raise DataError(f"{source} cannot be decoded: image file is truncated (a JPEG without its end marker).")
     return image

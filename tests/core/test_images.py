@@ -613,6 +613,60 @@ def grey_png(bits, ids):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def grey_tiff(bits, photometric, ids):
+    """One row of 1, 2 or 4 bits a pixel."""
+    row = "".join(f"{i:0{bits}b}" for i in ids)
+    body = int(row, 2).to_bytes(len(row) // 8, "big")
+    tags = {256: len(ids), 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1, 279: len(body)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + body
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_tiffs_grey_of_few_bits_holds_ids(bits, photometric):
+    ids = [i % 2**bits for i in range(16)]
+    assert decode_mask(grey_tiff(bits, photometric, ids)).tolist() == [ids]
+
+
+def palette_bmp(bits, palette, ids):
+    """One row of a Windows BMP; Pillow writes 8 bits with 256 colours alone."""
+    colors = b"".join(bytes((blue, green, red, 0)) for red, green, blue in palette)
+    row = "".join(f"{i:0{bits}b}" for i in ids)
+    row = row.ljust(-(-len(row) // 32) * 32, "0")
+    body = int(row, 2).to_bytes(len(row) // 8, "big")
+    header = struct.pack("<LllHHLLllLL", 40, len(ids), 1, 1, bits, 0, len(body), 0, 0, len(palette), 0)
+    return b"BM" + struct.pack("<LHHL", 54 + len(colors) + len(body), 0, 0, 54 + len(colors)) + header + colors + body
+
+
+BLACK, WHITE = (0,) * 3, (255,) * 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "palette"),
+    [
+        (1, [BLACK, WHITE]),
+        (1, [WHITE, BLACK]),
+        (8, [WHITE, BLACK]),
+        (8, [(i,) * 3 for i in range(16)]),
+        (4, [(17 * i,) * 3 for i in range(16)]),
+    ],
+)
+def test_a_bmps_ids_are_as_stored(bits, palette):
+    assert decode_mask(palette_bmp(bits, palette, [0, 1, 1, 0, 1])).tolist() == [[0, 1, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(("bits", "palette"), [(8, [BLACK, WHITE]), (4, [(i,) * 3 for i in range(16)])])
+def test_a_bmp_that_pillow_would_get_wrong_is_refused(bits, palette):
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(DataError) as error:
+            decode(palette_bmp(bits, palette, [0, 1, 1, 0, 1]), "a.bmp")
+        assert str(error.value) == (
+            f"a.bmp is a BMP of {bits} bits with a palette of grey, which is not read; store it as PNG."
+        )
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_grey_of_few_bits_holds_ids_and_no_shares_of_white(bits):
     ids = [i % 2**bits for i in range(16)]
