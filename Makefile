@@ -8,6 +8,7 @@ demo: .venv/installed
 check: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: check
 	$(BIN)/python -m pytest
