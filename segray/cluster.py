@@ -16,10 +16,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import segray
 from segray.config import ClusterSection
 from segray.connecting import check_join, keep_token, not_started, refusal
+from segray.core import storage
 from segray.core.checkpoint import EpochRow
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.errors import ClusterError, SegrayError
@@ -312,6 +314,15 @@ class RayWorker:
             self.gauges.set_epoch(row)
             event("epoch ended", self.out, **row)
         ray.train.report(dict(row))
+
+
+def ray_path(out: str) -> str:
+    """A run's folder as Ray Train and Tune take it: they parse s3:// as a URI, in which a space or an ü is encoded.
+
+    >>> ray_path("s3://runs/Straße 1"), ray_path("/runs/Straße 1")
+    ('s3://runs/Stra%C3%9Fe%201', '/runs/Straße 1')
+    """
+    return f"s3://{quote(out.removeprefix('s3://'))}" if storage.is_s3(out) else out
 
 
 def wait_for(work: Callable[[], T], poll: Callable[[], None], every_s: float = 0.3) -> T:

@@ -161,7 +161,7 @@ def _tune(config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, w
         ),
         run_config=tune.RunConfig(
             name=storage.name_of(state),
-            storage_path=config.sweep.out,
+            storage_path=cluster.ray_path(config.sweep.out),
             # Of drivers that are lost, as with their node; what fails in a trial's workers is Ray Train's to try again.
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             verbose=0,

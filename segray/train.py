@@ -221,7 +221,7 @@ def _fit(
         ),
         run_config=api.RunConfig(
             name=".ray",
-            storage_path=config.train.out,
+            storage_path=cluster.ray_path(config.train.out),
             failure_config=api.FailureConfig(max_failures=0),
             logging_config=api.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),

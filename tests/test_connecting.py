@@ -3,10 +3,11 @@
 import socket
 import stat
 
+import pyarrow.fs
 import pytest
 from ray._private.utils import check_version_info
 
-from segray import connecting
+from segray import cluster, connecting
 from segray.config import ClusterSection
 from segray.errors import ClusterError
 from segray.shapes import Resources, WorkerShape, shape
@@ -110,3 +111,10 @@ def test_what_can_never_be_scheduled_is_said_at_once(asked, nodes, line):
     with pytest.raises(ClusterError) as error:
         asked.check(has(*nodes))
     assert str(error.value).startswith(f"{line} Lower the number of workers, add a node")
+
+
+def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):
+    place = f"{s3}/Läufe 1/a+b"
+    _, path = pyarrow.fs.FileSystem.from_uri(cluster.ray_path(place))
+    assert path == place.removeprefix("s3://")
+    assert cluster.ray_path("/Läufe 1") == "/Läufe 1"

@@ -198,7 +198,7 @@ def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town,
 
 @pytest.mark.usefixtures("ray_session")
 def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
-    out = f"{s3}/labels"
+    out = f"{s3}/Straße 1/labels"
     label(options(tiny_bundle, town, out, **{"label.inputs": [str(town / "val")]}))
     assert parts.verify(load_plans(out)) == []
     assert parts.read_summary(load_plans(out))["ok"] == 5

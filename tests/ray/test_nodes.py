@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def on_s3(town, s3, tmp_path):
     """The town's images and masks, on S3."""
-    place = f"{s3}/{tmp_path.name}"
+    place = f"{s3}/Läufe 1/{tmp_path.name}"
     for entry in storage.list_files(str(town)):
         storage.replace(entry.uri.replace(str(town), f"{place}/town"), storage.read_bytes(entry.uri))
     return place
