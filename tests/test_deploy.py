@@ -18,7 +18,7 @@ from segray import __version__, cli
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+PINS = dict(line.split(";")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 WORKERS = {name: node for name, node in CLUSTER["available_node_types"].items() if name != "head"}
 COMMANDS = [command for key, commands in CLUSTER.items() if key.endswith("_commands") for command in commands]
