@@ -155,16 +155,14 @@ def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, i
 def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
     """DataError for a mask whose ids are not those that somebody drew."""
     lossy = image.format if image.format not in MASK_FORMATS else None
-    if image.format == "WEBP" and b"VP8L" not in data[12:]:
+    if image.format == "WEBP" and data.find(b"VP8L", 12) < 0:
         lossy = "lossy WebP"
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
     if tags is not None and image.info.get("compression") in ("jpeg", "webp"):
         lossy = "TIFF with lossy compression"
     if lossy:
-        raise DataError(
-            f"{source} is a {'JPEG' if lossy in JPEGS else lossy}, which invents class ids at edges; "
-            "store masks as PNG."
-        )
+        kind = "a JPEG" if lossy in JPEGS else "an AVIF" if lossy == "AVIF" else f"a {lossy}"
+        raise DataError(f"{source} is {kind}, which invents class ids at edges; store masks as PNG.")
     if tags is not None and image.mode == "L" and 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
         raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
     if _has_pages(image):

@@ -39,6 +39,9 @@ def client(head, monkeypatch):
     return submit.connect(head.jobs)
 
 
+DATA = ("--format", "streets", "--data")
+
+
 def segray(head, *args, **env):
     """(exit code, stdout, stderr) of a command that knows the head's token."""
     line = [sys.executable, "-m", "segray.cli", *map(str, args)]
@@ -184,14 +187,14 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(head, client):
 @pytest.mark.parametrize(
     ("token", "said"), [("f" * 64, "refuses this token"), ("", "wants a token, and there is none here")]
 )
-def test_a_wrong_token_or_none_is_one_line(head, token, said, tmp_path):
+def test_a_wrong_token_or_none_is_one_line(head, town, token, said, tmp_path):
     env = {"RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}
     assert segray(head, "jobs", "--address", head.jobs, **env) == (1, "", f"segray: {head.jobs} {said}. {TOKEN_HINT}\n")
-    code, _, err = segray(head, "train", "--address", head.address, "--out", tmp_path / "run", **env)
+    code, _, err = segray(head, "train", *DATA, town, "--address", head.address, "--out", tmp_path / "run", **env)
     assert (code, err) == (1, f"segray: {head.address} {said}. {TOKEN_HINT}\n")
 
 
-def test_an_address_without_a_ray_or_for_jobs_alone_is_one_line(head, tmp_path):
+def test_an_address_without_a_ray_or_for_jobs_alone_is_one_line(head, town, tmp_path):
     for address, line in (
         (
             "127.0.0.1:1",
@@ -203,7 +206,7 @@ def test_an_address_without_a_ray_or_for_jobs_alone_is_one_line(head, tmp_path):
             f"{head.jobs} takes jobs, and no drivers: send it this command with segray submit, or give HEAD:6379.",
         ),
     ):
-        code, _, err = segray(head, "train", "--address", address, "--out", tmp_path / "run")
+        code, _, err = segray(head, "train", *DATA, town, "--address", address, "--out", tmp_path / "run")
         assert (code, err) == (1, f"segray: {line}\n")
     code, _, err = segray(head, "logs", "none", "--address", head.jobs)
     assert (code, err) == (1, f"segray: {head.jobs} knows no job none; segray jobs lists them.\n")
