@@ -16,7 +16,7 @@ TICKS = 90_000  # a second of MPEG's clock
 
 B_FRAMES = {"bf": "3", "preset": "medium", "x264-params": "b-adapt=0:b-pyramid=normal"}
 OPEN_GROUPS = {"bf": "3", "x264-params": "open-gop=1:keyint=8:bframes=3:b-adapt=0"}
-INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=8:bframes=0"}
+INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=8:bframes=0", "height": 240, "width": 320}
 HEVC = {"codec": "libx265", "bf": "3", "x265-params": "log-level=none"}
 VP9 = {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": "8"}
 UNEVEN = [0, 1, 2, 5, 6, 11, *range(12, 36)]
@@ -44,6 +44,8 @@ def write(
     *,
     pix_fmt: str = "yuv420p",
     fps: int = 0,
+    height: int = HEIGHT,
+    width: int = WIDTH,
     tags: dict[str, str] | None = None,
     sound_s: float = 0,
     container_options: dict[str, str] | None = None,
@@ -54,11 +56,11 @@ def write(
     with av.open(str(path), "w", options=container_options or {}) as container:
         container.metadata.update(tags or {})
         stream = container.add_stream(codec, rate=fps, options={"g": "8", **options})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.time_base = Fraction(1, fps)
         sound = container.add_stream("libopus", rate=48000) if sound_s else None
         for number, time in enumerate(pts):
-            frame = _frame(picture(number), pix_fmt)
+            frame = _frame(picture(number, height, width), pix_fmt)
             frame.pts, frame.time_base = time, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -315,6 +317,9 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "mpeg2.mpg": _written(codec="mpeg2video", bf="2"),
     "mpeg2.vob": _written(codec="mpeg2video", bf="2"),
     "mpeg2.ts": _written(codec="mpeg2video", bf="2"),
+    "av1.mp4": _written(codec="libsvtav1", **{"svtav1-params": "lookahead=0", "preset": "12"}),
+    "prores.mov": _written(codec="prores_ks", pix_fmt="yuv422p10le"),
+    "dv.avi": _written(codec="dvvideo", fps=25, height=576, width=720),
     "mjpeg.avi": _written(codec="mjpeg", pix_fmt="yuvj420p"),
     "palette.avi": _written(codec="rawvideo", pix_fmt="pal8"),
     "palette.mov": _written(codec="rawvideo", pix_fmt="pal8"),
@@ -337,4 +342,9 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "tag that is not UTF-8.mkv": _latin_tag,
     "cover first.mp4": _cover_first,
 }
-CODECS = {"hevc": "libx265", "vp9": "libvpx-vp9", "vp8": "libvpx"}  # those that a PyAV may lack, by how names begin
+CODECS = {
+    "av1": "libsvtav1",
+    "hevc": "libx265",
+    "vp9": "libvpx-vp9",
+    "vp8": "libvpx",
+}  # those that a PyAV may lack, by how names begin

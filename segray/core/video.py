@@ -45,8 +45,9 @@ PROBE = 16  # packets that are decoded to see whether stamps name frames: as man
 # cannot be decoded yet (intra refresh). None: from the beginning, without a seek.
 SEEK_EARLY_S = (0, 2, 20, None)
 
-# A decoder that starts at a keyframe of open groups may miss what it is told to forget, and call that an error: in case
-# of one, it starts so many keyframes earlier.
+# A keyframe of H.264 need not stand alone: with intra refresh the picture is whole one keyframe later, and with open
+# groups a decoder that starts there may miss what it is told to forget, and call that an error. It starts so many
+# keyframes earlier.
 RUN_IN = 2
 
 # FFmpeg looks for the encoder's name in the stream's first packet, to decode what old ones wrote as these meant it.
@@ -108,7 +109,12 @@ class _Tag(NamedTuple):
     """What a packet hands on to its frame. A new object each: PyAV keeps them by id(), and loses a number's."""
 
     number: int
-    pts: int | None
+
+
+def _number_of(frame: Any, latest: int) -> int:
+    """Of the packet that a frame is from; where the decoder does not tell, the latest."""
+    number: int = frame.opaque.number if frame.opaque else latest
+    return number
 
 
 class _Shown(NamedTuple):
@@ -342,28 +348,22 @@ def read_frames(uri: str, keys: Sequence[int], *, by_index: bool = False) -> Ite
         return
     for early_s in (None,) if by_index else SEEK_EARLY_S:
         outcome = yield from _read(uri, wanted, by_index, early_s)
-        if outcome is _Outcome.DAMAGED and early_s is not None:
-            outcome = yield from _read(uri, wanted, by_index, early_s, RUN_IN)
         if outcome is _Outcome.DAMAGED:
             damage = _Damage() if by_index else _find_damage(uri, wanted, early_s)
-            outcome = yield from _read(uri, wanted, by_index, early_s, RUN_IN, damage)
+            outcome = yield from _read(uri, wanted, by_index, early_s, damage)
         if outcome is _Outcome.DONE:
             return  # the caller sees which frames are missing, and writes a row for each
 
 
 def _read(
-    uri: str,
-    wanted: set[int],
-    by_index: bool,
-    early_s: float | None,
-    run_in: int = 0,
-    damage: _Damage | None = None,
+    uri: str, wanted: set[int], by_index: bool, early_s: float | None, damage: _Damage | None = None
 ) -> Generator[Frame, None, _Outcome]:
     """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
-    found = False
+    latest: int | None = None  # that was found
+    first, last, upright = min(wanted), max(wanted), _Turn()
     with _open(uri) as container:
         stream = _stream(container, uri, threads="NONE" if damage else "AUTO", strict=damage is None)
-        run = _start(container, stream, min(wanted), early_s, run_in)
+        run = _start(container, stream, first, early_s)
         if run is None:
             return _Outcome.MISSED
         shown = _decode_around(stream, run, damage) if damage else _decode_fast(stream, run)
@@ -373,17 +373,18 @@ def _read(
                 key = number if by_index else pts
                 if frame is None or key is None:
                     continue
-                if not (found or hurt or early_s is None) and key > min(wanted):
+                if latest is None and not hurt and early_s is not None and key > first:
                     return _Outcome.MISSED
-                if key in wanted:
-                    found = True
+                if key in wanted and (latest is None or key > latest):  # a damaged file was seen to go back in time
+                    latest = key
                     wanted.discard(key)
-                    yield Frame(key, _upright(frame))
-                if not wanted or key > max(wanted):
+                    yield Frame(key, upright(frame))
+                if not wanted or key > last:
                     return _Outcome.DONE
         except DAMAGE:
-            return _Outcome.DAMAGED
-    return _Outcome.DONE if found or hurt else _Outcome.MISSED
+            wanted -= {key for key in wanted if latest is not None and key < latest}  # its turn is over
+            return _Outcome.DAMAGED if wanted else _Outcome.DONE
+    return _Outcome.MISSED if latest is None and not hurt else _Outcome.DONE
 
 
 class _Run(NamedTuple):
@@ -418,9 +419,9 @@ def _decode_around(stream: Any, run: _Run, damage: _Damage) -> Iterator[_Shown]:
         if packet is not None:
             if not packet.size:
                 continue
-            packet.opaque = _Tag(number, packet.pts)
+            packet.opaque = _Tag(number)
         for frame in _frames_of(stream, packet, lenient=True):
-            yield _Shown(frame if damage.spares(frame) else None, frame.pts)
+            yield _Shown(frame if damage.spares(_number_of(frame, number), frame.pts) else None, frame.pts)
 
 
 def _frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
@@ -442,7 +443,7 @@ def _find_damage(
     damage = _Damage()
     with _open(uri) as container:
         stream = _stream(container, uri, threads="NONE")
-        run = _start(container, stream, min(wanted or [0]), early_s, RUN_IN)
+        run = _start(container, stream, min(wanted or [0]), early_s)
         if run is None:
             return damage
         cut, settled = begins_cut, run.settled is None
@@ -450,7 +451,7 @@ def _find_damage(
             if packet is not None:
                 if not packet.size:
                     continue
-                packet.opaque = _Tag(number, packet.pts)
+                packet.opaque = _Tag(number)
                 settled = settled or packet.pts == run.settled
             # Of .ts FFmpeg marks the frame before that of which a packet is lost, as it ends where the next one begins.
             sound, cut = not cut, packet is not None and packet.is_corrupt
@@ -466,7 +467,7 @@ def _find_damage(
                 damage.keyframes.append(_Keyframe(number, packet.pts, _stands_alone(stream, packet)))
             for frame in frames:
                 if frame.is_corrupt:
-                    damage.add(frame.opaque.number)
+                    damage.add(_number_of(frame, number))
             if wanted and any(frame.pts is not None and frame.pts > max(wanted) for frame in frames):
                 break
     return damage
@@ -494,16 +495,15 @@ class _Damage:
     def add(self, number: int) -> None:
         insort(self.hurt, number)
 
-    def spares(self, frame: Any) -> bool:
-        """Whether a frame is sound; to be asked in the order of presentation."""
-        number, pts = frame.opaque.number, frame.pts
+    def spares(self, number: int, pts: int | None) -> bool:
+        """Whether a packet's frame is sound; to be asked in the order of presentation."""
         at = bisect_right(self.hurt, number)
         if not at:
             return True
         restart = self._behind(self.hurt[at - 1])
         if restart is None or number < restart.number:
             return False
-        if number == restart.number or (None not in (pts, restart.pts) and pts >= restart.pts):
+        if number == restart.number or (pts is not None and restart.pts is not None and pts >= restart.pts):
             self._back.add(restart.number)
         return restart.number in self._back
 
@@ -535,45 +535,57 @@ def _until_damage(packets: Iterator[Any]) -> Iterator[Any]:
         return
 
 
-def _start(container: Any, stream: Any, first: int, early_s: float | None, run_in: int) -> _Run | None:
-    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none.
-
-    run_in: so many keyframes earlier, or at the beginning.
-    """
+def _start(container: Any, stream: Any, first: int, early_s: float | None) -> _Run | None:
+    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
     decoder, packets = stream.codec_context, container.demux(stream)
     if early_s is None:
         return _Run(packets)
     if decoder.pix_fmt in PALETTES:
         return None
-    target, settled, key = first - round(early_s / stream.time_base), None, None
+
+    def keyframe(last: int, early_s: float) -> Any:
+        """Where a seek to so many seconds before `last` lands, if that is not behind it."""
+        container.seek(last - round(early_s / stream.time_base), stream=stream, backward=True)
+        key = next((packet for packet in packets if packet.is_keyframe), None)
+        return key if key is not None and key.pts is not None and key.pts <= last else None
+
+    settled = None
     try:
         if decoder.name in NAMED_AT_FIRST:
             with suppress(av.FFmpegError):
                 decoder.decode(next(packets))
-        for _ in range(1 + run_in):
-            container.seek(target, stream=stream, backward=True)
-            before, key = key, next((packet for packet in packets if packet.is_keyframe), None)
-            if key is None or key.pts is None or key.pts > target:
-                settled = None  # it is the file's first: errors count from there
+        key = keyframe(first, early_s)
+        for _ in range(RUN_IN):
+            if key is None or _stands_alone(stream, key):
+                settled = None
                 break
-            settled, target = before and before.pts, key.pts - 1
+            settled = key.pts
+            key = next((found for more_s in SEEK_EARLY_S[:-1] if (found := keyframe(settled - 1, more_s))), None)
     except (*DAMAGE, StopIteration):
         return None
-    if key is None or key.pts is None or key.pts > first:
-        return None
-    return _Run(chain([key], packets), settled)
+    return None if key is None else _Run(chain([key], packets), settled)
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """As a player shows it, by the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    image: np.ndarray = frame.to_ndarray(format="rgb24")
-    if Type.DISPLAYMATRIX not in frame.side_data:
-        return image
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(frame.side_data[Type.DISPLAYMATRIX]))
-    across, down = a, d
-    if abs(b) > abs(a):
-        image, across, down = image.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+class _Turn:
+    """Frames as a player shows them, by the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
+
+    def __init__(self) -> None:
+        self._angle: float | None = None
+        self._matrix = (1, 0, 0, 1)
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        # The angle does not tell of mirrors. Not at each frame: one whose side data were looked at is freed late.
+        if self._angle != frame.rotation:
+            self._angle, data = frame.rotation, frame.side_data.get(Type.DISPLAYMATRIX)
+            a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else struct.unpack_from("=5i", bytes(data))
+            self._matrix = (a, b, c, d)
+        image: np.ndarray = frame.to_ndarray(format="rgb24")
+        across, b, c, down = self._matrix
+        if abs(b) > abs(across):
+            image, across, down = image.transpose(1, 0, 2), c, b
+        elif across > 0 and down > 0:
+            return image
+        return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 @contextmanager
