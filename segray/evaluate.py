@@ -198,7 +198,7 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
     if section.calibrate and config.infer.threshold is not None:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
     if labels:
-        return LabelFrames(config, place)
+        return LabelFrames(config)
     model = bundle.resolve(place, config.model.weights_dir)
     return ModelFrames(config, model, bundle.label_space(bundle.read_info(model)))
 

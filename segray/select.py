@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from PIL import Image
 
 from segray.core import images, storage
 from segray.core.datasets import places
+from segray.core.datasets.places import FrameOf
 from segray.core.plan import load_plans
 from segray.errors import ConfigError, DataError, nearest
 
@@ -25,8 +26,21 @@ COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "time_s"]
 OUT_SUFFIXES = (".jsonl", ".parquet")
 
 
-def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[dict[str, Any]]:
-    """The `count` frames with the highest scores, best first: COLUMNS, `score`, and the `part` that holds each.
+class _Labelled(FrameOf):
+    """COLUMNS of a label row, and the part that holds it."""
+
+    time_s: float | None
+    part: str
+
+
+class Chosen(_Labelled):
+    """A frame that is worth a look."""
+
+    score: float
+
+
+def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]:
+    """The `count` frames with the highest scores, best first.
 
     uncertainty is mean entropy, flicker the share of pixels that differ from the frame before, rare-class the mean
     over classes of the frame's share over that of all frames (1 is an average frame). No two frames of a video are
@@ -47,12 +61,12 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[dict[st
         raise DataError(f"No frame in {labels} has a {ORDERS[by]}; flicker is of videos, and all is of status ok.")
     order = [int(i) for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
     picks = _spread(order, rows, count, apart)
-    return [row | {"score": float(scores[i])} for i, row in zip(picks, _rows(rows, picks), strict=True)]
+    return [{**row, "score": float(scores[i])} for i, row in zip(picks, _rows(rows, picks), strict=True)]
 
 
-def write(rows: list[dict[str, Any]], out: str) -> None:
+def write(rows: Sequence[Chosen], out: str) -> None:
     """The frames as .jsonl or .parquet."""
-    kept = [{key: row[key] for key in (*COLUMNS, "score")} for row in rows]
+    kept = [{key: value for key, value in row.items() if key in (*COLUMNS, "score")} for row in rows]
     if out.endswith(".parquet"):
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(kept), sink)
@@ -62,7 +76,7 @@ def write(rows: list[dict[str, Any]], out: str) -> None:
     storage.replace(storage.absolute(out), data)
 
 
-def write_pictures(rows: list[dict[str, Any]], labels: str, folder: Path) -> list[str]:
+def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[str]:
     """Each frame beside itself under its mask, as <rank>.png; the reasons why some could not be drawn."""
     space = load_plans(storage.absolute(labels))[0].label_space
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +128,6 @@ def _spread(order: list[int], rows: pa.Table, count: int, apart: float) -> list[
     return [i for _, i in ranked if i in chosen]
 
 
-def _rows(rows: pa.Table, picks: list[int]) -> list[dict[str, Any]]:
-    chosen: list[dict[str, Any]] = rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
+def _rows(rows: pa.Table, picks: list[int]) -> list[_Labelled]:
+    chosen: list[_Labelled] = rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
     return chosen

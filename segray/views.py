@@ -26,7 +26,9 @@ from segray.errors import DataError
 from segray.leaderboard import LeaderboardRow, advice, ranked
 
 if TYPE_CHECKING:
+    from segray.compare import Comparison
     from segray.core.parts import Summary
+    from segray.evaluate import Evaluation as SplitEvaluation
 
 # In the whole page, shared out over its folders: it stays below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
@@ -82,7 +84,7 @@ class Evaluation:
     """The --out of evaluate: scores.json, the worst rows of images.parquet, those with masks, mIoU's histogram."""
 
     place: str
-    found: dict[str, Any]
+    found: SplitEvaluation
     space: LabelSpace
     listed: list[dict[str, Any]]
     shown: list[dict[str, Any]]
@@ -279,7 +281,8 @@ def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
 
 
 def comparison_view(place: str, share: Share) -> dict[str, Any]:
-    found, picture = storage.read_json(storage.join(place, "compare.json")), storage.join(place, "changed.png")
+    found: Comparison = storage.read_json(storage.join(place, "compare.json"))
+    picture = storage.join(place, "changed.png")
     return {
         "kind": "comparison",
         "title": "Comparison",

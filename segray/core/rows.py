@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from segray.core import images, metrics, quality, storage
+from segray.core.datasets.places import FrameOf
 from segray.core.frames import FETCHES, Clock, Frame, decoded
 from segray.core.plan import Plan, PlanRow
 from segray.core.predictor import Prediction, Predictor
@@ -40,13 +41,9 @@ class Runs(TypedDict):
     lengths: Sequence[int] | np.ndarray
 
 
-class Origin(TypedDict):
+class Origin(FrameOf):
     """What a label row is of."""
 
-    input_id: str
-    uri: str
-    video_uri: str | None
-    frame_index: int | None
     pts: int | None
     time_s: float | None
     truth_uri: str | None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +28,15 @@ from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
 
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status", "entropy_mean"]
+
+
+class _Row(places.FrameOf):
+    """COLUMNS of a label row, and the place of its mask."""
+
+    truth_uri: str | None
+    status: str
+    entropy_mean: float | None
+    place: str
 
 
 class Drawn(NamedTuple):
@@ -106,8 +115,8 @@ class LabelFrames:
     refs: Sequence[SampleRef]
     missing: Sequence[str]
 
-    def __init__(self, config: Config, labels: str) -> None:
-        section = config.evaluate
+    def __init__(self, config: Config) -> None:
+        section, labels = config.evaluate, config.evaluate.given_model()
         plans = finished_plans(labels)
         if plans[0].settings["mask_format"] == "none":
             raise DataError(f"{labels} was made with label.mask_format none; label with png or rle to score it.")
@@ -124,12 +133,12 @@ class LabelFrames:
             self.notes = [f"{note}." for note in dataset.notes]
             self.truth_space = dataset.label_space
         else:
-            having = [row for row in rows if row["truth_uri"]]
-            paths = [_path(row) for row in having]
+            having = [(row, truth) for row in rows if (truth := row["truth_uri"])]
+            paths = [_path(row) for row, _ in having]
             root = common_folder(min(paths, default=""), max(paths, default=""))
             wanted = [
-                SampleRef(path.removeprefix(root), places.image_place(row), row["truth_uri"])
-                for path, row in zip(paths, having, strict=True)
+                SampleRef(path.removeprefix(root), places.image_place(row), truth)
+                for path, (row, truth) in zip(paths, having, strict=True)
             ]
             self.what = "the truth of labelling"
         if not wanted:
@@ -138,7 +147,7 @@ class LabelFrames:
         self._pair(wanted, rows)
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
 
-    def _pair(self, wanted: Sequence[SampleRef], rows: list[dict[str, Any]]) -> None:
+    def _pair(self, wanted: Sequence[SampleRef], rows: list[_Row]) -> None:
         """Truth and labels by the frame's place, else as match_masks() does; refs are in the order of the parts."""
         frames = {places.image_place(row): row for row in sorted(rows, key=lambda row: row["status"] == "ok")}
         ref_of = {ref.image: ref for ref in wanted if ref.image in frames}
@@ -161,7 +170,8 @@ class LabelFrames:
             yield from ahead(pool, self._frame, refs, threads)
 
     def _frame(self, ref: SampleRef) -> Scored:
-        place, entropy_mean = (self._masks[ref.image][key] for key in ("place", "entropy_mean"))
+        row = self._masks[ref.image]
+        place, entropy_mean = row["place"], row["entropy_mean"]
         truth_hw, pred_hw = (
             self._reading.apply(places.read_mask(ref.mask, self._reading.mask_channel), ref.mask),
             places.read_mask(place),
@@ -200,12 +210,12 @@ def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:
     return calibration.sample_pixels(truth_hw, most, zlib.crc32(ref.sample_id.encode(errors="surrogatepass")))
 
 
-def _rows(part: str) -> list[dict[str, Any]]:
+def _rows(part: str) -> list[_Row]:
     rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
     return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
 
 
-def _path(row: dict[str, Any]) -> str:
+def _path(row: _Row) -> str:
     """A labelled frame's path without suffix, with its number where it is one of a video or Parquet file."""
     path = frame_path(row["uri"])
     return path if row["frame_index"] is None else f"{path}#{row['frame_index']}"

@@ -6,18 +6,24 @@ data.min_pixel_confidence, pixels below it are void.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow.parquet as pq
 
 from segray.config import DataSection
 from segray.core import storage
 from segray.core.datasets.pairs import check_root, split
-from segray.core.datasets.places import image_place
+from segray.core.datasets.places import FrameOf, image_place
 from segray.core.samples import Dataset, LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
 
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "status", "confidence_mean"]
+
+
+class _Row(FrameOf):
+    """COLUMNS of a label row, and the place of its mask."""
+
+    status: str
+    confidence_mean: float | None
+    place: str
 
 
 def open_dataset(config: DataSection) -> Dataset:
@@ -31,7 +37,7 @@ def open_dataset(config: DataSection) -> Dataset:
     if (masks := plans[0].settings["mask_format"]) != "png":
         raise DataError(f"{root} was made with label.mask_format {masks}; label with png to train on the masks.")
     rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
-    kept = [row for row in rows if row["status"] == "ok" and row["confidence_mean"] >= config.min_confidence]
+    kept = [row for row in rows if row["status"] == "ok" and (row["confidence_mean"] or 0) >= config.min_confidence]
     if not kept:
         raise DataError(f"None of {len(rows)} rows in {root} has a confidence of {config.min_confidence}; lower it.")
     pixels = f",{config.min_pixel_confidence:f}" if config.min_pixel_confidence else ""
@@ -40,7 +46,7 @@ def open_dataset(config: DataSection) -> Dataset:
     return Dataset("labels", LabelSpace(names, colors), _split(refs, config))
 
 
-def _rows(part: str) -> list[dict[str, Any]]:
+def _rows(part: str) -> list[_Row]:
     rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
     return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,15 @@ from segray.errors import DataError
 ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
 CELL = re.compile(r"(.*)#image=(\d+)")
+
+
+class FrameOf(TypedDict):
+    """Which frame a label row is of."""
+
+    input_id: str
+    uri: str
+    video_uri: str | None
+    frame_index: int | None
 
 
 def image_place(row: Mapping[str, Any]) -> str:
