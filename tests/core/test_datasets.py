@@ -125,6 +125,18 @@ def test_splits_by_other_names_are_kept_and_named(tmp_path):
     assert problems(config, ("training", "Validation")) == []
 
 
+def test_folders_that_are_shared_out_among_train_and_val_are_noted(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for i in range(20):
+        put(tmp_path / "images" / f"day{i % 2}" / f"{i}.png", mode="RGB")
+        put(tmp_path / "masks" / f"day{i % 2}" / f"{i}.png")
+    result = check(open_dataset(DataSection(format="folder", root=str(tmp_path), val_share=0.5)), ("train", "val"))
+    assert result.notes == [
+        "frames of 2 folders are in train and in val, such as day0: where a folder is a drive, its frames look alike, "
+        "and scores are better than on another drive; keep each folder in one split"
+    ]
+
+
 def test_a_frame_beside_the_folders_of_splits_is_refused(tmp_path):
     (tmp_path / "classes.csv").write_text("name\nroad\n")
     for name in ("train/a", "val/a", "b"):

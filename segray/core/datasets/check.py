@@ -225,12 +225,21 @@ def _rgb(ids: Iterable[int]) -> np.ndarray:
 
 
 def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
-    """Frames that are trained on and validated on."""
+    """Frames, and else folders of them, that are trained on and validated on."""
     splits = [dataset.splits.get(split, ()) for split in dict.fromkeys(needed)]
-    if len(splits) != 2 or not (both := set(splits[0]) & set(splits[1])):
+    if len(splits) != 2:
         return []
-    first = min(ref.sample_id for ref in both)
-    return [f"{len(both)} frames are in {' and in '.join(needed)}, such as {first}: their scores are those of training"]
+    where = " and in ".join(needed)
+    if both := set(splits[0]) & set(splits[1]):
+        first = min(ref.sample_id for ref in both)
+        return [f"{len(both)} frames are in {where}, such as {first}: their scores are those of training"]
+    train, val = ({ref.sample_id.rpartition("/")[0] for ref in refs} for refs in splits)
+    if not (folders := sorted(train & val - {""})):
+        return []
+    return [
+        f"frames of {len(folders)} folders are in {where}, such as {folders[0]}: where a folder is a drive, its frames "
+        "look alike, and scores are better than on another drive; keep each folder in one split"
+    ]
 
 
 def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
