@@ -2,9 +2,11 @@
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from labelled import label_all, settings_of
 from PIL import Image
+from videos import KINDS, straight
 
 from segray.config import load
 from segray.core import images
@@ -51,6 +53,26 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
     expected = images.overlay(source, found.mask_hw, COLORS).astype(int)
     differences = [np.abs(picture.astype(int) - expected).mean() for _, picture in frames]
     assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
+
+
+def test_a_video_whose_stamps_name_no_frames_is_labelled_and_shown_by_the_number_of_its_frames(tiny_bundle, tmp_path):
+    """Most packets of such a .vob have no time stamp. A frame's flicker is that of the one before, also across shards."""
+    video = tmp_path / "a.vob"
+    KINDS["h264 with B-frames.vob"](video)
+    predictor, rows = Predictor(str(tiny_bundle)), {}
+    for size in (1, 64):  # several shards, and one
+        label_all(planned(tmp_path / str(size), video, shard_size=size), predictor)
+        table = pq.read_table(tmp_path / str(size) / "labels").sort_by("frame_index")
+        rows[size] = table.select(
+            ["frame_index", "pts", "time_s", "status", "class_pixels", "flicker_share"]
+        ).to_pylist()
+    assert rows[1] == rows[64]
+    assert [row["frame_index"] for row in rows[1]] == list(range(30))
+    assert {row["pts"] for row in rows[1]} == {None}
+    assert [row["time_s"] for row in rows[1]] == pytest.approx([i / 25 for i in range(30)])
+    assert [i for i, row in enumerate(rows[1]) if row["flicker_share"] is None] == [0]
+    assert np.array_equal(places.read_image(f"{video}#frame=20"), straight(str(video))[20])
+    assert overlay_video(str(tmp_path / "1"), str(tmp_path / "over.mp4")) == 30
 
 
 def test_labels_without_a_video_or_with_several_are_refused_by_name(town, tiny_bundle, tmp_path):

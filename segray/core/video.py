@@ -398,8 +398,10 @@ def _decode_fast(stream: Any, run: _Run) -> Iterator[_Shown]:
     """The frames of packets, in order. Damage is an error: threads tell of it some frames later, or not at all."""
     settled = run.settled is None
     for packet in chain(run.packets, [None]):
-        if packet is not None and not packet.size:
-            continue
+        if packet is not None:
+            if not packet.size:
+                continue
+            settled = settled or packet.pts == run.settled
         try:
             frames = _frames_of(stream, packet)
             if any(frame.is_corrupt for frame in frames) or (packet is not None and packet.is_corrupt):
@@ -408,9 +410,7 @@ def _decode_fast(stream: Any, run: _Run) -> Iterator[_Shown]:
             if settled:
                 raise
             continue
-        for frame in frames:
-            settled = settled or (frame.pts is not None and frame.pts >= run.settled)
-            yield _Shown(frame, frame.pts)
+        yield from (_Shown(frame, frame.pts) for frame in frames)
 
 
 def _decode_around(stream: Any, run: _Run, damage: _Damage) -> Iterator[_Shown]:
