@@ -145,7 +145,7 @@ def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
 
 
 def frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
-    """What the decoder gives for a packet; for None, the end, what it still holds. lenient: nothing in case of damage."""
+    """What the decoder gives for a packet; for None, the end, what it still holds. lenient: [] for damage."""
     try:
         frames: list[Any] = stream.codec_context.decode(packet)
         return frames
