@@ -93,8 +93,9 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
             hush()
             yield _holding(least, config.wait)
         finally:
-            _end_readers()
-            ray.shutdown()
+            with held():  # what is left of a Ray that is cut off in its shutdown waits for a quarter of a minute
+                _end_readers()
+                ray.shutdown()
 
 
 def _end_readers() -> None:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,7 +44,7 @@ Answer = dict[str, list[str]]
 class Lost:
     """A shard that came back unlabelled. sick: by its process's fault, which the inputs have no part in.
 
-    actor: the process, also after Ray has started it again. node: its address.
+    actor: who worked on it, in which process; Ray starts one after the other for the same actor. node: their address.
     """
 
     plan: int
@@ -52,6 +52,7 @@ class Lost:
     reason: str
     sick: bool
     actor: str
+    process: int
     node: str
 
 
@@ -158,7 +159,7 @@ class Labeller:
         os._exit(1)  # an actor that leaves by itself would not be started again
 
     def _lost(self, plan: Plan, shard: int, reason: str, *, sick: bool) -> Answer:
-        lost = Lost(plan.number, shard, reason, sick, self.actor, self.node)
+        lost = Lost(plan.number, shard, reason, sick, self.actor, os.getpid(), self.node)
         return {"receipt": [json.dumps({"lost": asdict(lost)})]}
 
 
@@ -180,14 +181,14 @@ class Sickness:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._said = say, set[tuple[str, str]]()
-        self._fails: Counter[str] = Counter()  # by actor, since anything was labelled
+        self._failed: defaultdict[str, set[int]] = defaultdict(set)  # processes by actor, since anything was labelled
         self.last = ""  # reason that was heard
 
     def labelled(self) -> None:
-        self._fails.clear()
+        self._failed.clear()
 
     def lost(self, lost: Lost, actors: int) -> None:
-        """ClusterError when each of so many processes failed FAILS times, and none labelled a shard meanwhile."""
+        """ClusterError when so many actors had FAILS processes that failed, and none labelled a shard meanwhile."""
         self.last = lost.reason
         failed = f"failed on {lost.node} ({lost.reason})."
         if (lost.node, lost.reason) not in self._said:
@@ -198,8 +199,8 @@ class Sickness:
                 else f"Shard {lost.shard} {failed} Its inputs are labelled one by one later."
             )
         if lost.sick:
-            self._fails[lost.actor] += 1
-            if sum(fails >= FAILS for fails in self._fails.values()) >= actors:
+            self._failed[lost.actor].add(lost.process)
+            if sum(len(processes) >= FAILS for processes in self._failed.values()) >= actors:
                 raise ClusterError(
                     f"Every labelling process failed {FAILS} times in a row, the last on {lost.node} ({lost.reason}). "
                     "Look at that machine's GPU, and at Ray's logs for the traceback. Then the same command goes on."

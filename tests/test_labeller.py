@@ -1,7 +1,9 @@
 """A labelling process that fails: what it answers, what is said of it, and when the run ends."""
 
 import json
+import os
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,7 +60,7 @@ def process(monkeypatch):
 
 
 def lost(shard, reason, sick):
-    return Lost(0, shard, reason, sick, "actor 1", "10.0.0.7")
+    return Lost(0, shard, reason, sick, "actor 1", os.getpid(), "10.0.0.7")
 
 
 def test_a_shard_that_no_code_expects_comes_back_and_the_process_goes_on(process):
@@ -110,23 +112,23 @@ def test_an_answer_is_plain_text(process):
 def test_each_reason_is_said_once_and_the_run_ends_when_all_processes_are_sick():
     notes = []
     sickness = Sickness(notes.append)
-    one, other = lost(1, SAID, sick=True), Lost(0, 2, SAID, True, "actor 2", "10.0.0.8")
-    for _ in range(5):
-        sickness.lost(one, actors=2)
+    one, other = lost(1, SAID, sick=True), Lost(0, 2, SAID, True, "actor 2", 20, "10.0.0.8")
+    for shard in range(5):  # which one process had in hand
+        sickness.lost(replace(one, shard=shard), actors=1)
     assert notes == [f"A labelling process failed on 10.0.0.7 ({SAID}). It is started again; its shards go to others."]
-    sickness.lost(other, actors=2)
-    sickness.lost(other, actors=2)
+    for process in (20, 21, 22):
+        sickness.lost(replace(other, process=process), actors=2)
     sickness.labelled()  # by whichever
-    for _ in range(3):
-        sickness.lost(one, actors=2)
+    for process in (10, 11, 12):
+        sickness.lost(replace(one, process=process), actors=2)
     sickness.lost(lost(7, "IndexError: list index out of range", sick=False), actors=2)
     assert notes[2:] == [
         "Shard 7 failed on 10.0.0.7 (IndexError: list index out of range). Its inputs are labelled one by one later."
     ]
-    sickness.lost(other, actors=2)
-    sickness.lost(other, actors=2)
+    for process in (23, 24):
+        sickness.lost(replace(other, process=process), actors=2)
     with pytest.raises(ClusterError) as told:
-        sickness.lost(other, actors=2)
+        sickness.lost(replace(other, process=25), actors=2)
     assert str(told.value) == (
         f"Every labelling process failed 3 times in a row, the last on 10.0.0.8 ({SAID}). Look at that machine's GPU, "
         "and at Ray's logs for the traceback. Then the same command goes on."

@@ -97,6 +97,15 @@ def test_a_signal_while_ray_starts_stops_the_run_and_ray_is_shut_down(fake_ray, 
     assert calls == ["init", "shutdown"]
 
 
+@pytest.mark.usefixtures("terminating")
+def test_a_signal_while_ray_ends_waits_for_the_end(fake_ray, monkeypatch):
+    calls = fake_ray(lambda: None)
+    monkeypatch.setattr(cluster, "_end_readers", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated), cluster.connected(ClusterSection()):
+        calls.append("labelled")
+    assert calls == ["init", "labelled", "shutdown"]
+
+
 def fail(error):
     def init():
         raise error
