@@ -238,7 +238,8 @@ def classes_in(row: dict[str, Any]) -> list[int]:
 
 def miou_histogram(values: Any) -> np.ndarray:
     """Of an Arrow array of mIoU, int64 [MIOU_BINS]."""
-    return np.histogram(values.drop_null().to_numpy(), MIOU_BINS, (0, 1))[0]
+    counts: np.ndarray = np.histogram(values.drop_null().to_numpy(), MIOU_BINS, (0, 1))[0]
+    return counts
 
 
 def quartiles(counts: np.ndarray) -> list[float]:
