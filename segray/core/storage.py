@@ -440,8 +440,8 @@ def _list_s3(
         if enter is None:
             return True
         if folder not in entered:
-            above = folder[: folder.rstrip("/").rfind("/") + 1]
-            entered[folder] = wanted(above) and enter(f"s3://{bucket}/{folder.rstrip('/')}")
+            place = folder[:-1]  # not without all of its slashes: a key may hold empty steps
+            entered[folder] = wanted(place[: place.rfind("/") + 1]) and enter(f"s3://{bucket}/{place}")
         return entered[folder]
 
     with _one_line(root, "listed"):

@@ -285,6 +285,14 @@ def test_one_file_of_several_spellings_is_one_row_and_said(tmp_path):
     assert notes == ["Named more than once, and labelled once: 1."]
 
 
+def test_empty_steps_in_the_keys_of_s3_are_steps(s3):
+    root = f"{s3}/steps"
+    names = ["/a.png", "//b.png", "day1//c.png", "d.png"]
+    for name in names:
+        storage.create(f"{root}/{name}", b"")
+    assert sorted(found(root)) == sorted(f"{root}/{name}" for name in names)
+
+
 def test_a_relative_place_in_a_list_on_s3_may_go_up(s3):
     storage.create(f"{s3}/up/a.png", picture())
     storage.create(f"{s3}/up/lists/l.txt", b"../a.png\n./../a.png\n")

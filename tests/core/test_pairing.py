@@ -8,7 +8,7 @@ from PIL import Image
 from segray.config import load
 from segray.core import parts, storage
 from segray.core.datasets import streets
-from segray.core.datasets.pairs import find_images, frame_path, match_masks
+from segray.core.datasets.pairs import find_images, frame_path, match_masks, pair
 from segray.core.plan import load_plans, make_plan
 from segray.core.predictor import Predictor
 from segray.errors import DataError
@@ -40,6 +40,11 @@ DAYS = ["/in/day1/1.jpg", "/in/day2/1.jpg", "/in/day3/1.jpg"]
         (["day1/1_mask.png"], ["/in/day1/1_leftImg8bit.png", "/in/day2/1_leftImg8bit.png"],
          {"/in/day1/1_leftImg8bit.png": "day1/1.png"}),
         (["day4/7.png"], DAYS[:1], {}),
+        # the images of one day: their common folder is day1/, and the mask of that path says more than one without
+        (["1.png", "day1/1.png"], ["/in/day1/1.jpg", "/in/day1/2.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
+        # an accent is one sign or two, as the file system that a name comes from has it
+        (["Stra\u00dfe/\u00e9.png"], ["/in/Stra\u00dfe/e\u0301.jpg", "/in/b.jpg"],
+         {"/in/Stra\u00dfe/e\u0301.jpg": "Stra\u00dfe/\u00e9.png"}),
     ],
 )  # fmt: skip
 def test_masks_pair_by_path(masks, images, pairs):
@@ -132,3 +137,11 @@ def test_masks_lie_in_folders_as_deep_as_they_like(tmp_path):
     for name in ("a/b/1.png", "2.png"):
         storage.create(f"{tmp_path}/{name}", b"")
     assert find_images(str(tmp_path)) == {"a/b/1": f"{tmp_path}/a/b/1.png", "2": f"{tmp_path}/2.png"}
+    assert find_images(f"{tmp_path}/./a/..//") == find_images(str(tmp_path))
+
+
+def test_an_accent_in_a_name_is_one_sign_or_two(tmp_path):
+    for name in ("images/caf\u00e9.png", "masks/cafe\u0301.png"):
+        storage.create(f"{tmp_path}/{name}", b"")
+    (ref,), lonely = pair(f"{tmp_path}/images", f"{tmp_path}/masks")
+    assert (ref.sample_id, ref.mask, lonely) == ("caf\u00e9", f"{tmp_path}/masks/cafe\u0301.png", [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -23,11 +24,12 @@ OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|
 
 
 def pair_key(stem: str) -> str:
-    """A frame's name, from its image's or its mask's.
+    """A frame's name, from its image's or its mask's; an accent is one sign, though macOS writes it as two.
 
     >>> pair_key("aachen_000000_000019_gtFine_labelIds")
     'aachen_000000_000019'
     """
+    stem = unicodedata.normalize("NFC", stem)
     return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem)
 
 
@@ -59,8 +61,9 @@ def drive_of(ref: SampleRef) -> str:
 def find_images(folder: str) -> dict[str, str]:
     """Path below `folder`, as pair_key, → URI, for every image file; DataError where two share it."""
     found: dict[str, str] = {}
+    folder = storage.absolute(folder)
     for entry in storage.list_files(folder, storage.not_hidden):
-        name = entry.uri[len(folder.rstrip("/")) + 1 :]
+        name = entry.uri[len(folder) + 1 :]
         stem, dot, suffix = name.rpartition(".")
         if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or storage.is_hidden(storage.name_of(name)):
             continue
@@ -133,13 +136,15 @@ def frame_path(uri: str) -> str:
 
 
 def _keys_by_path(masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str) -> dict[str, str]:
-    """Image → key of the mask at its path. A mask that several images claim is theirs who lie at it below `root`."""
+    """Image → key of the mask at its path, of several the longest.
+
+    A mask that several images claim is that one's which lies at it below `root`.
+    """
     claims: dict[str, list[tuple[bool, str]]] = {}
     for place, path in images:
         below = path.removeprefix(root)
-        exact = below in masks
-        if key := below if exact else next((end for end in ends(path)[:-1] if end in masks), None):
-            claims.setdefault(key, []).append((exact, place))
+        if key := next((end for end in (*ends(path)[:-1], below) if end in masks), None):
+            claims.setdefault(key, []).append((len(key) >= len(below), place))
     found = {}
     for key, claimants in claims.items():
         best = [place for exact, place in claimants if exact] or [place for _, place in claimants]
