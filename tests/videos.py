@@ -11,6 +11,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from segray.core.decoding import metadata_options
+
 HEIGHT, WIDTH = 48, 64
 TICKS = 90_000  # a second of MPEG's clock
 
@@ -83,7 +85,7 @@ def _frame(image_hwc: np.ndarray, pix_fmt: str) -> av.VideoFrame:
 
 def straight(uri: str) -> list[np.ndarray]:
     """What one decoder in one thread gives from the first frame to the last, with no seek: the right answer."""
-    with av.open(uri, metadata_errors="ignore") as container:
+    with av.open(uri, **metadata_options(av.__version__)) as container:
         video = container.streams.best("video")
         video.thread_type = "NONE"
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]

@@ -49,6 +49,11 @@ class _DamagedError(Exception):
 DAMAGE = (av.FFmpegError, EOFError, IndexError, _DamagedError)
 
 
+def metadata_options(version: str) -> dict[str, Any]:
+    """What has av.open() pass over texts that are no UTF-8: PyAV 19 always does, and has no such argument any more."""
+    return {"metadata_errors": "ignore"} if int(version.partition(".")[0]) < 19 else {}
+
+
 @contextmanager
 def open_video(uri: str, **options: str) -> Iterator[Any]:
     """The container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
@@ -58,7 +63,7 @@ def open_video(uri: str, **options: str) -> Iterator[Any]:
                 file,
                 mode="r",
                 container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "", **options},
-                metadata_errors="ignore",
+                **metadata_options(av.__version__),
             )
         except (av.FFmpegError, OSError, ValueError) as error:
             storage.raise_failure(file)

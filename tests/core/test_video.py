@@ -13,6 +13,7 @@ from videos import B_FRAMES, CODECS, KINDS, h264_units, has, picture, straight, 
 from segray.core import s3 as s3_requests
 from segray.core import storage
 from segray.core.datasets import streets
+from segray.core.decoding import metadata_options
 from segray.core.frames import Clock, decoded
 from segray.core.plan import PlanReader, make_plan
 from segray.core.video import index_video, read_frames
@@ -325,3 +326,8 @@ def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, m
                 outcomes.add("error")
     assert outcomes <= {len(index.keys), len(index.keys) - 9, "error"}
     assert "error" in outcomes
+
+
+def test_every_pyav_is_given_the_arguments_that_it_has():
+    assert metadata_options("18.1.0") == {"metadata_errors": "ignore"}
+    assert metadata_options("19.0.2") == {}
