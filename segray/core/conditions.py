@@ -24,6 +24,7 @@ KEYS = ("image", "file_name", "sample_id")
 MOST_VALUES = 50  # a text column with more is a name or a time, and no condition
 MOST_NUMBERS = 8  # a column with more different numbers is cut into quartiles
 NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write them
+MOST_DIGITS = 300  # of a number that a float can hold
 CITY = re.compile(r"(?:.*/)?([a-z-]+)_\d{6}_\d{6}")  # cityscapesScripts' names: city, sequence, frame
 
 Table = dict[str, list[Any]]  # of any kind of value, as its author wrote them
@@ -151,18 +152,18 @@ def _texts(numbers: Sequence[float], digits: int) -> dict[float, str]:
 
 
 def _read(place: str) -> list[dict[str, Any]]:
-    uri = storage.absolute(place)
+    uri, name = storage.absolute(place), place.lower()
     try:
-        if place.endswith(".parquet"):
+        if name.endswith(".parquet"):
             found: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
             return found
         text = read_text(uri)
-        if place.endswith((".jsonl", ".ndjson")):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if name.endswith((".jsonl", ".ndjson")):
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             if wrong := [row for row in rows if not isinstance(row, dict)]:
                 raise DataError(f"{place} has the row {json.dumps(wrong[0])[:40]}; a row is an object of columns.")
             return rows
-        if place.endswith(".csv"):
+        if name.endswith(".csv"):
             table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
             return [{name: _Cell(value) for name, value in row.items() if name and value} for row in table]
     except (ValueError, csv.Error, pa.ArrowException) as error:
@@ -178,7 +179,7 @@ def _column(values: list[Any]) -> list[Any]:
     """Cells of one kind, None where there is none: numbers, booleans, or texts."""
     cells = [_cell(value) for value in values]
     there = [cell for cell in cells if cell is not None]
-    if all(isinstance(cell, _Cell) and NUMBER.fullmatch(cell) for cell in there):
+    if all(isinstance(cell, _Cell) and len(cell) <= MOST_DIGITS and NUMBER.fullmatch(cell) for cell in there):
         cells = [None if cell is None else _number(cell) for cell in cells]
     kinds = {type(cell) for cell in cells if cell is not None}
     large = any(isinstance(cell, int) and not -(2**63) <= cell < 2**63 for cell in cells)
@@ -192,13 +193,16 @@ def _column(values: list[Any]) -> list[Any]:
 def _cell(value: Any) -> Any:
     """None for what is missing; a list, a date or the like as text."""
     if isinstance(value, _Cell):
-        return _Cell(value.strip()) or None
+        text = value.strip()
+        return _Cell(text) if text and text.lower() != "nan" else None
     if isinstance(value, Decimal):
         value = float(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        return str(value)
     return value if isinstance(value, bool | int | float) else str(value)
 
 

@@ -96,6 +96,22 @@ def test_a_parquet_table_may_hold_dates(tmp_path):
     assert read_table(str(tmp_path / "t.parquet"), FRAMES[:2]) == {"day": ["2026-01-02", None]}
 
 
+def test_a_number_that_is_none_is_missing_in_a_csv_too(tmp_path):
+    (tmp_path / "t.CSV").write_text("image,x\n00,NaN\n01,1.5\n02,nan\n")
+    assert read_table(str(tmp_path / "t.CSV"), FRAMES[:3]) == {"x": [None, 1.5, None]}
+
+
+def test_texts_may_hold_any_sign_and_numbers_be_of_any_size(tmp_path):
+    rows = [{"image": "00", "x": 10**400, "place": "a\u2028b"}, {"image": "01", "x": 1, "place": "c\x85d"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read_table(str(tmp_path / "t.jsonl"), FRAMES[:2]) == {
+        "x": [str(10**400), "1"],  # no column holds it as a number
+        "place": ["a\u2028b", "c\x85d"],
+    }
+    (tmp_path / "t.csv").write_text(f"image,x\n00,{10**400}\n01,1.5\n")
+    assert read_table(str(tmp_path / "t.csv"), FRAMES[:2]) == {"x": [str(10**400), "1.5"]}
+
+
 def test_a_number_among_texts_stays_as_it_is_written(tmp_path):
     (tmp_path / "t.csv").write_text("image,x\n00,1e-3\n01,n/a\n")
     assert read_table(str(tmp_path / "t.csv"), FRAMES[:2]) == {"x": ["1e-3", "n/a"]}

@@ -226,6 +226,31 @@ def test_a_column_says_which_classes_are_scored(tmp_path):
     assert folder.read_classes(str(tmp_path / "classes.yaml"))[0].id_map == {0: 0, 1: 1, 2: 255, 255: 255}
 
 
+@pytest.mark.parametrize("header", ["name,id,r,g,b,scored", "Name, ID ,R,G,B,Scored", "name ,Id,r,g,b ,SCORED "])
+def test_a_header_may_have_capitals_and_spaces(tmp_path, header):
+    (tmp_path / "classes.csv").write_text(f"{header}\nroad,7,1,2,3,\ncar,5,4,5,6,no\n")
+    space, notes = folder.read_classes(str(tmp_path / "classes.csv"))
+    assert (space.names, space.colors, notes) == (("road",), ((1, 2, 3),), ())
+    assert (space.id_map[7], space.id_map[5]) == (0, 255)
+
+
+def test_columns_that_are_not_read_are_said(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,label,,colour\nroad,1,,red\ncar,0,,blue\n")
+    assert folder.read_classes(str(tmp_path / "classes.csv"))[1] == (
+        f"{tmp_path}/classes.csv: not read: label, colour; what is read is called name, id, r, g, b, scored",
+    )
+    (tmp_path / "classes.yaml").write_text("[{Name: road, colour: [1, 2, 3], ID: 4}]")
+    space, notes = folder.read_classes(str(tmp_path / "classes.yaml"))
+    assert space.id_map == {4: 0, 255: 255}
+    assert notes == (f"{tmp_path}/classes.yaml: not read: colour; what is read is called name, id, color, scored",)
+
+
+def test_a_colour_of_two_channels_is_refused(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,id,r,g\nroad,0,1,2\n")
+    with pytest.raises(DataError, match=r"classes\.csv: .*; id, r, g and b are whole numbers from 0 to 255\.$"):
+        folder.read_classes(str(tmp_path / "classes.csv"))
+
+
 def test_what_is_void_by_name_is_told_when_training_starts(tmp_path, caplog):
     (tmp_path / "classes.csv").write_text("name\nroad\nvoid\n")
     for split in ("train", "val"):

@@ -219,6 +219,18 @@ def test_frames_of_one_name_in_several_folders_are_listed_by_their_paths(drives,
     assert found == {"voc": splits, "camvid-color": splits}
 
 
+def test_a_list_may_end_its_lines_as_old_macs_do(drives):
+    found = listed(drives, "day1/0000\rday2/0000\r", "day3/0000\r")
+    assert found["voc"] == {"train": ["day1/0000", "day2/0000"], "val": ["day3/0000"]}
+
+
+def test_lists_without_a_line_are_refused(drives):
+    with pytest.raises(
+        DataError, match=r"Segmentation/train\.txt lists no frame; give it some, or delete all lists\.$"
+    ):
+        listed(drives, "\n", " \n")
+
+
 def test_a_listed_name_that_several_frames_have_is_refused(drives):
     with pytest.raises(DataError) as error:
         listed(drives, "0000\n", "day3/0001\n")

@@ -23,6 +23,8 @@ from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
+COLUMNS = ("name", "id", "r", "g", "b", "scored")
+KEYS = ("name", "id", "color", "scored")
 SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -39,7 +41,8 @@ def open_dataset(config: DataSection) -> Dataset:
 def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
     """classes.csv or .yaml → label space, and what is worth knowing of it. DataError says what is wrong with it."""
     text = read_text(uri)
-    rows = _yaml(text, uri) if uri.endswith((".yaml", ".yml")) else _csv(text, uri)
+    is_yaml = uri.endswith((".yaml", ".yml"))
+    rows, unread = _yaml(text, uri) if is_yaml else _csv(text, uri)
     try:
         ids = [int(i if row.get("id") in (None, "") else row["id"]) for i, row in enumerate(rows)]
         given = [_color(row) for row in rows]
@@ -65,8 +68,13 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
         id_map,
     )
     void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
-    note = f"{uri}: void by name: {', '.join(void)}; a column `scored` with yes keeps such a class"
-    return space, (note,) * bool(void)
+    notes = []
+    if void:
+        notes.append(f"{uri}: void by name: {', '.join(void)}; a column `scored` with yes keeps such a class")
+    if unread:
+        read = ", ".join(KEYS if is_yaml else COLUMNS)
+        notes.append(f"{uri}: not read: {', '.join(unread)}; what is read is called {read}")
+    return space, tuple(notes)
 
 
 def is_void(name: str) -> bool:
@@ -86,25 +94,31 @@ def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
     return SCORED[given]
 
 
-def _csv(text: str, uri: str) -> list[dict[str, Any]]:
+def _csv(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, and the columns that are not read; a header's capitals and spaces say nothing."""
+    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     try:
-        rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+        table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
+        rows = list(table)
     except csv.Error as error:
         raise DataError(f"{uri} is no table: {error}.") from None
     if not rows or "name" not in rows[0]:
         raise DataError(f"{uri} needs a header line with `name`, and optionally id,r,g,b; then a line a class.")
-    return [row | {"color": [row[c] for c in "rgb"] if row.get("r") else None} for row in rows]
+    rows = [row | {"color": color if any(color := [row.get(c) for c in "rgb"]) else None} for row in rows]
+    return rows, [name for name in names if name and name not in COLUMNS]
 
 
-def _yaml(text: str, uri: str) -> list[dict[str, Any]]:
+def _yaml(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, and the keys that are not read, as of a CSV."""
     try:
         rows = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DataError(f"{uri} is not valid YAML: {str(error).splitlines()[0]}.") from None
     rows = [row if isinstance(row, dict) else {"name": row} for row in rows] if isinstance(rows, list) else []
+    rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
     if not rows or not all("name" in row for row in rows):
         raise DataError(f"{uri} must be a list of class names, or of {{name, id, color: [r, g, b]}}.")
-    return rows
+    return rows, list(dict.fromkeys(key for row in rows for key in row if key not in KEYS))
 
 
 def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:

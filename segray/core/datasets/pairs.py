@@ -228,12 +228,13 @@ def split_by_lists(
     frames = _Frames(refs)
     splits: dict[str, tuple[SampleRef, ...]] = {}
     notes: list[str] = []
+    empty: list[str] = []
     for entry in storage.list_files(folder, deep=False):
         name = storage.name_of(entry.uri)
-        if entry.uri != storage.join(folder, name) or not name.endswith(".txt") or storage.is_hidden(name):
+        if entry.uri != storage.join(folder, name) or not name.lower().endswith(".txt") or storage.is_hidden(name):
             continue
-        lines = [line.strip() for line in read_text(entry.uri).split("\n") if line.strip()]
-        listed = name.removesuffix(".txt")
+        lines = [line.strip() for line in re.split(r"[\r\n]", read_text(entry.uri)) if line.strip()]
+        listed = name[: -len(".txt")]
         try:
             members = _members(entry.uri, lines, frames)
         except DataError:
@@ -244,6 +245,10 @@ def split_by_lists(
             notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
         if members:
             splits[listed] = tuple(members)
+        elif listed in (config.train_split, config.val_split):
+            empty.append(entry.uri)
+    if empty and not splits:
+        raise DataError(f"{empty[0]} lists no frame; give it some, or delete all lists.")
     return splits or split(refs, config, group), tuple(notes)
 
 
