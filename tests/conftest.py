@@ -27,16 +27,20 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if named else min(4, os.cpu_count() or 1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and all that share the session's Ray."""
+    """Keep a file's tests in one process, and all that share the session's Ray, which are slow."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else item.path.stem))
+        shares_ray = "ray_session" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
+        if shares_ray:
+            item.add_marker(pytest.mark.slow)
 
 
-# A test that takes longer carries the marker `slow`. What counts is its processor time, as machines are shared; one that
-# waits may take three times as long. Rays and their workers are processes of their own, which only the wait counts.
-SLOW_S = 5.0
-_too_slow = []
+# A test that takes longer carries the marker `slow`, or the run fails. What counts is the processor time of its process
+# and of those that it starts: machines are shared. One that waits for long is named, and fails nothing.
+SLOW_S, LONG_WAIT_S = 5.0, 15.0
+_too_slow, _waiting = [], []
 
 
 def _cpu_s():
@@ -52,9 +56,14 @@ def pytest_runtest_call(item):
 
 
 def pytest_runtest_logreport(report):
+    if report.when != "call" or "slow" in report.keywords:
+        return
     cpu_s = dict(report.user_properties).get("cpu_s", 0.0)
-    if report.when == "call" and max(cpu_s, report.duration / 3) > SLOW_S and "slow" not in report.keywords:
-        _too_slow.append(f"{report.nodeid} took {cpu_s:.1f} s of processor time and {report.duration:.1f} s in all")
+    line = f"{report.nodeid} took {cpu_s:.1f} s of processor time and {report.duration:.1f} s in all"
+    if cpu_s > SLOW_S:
+        _too_slow.append(line)
+    elif report.duration > LONG_WAIT_S:
+        _waiting.append(line)
 
 
 def pytest_sessionfinish(session):
@@ -63,10 +72,12 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if _too_slow:
-        terminalreporter.section(f"over {SLOW_S:.0f} s without the marker slow", red=True)
+    if _too_slow or _waiting:
+        terminalreporter.section("without the marker slow")
         for line in _too_slow:
-            terminalreporter.write_line(f"{line}. Make it faster, or mark it slow.")
+            terminalreporter.write_line(f"{line}: this fails the run. Make it faster, or mark it slow.")
+        for line in _waiting:
+            terminalreporter.write_line(f"{line}. If this machine is not busy, make it faster, or mark it slow.")
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,6 @@ def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, 
     check(tmp_path / "out", totals)
 
 
-@pytest.mark.slow
 def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
     """SIGTERM, as on a machine that is reclaimed."""
     struck = []
@@ -253,7 +252,6 @@ def run_here(line, monkeypatch, capsys):
     return 0, capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_later(
     tiny_bundle, drive, small_disk, totals, monkeypatch, capsys
 ):

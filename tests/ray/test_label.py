@@ -110,7 +110,6 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     assert problems(tmp_path / "strict") == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -143,7 +142,6 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert {path: path.read_bytes() for path in there} == there
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundle, town, tmp_path, monkeypatch):
     """Its device fails from the third frame on, and again whenever Ray has started its process anew."""
@@ -204,7 +202,6 @@ def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
     assert parts.read_summary(load_plans(out))["ok"] == 5
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path, capfd):
     frames = tmp_path / "in"

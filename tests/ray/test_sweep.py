@@ -28,7 +28,6 @@ from segray.sweep import _scheduler, _train, concurrent, sweep
 from segray.turns import Turns
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_training(settings, tmp_path):
     config = settings(sweep__encoders=["mobilenet_v2"], sweep__learning_rates=[1e-3, 1e30])

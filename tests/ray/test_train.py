@@ -109,7 +109,6 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
     )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, town, tmp_path, monkeypatch):
     """The other one waits for its share of the evaluation, for half an hour if nobody ends it."""
@@ -166,7 +165,6 @@ def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(settings, ray_s
     assert [row["loss"] for row in result.history] == pytest.approx([row["loss"] for row in whole.history], rel=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_sigterm_leaves_the_last_whole_epoch_from_which_the_same_command_goes_on(workers, settings, tmp_path):
     config = settings(cluster__workers=workers, train__epochs=500)
