@@ -185,6 +185,7 @@ def test_coco_instances_are_the_regions(labels, tmp_path, min_area):
 
     export(labels, "coco", str(tmp_path / "out"), Options(min_area=min_area))
     coco = COCO(str(tmp_path / "out" / "annotations" / "instances_default.json"))
+    coco.info()  # a KeyError without
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(SPACE.names)
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == sorted(MASKS)
     for image in coco.loadImgs(coco.getImgIds()):
@@ -282,6 +283,15 @@ def test_an_image_that_exif_turns_is_written_upright(tmp_path, suffix):
     assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     pixels = np.asarray(image.convert("L"))
     assert (pixels[4, 20], pixels[4, 4], pixels[28, 20]) == (255, 0, 0)
+
+
+def test_a_lossless_webp_is_turned_without_loss():
+    stored = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    exif, sink = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(stored).save(sink, "WEBP", exif=exif, lossless=True)
+    turned = np.asarray(Image.open(io.BytesIO(images.upright(sink.getvalue()))))
+    np.testing.assert_array_equal(turned, np.rot90(stored, -1))
 
 
 def test_an_image_that_nothing_turns_is_the_file_itself():

@@ -155,7 +155,7 @@ def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, i
 def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
     """DataError for a mask whose ids are not those that somebody drew."""
     lossy = image.format if image.format not in MASK_FORMATS else None
-    if image.format == "WEBP" and data.find(b"VP8L", 12) < 0:
+    if image.format == "WEBP" and not _is_lossless_webp(data):
         lossy = "lossy WebP"
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
     if tags is not None and image.info.get("compression") in ("jpeg", "webp"):
@@ -167,6 +167,10 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
         raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
     if _has_pages(image):
         raise DataError(f"{source} has several pages or frames; a mask is one.")
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    return data.find(b"VP8L", 12) >= 0
 
 
 def _has_pages(image: Image.Image) -> bool:
@@ -299,8 +303,8 @@ def encode_image(pixels: np.ndarray) -> bytes:
 def upright(data: bytes, source: str = "image") -> bytes:
     """An encoded image that stands upright without EXIF: as it is, or written anew where EXIF turns it.
 
-    A reader that passes over EXIF then sees what its mask was made of. JPEGs are written with quality 95. DataError for
-    one that has to be turned and cannot be decoded.
+    A reader that passes over EXIF then sees what its mask was made of. JPEGs are written with quality 95, and
+    so are WebPs, but for lossless ones. DataError for one that has to be turned and cannot be decoded.
     """
     image = _open(data, source)
     if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
@@ -315,6 +319,8 @@ def upright(data: bytes, source: str = "image") -> bytes:
     if turned not in TURNS:
         return data
     sink, kept = io.BytesIO(), {"icc_profile": image.info.get("icc_profile")}
+    if image.format == "WEBP":
+        kept["lossless"] = _is_lossless_webp(data)
     image_hwc = decode_image(data, source)
     Image.fromarray(image_hwc).save(sink, "JPEG" if image.format in JPEGS else image.format, quality=95, **kept)
     return sink.getvalue()

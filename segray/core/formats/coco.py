@@ -160,4 +160,5 @@ def _write(job: Job, name: str, more: Iterable[dict[str, Any]], annotations: Ite
     ]
     pictures = ({"id": i, **record["image"]} for i, record in enumerate(job.records(), 1))
     with replacing(job.out / name) as file:
-        write_object(file, {"categories": categories, "images": pictures, "annotations": annotations})
+        head = {"info": {"description": "Labels by segray"}, "licenses": [], "categories": categories}
+        write_object(file, head | {"images": pictures, "annotations": annotations})
