@@ -121,11 +121,13 @@ class Run(NamedTuple):
 
 def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
     """The frames of packets, in order. Damage is an error, which several threads raise some frames later than one."""
-    settled = run.settled is None
+    settled, number, shown = run.settled is None, -1, -1
     for packet in chain(run.packets, [None]):
         if packet is not None:
             if not packet.size:
                 continue
+            number += 1
+            packet.opaque = _Tag(number)
             settled = settled or packet.pts == run.settled
         try:
             frames = frames_of(stream, packet)
@@ -135,7 +137,11 @@ def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
             if settled:
                 raise
             continue
-        yield from (Shown(frame, frame.pts) for frame in frames)
+        for frame in frames:  # the last packet of an interlaced video may be a field of the frame of the one before
+            shown = max(shown, _number_of(frame, number) + frame.interlaced_frame)
+            yield Shown(frame, frame.pts)
+    if shown < number:  # an error of the last packets, of which several threads tell nothing
+        raise _DamagedError
 
 
 def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:

@@ -131,6 +131,23 @@ def test_a_file_that_was_cut_keeps_its_good_frames_and_says_so(tmp_path, name):
 HIT = ["h264 with B-frames.mp4", "h264 with open groups.mp4", "h264.mkv", "hevc.mp4", "mpeg4.mp4", "vp9.mkv"]
 
 
+def test_a_cut_video_without_a_header_has_a_row_for_each_frame(tmp_path, made):
+    """Several threads tell nothing of an error in the last packet, and then the frames before it do not come either."""
+    whole = made("h264 with B-frames.vob")
+    data, frames, uri = Path(whole).read_bytes(), straight(whole), str(tmp_path / "cut.vob")
+    for part in (0.2, 0.35, 0.5, 0.65, 0.8):
+        Path(uri).write_bytes(data[: int(part * len(data))])
+        with av.open(uri) as container:
+            begun = sum(packet.size > 0 for packet in container.demux(video=0))
+        index = index_video(uri)
+        assert index.pts is None
+        assert len(index.keys) in (begun - 1, begun)  # of the last packet there may be no picture at all
+        sound = [key for key in index.keys if key not in index.lost]
+        got = list(read_frames(uri, sound, by_index=True))
+        assert [frame.key for frame in got] == sound
+        assert all(np.array_equal(frame.image_hwc, frames[frame.key]) for frame in got)
+
+
 @pytest.mark.parametrize("name", HIT)
 def test_damage_costs_frames_up_to_the_next_keyframe_and_no_more(tmp_path, made, name):
     """Of open groups to the third one: what stands behind the first is told to forget frames that were lost."""
