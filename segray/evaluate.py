@@ -158,7 +158,7 @@ def evaluate(
         "confusion": confusion.tolist(),
         "not_covered": source.not_covered,
         "missing": list(map(storage.printable, source.missing)),
-        "notes": list(source.notes),
+        "notes": [*source.notes, *conditions.notes(table)],
         "model": model,
         "split": section.split,
         "scored": source.what,

@@ -118,6 +118,17 @@ def scores(table: Table, rows: Sequence[metrics.Packed], classes: int) -> Condit
     return result
 
 
+def notes(table: Table) -> list[str]:
+    """What scores() has nothing of, in sentences."""
+    told = []
+    frames = list(zip(*table.values(), strict=True))
+    if unknown := sum(all(value is None for value in values) for values in frames):
+        told.append(f"Frames of which no condition is known: {unknown} of {len(frames)}.")
+    if many := [name for name, values in table.items() if len(_groups(values)) > MOST_VALUES]:
+        told.append(f"Conditions left out, as they have more than {MOST_VALUES} values: {', '.join(many)}.")
+    return told
+
+
 def _scores(rows: Sequence[metrics.Packed], classes: int) -> GroupScores:
     found = metrics.scores(metrics.unpacked(rows, classes)).to_dict()
     return {"frames": len(rows), "miou": found["miou"], "pixel_accuracy": found["pixel_accuracy"]}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segray.core import metrics
-from segray.core.conditions import read_table, scores
+from segray.core.conditions import notes, read_table, scores
 from segray.errors import DataError
 
 FRAMES = [(f"{i:02}", f"/data/val/{i:02}.png") for i in range(12)]
@@ -110,6 +110,15 @@ def test_texts_may_hold_any_sign_and_numbers_be_of_any_size(tmp_path):
     }
     (tmp_path / "t.csv").write_text(f"image,x\n00,{10**400}\n01,1.5\n")
     assert read_table(str(tmp_path / "t.csv"), FRAMES[:2]) == {"x": [str(10**400), "1.5"]}
+
+
+def test_frames_without_a_row_and_columns_of_too_many_values_are_said():
+    table = {"weather": [None, *["rain"] * 60], "name": [None, *map(str, range(60))], "place": [None] * 61}
+    assert notes(table) == [
+        "Frames of which no condition is known: 1 of 61.",
+        "Conditions left out, as they have more than 50 values: name.",
+    ]
+    assert notes({"weather": ["rain", None], "time": ["noon", "dusk"]}) == notes({}) == []
 
 
 def test_a_number_among_texts_stays_as_it_is_written(tmp_path):
