@@ -350,7 +350,9 @@ def _units(
         except (DataError, pa.ArrowException, OSError) as error:
             # An input has a row, also one that cannot be opened.
             code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
-            return [[_row(file, error_code=code, error=_text(error))]]
+            place = _printable(file.name)
+            text = _text(error) if isinstance(error, DataError) else f"{place} cannot be read: {storage.reason(error)}."
+            return [[_row(file, error_code=code, error=text)]]
 
     images = files.filter(pc.equal(files["kind"], inputs.IMAGE))
     others = files.filter(pc.not_equal(files["kind"], inputs.IMAGE))

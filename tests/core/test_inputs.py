@@ -466,6 +466,7 @@ def test_a_parquet_without_images_or_torn_is_an_error_row(tmp_path):
     rows = plan_rows(planned(tmp_path / "out", folder))
     assert [row["error_code"] for row in rows] == ["decode_error"] * 2
     assert rows[0]["error"].endswith("numbers.parquet has no column called image, nor one other of encoded images.")
+    assert rows[1]["error"].startswith(f"{folder}/torn.parquet cannot be read: Parquet file size is 4 bytes")
 
 
 @pytest.fixture(scope="module")
