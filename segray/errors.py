@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 300  # characters of what was raised elsewhere: some put a whole tensor in it
+
 
 class SegrayError(Exception):
     """Base of every error that a user can mend; `str(error)` is the whole message."""
@@ -92,8 +94,10 @@ def in_a_line(error: BaseException) -> str:
     >>> in_a_line(RuntimeError("CUDA error: unspecified launch failure\\nFor debugging consider …"))
     'RuntimeError: CUDA error: unspecified launch failure'
     """
-    text = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {text[0]}".rstrip(": .")
+    text = (str(error).strip().splitlines() or [""])[0]
+    if len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}…"
+    return f"{type(error).__name__}: {text}".rstrip(": .")
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:

@@ -13,7 +13,7 @@ import ray
 from segray import labeller
 from segray.config import InferSection, LabelSection
 from segray.core.parts import Receipt
-from segray.errors import ClusterError, StorageError
+from segray.errors import ClusterError, StorageError, in_a_line
 from segray.labeller import Labeller, Lost, Sickness, read_answer
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
@@ -107,6 +107,12 @@ def test_a_store_that_is_gone_ends_the_run(process):
 def test_an_answer_is_plain_text(process):
     answer = json.dumps({"lost": {**lost(1, SAID, sick=True).__dict__}})
     assert read_answer(answer) == lost(1, SAID, sick=True)
+
+
+def test_what_was_raised_is_one_short_line():
+    assert in_a_line(RuntimeError("out of memory\nFor debugging …")) == "RuntimeError: out of memory"
+    assert in_a_line(RuntimeError()) == "RuntimeError"
+    assert in_a_line(ValueError("7" * 10**6)) == f"ValueError: {'7' * 300}…"
 
 
 def test_each_reason_is_said_once_and_the_run_ends_when_all_processes_are_sick():

@@ -96,10 +96,10 @@ class Careful:
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
         self._child = child = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
-        self._pipe.send((self.threads, self.options))
         try:
+            self._pipe.send((self.threads, self.options))
             problem = self._received()
-        except EOFError:
+        except (EOFError, OSError):  # of a child that ended before it read what it was sent, a connection reset
             self.close()
             raise ModelError(
                 f"{self.options['uri']} cannot be loaded in a process of its own, after labelling processes died; "

@@ -63,6 +63,16 @@ def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
         label(plan, plan_rows(plan), Clock())
 
 
+def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path, monkeypatch):
+    """As where there is too little memory to import torch."""
+    plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
+    monkeypatch.setattr(careful.sys, "executable", "/bin/false")
+    label = careful.Careful(1, uri="best", infer=InferSection())
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"^best cannot be loaded in a process of its own, after labelling"):
+            label(plan, plan_rows(plan), Clock())
+
+
 class Child:
     """A child in a thread: what it raises is put into it by the test."""
 
