@@ -19,12 +19,12 @@ def held() -> Iterator[None]:
         return
     came: list[int] = []
     before = {one: handler for one in (signal.SIGINT, signal.SIGTERM) if (handler := signal.getsignal(one)) is not None}
-    for one in before:
-        signal.signal(one, lambda number, _: came.append(number))
     try:
+        for one in before:
+            signal.signal(one, lambda number, _: came.append(number))
         yield
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-        if came:
-            signal.raise_signal(came[0])
+        for number in came:  # the first may be one that is ignored, as Ctrl-C is by a shell's background jobs
+            signal.raise_signal(number)

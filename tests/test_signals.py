@@ -48,6 +48,23 @@ def test_a_start_that_fails_after_a_signal_is_a_stop():
         start()
 
 
+@pytest.mark.usefixtures("terminating")
+def test_a_signal_that_is_ignored_hides_no_other():
+    """A shell ignores Ctrl-C for what it runs in the background."""
+
+    def block():
+        with held():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Terminated):
+            block()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_that_is_ignored_stays_ignored_and_handlers_come_back():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
