@@ -70,7 +70,8 @@ class Labeller:
     ) -> None:
         import ray
 
-        options: dict[str, Any] = {
+        self.threads, self.careful, self.batch_size = threads, careful, section.batch_size
+        self.options: dict[str, Any] = {
             "uri": section.model,
             "device": device,
             "infer": infer,
@@ -83,26 +84,32 @@ class Labeller:
         self.sick: str | None = None  # what ends this process
         self.ends_at: float | None = None
         self.predictor: Predictor | None = None
-        self.label: Callable[[Plan, list[PlanRow], Clock], Labelled]
-        if careful:
-            self.label = Careful(threads, **options)
+        self.label: Callable[[Plan, list[PlanRow], Clock], Labelled] | None = None
+
+    def _load(self) -> None:
+        """With the first shard: Ray starts an actor that dies in its constructor again and again, without end."""
+        if self.careful:
+            self.label = Careful(self.threads, **self.options)
             return
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         try:
-            self.predictor = Predictor(**options)
+            self.predictor = Predictor(**self.options)
         except SegrayError as error:  # raised here, it would come out wrapped in Ray's
             self.unfit = error
         except Exception as error:
             event("a process cannot label", self.out, level=logging.ERROR, reason=traceback.format_exc())
             self.sick = in_a_line(error)
         else:
-            self.label = partial(label_rows, predictor=self.predictor, batch_size=section.batch_size)
+            self.label = partial(label_rows, predictor=self.predictor, batch_size=self.batch_size)
 
     def __call__(self, batch: dict[str, Any]) -> Answer:
+        with self.lock:
+            if not (self.label or self.unfit or self.sick):
+                self._load()
         if self.unfit:
             return _failure(self.unfit)
         plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
-        if self.sick:
+        if self.sick or self.label is None:
             return self._give_back(plan, shard)
         about: dict[str, Any] = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
         event("shard begun", **about)  # the last line of a process that dies names what it had in hand

@@ -97,6 +97,14 @@ def test_a_process_that_cannot_load_its_model_gives_its_shards_back(process):
     assert process.ended.wait(5)
 
 
+def test_a_model_is_loaded_with_the_first_shard(process):
+    """A process that dies of it then dies with a shard in hand, which is counted; Ray counts no starts."""
+    process.load = SystemExit(1)
+    label = process.start()
+    with pytest.raises(SystemExit):
+        label(0)
+
+
 def test_a_store_that_is_gone_ends_the_run(process):
     label = process.start()
     process.label = StorageError("s3://b cannot be written: gone.")

@@ -153,6 +153,9 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
 
             labeller.REST_S = 1.0
             super().__init__(*given)
+
+        def _load(self):
+            super()._load()
             with suppress(FileExistsError), marker.open("x") as file:
                 file.write(self.actor)
             if marker.read_text() == self.actor:
