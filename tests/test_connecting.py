@@ -2,12 +2,13 @@
 
 import socket
 import stat
+from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
 from ray._private.utils import check_version_info
 
-from segray import cluster, connecting
+from segray import cluster, connecting, submit
 from segray.config import ClusterSection
 from segray.errors import ClusterError
 from segray.shapes import Resources, WorkerShape, shape
@@ -118,3 +119,18 @@ def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):
     _, path = pyarrow.fs.FileSystem.from_uri(cluster.ray_path(place))
     assert path == place.removeprefix("s3://")
     assert cluster.ray_path("/Läufe 1") == "/Läufe 1"
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_exit_code", "code"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 137), ("STOPPED", None, 143), ("SUCCEEDED", None, 0)],
+)
+def test_a_followed_job_ends_with_its_own_exit_code(status, driver_exit_code, code):
+    info = SimpleNamespace(status=status, driver_exit_code=driver_exit_code, message=None)
+    assert submit.exit_code(info) == code
+
+
+def test_a_job_that_was_never_run_says_why():
+    info = SimpleNamespace(status="FAILED", driver_exit_code=None, message="Trace\nno such file: python")
+    with pytest.raises(ClusterError, match=r"^The job did not start or was lost: no such file: python$"):
+        submit.exit_code(info)

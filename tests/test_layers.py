@@ -21,6 +21,7 @@ def loaded_after(code, *suspects):
     return done.stdout.split("\n")[-2]
 
 
+@pytest.mark.slow
 def test_core_stands_below_ray_and_click():
     code = f"""
 import importlib

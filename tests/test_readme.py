@@ -25,7 +25,8 @@ def test_the_readme_shows_every_command():
         assert any(line.split()[0] == name for line in shown), name
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+# What sends a pinned job has the job print its settings, in a process of its own.
+@pytest.mark.parametrize("line", [pytest.param(one, marks=[pytest.mark.slow] * (" jobs." in one)) for one in COMMANDS])
 def test_a_readme_command_parses(line, monkeypatch):
     monkeypatch.setattr(
         "segray.sweep.preview", lambda config: (list_trials(config), defaultdict(float))

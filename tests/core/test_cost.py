@@ -24,6 +24,7 @@ def test_a_bundle_has_a_speed_a_peak_and_a_size(plain_bundle):
     assert cost.parameters == count_parameters(str(plain_bundle))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("onnx_once")
 def test_engines_are_timed_and_those_that_cannot_be_are_left_out(plain_bundle, monkeypatch):
     threads = torch.get_num_threads()

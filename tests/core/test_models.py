@@ -79,7 +79,15 @@ def test_a_bundle_gives_back_every_architecture(arch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "encoder", ["resnext50_32x4d", "vgg19_bn", "efficientnet-b3", "densenet121", "mobileone_s0", "tu-convnext_atto"]
+    "encoder",
+    [
+        "resnext50_32x4d",
+        pytest.param("vgg19_bn", marks=pytest.mark.slow),
+        "efficientnet-b3",
+        "densenet121",
+        "mobileone_s0",
+        "tu-convnext_atto",
+    ],
 )
 def test_encoders_of_other_families_go_under_a_u_net_and_danet(encoder):
     for arch in ("unet", "danet"):
