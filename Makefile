@@ -11,7 +11,7 @@ check: .venv/tested
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long and not torture"
 
 # With clusters, jobs, deployments, and every architecture at every size.
 test-all: check

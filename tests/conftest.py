@@ -21,10 +21,19 @@ def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, default=40, help="Of `pytest -m torture`.")
 
 
+def _names_a_file(config):
+    return any(".py" in word for word in config.invocation_params.args)
+
+
+def pytest_configure(config):
+    """Run a file that is named with its slow tests, which pyproject.toml leaves out."""
+    if _names_a_file(config):
+        config.option.markexpr = config.option.markexpr.removeprefix("not slow and ")
+
+
 def pytest_xdist_auto_num_workers(config):
     """Let a test that is named by its file run here, and share a folder's tests among up to four processes."""
-    named = any(".py" in word for word in config.args)
-    return 0 if named else min(4, os.cpu_count() or 1)
+    return 0 if _names_a_file(config) else min(4, os.cpu_count() or 1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

@@ -451,6 +451,7 @@ def test_of_racing_creators_one_wins_through_faults(s3_proxy, s3, tmp_path, monk
             assert storage.read_bytes(uri) == bytes([won.index(True)])
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_three_seconds_is_waited_for(s3_proxy, s3):
     storage.replace(f"{s3}/patient", b"data")
     s3_proxy.set(down=1)
@@ -485,6 +486,7 @@ def test_a_server_that_is_down_for_good_ends_in_words(s3_proxy, s3, soon, monkey
         assert re.search(r" times in \d s\.$", text)
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_ends_in_words(s3_proxy, s3, soon, monkeypatch):
     monkeypatch.setattr("segray.core.s3.CONNECT_S", 0.3)
     monkeypatch.setattr("segray.core.s3.READ_S", 0.3)

@@ -313,7 +313,9 @@ def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     assert np.array_equal(frame.image_hwc, same.image_hwc)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.mpg"])
+@pytest.mark.parametrize(
+    "name", ["a.mp4", *(pytest.param(one, marks=pytest.mark.slow) for one in ("a.mkv", "a.ts", "a.mpg"))]
+)
 def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, monkeypatch):
     """Whichever request fails: all frames or a StorageError, never fewer frames. FFmpeg goes on after some errors."""
     local = write(tmp_path / name, codec="mpeg2video" if name == "a.mpg" else "libx264", **B_FRAMES)
