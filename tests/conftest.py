@@ -36,13 +36,23 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if _names_a_file(config) else min(4, os.cpu_count() or 1)
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a file's tests in one process, and those of tests/ray, which share the session's Ray."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "ray" if file.rpartition("/")[0].endswith("ray") else file
+
+    return ByFile(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and all that share the session's Ray, which are slow."""
+    """Mark what shares the session's Ray as slow."""
     for item in items:
-        shares_ray = "ray_session" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
-        if shares_ray:
+        if "ray_session" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 
 

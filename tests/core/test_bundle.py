@@ -127,7 +127,8 @@ def norms(model):
 )
 def test_folded_batch_norms_give_the_same_logits(arch, encoder, left):
     torch.manual_seed(0)
-    model = with_statistics(build(ModelSection(arch=arch, encoder=encoder), 11))
+    options = {"channels": 8} if arch == "unet-plain" else {}
+    model = with_statistics(build(ModelSection(arch=arch, encoder=encoder, options=options), 11))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     folded = bundle.fold_batch_norm(model)
     image = torch.randn(1, 3, 96, 128)

@@ -56,6 +56,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     assert parts.Totals.from_dict(totals.to_dict()).to_dict() == totals.to_dict()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     label = careful.Careful(1, uri=str(tmp_path / "no bundle"), infer=InferSection())

@@ -208,7 +208,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "attention")) for name in RECIPES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("attention", "averaged"))) for name in RECIPES]
 )
 def test_every_recipe_resumes_as_if_it_had_not_stopped(settings, data, tmp_path, name):
     loop.fit(LocalWorker(), settings(train__epochs=2, **RECIPES[name]), data)
