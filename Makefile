@@ -16,11 +16,10 @@ test: check
 # With clusters, jobs, deployments, and every architecture at every size.
 test-all: check
 	$(BIN)/python -m pytest -m "not torture"
-	$(MAKE) torture ROUNDS=4
+	$(BIN)/python -m pytest -m torture tests/test_torture.py -k rounds --rounds 4
 
-ROUNDS = 40
 torture: .venv/tested
-	$(BIN)/python -m pytest -m torture tests/test_torture.py --rounds $(ROUNDS)
+	$(BIN)/python -m pytest -m torture --rounds 40
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segray needs Python 3.11 or later; try make PYTHON=python3.12")'
