@@ -7,7 +7,7 @@ from PIL import Image
 from segray.config import Config, DataSection
 from segray.core.datasets import folder, input_size, open_dataset, pairs, read_sample, split_refs, streets
 from segray.core.datasets.check import check
-from segray.core.samples import SampleRef, color_id
+from segray.core.samples import LabelSpace, SampleRef, color_id
 from segray.errors import DataError
 from segray.train import plan_data
 
@@ -291,3 +291,10 @@ def test_drawn_streets_are_a_data_set(tmp_path):
     dataset = open_dataset(DataSection(format="streets", root=str(tmp_path / "s")))
     assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 2, "val": 1}
     assert check(dataset, ("train", "val")).ok
+
+
+def test_one_pixel_with_an_unknown_id_is_enough_to_refuse_a_mask():
+    space = LabelSpace(("road", "car"), ((0, 0, 0), (1, 1, 1)), {0: 0, 1: 1})
+    mask = np.array([[0, 1, 1], [1, 7, 0]], np.uint8)
+    with pytest.raises(DataError, match=r"^a\.png has class id 7; the label space knows 0–1\."):
+        space.apply(mask, "a.png")
