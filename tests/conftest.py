@@ -36,14 +36,17 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if _names_a_file(config) else min(4, os.cpu_count() or 1)
 
 
+OWN_RAY = ("test_cluster.py", "test_nodes.py", "test_submit.py")  # of tests/ray: the others share the session's
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """Keep a file's tests in one process, and those of tests/ray, which share the session's Ray."""
+    """Keep a file's tests in one process, and in one of theirs those that share the session's Ray."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return "ray" if file.rpartition("/")[0].endswith("ray") else file
+            return "ray" if "ray/" in file and not file.endswith(OWN_RAY) else file
 
     return ByFile(config, log)
 
