@@ -78,7 +78,7 @@ def pytest_runtest_call(item):
 
 
 def pytest_runtest_logreport(report):
-    if report.when != "call" or "slow" in report.keywords:
+    if report.when != "call" or {"slow", "long", "torture"} & set(report.keywords):
         return
     cpu_s = dict(report.user_properties).get("cpu_s", 0.0)
     line = f"{report.nodeid} took {cpu_s:.1f} s of processor time and {report.duration:.1f} s in all"

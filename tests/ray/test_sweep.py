@@ -226,7 +226,7 @@ def pretend():
     TorchConfig.__init__.__defaults__ = ("gloo", *TorchConfig.__init__.__defaults__[1:])
 
 
-@pytest.mark.long
+@pytest.mark.torture
 def test_two_trials_share_a_gpu_and_go_on_after_their_sweep_was_killed(settings, tmp_path):
     config = settings(
         sweep__learning_rates=[1e-3, 2e-3], sweep__trials_per_gpu=2, sweep__grace_epochs=4, train__epochs=4
