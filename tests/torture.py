@@ -41,6 +41,7 @@ PLANS = 3
 KILLS = 8  # of a writer, at most; then it may finish
 PAUSE_S = 0.005
 KILL_WITHIN_S = 1.2  # of its start: about as long as a writer alone takes
+END_WITHIN_S = 300  # of a writer that is let finish
 TOTALS = ("rows", "ok", "errors", "class_pixels", "confusion", "parts")
 FAULTS = {
     **{"lost": 0.1, "http_503": 0.02, "slow_down": 0.02, "http_500": 0.02, "reset": 0.02, "cut": 0.05},
@@ -192,6 +193,7 @@ def read_on(world, out, log):
     seen = dict(world.made)
     while True:
         read(out, seen, log)
+        time.sleep(PAUSE_S / 2)  # while nothing is there, looking would take a whole processor
 
 
 def keep_writing(world, out, seed, env, log_path):
@@ -200,12 +202,13 @@ def keep_writing(world, out, seed, env, log_path):
     for kills in range(KILLS + 1):
         writer = PROCESSES.Process(target=process, args=(env, log_path, write_slowly, world, out, chance.random()))
         writer.start()
-        writer.join(chance.uniform(0, KILL_WITHIN_S) if kills < KILLS and chance.random() < 0.9 else None)
+        killed = kills < KILLS and chance.random() < 0.9
+        writer.join(chance.uniform(0, KILL_WITHIN_S) if killed else END_WITHIN_S)
         if writer.exitcode is not None:
             return kills
         writer.kill()
-        writer.join()
-    raise AssertionError
+        writer.join(END_WITHIN_S)
+    raise AssertionError(f"A writer has not ended within {END_WITHIN_S} s.")
 
 
 @dataclass
@@ -228,14 +231,16 @@ def round_(world, out, seed, env, logs: Path) -> Found:
         PROCESSES.Process(target=process, args=(env, log_path, read_on, world, out), daemon=True)
         for _ in range(chance.randint(1, 2))
     ]
+    seeds = [chance.random() for _ in range(chance.randint(1, 3))]
     for reader in readers:
         reader.start()
-    seeds = [chance.random() for _ in range(chance.randint(1, 3))]
-    with ThreadPoolExecutor(len(seeds)) as pool:
-        kills = sum(pool.map(lambda one: keep_writing(world, out, one, env, log_path), seeds))
-    for reader in readers:
-        reader.kill()
-        reader.join()
+    try:
+        with ThreadPoolExecutor(len(seeds)) as pool:
+            kills = sum(pool.map(lambda one: keep_writing(world, out, one, env, log_path), seeds))
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.join(END_WITHIN_S)
     lines = log_path.read_text().splitlines()
     count = Counter(lines) + Counter(rounds=1, writers=len(seeds), kills=kills)
     problems = [line for line in lines if line.startswith("violation")] + after(world, out, kills)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +41,20 @@ def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray
     return np.roll(texture, 2 * number, axis=1) + np.uint8(number * 7 % 180)
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undo what libsvtav1 does where root runs it: its thread and all that it starts go before every other process."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@usual_priority()
 def write(
     path: Path | str,
     codec: str = "libx264",

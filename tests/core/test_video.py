@@ -1,5 +1,6 @@
 """Videos as cameras write them, in every container that is read: no frame is lost, doubled or another one's."""
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,12 @@ def frames_of(plan):
             shown = decoded(rows, lambda image_hwc: image_hwc, Clock(), pool)
             found += [(frame.row, frame.seen_hwc) for frame in shown if not frame.lead]
     return found
+
+
+@pytest.mark.skipif(not has(CODECS["av1"]) or not hasattr(os, "sched_getscheduler"), reason="needs AV1, and Linux")
+def test_who_writes_av1_leaves_the_processors_to_others(made):
+    made("av1.mp4")
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize("name", KINDS)
