@@ -34,6 +34,7 @@ from segray.core.decoding import (
     video_stream,
     video_streams,
 )
+from segray.core.lengths import missing_bytes
 from segray.errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
@@ -91,7 +92,10 @@ class _Packet(NamedTuple):
 
 @dataclass
 class _Listing:
-    """What a file tells without being decoded, but for its first packets."""
+    """What a file tells without being decoded, but for its first packets.
+
+    unsure: so many frames at the end of a cut file may stand behind one that is missing, or lack a part.
+    """
 
     packets: list[_Packet]
     format: str
@@ -100,6 +104,7 @@ class _Listing:
     reorders: bool
     agrees: bool
     begins_cut: bool
+    unsure: int
     damage: str | None
     streams: int
 
@@ -131,7 +136,7 @@ def index_video(uri: str) -> VideoIndex:
         times_s=tuple(_times_s([pts for pts, _ in shown], listing)),
         keyframes=tuple(i for i, (pts, _) in enumerate(shown) if pts in keys) if in_order else (0,),
         pts=tuple(pts for pts, _ in shown) if in_order else None,
-        lost=frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound),
+        lost=frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure),
         damage=listing.damage,
         streams=listing.streams,
     )
@@ -177,18 +182,39 @@ def _list(uri: str) -> _Listing:
         rate = stream.average_rate or stream.guessed_rate
         step_s = float(1 / rate) if rate else 1 / 25
         if packets and damage is None:
-            damage = _shorter(container, stream, packets, max(ends_s, default=0.0), step_s, uri)
+            damage = _shorter(container, stream, packets, max(ends_s, default=0.0), step_s, uri) or _cut(
+                uri, container.format.name, stream
+            )
+        reorders = bool(stream.codec_context.has_b_frames)
+        is_ts = container.format.name == "mpegts"
         return _Listing(
             packets=packets,
             format=container.format.name,
             time_base=float(stream.time_base),
             step_s=step_s,
-            reorders=bool(stream.codec_context.has_b_frames),
+            reorders=reorders,
             agrees=probe.agrees(stream),
-            begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
+            begins_cut=is_ts and _begins_cut(uri),
+            unsure=_held_back(packets, reorders) + is_ts if damage else 0,  # of a .ts also the last may lack a part
             damage=damage,
             streams=len(video_streams(container)),
         )
+
+
+def _held_back(packets: list[_Packet], reorders: bool) -> int:
+    """How many frames at most stand in the file before one that is shown before them; with a B-pyramid two."""
+    if not reorders:
+        return 0
+    stamps = [packet.pts for packet in packets if packet.pts is not None]
+    in_turn = sorted(range(len(stamps)), key=stamps.__getitem__)
+    return max(2, *(number - turn for turn, number in enumerate(in_turn)))
+
+
+def _cut(uri: str, format_name: str, stream: Any) -> str | None:
+    """A sentence when the file has fewer bytes than it should."""
+    missing = missing_bytes(uri, format_name, stream)
+    end = "its last packet" if format_name == "mpegts" else "the file that its header states"
+    return f"{uri} ends {missing:,} byte{'s' * (missing > 1)} before the end of {end}; it was cut." if missing else None
 
 
 def _begins_cut(uri: str) -> bool:

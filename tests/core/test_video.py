@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from labelled import settings_of
-from videos import B_FRAMES, CODECS, KINDS, h264_units, has, picture, straight, transport_stream, write
+from videos import B_FRAMES, CODECS, HEVC, KINDS, VP9, h264_units, has, picture, straight, transport_stream, write
 
 from segray.core import s3 as s3_requests
 from segray.core import storage
@@ -133,6 +134,30 @@ def test_a_file_that_was_cut_keeps_its_good_frames_and_says_so(tmp_path, name):
     got = list(read_frames(uri, [key for i, key in enumerate(index.keys) if i not in index.lost]))
     assert len(index.keys) - 3 <= len(got) <= len(index.keys)
     assert all(np.array_equal(frame.image_hwc, whole[index.keys.index(frame.key)]) for frame in got)
+
+
+TOLD = ["a.mkv", "a.webm", "a.mp4", "a.mov", "a.avi", "a.flv", "a.wmv", "a.ts", "a.m2ts"]
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_cut_of_some_bytes_is_noticed_and_no_row_has_the_number_of_another_frame(tmp_path, name):
+    """A frame behind one that is missing would have its number: frames are not shown in the order of the file."""
+    options = {"a.webm": VP9, "a.avi": {"codec": "mpeg4", "bf": "2"}, "a.wmv": {"codec": "wmv2"}, "a.mkv": HEVC}
+    options = {"pts": range(16), "container_options": {"movflags": "faststart"}, **options.get(name, B_FRAMES)}
+    if not has(options.get("codec", "libx264")):
+        pytest.skip("this PyAV cannot write it")
+    uri = write(tmp_path / name, **options)
+    whole, data = straight(uri), Path(uri).read_bytes()
+    assert index_video(uri).damage is None
+    for bytes_cut in (1, 20, 150, 400, len(data) // 6 | 1, len(data) // 3 | 1):  # no whole packets of a .ts
+        Path(uri).write_bytes(data[:-bytes_cut])
+        index = index_video(uri)
+        assert re.search(r" ends [\d,]+ bytes? before the end of .*; it was cut\.$", index.damage or "")
+        sound = [i for i in range(len(index.keys)) if i not in index.lost]
+        got = read_frames(uri, [index.keys[i] for i in sound], by_index=index.pts is None)
+        found = {index.keys.index(frame.key): frame.image_hwc for frame in got}
+        assert len(found) >= len(index.keys) - 4
+        assert [i for i, image in found.items() if not np.array_equal(image, whole[i])] == []
 
 
 HIT = ["h264 with B-frames.mp4", "h264 with open groups.mp4", "h264.mkv", "hevc.mp4", "mpeg4.mp4", "vp9.mkv"]
