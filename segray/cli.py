@@ -217,10 +217,30 @@ def models(text: str) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes that --recipe knows; with NAME, its settings as YAML for --config.
+
+    \b
+    Example:
+      segray recipes
+      segray recipes cityscapes-cnn > city.yaml
+    """
+    from segray.recipes import RECIPES, named
+
+    if name is not None:
+        click.echo(named(name).to_yaml(), nl=False)
+        return
+    from segray.terminal import table
+
+    table("Recipes", ("--recipe", "for", "from"), [(key, row.about, row.source) for key, row in RECIPES.items()])
+
+
+@cli.command()
 @stage(
     "--format", "--data", "--size", "--arch", "--encoder", "--weights", "--weights-dir", "--freeze-encoder",
     "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
-    out="train.out", sections=("data", "model", "augment", "train", "cluster"),
+    out="train.out", sections=("data", "model", "augment", "train", "cluster"), recipe=True,
 )  # fmt: skip
 def train(config: Config, overwrite: bool) -> None:
     """Train one model; the same command again resumes after the last whole epoch.
@@ -231,15 +251,20 @@ def train(config: Config, overwrite: bool) -> None:
                    --size 180x240 --epochs 3 --out runs/camvid
       segray train --format cityscapes --data cityscapes/ --arch deeplabv3plus --encoder resnet50 \\
                    --weights imagenet --set augment.crop=512x1024 --set train.ema=0.999
+      segray train --format camvid --data camvid/ --recipe small-data --epochs 100 --out runs/small
       segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
     """
+    from segray.core.checkpoint import read_settings
     from segray.terminal import epoch_line, say, waiting
     from segray.train import train
 
+    def epochs() -> int:  # which may come of steps
+        return read_settings(config.train.out).train.epochs
+
     with waiting("Starting"):
-        result = train(config, overwrite=overwrite, on_row=lambda row: say(epoch_line(row, config.train.epochs)))
+        result = train(config, overwrite=overwrite, on_row=lambda row: say(epoch_line(row, epochs())))
     best = result.best_row
-    if len(result.history) < config.train.epochs:
+    if len(result.history) < epochs():
         say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")
     miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
     say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
@@ -252,7 +277,7 @@ def train(config: Config, overwrite: bool) -> None:
     "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
     "--workers", "--address",
     out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
-    resume=True,
+    recipe=True, resume=True,
 )  # fmt: skip
 def sweep(config: Config, overwrite: bool) -> None:
     """Compare encoders, learning rates, any settings, by score and by cost; poor trials stop early.
@@ -273,7 +298,7 @@ def sweep(config: Config, overwrite: bool) -> None:
     from segray.sweep import sweep
     from segray.terminal import say, show_sweep, sweeping
 
-    with sweeping(config.sweep.out, config.train.epochs) as on_row:
+    with sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row)
     show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")

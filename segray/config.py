@@ -127,6 +127,12 @@ class AugmentSection(Section):
     mix_share: float = Field(0.5, ge=0, le=1, description="share of frames that get a paste")
 
 
+RATES = {  # optimizer → peak learning rate and weight decay, where none are given
+    "adamw": (1e-3, 1e-2),  # Loshchilov & Hutter 2019; torch's own
+    "adam": (1e-3, 0.0),  # Kingma & Ba 2015; its decay, an L2 penalty scaled by the second moment, is another thing
+    "sgd": (1e-2, 5e-4),  # mmsegmentation's schedules, as DeepLab's
+}
+
 LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 
 
@@ -135,12 +141,19 @@ class TrainSection(Section):
 
     out: str = "runs/train"
     epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(
+        None, ge=1, description="batches in all, instead of epochs: the whole epochs that come nearest, one or more"
+    )
     batch_size: int = Field(8, ge=1, description="images a step, over all workers")
     accumulate: int = Field(1, ge=1, description="steps whose gradients are averaged before the weights move")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the schedule; default: 1e-3 for adamw and adam, 1e-2 for sgd"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(1e-2, ge=0, description="of weights, not of norms and biases")
+    weight_decay: float | None = Field(
+        None, ge=0, description="of weights, not of norms and biases; default: 1e-2 for adamw, 0 for adam, 5e-4 for sgd"
+    )
     schedule: Literal["poly", "cosine", "onecycle", "step", "constant"] = "poly"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a rising learning rate")
     poly_power: float = Field(0.9, ge=0, description="after warm-up: peak × (1 − progress)^power")
@@ -172,6 +185,16 @@ class TrainSection(Section):
     seed: int = 0
     max_failures: int = Field(2, ge=0, description="worker deaths to recover from")
     mlflow: str | None = Field(None, description="MLflow tracking URI that gets settings and epochs; needs the extra")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that is given, else the optimizer's usual one."""
+        return RATES[self.optimizer][0] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that is given, else the optimizer's usual one."""
+        return RATES[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
 
 class SweepSection(Section):
@@ -338,6 +361,10 @@ class Config(Section):
         """The resolved settings; `load` reads them back to an equal Config."""
         return yaml.safe_dump(self.model_dump(mode="json", include=set(sections) if sections else None))
 
+    def resolved(self) -> Config:
+        """A copy that says what the optimizer makes of a rate and a decay that are not given."""
+        return self.changed({"train.learning_rate": self.train.peak_rate, "train.weight_decay": self.train.decay})
+
     def changed(self, updates: Mapping[str, Any]) -> Config:
         """A copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
         data = self.model_dump(mode="json")
@@ -346,11 +373,22 @@ class Config(Section):
         return validate(data, "settings")
 
 
-def load(file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Settings from a YAML file (or none), then dotted overrides. ConfigError says file, key, rule."""
+def load(
+    file: str | None = None, overrides: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
+) -> Config:
+    """Settings of a recipe (or none) by dotted key, then a YAML file, then dotted overrides.
+
+    Whoever gives epochs means no steps that stand below. ConfigError says file, key, rule.
+    """
     data: dict[str, Any] = {}
-    if file is not None:
-        data = _read_yaml(file)
+    for key, value in (recipe or {}).items():
+        _set(data, key, value)
+    for section, values in (_read_yaml(file) if file is not None else {}).items():
+        if isinstance(values, dict) and "epochs" in values and isinstance(data.get(section), dict):
+            data[section].pop("max_steps", None)
+        data[section] = data.get(section, {}) | values if isinstance(values, dict) else values
+    if "train.epochs" in (overrides or {}) and isinstance(data.get("train"), dict):
+        data["train"].pop("max_steps", None)
     for key, value in (overrides or {}).items():
         _set(data, key, value)
     return validate(data, file or "settings")

@@ -35,7 +35,7 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
     config = _config(root, drawn)
     with cluster.connected(config.cluster, sweeps=True):
         say(f"2/4  Sweeping {len(ENCODERS)} encoders over {len(LEARNING_RATES)} learning rates")
-        with sweeping(config.sweep.out, EPOCHS) as on_row:
+        with sweeping(config.sweep.out) as on_row:
             result = sweep(config, on_row=on_row)
         say("3/4  Labelling held-out streets and the video with the best model")
         frames = {"label.inputs": [str(held_out / "val")], "label.truth": str(held_out / "valannot")}

@@ -92,11 +92,13 @@ def stage(
     out: str,
     sections: tuple[str, ...],
     preview: Callable[[Config], None] = lambda config: None,
+    recipe: bool = False,
     resume: bool = False,
 ) -> Callable[[Callable[[Config, bool], None]], Run]:
     """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`.
 
-    preview: what --dry-run shows after the settings. resume: whether --resume takes the settings that --out has saved.
+    preview: what --dry-run shows after the settings. recipe: whether --recipe gives settings by name. resume: whether
+    --resume takes the settings that --out has saved.
     """
 
     def decorate(function: Callable[[Config, bool], None]) -> Run:
@@ -106,7 +108,8 @@ def stage(
                 return  # these are the options of the group, not of its command
             config = settings(file, sets, **given)
             if dry_run:
-                click.echo(config.to_yaml(sections), nl=False)
+                shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep chooses for itself
+                click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
             else:
                 function(config, overwrite)
@@ -121,6 +124,8 @@ def stage(
             click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing."),
             click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in --out."),
         ]
+        if recipe:
+            options.append(click.option("--recipe", help="Settings by name; --config and flags go before."))
         if resume:
             options.append(
                 click.option("--resume", is_flag=True, help="Go on in --out, with the settings saved there.")
@@ -133,13 +138,19 @@ def stage(
     return decorate
 
 
-def settings(file: str | None, sets: tuple[str, ...], resume: bool = False, **given: Any) -> Config:
-    """The Config of a file, or with `resume` the one that the sweep has saved; then flags, then --set."""
+def settings(
+    file: str | None, sets: tuple[str, ...], resume: bool = False, recipe: str | None = None, **given: Any
+) -> Config:
+    """The Config of a recipe, then a file (or with `resume` the one that the sweep saved), then flags, then --set."""
     from segray.config import load, parse_override
+    from segray.errors import ConfigError
+    from segray.recipes import named
 
     values = {key.replace("__", "."): _value(key, value) for key, value in given.items() if value not in (None, ())}
     values |= dict(parse_override(text) for text in sets)
-    return _resumed(file, values) if resume else load(file, values)
+    if resume and recipe is not None:
+        raise ConfigError("--resume reads the settings that are saved; leave --recipe out.")
+    return _resumed(file, values) if resume else load(file, values, named(recipe).settings if recipe else None)
 
 
 def _resumed(file: str | None, values: dict[str, Any]) -> Config:

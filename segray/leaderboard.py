@@ -297,7 +297,7 @@ def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> Leaderb
         trial=entry.trial.name,
         arch=settings.model.arch,
         encoder=settings.model.encoder,
-        learning_rate=settings.train.learning_rate,
+        learning_rate=settings.train.peak_rate,
         settings=json.dumps(entry.trial.settings),
         miou=best["miou"] if best else None,
         miou_mean=None,

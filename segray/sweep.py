@@ -48,10 +48,12 @@ from segray.leaderboard import (
 from segray.train import (
     DataPlan,
     absolute,
+    as_begun,
     check_model,
     claim,
     claim_folder,
     different,
+    in_epochs,
     plan_data,
     read_places,
     run,
@@ -72,8 +74,9 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     config = _absolute(config)
     out = config.sweep.out
     plan = _check(config)
+    config = in_epochs(config, len(plan.train))
     with alone(out):
-        _claim(config, overwrite)
+        config = _claim(config, overwrite)
         least = shapes.least(config.cluster, config.cluster.workers)
         with cluster.connected(config.cluster, least, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
@@ -125,6 +128,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     """The trials, and by name the hours that one worker here would train each to its end: a step of each is tried."""
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
+    config = in_epochs(config, len(plan.train))
     took: dict[str, float] = {}
     hours = {}
     for trial in trials:
@@ -186,7 +190,7 @@ def _drive(
 
     trial = trial_config(Config(**config), Trial(**params["trial"]))
     try:
-        claim(trial, overwrite=False)
+        trial = claim(trial, overwrite=False)
         _train(trial, data, worker, weights[_start(trial)])
     except Exception as error:
         scores = {"epoch": len(read_history(trial.train.out)), "miou": float("nan")}
@@ -354,7 +358,11 @@ def _publish(out: str, board: list[LeaderboardRow]) -> None:
     bundle.copy_to(storage.join(out, BEST), storage.join(out, "trials", chosen, BEST))
 
 
-def _claim(config: Config, overwrite: bool) -> None:
+def _claim(config: Config, overwrite: bool) -> Config:
+    """Make `sweep.out` this sweep's folder; its settings. What they leave open, each trial chooses for itself."""
+    out = config.sweep.out
+    config = config if overwrite else as_begun(config, out)
+
     def differences(before: Config) -> list[str]:
         # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.
         lines = different(before, config, ("data", "augment", "train"))
@@ -362,10 +370,10 @@ def _claim(config: Config, overwrite: bool) -> None:
             lines.append(f"train.epochs was {before.train.epochs}, is {config.train.epochs}")
         return lines
 
-    out = config.sweep.out
     made = (SETTINGS, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
     claim_folder(out, "sweep", made, overwrite, differences)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())  # whole, as others may read it now
+    return config
 
 
 def _absolute(config: Config) -> Config:

@@ -250,14 +250,18 @@ def _width(drawn: Table) -> int:
 
 
 @contextmanager
-def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, EpochRow], None]]:
+def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
     """sweep's on_row: on a terminal a leaderboard that lives, elsewhere a line an epoch."""
     from segray.core import storage
+    from segray.core.checkpoint import read_settings
     from segray.errors import StorageError
     from segray.leaderboard import TRIALS, read_sweep
 
+    def line(row: EpochRow) -> str:
+        return epoch_line(row, read_settings(out).train.epochs)
+
     if not console.is_terminal:
-        yield lambda trial, row: say(f"{trial}  {epoch_line(row, epochs)}")
+        yield lambda trial, row: say(f"{trial}  {line(row)}")
         return
     last = _folded("")
     drawn: RenderableType = Spinner("dots", "Starting")
@@ -271,7 +275,7 @@ def sweeping(out: str, epochs: int) -> Iterator[Callable[[str, EpochRow], None]]
         return drawn
 
     with Live(get_renderable=draw, refresh_per_second=1, transient=True, console=console):
-        yield lambda trial, row: setattr(last, "plain", f"{trial}\n{epoch_line(row, epochs)}")
+        yield lambda trial, row: setattr(last, "plain", f"{trial}\n{line(row)}")
 
 
 def show_labels(out: str, summary: Summary) -> None:

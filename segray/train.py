@@ -35,9 +35,11 @@ log = logging.getLogger("segray")
 
 SECTIONS = ("data", "model", "augment", "train", "cluster")
 FREE_KEYS = {  # may change between a run and its resumption
-    "train.epochs", "train.out", "train.max_failures", "train.patience", "train.mlflow", "train.compile",
-    "model.weights_dir",
+    "train.epochs", "train.max_steps", "train.out", "train.max_failures", "train.patience", "train.mlflow",
+    "train.compile", "model.weights_dir",
 }  # fmt: skip
+
+CHOSEN = ("train.learning_rate", "train.weight_decay")  # where they are not given
 
 OnRow = Callable[[EpochRow], None]
 
@@ -71,7 +73,7 @@ class DataPlan:
 
 
 def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
-    """Train to `train.epochs` in `train.out`; the same call again goes on after the last whole epoch.
+    """Train to `train.epochs` (or `train.max_steps`) in `train.out`; called again, go on after the last whole epoch.
 
     on_row is called in this process for each epoch that ends. With cluster.workers=0 no Ray is started.
     Raises OutputExists when the folder holds a run with other settings, and a SegrayError for input that
@@ -80,7 +82,7 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     config = absolute(config)
     out = config.train.out
     plan = plan_data(config)
-    claim(config, overwrite)
+    config = claim(in_epochs(config, len(plan.train)), overwrite)
     if is_finished(config.train, read_history(out)):
         return TrainResult(out, storage.join(out, BEST), read_history(out))
     weights = start_weights(config)
@@ -117,6 +119,14 @@ def absolute(config: Config) -> Config:
     paths = {"train.out": config.train.out, "data.root": config.data.root, "train.teacher": config.train.teacher,
              "model.weights_dir": config.model.weights_dir}  # fmt: skip
     return config.changed({key: storage.absolute(path) for key, path in paths.items() if path is not None})
+
+
+def in_epochs(config: Config, frames: int) -> Config:
+    """The settings with train.max_steps, where it is given, as the epochs of so many frames that come nearest."""
+    if config.train.max_steps is None:
+        return config
+    steps = max(1, frames // config.train.batch_size)
+    return config.changed({"train.epochs": max(1, round(config.train.max_steps / steps))})
 
 
 def read_places(config: Config) -> list[str]:
@@ -238,11 +248,25 @@ def _loop(given: dict[str, Any]) -> None:
     loop.fit(cluster.RayWorker(config.train.out), config, given["data"], cluster.get(given["weights"]))
 
 
-def claim(config: Config, overwrite: bool) -> None:
-    """Make `train.out` this run's folder. OutputExists when it holds something else, unless `overwrite`."""
+def claim(config: Config, overwrite: bool) -> Config:
+    """Make `train.out` this run's folder; the settings that it trains with, which it keeps.
+
+    OutputExists when it holds something else, unless `overwrite`.
+    """
+    config = (config if overwrite else as_begun(config, config.train.out)).resolved()
     made = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, ".ray")
     claim_folder(config.train.out, "training run", made, overwrite, lambda before: different(before, config))
     storage.replace(storage.join(config.train.out, SETTINGS), config.to_yaml(SECTIONS).encode())
+    return config
+
+
+def as_begun(config: Config, out: str) -> Config:
+    """The settings, and what they leave open as the run in `out` began with it: another segray may choose otherwise."""
+    if not storage.exists(storage.join(out, SETTINGS)):
+        return config
+    now, before = (c.model_dump(mode="json") for c in (config, read_settings(out)))
+    keys = (key.split(".") for key in CHOSEN)
+    return config.changed({f"{part}.{key}": before[part][key] for part, key in keys if now[part][key] is None})
 
 
 def claim_folder(

@@ -18,14 +18,15 @@ FROZEN = {
     "data formats": {"help"},
     "data get": {"url", "help"},
     "models": {"help"},
+    "recipes": {"help"},
     "train": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
-        *("weights", "weights-dir", "loss", "freeze-encoder", "teacher", "compile"),
+        *("weights", "weights-dir", "loss", "freeze-encoder", "teacher", "compile", "recipe"),
     },
     "sweep": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
         *("trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
-        "resume",
+        "resume", "recipe",
     },
     "sweep show": {"help"},
     "evaluate": STAGE | {

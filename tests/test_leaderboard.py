@@ -161,21 +161,21 @@ LINE = "epoch 2/3  loss 0.500  val loss 0.600  mIoU 0.250  9.0 images/s  2 s lef
 
 def test_a_terminal_has_a_leaderboard_that_lives_and_a_log_has_a_line_an_epoch(folder, monkeypatch):
     file = terminal_of(80, monkeypatch, force_terminal=True)
-    with alone(folder), terminal.sweeping(folder, 3) as on_row:
+    with alone(folder), terminal.sweeping(folder) as on_row:
         on_row("one", EPOCH)
     for text in ("Leaderboard", "unet-resnet18-lr1.0e-03  0.200       2  running", "Running: 1 finished", LINE):
         assert text in file.getvalue()
     file = terminal_of(60, monkeypatch, force_terminal=True)
-    with alone(folder), terminal.sweeping(folder, 3) as on_row:
+    with alone(folder), terminal.sweeping(folder) as on_row:
         on_row("one", EPOCH)
     assert LINE[:50] in file.getvalue()
     assert "2 s left" in file.getvalue()
     file = terminal_of(80, monkeypatch)
-    with terminal.sweeping(folder, 3) as on_row:
+    with terminal.sweeping(folder) as on_row:
         on_row("one", EPOCH)
     assert file.getvalue() == f"one  {LINE}\n"
     file = terminal_of(80, monkeypatch, force_terminal=True)
-    with terminal.sweeping(f"{folder}/none", 3):
+    with terminal.sweeping(f"{folder}/none"):
         pass
     assert "Starting" in file.getvalue()
 
@@ -184,7 +184,7 @@ def test_a_sweep_in_a_bucket_has_a_leaderboard_that_lives_too(folder, s3, monkey
     for entry in storage.list_files(str(folder)):
         storage.replace(f"{s3}/sweep{entry.uri.removeprefix(str(folder))}", storage.read_bytes(entry.uri))
     file = terminal_of(80, monkeypatch, force_terminal=True)
-    with terminal.sweeping(f"{s3}/sweep", 3) as on_row:
+    with terminal.sweeping(f"{s3}/sweep") as on_row:
         on_row("one", EPOCH)
     for text in ("Leaderboard", "unet-resnet18-lr1.0e-03  0.200       2", LINE):
         assert text in file.getvalue()

@@ -232,7 +232,7 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:
     return (
         f"The {what} is {value} in epoch {epoch}{where}; lower train.learning_rate "
-        f"({config.train.learning_rate:g}). What was trained before is kept."
+        f"({config.train.peak_rate:g}). What was trained before is kept."
     )
 
 

@@ -34,14 +34,14 @@ def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.
         {
             "params": members,
             "scale": config.encoder_lr if encoded else 1.0,
-            "weight_decay": config.weight_decay if decayed else 0.0,
+            "weight_decay": config.decay if decayed else 0.0,
         }
         for (encoded, decayed), members in sorted(groups.items(), key=lambda item: item[0])
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.SGD(params, lr=config.peak_rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(params, lr=config.learning_rate)
+    return kind(params, lr=config.peak_rate)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -59,8 +59,8 @@ def learning_rate(config: TrainSection, step: int, total: int) -> float:
     warmup = round(config.warmup * total)
     if step < warmup:
         if config.schedule == "onecycle":
-            return config.learning_rate * (1 - 24 / 25 * _half_wave(step / warmup))
-        return config.learning_rate * (step + 1) / (warmup + 1)
+            return config.peak_rate * (1 - 24 / 25 * _half_wave(step / warmup))
+        return config.peak_rate * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
     match config.schedule:
         case "constant":
@@ -71,7 +71,7 @@ def learning_rate(config: TrainSection, step: int, total: int) -> float:
             factor = 0.1 ** sum(progress >= milestone for milestone in config.milestones)
         case _:
             factor = _half_wave(progress)
-    return config.learning_rate * factor
+    return config.peak_rate * factor
 
 
 def _half_wave(progress: float) -> float:

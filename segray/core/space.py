@@ -18,7 +18,7 @@ from segray.errors import ConfigError
 
 SECTIONS = ("model", "augment", "train")
 NAMED = ("model.arch", "model.encoder", "train.learning_rate")
-NO_CHOICE = ("train.out", "train.epochs", "train.mlflow", "train.seed", "model.weights_dir")
+NO_CHOICE = ("train.out", "train.epochs", "train.max_steps", "train.mlflow", "train.seed", "model.weights_dir")
 STARTUP = 10  # points that TPE draws at random first, as Optuna's default; a quarter of a short sweep's
 REDRAWS = 100  # until TPE draws a point that is new: lists alone make a space that can be used up
 

@@ -64,6 +64,16 @@ def test_norms_and_biases_are_not_decayed_and_the_encoder_has_a_rate_of_its_own(
     assert seen == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(("name", "rate", "decay"), [("adamw", 1e-3, 1e-2), ("adam", 1e-3, 0), ("sgd", 1e-2, 5e-4)])
+def test_rate_and_decay_are_the_optimizers_where_none_are_given(model, name, rate, decay):
+    config = train(optimizer=name, warmup=0)
+    optimizer = optim.make_optimizer(model, config)
+    assert optim.learning_rate(config, 0, 10) == optimizer.param_groups[0]["lr"] == rate
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0, decay}
+    given = train(optimizer=name, learning_rate=0.5, weight_decay=0)
+    assert (given.peak_rate, given.decay) == (0.5, 0)
+
+
 def test_a_frozen_encoder_keeps_weights_and_statistics_until_it_thaws(model):
     config = train(freeze_encoder=True, unfreeze_after=2)
     assert [optim.is_frozen(config, epoch) for epoch in (1, 2, 3)] == [True, True, False]
