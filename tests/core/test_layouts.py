@@ -180,7 +180,9 @@ def test_voc_reads_palette_masks_by_its_lists(tmp_path, inside):
     assert list(open_dataset(config).splits) == ["train", "trainval", "val"]
     assert check(open_dataset(config), ()).pixels == {0: 2, 15: 2, 255: 2}  # trainval's are not counted again
     (lists / "val.txt").write_text("2007_000039\n2008_000008\n")
-    with pytest.raises(DataError, match=r"val\.txt lists 2008_000008, which has no image with a mask \(1 such\)"):
+    with pytest.raises(
+        DataError, match=r"val\.txt line 2 lists 2008_000008, whose image has no mask \(1 such lines\)\.$"
+    ):
         open_dataset(config)
 
 
@@ -235,14 +237,98 @@ def test_a_listed_name_that_several_frames_have_is_refused(drives):
     with pytest.raises(DataError) as error:
         listed(drives, "0000\n", "day3/0001\n")
     assert str(error.value) == (
-        f"{drives}/ImageSets/Segmentation/train.txt lists 0000, and 3 frames end so, such as day1/0000 and day2/0000; "
+        f"{drives}/ImageSets/Segmentation/train.txt line 1 lists 0000, and 3 frames end so, such as day1/0000 and day2/0000; "
         "list their paths."
     )
 
 
 def test_a_listed_frame_of_another_folder_is_not_taken_for_one_of_its_name(drives):
-    with pytest.raises(DataError, match=r"train\.txt lists day4/0000, which has no image with a mask \(1 such\)\.$"):
+    with pytest.raises(
+        DataError, match=r"train\.txt line 1 lists day4/0000, of which there is no image \(1 such lines\)\.$"
+    ):
         listed(drives, "day4/0000\n", "day3/0001\n")
+
+
+def test_a_listed_frame_of_a_folder_that_is_there_is_not_taken_for_one_at_the_root(drives):
+    """day2/0002 has no mask, day2/0003 no image; both names are also those of a frame at the root."""
+    for name in ("0002", "0003"):
+        jpeg(drives / "JPEGImages" / f"{name}.jpg", (2, 1))
+        ids(drives / "SegmentationClass" / f"{name}.png", [[9, 9]])
+    jpeg(drives / "JPEGImages" / "day2" / "0002.jpg", (2, 1))
+    for line, says in (
+        ("day2/0002", "whose image has no mask"),
+        ("/old/day2/0002.jpg", "whose image has no mask"),
+        ("day2/0003", "of which there is no image"),
+        ("day2/0003.jpg 1", "of which there is no image"),
+        ("/old/My Disk/day2/0003.jpg", "of which there is no image"),
+    ):
+        with pytest.raises(DataError) as error:
+            voc_listed(drives, f"day1/0000\n\n{line}\n")
+        where = f"{drives}/ImageSets/Segmentation/train.txt line 3"
+        assert str(error.value) == f"{where} lists {line}, {says} (1 such lines)."
+    assert voc_listed(drives, "/old/disk/0003.jpg\n0002\n") == ["0003", "0002"]
+
+
+def voc_listed(root, train):
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text(train)
+    return [ref.sample_id for ref in open_dataset(DataSection(format="voc", root=str(root))).splits["train"]]
+
+
+@pytest.mark.parametrize("comma", [",", " , ", ";", "\t", "  "])
+def test_a_list_may_have_columns_and_name_the_frames_own_mask(drives, comma):
+    lines = [
+        f"JPEGImages/day1/0000.jpg{comma}SegmentationClass/day1/0000.png",
+        f"day2/0000.jpg{comma}0000.png{comma}0.5",
+        f"/old/disk/JPEGImages/day3/0000.jpg{comma}/old/disk/SegmentationClass/day3/0000.png",
+        f"day3/0001{comma}SegmentationClass/day3/0001",
+    ]
+    assert voc_listed(drives, "\n".join(lines)) == ["day1/0000", "day2/0000", "day3/0000", "day3/0001"]
+
+
+@pytest.mark.parametrize("comma", [",", ";", " "])
+@pytest.mark.parametrize(
+    "other", ["SegmentationClass/day1/0001.png", "SegmentationClass/day2/0000.png", "Aug/day1/0000.png", "x.png",
+              "SegmentationClass/day1/0001"]
+)  # fmt: skip
+def test_a_line_that_names_another_frames_mask_is_refused_by_its_number(drives, other, comma):
+    with pytest.raises(DataError) as error:
+        voc_listed(drives, f"day2/0000\nJPEGImages/day1/0000.jpg{comma}{other}\n")
+    assert str(error.value) == (
+        f"{drives}/ImageSets/Segmentation/train.txt line 2 lists {other} beside JPEGImages/day1/0000.jpg, which is not "
+        f"the frame's mask, {drives}/SegmentationClass/day1/0000.png. List images alone, or put the masks that are "
+        "meant where the others lie."
+    )
+
+
+@pytest.mark.parametrize("line", ["gone.jpg,day1/0000.png", "gone.jpg day1/0000.png", "x/gone,day1/0000.png"])
+def test_a_line_of_an_image_that_is_gone_does_not_mean_that_of_its_mask(drives, line):
+    with pytest.raises(DataError, match=r"train\.txt line 1 lists .*, of which there is no image \(1 such lines\)\.$"):
+        voc_listed(drives, f"{line}\n")
+
+
+def test_lists_that_are_passed_over_are_said(drives):
+    lists = drives / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text("day1/0000\nday9/0000\n")
+    (lists / "readme.txt").write_text("See the paper.\n")
+    (lists / "val.csv").write_text("day3/0000\n")
+    voc_listed(drives, "day1/0000\n")
+    dataset = open_dataset(DataSection(format="voc", root=str(drives)))
+    assert sorted(dataset.splits) == ["train"]
+    assert dataset.notes == (
+        f"{lists}/test.txt line 2 lists day9/0000, of which there is no image (1 such lines). So test is no split here",
+        f"{lists}/val.csv is not read: a list of a split is a .txt with a frame a line",
+    )
+
+
+def test_without_lists_vocs_masks_need_an_image(drives):
+    jpeg(drives / "JPEGImages" / "0009.jpg")
+    config = DataSection(format="voc", root=str(drives))
+    assert open_dataset(config).notes == (f"1 images in {drives}/JPEGImages have no mask, and are left out",)
+    (drives / "JPEGImages" / "day1" / "0001.jpg").unlink()
+    dataset = open_dataset(config)
+    assert dataset.unpaired == (f"{drives}/SegmentationClass/day1/0001.png",)
+    assert f"{dataset.unpaired[0]} has no partner" in check(dataset, ()).problems
+    assert voc_listed(drives, "day1/0000\n") == ["day1/0000"]
 
 
 def test_two_lines_for_one_frame_are_refused_and_a_repeated_line_counts_once(tmp_path):

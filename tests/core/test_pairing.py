@@ -75,6 +75,25 @@ def test_a_name_that_several_have_pairs_nothing(masks, images):
     assert matched([*masks, "z/9.png"], [*images, "/in/z/9.jpg"]) == ({"/in/z/9.jpg": "z/9.png"}, [note])
 
 
+@pytest.mark.parametrize(
+    ("masks", "images", "pairs"),
+    [
+        # the masks have a folder day1, in which there is none of 7
+        (["val/7.png", "day1/1.png"], ["/in/day1/1.jpg", "/in/day1/7.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
+        # a mask at the top is none of day1's, also where all images lie in day1
+        (["7.png", "day1/1.png"], ["/in/day1/1.jpg", "/in/day1/7.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
+        # the images have a folder day2, in which there is none of 7
+        (["day2/7.png", "a/1.png"], ["/in/day1/7.jpg", "/in/day2/2.jpg", "/in/a/1.jpg"], {"/in/a/1.jpg": "a/1.png"}),
+    ],
+)
+def test_a_mask_of_another_folder_does_not_pair_by_name_where_the_frames_own_is_on_both_sides(masks, images, pairs):
+    image = next(one for one in images if one.endswith("7.jpg"))
+    text = "Masks that do not pair with the image of their file name, as its folder or theirs is on both sides"
+    note = f"{text}: 1, such as {masks[0]} with {image}. Put masks into folders as their images lie in."
+    assert matched(masks, images) == (pairs, [note])
+    assert matched(masks[::-1], images[::-1]) == (pairs, [note])
+
+
 @pytest.fixture(scope="module")
 def days(tmp_path_factory):
     """Images day1/1.png, day2/1.png and day3/1.png; a mask of day1's alone."""

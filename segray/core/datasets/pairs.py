@@ -7,7 +7,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,6 +20,9 @@ from segray.errors import DataError
 # What published sets put behind a frame's name, for its image or its mask.
 SUFFIXES = ("_leftImg8bit", "_gtFine_labelIds", "_gtCoarse_labelIds", "_mask", "_L")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+SEPARATOR = re.compile(r"[\s,;]+")  # of the columns of a list
+IMAGE_NAME = re.compile(f"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
+COLUMN = re.compile(f"{IMAGE_NAME.pattern[:-1]}{SEPARATOR.pattern}", re.IGNORECASE)  # a column that is an image's
 OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not labels' ids
 
 
@@ -88,29 +91,41 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
 
     masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
     A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
-    ends in a/b.
+    ends in a/b. An image whose own folder holds masks pairs with none of another folder, and so does a mask.
     """
     masks_named = Counter(storage.name_of(key) for key in masks)
     images_named: dict[str, list[tuple[str, str]]] = {}
+    folders: set[str] = set()
     first = last = ""
     for place, path in images:
         first, last = min(path, first or path), max(path, last)
+        folders.add(folder_of(path))
         if (name := storage.name_of(path)) in masks_named:
             images_named.setdefault(name, []).append((place, path))
-    key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), common_folder(first, last))
-    taken, alone, unclear = set(key_of.values()), [], []
+    mask_folders = {folder_of(key) for key in masks} - {""}
+    image_folders = {end for folder in folders for end in ends(folder)}
+    root = common_folder(first, last)
+    key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
+    taken, alone, elsewhere, unclear = set(key_of.values()), [], [], []
     for key in masks:
         same = images_named.get(storage.name_of(key), [])
         if key in taken or all(place in key_of for place, _ in same):
             continue
-        if len(same) == 1 and masks_named[storage.name_of(key)] == 1:
+        if len(same) != 1 or masks_named[storage.name_of(key)] != 1:
+            unclear.append(masks[key])
+        elif own_folder(same[0][1], mask_folders) or folder_of(key) in image_folders:
+            elsewhere.append(f"{masks[key]} with {same[0][0]}")
+        else:
             key_of[same[0][0]] = key
             alone.append(f"{masks[key]} with {same[0][0]}")
-        else:
-            unclear.append(masks[key])
     notes = []
     if alone:
         notes.append(f"Masks that pair by file name alone, as their folders differ: {len(alone)}, such as {alone[0]}.")
+    if elsewhere:
+        said = "Masks that do not pair with the image of their file name, as its folder or theirs is on both sides"
+        notes.append(
+            f"{said}: {len(elsewhere)}, such as {elsewhere[0]}. Put masks into folders as their images lie in."
+        )
     if unclear:
         said = f"Masks that pair with no image, as several images or masks have their file name: {len(unclear)}"
         notes.append(f"{said}, such as {unclear[0]}. Put masks into folders as their images lie in.")
@@ -135,15 +150,18 @@ def frame_path(uri: str) -> str:
     return pair_key(uri.removesuffix(storage.name_of(uri)) + storage.stem_of(uri))
 
 
-def _keys_by_path(masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str) -> dict[str, str]:
-    """Image → key of the mask at its path, of several the longest.
+def _keys_by_path(
+    masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str, folders: set[str]
+) -> dict[str, str]:
+    """Image → key of the mask at its path, of several the longest; none of another of the masks' folders than its own.
 
     A mask that several images claim is that one's which lies at it below `root`.
     """
     claims: dict[str, list[tuple[bool, str]]] = {}
     for place, path in images:
         below = path.removeprefix(root)
-        if key := next((end for end in (*ends(path)[:-1], below) if end in masks), None):
+        key = next((end for end in (*ends(path)[:-1], below) if end in masks), None)
+        if key is not None and own_folder(path, folders) == folder_of(key):
             claims.setdefault(key, []).append((len(key) >= len(below), place))
     found = {}
     for key, claimants in claims.items():
@@ -153,9 +171,29 @@ def _keys_by_path(masks: Mapping[str, str], images: Iterable[tuple[str, str]], r
     return found
 
 
+def folder_of(path: str) -> str:
+    """'a/b/c' → 'a/b', 'c' → ''."""
+    return path.rpartition("/")[0]
+
+
+def own_folder(path: str, folders: Collection[str]) -> str:
+    """Of these folders the one that a path lies in, as far as its end tells; '' for none.
+
+    >>> own_folder("/in/day1/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
+    ('day1', '')
+    """
+    return next((end for end in ends(folder_of(path)) if end in folders), "")
+
+
 def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], list[str]]:
     """(frames with a mask, files without a partner), both in order of name; ids are `prefix` + stem."""
-    image_uris, mask_uris = find_images(images), find_images(masks)
+    return pair_found(find_images(images), find_images(masks), prefix)
+
+
+def pair_found(
+    image_uris: Mapping[str, str], mask_uris: Mapping[str, str], prefix: str = ""
+) -> tuple[list[SampleRef], list[str]]:
+    """pair() of what find_images() gave."""
     refs = [
         SampleRef(prefix + stem, image_uris[stem], mask_uris[stem])
         for stem in sorted(image_uris.keys() & mask_uris.keys())
@@ -212,92 +250,140 @@ def _draw(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:4])
 
 
-def split_by_lists(
-    folder: str,
-    refs: Sequence[SampleRef],
-    config: DataSection,
-    group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
-) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
-    """(frames by the lists in `folder`, train.txt and so on; what is worth knowing of the lists).
+def read_lists(
+    folder: str, refs: Sequence[SampleRef], images: Iterable[str], config: DataSection
+) -> tuple[dict[str, tuple[SampleRef, ...]], list[str]]:
+    """(frames by the lists in `folder`, train.txt and so on; what is worth knowing of the lists). {} without a list.
 
-    A line is a frame's path or the end of it, with or without suffix and folders above, and may have further columns.
-    A frame that a list repeats is taken once. Without any list, as `split`. DataError for a line that two frames
-    answer to, for two lines that mean one frame, and for one that means none, in the lists of train and val; other
-    lists with such a line are passed over, as of frames whose masks were not published.
+    images: the names of all images, also of those without a mask. A line is a frame's path or the end of it, with or
+    without suffix and folders above, and may have further columns; one that names a mask names the frame's own.
+    A frame that a list repeats is taken once. DataError for a line that two frames answer to, for two lines that mean
+    one frame, for one that means none, and for one with another mask, in the lists of train and val; other lists with
+    such a line are passed over, as of frames whose masks were not published.
     """
-    frames = _Frames(refs)
+    frames = _Frames(refs, images)
     splits: dict[str, tuple[SampleRef, ...]] = {}
     notes: list[str] = []
     empty: list[str] = []
     for entry in storage.list_files(folder, deep=False):
         name = storage.name_of(entry.uri)
-        if entry.uri != storage.join(folder, name) or not name.lower().endswith(".txt") or storage.is_hidden(name):
+        listed, _, suffix = name.rpartition(".")
+        if entry.uri != storage.join(folder, name) or storage.is_hidden(name):
             continue
-        lines = [line.strip() for line in re.split(r"[\r\n]", read_text(entry.uri)) if line.strip()]
-        listed = name[: -len(".txt")]
+        needed = listed in (config.train_split, config.val_split)
+        if suffix.lower() != "txt":
+            if needed:
+                notes.append(f"{entry.uri} is not read: a list of a split is a .txt with a frame a line")
+            continue
+        lines = {
+            n: line for n, text in enumerate(re.split(r"\r\n|\r|\n", read_text(entry.uri)), 1) if (line := text.strip())
+        }
         try:
-            members = _members(entry.uri, lines, frames)
-        except DataError:
-            if listed in (config.train_split, config.val_split):
+            members = frames.members(entry.uri, lines)
+        except DataError as error:
+            if needed:
                 raise
+            if frames.knows_any(lines.values()):
+                notes.append(f"{error} So {listed} is no split here")
             continue
         if repeated := len(lines) - len(members):
             notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
         if members:
             splits[listed] = tuple(members)
-        elif listed in (config.train_split, config.val_split):
+        elif needed:
             empty.append(entry.uri)
     if empty and not splits:
         raise DataError(f"{empty[0]} lists no frame; give it some, or delete all lists.")
-    return splits or split(refs, config, group), tuple(notes)
-
-
-def _members(source: str, lines: Sequence[str], frames: _Frames) -> list[SampleRef]:
-    """The frames that a list names, each once."""
-    found = {line: frames.listed(line, source) for line in dict.fromkeys(lines)}
-    if missing := [line for line, ref in found.items() if ref is None]:
-        raise DataError(f"{source} lists {missing[0]}, which has no image with a mask ({len(missing)} such).")
-    line_of: dict[SampleRef, str] = {}
-    for line, ref in found.items():
-        if ref is not None and line_of.setdefault(ref, line) != line:
-            raise DataError(f"{source} lists {line_of[ref]} and {line}, which are one frame, {ref.image}.")
-    return list(line_of)
+    return splits, notes
 
 
 class _Frames:
     """Frames by what a list may call them."""
 
-    def __init__(self, refs: Sequence[SampleRef]) -> None:
-        self.by_id = {_steps(ref.sample_id): ref for ref in refs}
-        self.by_end: dict[str, list[SampleRef]] = {}
-        for name, ref in self.by_id.items():
+    def __init__(self, refs: Sequence[SampleRef], images: Iterable[str]) -> None:
+        self.ref_of: dict[str, SampleRef | None] = {_steps(name): None for name in images}
+        self.ref_of |= {_steps(ref.sample_id): ref for ref in refs}
+        self.folders = {end for name in self.ref_of if (end := folder_of(name))}
+        self.by_end: dict[str, list[str]] = {}
+        for name in self.ref_of:
             for end in ends(name):
-                self.by_end.setdefault(end, []).append(ref)
+                self.by_end.setdefault(end, []).append(name)
 
-    def listed(self, line: str, source: str) -> SampleRef | None:
-        """The frame of a line: of all of it, as names may hold spaces, else of its first columns."""
-        columns = [match.start() for match in re.finditer(r"\s+", line)]
-        for end in (len(line), *reversed(columns)):
-            if ref := self._named(line[:end], source, spaces=False):
-                return ref
-        return self._named(line, source, spaces=True)
-
-    def _named(self, path: str, source: str, *, spaces: bool) -> SampleRef | None:
-        """spaces: whether folders that are no part of a frame's name may hold some, and not end a column."""
-        for name in (frame_name(path), _steps(path)):
-            if name in self.by_id:
-                return self.by_id[name]
-            if len(found := self.by_end.get(name, [])) > 1:
-                ids = " and ".join(ref.sample_id for ref in found[:2])
+    def members(self, source: str, lines: Mapping[int, str]) -> list[SampleRef]:
+        """The frames that a list names, each once. lines: by their numbers."""
+        line_of: dict[SampleRef, str] = {}
+        missing: list[str] = []
+        for number, line in lines.items():
+            where = f"{source} line {number}"
+            name, end = self._named(line, where)
+            if name is None or (ref := self.ref_of[name]) is None:
+                what = "of which there is no image" if name is None else "whose image has no mask"
+                missing.append(f"{where} lists {line}, {what}")
+                continue
+            if other := self._other(line[end:], ref):
                 raise DataError(
-                    f"{source} lists {path}, and {len(found)} frames end so, such as {ids}; list their paths."
+                    f"{where} lists {other} beside {line[:end]}, which is not the frame's mask, {ref.mask}. List "
+                    "images alone, or put the masks that are meant where the others lie."
+                )
+            if line_of.setdefault(ref, line) != line:
+                raise DataError(f"{source} lists {line_of[ref]} and {line}, which are one frame, {ref.image}.")
+        if missing:
+            raise DataError(f"{missing[0]} ({len(missing)} such lines).")
+        return list(line_of)
+
+    def knows_any(self, lines: Iterable[str]) -> bool:
+        """Whether this may be a list of frames at all, and is no text of another kind."""
+        return any(storage.name_of(frame_name(SEPARATOR.split(line)[0])) in self.by_end for line in lines)
+
+    def _named(self, line: str, where: str) -> tuple[str | None, int]:
+        """(frame of a line, where what names it ends): all of it, as names may hold spaces, or its first columns."""
+        for end in _cuts(line):
+            if name := self._found(line[:end], where):
+                return name, end
+        return self._found(line, where, one_path=IMAGE_NAME.search(line) is not None), len(line)
+
+    def _found(self, path: str, where: str, *, one_path: bool = False) -> str | None:
+        """The frame of a path. one_path: folders above the frame's name may hold spaces, and so end no column."""
+        for name in (frame_name(path), _steps(path)):
+            if name in self.ref_of:
+                return name
+            if len(found := self.by_end.get(name, [])) > 1:
+                raise DataError(
+                    f"{where} lists {path}, and {len(found)} frames end so, such as {found[0]} and {found[1]}; "
+                    "list their paths."
                 )
             if found:
                 return found[0]
-            for end in ends(name):
-                if end in self.by_id and (spaces or not re.search(r"\s", name.removesuffix(end))):
-                    return self.by_id[end]
+            end = next((end for end in ends(name) if end in self.ref_of), None)
+            if end is None or own_folder(name, self.folders) != folder_of(end):
+                continue
+            above = name.removesuffix(end)
+            if not SEPARATOR.search(above) or (one_path and not COLUMN.search(above) and not set(",;") & set(above)):
+                return end
         return None
+
+    def _other(self, columns: str, ref: SampleRef) -> str | None:
+        """What stands behind a frame's name and is a file that is neither its image nor its mask."""
+        below = ref.sample_id.count("/") + 2  # from the folder of all images, or of all masks, on
+        own = ["/".join(frame_name(uri).split("/")[-below:]) for uri in (ref.image, ref.mask)]
+        named = columns.lstrip(" \t,;")
+        if any(
+            name in ends(one) or one in ends(name)
+            for end in _cuts(named)
+            for one in own
+            if (name := frame_name(named[:end]))
+        ):
+            return None
+        return next((one for one in SEPARATOR.split(named) if IMAGE_NAME.search(one) or self._is_path(one)), None)
+
+    def _is_path(self, column: str) -> bool:
+        name = frame_name(column)
+        return "/" in name and storage.name_of(name) in self.by_end
+
+
+def _cuts(line: str) -> list[int]:
+    """Where a line may end that has further columns, or none, the longest first."""
+    return [len(line), *reversed([match.start() for match in SEPARATOR.finditer(line)])]
 
 
 def ends(name: str) -> list[str]:

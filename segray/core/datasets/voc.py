@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, find_images, split_by_lists
-from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef
+from segray.core.datasets.pairs import check_root, find_images, pair_found, read_lists, split
+from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
 from segray.errors import DataError
 
 NAMES = (
@@ -35,13 +35,18 @@ LABEL_SPACE = LabelSpace(
 def open_dataset(config: DataSection) -> Dataset:
     """Splits as the lists of ImageSets/Segmentation name them: train, val, trainval."""
     root = _devkit(check_root(config.root, "JPEGImages/, SegmentationClass/ and ImageSets/"))
-    # Most images have no mask: the set is much larger than its segmentation part, which the lists name.
     images, masks = (find_images(storage.join(root, name)) for name in ("JPEGImages", "SegmentationClass"))
-    refs = [SampleRef(name, images[name], masks[name]) for name in sorted(images.keys() & masks.keys())]
+    refs, _ = pair_found(images, masks)
     if not refs:
         raise DataError(f"{root} holds no frames in JPEGImages/ and SegmentationClass/.")
-    splits, notes = split_by_lists(storage.join(root, "ImageSets", "Segmentation"), refs, config)
-    return Dataset("voc", LABEL_SPACE, splits, notes=notes)
+    splits, notes = read_lists(storage.join(root, "ImageSets", "Segmentation"), refs, images, config)
+    if splits:
+        return Dataset("voc", LABEL_SPACE, splits, notes=tuple(notes))
+    # Most images have no mask: the set is much larger than its segmentation part.
+    if more := len(images.keys() - masks.keys()):
+        notes.append(f"{more} images in {root}/JPEGImages have no mask, and are left out")
+    unpaired = tuple(masks[name] for name in sorted(masks.keys() - images.keys()))
+    return Dataset("voc", LABEL_SPACE, split(refs, config), unpaired, tuple(notes))
 
 
 def _devkit(root: str) -> str:
