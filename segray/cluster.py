@@ -24,7 +24,7 @@ from segray.connecting import check_join, keep_token, not_started, refusal
 from segray.core import storage
 from segray.core.checkpoint import EpochRow
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
-from segray.errors import ClusterError, SegrayError
+from segray.errors import ClusterError, SegrayError, shortened
 from segray.shapes import Resources, WorkerShape
 from segray.signals import held
 from segray.telemetry import Gauges, event
@@ -357,7 +357,7 @@ def explain(error: BaseException) -> SegrayError:
         return ours
     bottom = _wrapped(error)[-1]
     text = str(bottom).strip().splitlines() or [""]
-    return ClusterError(f"{type(bottom).__name__}: {text[-1]}")
+    return ClusterError(f"{type(bottom).__name__}: {shortened(text[-1])}")
 
 
 def own_error(error: BaseException) -> SegrayError | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.core import storage
-from segray.errors import ClusterError
+from segray.errors import ClusterError, shortened
 
 ANSWER_S = 5.0  # for a TCP connection; a head that is there answers in milliseconds
 LOOK_S = 60.0  # for each node to look for some paths; a process may have to start first
@@ -105,7 +105,7 @@ def not_started(error: BaseException) -> ClusterError:
 
 def _first_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"\.(?=\s|$)", text)[0]
+    return shortened(re.split(r"\.(?=\s|$)", text)[0])
 
 
 def wrong_token(address: str) -> ClusterError:

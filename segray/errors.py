@@ -94,10 +94,13 @@ def in_a_line(error: BaseException) -> str:
     >>> in_a_line(RuntimeError("CUDA error: unspecified launch failure\\nFor debugging consider …"))
     'RuntimeError: CUDA error: unspecified launch failure'
     """
-    text = (str(error).strip().splitlines() or [""])[0]
-    if len(text) > LONGEST_LINE:
-        text = f"{text[:LONGEST_LINE]}…"
+    text = shortened((str(error).strip().splitlines() or [""])[0])
     return f"{type(error).__name__}: {text}".rstrip(": .")
+
+
+def shortened(text: str) -> str:
+    """Of what was said elsewhere, as much as is read."""
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}…"
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:

@@ -28,7 +28,7 @@ import segray
 from segray.config import Config, load
 from segray.connecting import check_answers, token, wrong_token
 from segray.core import storage
-from segray.errors import ClusterError, ConfigError, Terminated
+from segray.errors import ClusterError, ConfigError, Terminated, shortened
 
 COMMANDS = ("train", "sweep", "label", "evaluate")
 SETTINGS = "segray.yaml"
@@ -194,7 +194,7 @@ def _one_line(address: str, job: str = "") -> Iterator[None]:
     except AuthenticationError as error:
         raise wrong_token(address) from error
     except (ConnectionError, requests.RequestException) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = shortened((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
         raise Lost(f"No job server answers at {address}: {said}. {AT_ADDRESS}") from error
     except RuntimeError as error:
         status = re.search(r"status code (\d+)", str(error))
@@ -202,7 +202,7 @@ def _one_line(address: str, job: str = "") -> Iterator[None]:
             raise ClusterError(f"{address} knows no job {job}; segray jobs lists them.") from error
         said = (str(error).strip().splitlines() or ["no reason"])[-1]
         kind = Lost if status and status[1].startswith("5") else ClusterError
-        raise kind(f"{address} cannot do that: {said}") from error
+        raise kind(f"{address} cannot do that: {shortened(said)}") from error
 
 
 def follow(client: Any, job: str, write: Tell, note: Tell = lambda text: None) -> int:
@@ -256,7 +256,7 @@ def exit_code(info: Any) -> int:
     code = info.driver_exit_code
     if code is None and info.status == "FAILED":
         said = (info.message or "").strip().splitlines() or ["no reason"]
-        raise ClusterError(f"The job did not start or was lost: {said[-1]}")
+        raise ClusterError(f"The job did not start or was lost: {shortened(said[-1])}")
     return 0 if code is None else code if code >= 0 else 128 - code
 
 

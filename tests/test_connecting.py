@@ -10,6 +10,7 @@ from ray._private.utils import check_version_info
 
 from segray import cluster, connecting, submit
 from segray.config import ClusterSection
+from segray.core import storage
 from segray.errors import ClusterError
 from segray.shapes import Resources, WorkerShape, shape
 
@@ -119,6 +120,19 @@ def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):
     _, path = pyarrow.fs.FileSystem.from_uri(cluster.ray_path(place))
     assert path == place.removeprefix("s3://")
     assert cluster.ray_path("/Läufe 1") == "/Läufe 1"
+
+
+def test_what_ray_says_at_length_is_cut():
+    """Some errors hold a whole tensor, or a page of HTML."""
+    said = "x" * 100_000
+    lines = [
+        str(cluster.explain(ValueError(f"Trace\n{said}"))),
+        str(connecting.not_started(Exception(said))),
+        str(connecting.refusal(ConnectionError(said), "10.0.0.1:6379")),
+        storage.reason(OSError(said)),
+    ]
+    assert lines[0] == f"ValueError: {'x' * 300}…"
+    assert all("x" * 300 + "…" in line and len(line) < 600 for line in lines)
 
 
 @pytest.mark.parametrize(

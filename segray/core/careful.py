@@ -24,6 +24,7 @@ from segray.core.rows import Labelled, LabelRow, label_rows, lost_row
 from segray.errors import ModelError, SegrayError, in_a_line
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
+START_S = 900.0  # to import torch and load the model, on a machine that is short of both time and memory
 TRIES = 2  # of a row that raises what nothing expects: the device may have been at fault
 
 
@@ -98,7 +99,8 @@ class Careful:
         theirs.close()
         try:
             self._pipe.send((self.threads, self.options))
-            problem = self._received()
+            waited = not self._pipe.poll(START_S)
+            problem = f"it did not start within {START_S:.0f} s" if waited else self._received()
         except (EOFError, OSError):  # of a child that ended before it read what it was sent, a connection reset
             self.close()
             raise ModelError(

@@ -20,6 +20,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
 from segray.core import storage
+from segray.core.images import still_kind
 from segray.errors import DataError
 
 # Containers that hold their frames themselves. FFmpeg goes by what a file holds, not by its name: a playlist (concat,
@@ -67,10 +68,19 @@ def open_video(uri: str, **options: str) -> Iterator[Any]:
             )
         except (av.FFmpegError, OSError, ValueError) as error:
             storage.raise_failure(file)
+            check_moves(uri)
             raise DataError(f"{uri} is not a video that can be read: {storage.reason(error)}.") from error
         with container:
             yield container
         storage.raise_failure(file)
+
+
+def check_moves(uri: str) -> None:
+    """DataError where a file begins as a picture does: PNG, also an animated one, JPEG, AVIF and so on."""
+    with storage.open_read(uri) as file:
+        if still := still_kind(file.read(16)):
+            an = "an" if still == "AVIF" else "a"
+            raise DataError(f"{uri} is {an} {still} picture and no video; give it the suffix of one.")
 
 
 def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: bool = True) -> Any:

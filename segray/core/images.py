@@ -40,6 +40,11 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
+# How files of pictures begin: by it, one that is called a video is known for what it is.
+SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF",
+    b"MM\0*": "TIFF", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+}  # fmt: skip
 # What phones and programs write and Pillow does not read, by how a file begins: ISO/IEC 23008-12, 10.2 and 18181-2.
 HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
@@ -127,6 +132,8 @@ def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None =
             )
         elif image.mode in ("P", "PA", "L", "LA", "1"):
             ids = _as_stored(np.asarray(image.getchannel(0) if len(image.mode) == 2 else image), stored)
+            if image.format == "GIF" and image.mode == "P":
+                _check_numbers(ids, image.getpalette() or [], source)
         elif image.mode.startswith("I;16"):
             ids = np.asarray(image).astype(np.uint16)
         elif image.mode in ("RGB", "RGBA"):
@@ -167,6 +174,23 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
         raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
     if _has_pages(image):
         raise DataError(f"{source} has several pages or frames; a mask is one.")
+
+
+def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> None:
+    """DataError for a GIF whose shades of grey are other numbers than their places in the palette.
+
+    Who writes grey as GIF with Pillow gets the shades in use, renumbered. Black and white alone are 0 and 1.
+    """
+    colors = np.array(palette, np.uint8).reshape(-1, 3)
+    used = np.unique(ids_hw)
+    shades = colors[used[used < len(colors)]]
+    grey = shades[:, 0].tolist()
+    if len(shades) == len(used) and (shades == shades[:, :1]).all() and grey != used.tolist() and grey != [0, 255]:
+        other = next(i for i, shade in enumerate(grey) if shade != used[i])
+        raise DataError(
+            f"{source} is a GIF in shades of grey, of which number {used[other]} is {grey[other]}: which is the "
+            "class id is not known, as programs renumber grey when they write GIFs. Store masks as PNG."
+        )
 
 
 def _is_lossless_webp(data: bytes) -> bool:
@@ -225,22 +249,33 @@ def _color_ids(image_hwc: np.ndarray) -> np.ndarray:
 
 
 def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel, *, deep: bool) -> np.ndarray:
-    """One channel of a colour mask: uint8, or uint16 of a deep PNG."""
+    """One channel of a colour mask: uint8, or uint16 of a deep PNG or TIFF."""
     if image.mode not in ("RGB", "RGBA"):
         raise DataError(f"{source} has {image.mode} pixels and no {channel} channel; leave data.mask_channel out.")
     index = CHANNELS.index(channel)
     if not deep:
         return np.asarray(image.getchannel(index))
-    if image.format != "PNG":
-        raise DataError(f"{source} holds 16 bits a channel, which is read of PNGs alone; store the mask as PNG.")
     import av  # Pillow has no mode for it; whether the file is whole, it has just seen
 
+    unread = DataError(f"{source} holds 16 bits a channel in a way that is not read; store the mask as PNG.")
     try:
-        with av.open(io.BytesIO(data), mode="r", format="png_pipe") as file:
+        with av.open(io.BytesIO(data), mode="r", format=f"{(image.format or '').lower()}_pipe") as file:
             pixels: np.ndarray = next(file.decode(video=0)).to_ndarray()
-    except (av.FFmpegError, StopIteration) as error:
-        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
-    return pixels[..., index].astype(np.uint16)
+    except (av.FFmpegError, StopIteration, ValueError) as error:
+        raise unread from error
+    values_hw: np.ndarray = pixels[..., index].astype(np.uint16)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow has turned
+        values_hw = _upright(values_hw, _tiff_orientation(data))
+    # FFmpeg reads fewer kinds of TIFF than there are; of those that both read, Pillow has the upper 8 bits.
+    if values_hw.shape != (image.height, image.width) or (values_hw >> 8 != np.asarray(image.getchannel(index))).any():
+        raise unread
+    return values_hw
+
+
+def _tiff_orientation(data: bytes) -> int | None:
+    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        turned: int | None = image.getexif().get(ExifTags.Base.Orientation)
+        return turned
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -355,6 +390,15 @@ def resize_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if mask_hw.shape == tuple(size):
         return mask_hw
     return np.asarray(Image.fromarray(mask_hw).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def still_kind(head: bytes) -> str | None:
+    """What picture a file is that begins so, 16 bytes or more; None for what may be a video."""
+    if head[4:12] in (b"ftypavif", *HEIC):
+        return "AVIF" if head[8:12] == b"avif" else "HEIC"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    return next((name for begin, name in SIGNATURES.items() if head.startswith(begin)), None)
 
 
 def kind(data: bytes, source: str = "image") -> str:

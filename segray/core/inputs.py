@@ -47,6 +47,7 @@ REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; 
 )
 SUFFIX = re.compile(r"\.[a-z]\w{0,9}")  # else it is a part of a name, as in 1623173424.123456
 WRITTEN = ("_segray", "_export")  # what stands in a folder that segray wrote
+PARTS = ("_segray", "labels")  # and what `segray label` writes there
 
 IMAGE, TABLE, VIDEO = 0, 1, 2  # the order in which files are labelled
 FILES = pa.schema(
@@ -100,7 +101,7 @@ class Untaken:
             written = above if name in WRITTEN else None
         else:
             written = folder if any(os.path.isdir(f"{folder}/{mark}") for mark in WRITTEN) else None  # noqa: PTH112
-        if written:
+        if written := written or _output_of(folder):
             self.written.add(written)
         elif storage.is_hidden(name) and not hidden:
             self.hidden[name] += 1
@@ -164,10 +165,31 @@ def find_inputs(
         once = files.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
         if twice := len(files) - len(once):
             on_note(f"Named more than once, and labelled once: {twice}.")
-        files = once
+        files = _without_links(once)
+        if twice := len(once) - len(files):
+            on_note(f"Found again in folders to which several links lead, and labelled once: {twice}.")
     for note in untaken.notes():
         on_note(storage.printable(note))
     return files
+
+
+def _without_links(files: pa.Table) -> pa.Table:
+    """The files without those that links to one folder show under several names; the folder's own name comes first."""
+    places = [name for batch in files["name"].chunks for name in batch.to_pylist()]
+    folders = {os.path.dirname(name) for name in places if not storage.is_s3(os.fsdecode(name))}  # noqa: PTH120
+    real = {folder: os.path.realpath(folder) for folder in folders}
+    shared = {folder for folder, count in Counter(real.values()).items() if count > 1}
+    if not shared:
+        return files
+    chosen: dict[bytes, bytes] = {}
+    for name in places:
+        folder, _, file = name.rpartition(b"/")
+        target = real.get(folder)
+        whole = name if target is None else b"/".join([target, file])
+        if whole not in chosen or whole == name:
+            chosen[whole] = name
+    kept = set(chosen.values())
+    return files.filter(pa.array([name in kept for name in places]))
 
 
 def look_up(place: str, listed: str = "") -> Found:
@@ -185,6 +207,9 @@ def look_up(place: str, listed: str = "") -> Found:
             text = storage.printable(f"{place} {f'is listed in {listed} and ' if listed else ''}does not exist.")
         return Found(_kind(place) or IMAGE, _bytes(place), -1, "", code, text)
     found = Found(_kind(place) or IMAGE, os.fsencode(entry.uri), entry.size, entry.stamp)
+    if out := _output_of(storage.folder_of(place)):
+        text = storage.printable(f"{place} is of the labels that segray wrote into {out}, and no input.")
+        return found._replace(error_code="decode_error", error=text)
     if reason := REFUSED.get(_suffix(place)):
         return found._replace(error_code="decode_error", error=storage.printable(f"{place} is {reason}."))
     return found
@@ -227,6 +252,8 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 def _find(root: str, untaken: Untaken) -> Iterator[Found]:
     is_folder = not storage.is_s3(root) and os.path.isdir(root)  # noqa: PTH112, as Path.is_dir raises for a long name
+    if _output_of(root.rstrip("/")) or _output_of(storage.folder_of(root)):
+        raise DataError(f"{root} was written by segray and is no input; give the folder of the images themselves.")
     if not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
         yield from _listed(root, untaken)
     elif _is_glob(root):
@@ -282,6 +309,14 @@ def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
     entries = storage.iter_files(starts[fixed] or "/", enter, untaken.odd, untaken.unlist, deep=below)
     matching = (entry for entry in entries if matches[-1](entry.uri))
     yield from untaken.taken(matching, hidden=hidden)
+
+
+def _output_of(folder: str) -> str | None:
+    """The output of `segray label` whose labels or plans lie in a folder."""
+    if not storage.is_s3(folder) and os.path.islink(folder):  # noqa: PTH114
+        folder = os.path.realpath(folder)
+    above, _, name = folder.rpartition("/")
+    return above if name in PARTS and above and storage.exists(storage.join(above, "_segray")) else None
 
 
 def _kind(uri: str) -> int | None:

@@ -22,11 +22,21 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from segray.core import s3
-from segray.errors import ConfigError, DataError, InputChanged, InputMissing, InputUnreadable, SegrayError, StorageError
+from segray.errors import (
+    ConfigError,
+    DataError,
+    InputChanged,
+    InputMissing,
+    InputUnreadable,
+    SegrayError,
+    StorageError,
+    shortened,
+)
 
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
@@ -94,6 +104,16 @@ def normal(path: str) -> str:
     return whole
 
 
+def real(uri: str) -> str:
+    """A place below its folder's own name, where links lead to the folder."""
+    return uri if is_s3(uri) else join(_real_folder(folder_of(uri)), name_of(uri))
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
 def local(uri: str, what: str) -> Path:
     """A place as a path, for what is written to disks alone; ConfigError for one on S3. what: "a video"."""
     if is_s3(uri):
@@ -108,6 +128,11 @@ def join(root: str | Path, *names: str) -> str:
 def name_of(uri: str) -> str:
     """The last part of a path or key."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def folder_of(uri: str) -> str:
+    """What a path or key lies in; '' for a name alone."""
+    return uri.rstrip("/").rpartition("/")[0]
 
 
 def stem_of(uri: str) -> str:
@@ -293,7 +318,7 @@ def reason(error: BaseException) -> str:
     if answer and not answer.get("Message"):  # Ceph sends a code without words
         text = answer.get("Code", text)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
-    return "; ".join([_without_secrets(text), *getattr(error, "__notes__", ())])
+    return "; ".join([shortened(_without_secrets(text)), *getattr(error, "__notes__", ())])
 
 
 def _without_secrets(text: str) -> str:

@@ -25,6 +25,7 @@ from segray.core.decoding import (
     Damage,
     Run,
     Upright,
+    check_moves,
     decode_around,
     decode_fast,
     find_damage,
@@ -116,6 +117,8 @@ def index_video(uri: str) -> VideoIndex:
     """
     listing = _list(uri)
     stamps = [packet.pts for packet in listing.packets]
+    if len(stamps) < 2:  # FFmpeg takes some pictures for a video of one frame
+        check_moves(uri)
     if not stamps:
         raise DataError(f"{uri} holds no video frame.")
     in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
@@ -125,6 +128,7 @@ def index_video(uri: str) -> VideoIndex:
     else:
         shown = _number(uri, listing.begins_cut)
         if not shown:
+            check_moves(uri)
             raise DataError(f"{uri} holds no video frame that can be decoded.")
         in_order = listing.format in TRUSTED or (listing.format in BY_DECODING_TIME and not listing.reorders)
         sound = [pts for pts, is_sound in shown if is_sound]

@@ -103,6 +103,8 @@ def child(monkeypatch):
     class Fake:
         def __init__(self, **options):
             loads.append(options)
+            if "slow" in does:
+                does["slow"].wait(10)
 
         def check(self):
             if error := does.get("check"):
@@ -145,6 +147,14 @@ def test_a_device_that_fails_at_a_black_frame_makes_no_rows(child):
     child.does["check"] = RuntimeError("CUDA error: no kernel image\nFor debugging consider …")
     with pytest.raises(careful.Unfit, match=r"^RuntimeError: CUDA error: no kernel image$"):
         child.label("a.jpg")
+
+
+def test_a_process_that_does_not_start_is_not_waited_for_without_end(child, monkeypatch):
+    monkeypatch.setattr(careful, "START_S", 0.01)
+    child.does["slow"] = threading.Event()
+    with pytest.raises(careful.Unfit, match=r"^it did not start within 0 s$"):
+        child.label("a.jpg")
+    child.does["slow"].set()
 
 
 def test_a_store_that_is_gone_ends_the_run_also_from_a_child(child):

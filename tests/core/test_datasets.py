@@ -193,6 +193,43 @@ def test_a_wrong_class_list_says_what_is_wrong(tmp_path, text, says):
         open_dataset(DataSection(format="folder", root=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("{name: road, id: 1.7}", "1.7"),
+        ("{name: road, id: .nan}", "nan"),
+        ("{name: road, id: yes}", "true"),
+        ("{name: road, color: [1.5, 0, 0]}", "1.5"),
+    ],
+)
+def test_a_number_that_is_not_whole_is_no_id(tmp_path, row, wrong):
+    (tmp_path / "classes.yaml").write_text(f"[{row}]")
+    with pytest.raises(DataError) as error:
+        open_dataset(DataSection(format="folder", root=str(tmp_path), classes="classes.yaml"))
+    rule = "id, r, g and b are whole numbers from 0 to 255."
+    assert str(error.value) == f"{tmp_path}/classes.yaml: {wrong} is not whole; {rule}"
+
+
+def test_two_links_to_one_folder_double_no_frame_and_a_frame_of_both_splits_is_said(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for top in ("images", "masks"):
+        for name in ("one", "two"):
+            put(tmp_path / "store" / top / f"{name}.png", mode="RGB" if top == "images" else "L")
+        (tmp_path / top / "train").mkdir(parents=True)
+        for link in ("train/a", "train/b", "val"):
+            (tmp_path / top / link).symlink_to(tmp_path / "store" / top)
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert {split: [ref.sample_id for ref in refs] for split, refs in dataset.splits.items()} == {
+        "train": ["train/a/one", "train/a/two"],
+        "val": ["val/one", "val/two"],
+    }
+    first = f"{tmp_path}/images/train/b/one.png is {tmp_path}/images/train/a/one.png"
+    assert check(dataset, ("train", "val")).notes[:2] == [
+        f"2 frames of train are others' through links, and are left out, as {first}",
+        "2 frames are in train and in val, such as val/one: their scores are those of training",
+    ]
+
+
 VOID_ROWS = "void,11,0,0,0", "Don't care,12,9,9,9", "un-labelled,0,,,", "ignore,255,,,", "avoid,3,,,"
 
 

@@ -570,7 +570,10 @@ def test_a_deep_colour_mask_is_read_by_a_named_channel_and_never_reduced_to_8_bi
             "m.png holds 16 bits a channel, more than a colour has here; name the channel that holds the class, red, "
             "green or blue: --set data.mask_channel=red."
         )
-    for data in (png(SYNTHIA, 2), png(np.dstack([SYNTHIA, SYNTHIA[..., :1]]), 6)):
+    for data in (
+        *(png(SYNTHIA, 2), png(np.dstack([SYNTHIA, SYNTHIA[..., :1]]), 6)),
+        *(tiff(SYNTHIA, 2), tiff(SYNTHIA.astype(">u2"), 2)),
+    ):
         assert decode_mask(data, "m.png", "red").tolist() == [[1, 2, 3, 300]] * 2
         assert decode_mask(data, "m.png", "green").tolist() == [[257] * 4, [0] * 4]
         assert decode_mask(data, "m.png", "blue").max() == 0
@@ -589,11 +592,11 @@ def test_a_colour_masks_channel_can_hold_its_ids(mode):
     [
         (encoded(Image.new("L", (2, 2))), "m has L pixels and no red channel; leave data.mask_channel out."),
         (encoded(Image.new("P", (2, 2))), "m has P pixels and no red channel; leave data.mask_channel out."),
-        (tiff(SYNTHIA, 2), "m holds 16 bits a channel, which is read of PNGs alone; store the mask as PNG."),
+        (tiff(SYNTHIA, 2, planar=2), "m holds 16 bits a channel in a way that is not read; store the mask as PNG."),
         (png(SYNTHIA[..., :2], 4), "m holds grey of 16 bits with alpha; store it without alpha."),
         (png(SYNTHIA, 2)[:-30], "m cannot be decoded: image file is truncated."),
     ],
-    ids=["grey", "palette", "deep TIFF", "deep grey and alpha", "cut"],
+    ids=["grey", "palette", "deep TIFF in planes", "deep grey and alpha", "cut"],
 )
 def test_a_mask_without_the_named_channel_is_refused(data, says):
     with pytest.raises(DataError) as error:
@@ -696,6 +699,31 @@ def test_a_palette_with_alpha_holds_ids():
     image.putpalette([0, 0, 0, 9, 9, 9, 9, 0, 0, 0, 0, 9])
     for data in (encoded(image, transparency=b"\x00\x10"), encoded(image.convert("PA"), "TIFF")):
         assert decode_mask(data).tolist() == ids.tolist()
+
+
+def test_a_grey_gif_whose_numbers_are_not_its_shades_is_refused():
+    """Pillow writes the shades in use, renumbered: ids 0, 7 and 11 are 0, 1 and 2 in the file."""
+    with pytest.raises(DataError) as error:
+        decode_mask(encoded(Image.fromarray(np.array([[0, 7, 11]], np.uint8)), "GIF"), "m.gif")
+    assert str(error.value) == (
+        "m.gif is a GIF in shades of grey, of which number 1 is 7: which is the class id is not known, as programs "
+        "renumber grey when they write GIFs. Store masks as PNG."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "palette", "found"),
+    [
+        ([0, 1, 2], None, [0, 1, 2]),
+        ([0, 1, 2], [BLACK, (0, 0, 128), WHITE], [0, 1, 2]),  # in colour, as VOC's: numbers are ids
+        ([0, 255], None, [0, 1]),  # black and white, as Carvana's
+    ],
+)
+def test_a_gif_of_ids_in_order_in_colour_or_of_two_is_read(ids, palette, found):
+    image = Image.fromarray(np.array([ids], np.uint8))
+    if palette:
+        image.putpalette(np.array(palette, np.uint8).tobytes())
+    assert decode_mask(encoded(image, "GIF")).tolist() == [found]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])

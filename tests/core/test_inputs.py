@@ -92,6 +92,42 @@ def test_a_folder_that_segray_wrote_is_no_input_wherever_it_lies(root, mark):
         found(f"{root}/b/out")
 
 
+@pytest.mark.parametrize("place", ["labels", "labels/", "labels/part-0.parquet", "labels/*.parquet", "_segray"])
+def test_the_labels_of_an_output_are_no_input(root, place):
+    for name in ("labels/part-0.parquet", "_segray/plan-00000.json"):
+        storage.create(f"{root}/out/{name}", b"")
+    with pytest.raises(DataError) as error:
+        found(f"{root}/out/{place}")
+    says = "was written by segray and is no input; give the folder of the images themselves."
+    assert str(error.value) == f"{root}/out/{place} {says}"
+    assert found(f"{root}/out/*/*.parquet", notes=(notes := [])) == []
+    assert notes[-1] == f"Not taken, as segray wrote them: {root}/out."
+
+
+def test_labels_that_a_list_names_have_a_row_that_says_what_they_are(tmp_path):
+    for name in ("out/labels/part-0.parquet", "out/_segray/plan-00000.json", "in/labels/a.png"):
+        storage.create(f"{tmp_path}/{name}", picture())
+    (tmp_path / "list.txt").write_text("out/labels/part-0.parquet\nin/labels/a.png\n")
+    files = inputs.find_inputs([f"{tmp_path}/list.txt"]).to_pylist()
+    text = f"{tmp_path}/out/labels/part-0.parquet is of the labels that segray wrote into {tmp_path}/out, and no input."
+    assert [file["error"] for file in files] == [None, text]
+
+
+def test_two_links_to_one_folder_are_its_files_once_and_it_is_said(tmp_path):
+    (tmp_path / "store" / "day1").mkdir(parents=True)
+    for name in ("a.png", "day1/b.png"):
+        (tmp_path / "store" / name).touch()
+    (tmp_path / "in").mkdir()
+    for link in ("last", "link"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "store")
+    notes = []
+    assert found(tmp_path / "in", notes=notes) == [f"{tmp_path}/in/last/{name}" for name in ("a.png", "day1/b.png")]
+    assert notes == ["Found again in folders to which several links lead, and labelled once: 2."]
+    both = [str(tmp_path / "in" / "link"), str(tmp_path / "store")]  # the folder's own name comes first
+    files = inputs.find_inputs(both)["name"].to_pylist()
+    assert [os.fsdecode(name) for name in files] == [f"{tmp_path}/store/{name}" for name in ("a.png", "day1/b.png")]
+
+
 def test_a_link_to_the_output_is_no_way_into_it(tmp_path):
     (tmp_path / "labels" / "_segray").mkdir(parents=True)
     (tmp_path / "labels" / "mask.png").write_bytes(picture())

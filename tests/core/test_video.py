@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from labelled import settings_of
+from PIL import Image
 from videos import B_FRAMES, CODECS, HEVC, KINDS, VP9, h264_units, has, picture, straight, transport_stream, write
 
 from segray.core import s3 as s3_requests
@@ -382,3 +383,28 @@ def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, m
 def test_every_pyav_is_given_the_arguments_that_it_has():
     assert metadata_options("18.1.0") == {"metadata_errors": "ignore"}
     assert metadata_options("19.0.2") == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("PNG", "a PNG"),
+        ("animated PNG", "a PNG"),
+        ("JPEG", "a JPEG"),
+        ("GIF", "a GIF"),
+        ("WEBP", "a WebP"),
+        ("animated WEBP", "a WebP"),
+        ("BMP", "a BMP"),
+        ("TIFF", "a TIFF"),
+        ("AVIF", "an AVIF"),
+        ("JPEG2000", "a JPEG 2000"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_a_picture_that_is_called_a_video_is_one_line(tmp_path, kind, says, suffix):
+    frames = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")]
+    more = {"save_all": True, "append_images": frames[1:]} if "animated" in kind else {}
+    frames[0].save(tmp_path / f"a.{suffix}", kind.split()[-1], **more)
+    with pytest.raises(DataError) as error:
+        index_video(f"{tmp_path}/a.{suffix}")
+    assert str(error.value) == f"{tmp_path}/a.{suffix} is {says} picture and no video; give it the suffix of one."

@@ -87,7 +87,20 @@ def open_dataset(config: DataSection) -> Dataset:
         raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
     space = dataset.label_space
     space = replace(space, id_map={**space.id_map, **config.id_map}, mask_channel=config.mask_channel)
-    return replace(dataset, label_space=map_classes(space, config.class_map))
+    return without_links(replace(dataset, label_space=map_classes(space, config.class_map)))
+
+
+def without_links(dataset: Dataset) -> Dataset:
+    """Of the frames that links to one folder show under several names the first in each split, and a note."""
+    splits, notes = {}, list(dataset.notes)
+    for split, refs in dataset.splits.items():
+        first: dict[str, SampleRef] = {}
+        again = [ref for ref in refs if first.setdefault(storage.real(ref.image), ref) is not ref]
+        splits[split] = tuple(first.values())
+        if again:
+            shown = f"{again[0].image} is {first[storage.real(again[0].image)].image}"
+            notes.append(f"{len(again)} frames of {split} are others' through links, and are left out, as {shown}")
+    return replace(dataset, splits=splits, notes=tuple(notes))
 
 
 def likely_format(root: str) -> str | None:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from segray.core import storage
 from segray.core.datasets.places import read_image, read_mask_and_palette
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
@@ -230,7 +231,8 @@ def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
     if len(splits) != 2:
         return []
     where = " and in ".join(needed)
-    if both := set(splits[0]) & set(splits[1]):
+    trained = {storage.real(ref.image) for ref in splits[0]}
+    if both := [ref for ref in splits[1] if storage.real(ref.image) in trained]:
         first = min(ref.sample_id for ref in both)
         return [f"{len(both)} frames are in {where}, such as {first}: their scores are those of training"]
     train, val = ({ref.sample_id.rpartition("/")[0] for ref in refs} for refs in splits)

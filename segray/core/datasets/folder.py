@@ -44,7 +44,7 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
     is_yaml = uri.endswith((".yaml", ".yml"))
     rows, unread = _yaml(text, uri) if is_yaml else _csv(text, uri)
     try:
-        ids = [int(i if row.get("id") in (None, "") else row["id"]) for i, row in enumerate(rows)]
+        ids = [i if row.get("id") in (None, "") else _whole(row["id"]) for i, row in enumerate(rows)]
         given = [_color(row) for row in rows]
     except (TypeError, ValueError) as error:
         raise DataError(f"{uri}: {error}; id, r, g and b are whole numbers from 0 to 255.") from None
@@ -121,10 +121,17 @@ def _yaml(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, list(dict.fromkeys(key for row in rows for key in row if key not in KEYS))
 
 
+def _whole(value: Any) -> int:
+    """A whole number as a table writes it; ValueError for 1.7 and for yes, which YAML takes for true."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{str(value).lower()} is not whole")
+    return int(value)
+
+
 def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
     if row.get("color") is None:
         return None
-    red, green, blue = (int(channel) for channel in row["color"])
+    red, green, blue = map(_whole, row["color"])
     if not all(0 <= channel <= 255 for channel in (red, green, blue)):
         raise ValueError(f"colour {red},{green},{blue}")
     return red, green, blue

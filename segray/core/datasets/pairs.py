@@ -99,10 +99,10 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
     first = last = ""
     for place, path in images:
         first, last = min(path, first or path), max(path, last)
-        folders.add(folder_of(path))
+        folders.add(storage.folder_of(path))
         if (name := storage.name_of(path)) in masks_named:
             images_named.setdefault(name, []).append((place, path))
-    mask_folders = {folder_of(key) for key in masks} - {""}
+    mask_folders = {storage.folder_of(key) for key in masks} - {""}
     image_folders = {end for folder in folders for end in ends(folder)}
     root = common_folder(first, last)
     key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
@@ -113,7 +113,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
             continue
         if len(same) != 1 or masks_named[storage.name_of(key)] != 1:
             unclear.append(masks[key])
-        elif own_folder(same[0][1], mask_folders) or folder_of(key) in image_folders:
+        elif own_folder(same[0][1], mask_folders) or storage.folder_of(key) in image_folders:
             elsewhere.append(f"{masks[key]} with {same[0][0]}")
         else:
             key_of[same[0][0]] = key
@@ -161,7 +161,7 @@ def _keys_by_path(
     for place, path in images:
         below = path.removeprefix(root)
         key = next((end for end in (*ends(path)[:-1], below) if end in masks), None)
-        if key is not None and own_folder(path, folders) == folder_of(key):
+        if key is not None and own_folder(path, folders) == storage.folder_of(key):
             claims.setdefault(key, []).append((len(key) >= len(below), place))
     found = {}
     for key, claimants in claims.items():
@@ -171,18 +171,13 @@ def _keys_by_path(
     return found
 
 
-def folder_of(path: str) -> str:
-    """'a/b/c' → 'a/b', 'c' → ''."""
-    return path.rpartition("/")[0]
-
-
 def own_folder(path: str, folders: Collection[str]) -> str:
     """Of these folders the one that a path lies in, as far as its end tells; '' for none.
 
     >>> own_folder("/in/day1/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
     ('day1', '')
     """
-    return next((end for end in ends(folder_of(path)) if end in folders), "")
+    return next((end for end in ends(storage.folder_of(path)) if end in folders), "")
 
 
 def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], list[str]]:
@@ -303,7 +298,7 @@ class _Frames:
     def __init__(self, refs: Sequence[SampleRef], images: Iterable[str]) -> None:
         self.ref_of: dict[str, SampleRef | None] = {_steps(name): None for name in images}
         self.ref_of |= {_steps(ref.sample_id): ref for ref in refs}
-        self.folders = {end for name in self.ref_of if (end := folder_of(name))}
+        self.folders = {end for name in self.ref_of if (end := storage.folder_of(name))}
         self.by_end: dict[str, list[str]] = {}
         for name in self.ref_of:
             for end in ends(name):
@@ -355,7 +350,7 @@ class _Frames:
             if found:
                 return found[0]
             end = next((end for end in ends(name) if end in self.ref_of), None)
-            if end is None or own_folder(name, self.folders) != folder_of(end):
+            if end is None or own_folder(name, self.folders) != storage.folder_of(end):
                 continue
             above = name.removesuffix(end)
             if not SEPARATOR.search(above) or (one_path and not COLUMN.search(above) and not set(",;") & set(above)):
