@@ -258,6 +258,8 @@ def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel,
     import av  # Pillow has no mode for it; whether the file is whole, it has just seen
 
     unread = DataError(f"{source} holds 16 bits a channel in a way that is not read; store the mask as PNG.")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and not _is_plain(image):
+        raise unread
     try:
         with av.open(io.BytesIO(data), mode="r", format=f"{(image.format or '').lower()}_pipe") as file:
             pixels: np.ndarray = next(file.decode(video=0)).to_ndarray()
@@ -266,10 +268,23 @@ def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel,
     values_hw: np.ndarray = pixels[..., index].astype(np.uint16)
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow has turned
         values_hw = _upright(values_hw, _tiff_orientation(data))
-    # FFmpeg reads fewer kinds of TIFF than there are; of those that both read, Pillow has the upper 8 bits.
+    # Of what both read, Pillow has the upper 8 bits.
     if values_hw.shape != (image.height, image.width) or (values_hw >> 8 != np.asarray(image.getchannel(index))).any():
         raise unread
     return values_hw
+
+
+def _is_plain(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether FFmpeg reads a TIFF's 16 bits right: in strips, of all channels together, and without loss.
+
+    It takes tiles for strips, and leaves packbits' differences as they are, without a word.
+    """
+    tags = image.tag_v2
+    packed = image.info.get("compression")
+    told = packed in ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate") or (
+        packed == "packbits" and tags.get(TiffImagePlugin.PREDICTOR, 1) == 1
+    )
+    return told and TiffImagePlugin.TILEWIDTH not in tags and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1
 
 
 def _tiff_orientation(data: bytes) -> int | None:

@@ -1,3 +1,4 @@
+import base64
 import io
 import struct
 import subprocess
@@ -577,6 +578,53 @@ def test_a_deep_colour_mask_is_read_by_a_named_channel_and_never_reduced_to_8_bi
         assert decode_mask(data, "m.png", "red").tolist() == [[1, 2, 3, 300]] * 2
         assert decode_mask(data, "m.png", "green").tolist() == [[257] * 4, [0] * 4]
         assert decode_mask(data, "m.png", "blue").max() == 0
+
+
+# SYNTHIA as tifffile 2026.3.3 writes it with these options, base85.
+TIFFS = {
+    "zlib with differences": (
+        "Nl7XI2mk;84*&oG1ONd5000C4000321ONd500062000630{{a6006=O000940{{U4000O8000I70{{U400062000pI1ONd5008g+"
+        "000#M0{{U400093000&N1ONd500062000*O1ONd5000;O000^R1pom60077U000{S1pom6007Vc000~T0{{U400031001Zf0{{U4"
+        "00031001!o0sssE007tk002D!0{{U40006200000000mG5C9MW0RR910RR910RR910RR91bZKU0W@&6?E^v7O000000000000000"
+        "c${NoU}R)q03rq$smX|7V~PU+2PFVq"
+    ),
+    "LZW with differences, big-endian": (
+        "O-%qQ0000801p8G00aO40096100aR600aO40096100IF500RI300RI30Kx$S00RI3009660003700RI3009630003I00aO400961"
+        "0Pq1700RI3009640003N00aO40096100IFQ00aO40096102u)q00jU5009610LTFw00jU5009610MG#(00RI3009620003f00RI3"
+        "009620003o00IC201N;C0N4RN00RI300963000000000G01yBW00001000010000100001bZKU0W@&6?E^v7O000000000000000"
+        "fB*n6Fa#6>1%yH2BA7%P8v=*IpwP%f1O"
+    ),
+    "packbits in strips": (
+        "Nl7XI2mk;84gdfF1ONd5000C4000321ONd500062000630{{a6006cC000940{{U4000Gm000I70{{U400062000pI1ONg6006uI"
+        "000#M0{{U400093000&N1ONd500031000*O0{{X5000>P5dazi1pom6006`Q000{S1pom6007JY000~T0{{U400031001Zf0{{U4"
+        "00031001!o0sssE007hg00000000mG5C9MW-~a#s`2YX_0RR910RR910RR910RR91bZKU0W@&6?E^v7O7XbhP0RR930099200RI4"
+        "0RR9j0RaI30005}0008~000C000Ark{Qv"
+    ),
+    "tiles": (
+        "Nl7XI2mk;84*&oG1ONd5000C4000321ONd500062000630{{a6006=O000940{{U4000O8000I70{{U400062000#M0{{U400093"
+        "000^R1pom60077U000{S1pom6007Vc000~T0{{U400031001Zf0{{U400031001!o0sssE007tk002S(1ONd5000mG002V)1ONd5"
+        "000mG002Y*1ONd5008g+002b+1ONd5001ih00000000mG5C9MW0RR910RR910RR910RR91bZKU0W@&6?E^v7O000000000000000"
+        "c%1FbK@k8T5C9=o>)1b^9UPxW08%W)R-DQ=fdw`=ANMiF7_TmW>;P{"
+    ),
+    "packbits with differences": (
+        "Nl7XI2mk;84*&oG1ONd5000C4000321ONd500062000630{{a6006=O000940{{U4000Gm000I70{{U400062000pI1ONd5008g+"
+        "000#M0{{U400093000&N1ONd500062000*O1ONd5001Qb000^R1pom60077U000{S1pom6007Vc000~T0{{U400031001Zf0{{U4"
+        "00031001!o0sssE007tk002D!0{{U40006200000000mG5C9MW0RR910RR910RR910RR91bZKU0W@&6?E^v7O000000000000000"
+        "0RaI20sjC10sH^}0sH^~DFOWe00H~}00H~}00H~}0Vx6f00"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TIFFS)
+def test_deep_tiffs_of_another_program_are_read_right_or_refused(how):
+    """FFmpeg, which reads them, takes tiles for strips, and leaves packbits' differences as they are."""
+    data = base64.b85decode(TIFFS[how])
+    if how in ("tiles", "packbits with differences"):
+        with pytest.raises(DataError, match=r"^m holds 16 bits a channel in a way that is not read; store the mask"):
+            decode_mask(data, "m", "red")
+    else:
+        for channel, name in enumerate(("red", "green", "blue")):
+            assert decode_mask(data, "m", name).tolist() == SYNTHIA[..., channel].tolist()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
