@@ -259,6 +259,48 @@ def test_all_of_voc_but_its_background_is_countable_and_100_of_ade20ks_classes()
     assert sum(things(LabelSpace(names, 150 * ((0, 0, 0),)))) == 100
 
 
+def panoptic_quality(truth, found):
+    """Category → (PQ, SQ, RQ) of two exports as pq_compute has them (Kirillov et al. 2019): matches overlap by over half.
+
+    Pixels that are void in the truth count for no segment, and a segment that is mostly void is no false one.
+    """
+    sums, told = {}, [json.loads((out / f"{PANOPTIC}.json").read_text())["annotations"] for out in (truth, found)]
+    for ours, theirs in zip(*told, strict=True):
+        one, other = (
+            read_png(out / PANOPTIC / ours["file_name"]).astype(int) @ [1, 256, 65536] for out in (truth, found)
+        )
+        segments = [
+            {segment["id"]: segment["category_id"] for segment in row["segments_info"]} for row in (ours, theirs)
+        ]
+        matched = [set(), set()]
+        for a, b in {(a, b) for a, b in zip(one.flat, other.flat, strict=True) if a and b}:
+            both = ((one == a) & (other == b)).sum()
+            iou = both / ((one == a) | ((other == b) & (one > 0))).sum()
+            if segments[0][a] == segments[1][b] and iou > 0.5:
+                sums.setdefault(segments[0][a], [0.0, 0, 0.0])[0] += iou
+                sums[segments[0][a]][1] += 1
+                matched[0].add(a)
+                matched[1].add(b)
+        void = {b for b in segments[1] if (one[other == b] == 0).mean() > 0.5}
+        for side, left in enumerate((segments[0].keys() - matched[0], segments[1].keys() - matched[1] - void)):
+            for segment in left:
+                sums.setdefault(segments[side][segment], [0.0, 0, 0.0])[2] += 0.5
+    return {i: (iou / (n + e), iou / n, n / (n + e)) for i, (iou, n, e) in sorted(sums.items())}
+
+
+def test_a_panoptic_export_scores_as_panopticapi_scores_it(labels, tmp_path):
+    """The figures are those of pq_compute (panopticapi-lite 0.2.0) of these two exports."""
+    shifted = made(tmp_path / "shifted", {name: np.roll(mask, 1, 1) for name, mask in MASKS.items()})
+    export(labels, "coco-panoptic", str(tmp_path / "truth"))
+    export(shifted, "coco-panoptic", str(tmp_path / "found"))
+    found = panoptic_quality(tmp_path / "truth", tmp_path / "found")
+    assert found == {
+        1: pytest.approx((0.15831265508684864, 0.7915632754342432, 0.2)),
+        2: pytest.approx((0.27179487179487183, 0.6794871794871795, 0.4)),
+        3: pytest.approx((0.01744819627679, 0.8767718629086975, 0.01990049751243781)),
+    }
+
+
 def test_labels_without_a_thing_say_what_panopticapi_needs(tmp_path):
     space = LabelSpace(("road", "sky", "lane"), SPACE.colors)
     done = export(made(tmp_path, {"a.jpg": SMALL}, space), "coco-panoptic", str(tmp_path / "out"))
