@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import metrics, storage
-from segray.core.datasets.pairs import ends, frame_name, read_text
+from segray.core.datasets.pairs import ends, frame_name, own_folder, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -77,16 +77,20 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
         by_last[ends(frame_name(name))[-1]].append(i)
         for end in ends(frame_name(name)):
             by_end[end].append(i)
+    folders = {storage.folder_of(name) for name in by_name} - {""}
     lasts = Counter(ends(frame_name(image or sample_id))[-1] for sample_id, image in names)
     found: list[int | None] = []
     frame_of: dict[int, str] = {}
     for sample_id, image in names:
         own, path = frame_name(sample_id), frame_name(image)
         last = ends(path or own)[-1]
+        alone = not own_folder(path or own, folders)
         tails = sorted({*ends(own), *ends(path)} & by_name.keys(), key=len)
+        if tails and own_folder(path or own, folders) not in ("", storage.folder_of(tails[-1])):
+            tails = []  # of a frame whose own folder has rows, another folder's
         chosen = (
             exact.get(sample_id) or exact.get(image) or (by_name[tails[-1]] if tails else None) or by_end.get(own)
-            or (by_last.get(last, []) if len(by_last.get(last, [])) == lasts[last] == 1 else [])
+            or (by_last.get(last, []) if alone and len(by_last.get(last, [])) == lasts[last] == 1 else [])
         )  # fmt: skip
         if len(chosen) > 1:
             raise DataError(f"{place} has two rows for {last}; give the full {key}, such as {sample_id}.")

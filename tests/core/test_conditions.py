@@ -135,6 +135,14 @@ def test_frames_of_one_name_have_the_rows_of_their_folders(name, tmp_path):
     assert read_table(str(tmp_path / "t.csv"), DAYS) == {"x": [1, 2]}
 
 
+def test_a_row_at_the_top_is_no_frames_whose_folder_has_rows_of_its_own(tmp_path):
+    """day2/0001 has no row; 0001 is another frame, which is not scored."""
+    names = [(name, f"/data/{name}.png") for name in ("day2/0001", "day2/0002")]
+    table = tmp_path / "table.csv"
+    table.write_text("image,x\n0001,9\nday2/0002,2\n")
+    assert read_table(str(table), names) == {"x": [None, 2]}
+
+
 def test_a_row_is_no_other_folders(tmp_path):
     (tmp_path / "t.csv").write_text("image,x\nday1/0001.jpg,1\n")
     assert read_table(str(tmp_path / "t.csv"), DAYS) == {"x": [1, None]}
