@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -80,17 +81,28 @@ class LabelSpace:
 
         Raises DataError that names `source` and the first id that the label space does not know.
         """
-        known = np.array(sorted(self.id_map), np.int64)
-        labels = np.array([self.id_map[raw] for raw in known.tolist()], np.uint8)
-        at = np.searchsorted(known, raw_hw).clip(max=len(known) - 1)
-        unknown = known[at] != raw_hw
-        if unknown.any():
+        found = self._table.take(raw_hw, mode="clip")
+        if not found.all():
             raise DataError(
-                f"{source} has class id {id_text(int(raw_hw[unknown].min()))}; the label space knows "
+                f"{source} has class id {id_text(int(raw_hw[found == 0].min()))}; the label space knows "
                 f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
             )
-        classes_hw: np.ndarray = labels[at]
-        return classes_hw
+        found -= 1
+        return found.astype(np.uint8)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """At each id its class + 1, and 0 where it is unknown, as at the end, to which larger ones are clipped.
+
+        Colours make it 64 MiB, of which memory holds only the pages of those that masks have.
+        """
+        held = {raw: label for raw, label in self.id_map.items() if 0 <= raw < 2 * COLOR}  # by some mask file
+        table = np.zeros(max(held, default=0) + 2, np.uint16)
+        table[list(held)] = [label + 1 for label in held.values()]
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_table"}
 
 
 def color_id(red: int, green: int, blue: int) -> int:

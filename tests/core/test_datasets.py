@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -335,3 +336,25 @@ def test_one_pixel_with_an_unknown_id_is_enough_to_refuse_a_mask():
     mask = np.array([[0, 1, 1], [1, 7, 0]], np.uint8)
     with pytest.raises(DataError, match=r"^a\.png has class id 7; the label space knows 0–1\."):
         space.apply(mask, "a.png")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
+def test_ids_of_any_type_become_classes_by_a_table(kind):
+    """255 classes and void, which use every value of a byte; ids that no mask can hold are passed over."""
+    names = tuple(f"c{i}" for i in range(255))
+    space = LabelSpace(names, ((0, 0, 0),) * 255, {-1: 255, 3: 254, 200: 0, 255: 255, 10**12: 7})
+    classes = space.apply(np.array([[3, 200], [255, 3]], kind), "a.png")
+    assert classes.dtype == np.uint8
+    assert classes.tolist() == [[254, 0], [255, 254]]
+    with pytest.raises(DataError, match=r"^a\.png has class id 254; the label space knows "):
+        space.apply(np.array([[3, 254]], kind), "a.png")
+
+
+def test_colours_become_classes_and_the_table_does_not_travel():
+    space = LabelSpace(("road", "car"), ((0, 0, 0), (0, 0, 1)), {color_id(0, 0, 0): 0, color_id(255, 255, 255): 1})
+    mask = np.array([[color_id(255, 255, 255), color_id(0, 0, 0)]], np.uint32)
+    assert space.apply(mask, "a.png").tolist() == [[1, 0]]
+    with pytest.raises(DataError, match=r"^a\.png has class id #FFFFFE; the label space knows #000000, #FFFFFF\."):
+        space.apply(mask - np.uint32(1) * (mask == mask.max()), "a.png")
+    assert len(pickle.dumps(space)) < 1000
+    assert pickle.loads(pickle.dumps(space)) == space
