@@ -7,8 +7,8 @@ from labelled import label_all, settings_of
 
 from segray.cli import cli
 from segray.config import DataSection, InferSection, load
-from segray.core import parts, storage
-from segray.core.datasets import open_dataset, read_sample, split_refs, streets
+from segray.core import images, parts, storage
+from segray.core.datasets import open_dataset, places, read_sample, split_refs, streets
 from segray.core.datasets.places import read_image
 from segray.core.plan import load_plans, make_plan
 from segray.core.predictor import Predictor
@@ -84,6 +84,24 @@ def test_the_least_pixel_confidence_drops_nothing(labelled):
     dataset = open_dataset(DataSection(format="labels", root=labelled("train"), min_pixel_confidence=1e-7))
     sample = read_sample(split_refs(dataset, "train")[0], dataset.label_space, None)
     assert not (sample.mask_hw == 255).any()
+
+
+def test_a_part_is_read_once_whatever_the_order_of_its_rows(labelled, monkeypatch):
+    """20 accesses of 6 rows in 3 parts."""
+    out = labelled("train")
+    opened = []
+    open_read = storage.open_read
+    monkeypatch.setattr(storage, "open_read", lambda uri: opened.append(uri) or open_read(uri))
+    dataset = open_dataset(DataSection(format="labels", root=out, min_pixel_confidence=0.01))
+    refs = [ref for split in dataset.splits.values() for ref in split]
+    opened.clear()
+    places._rows_of.cache_clear()
+    rows = {row["input_id"]: row for shard in range(3) for row in _part(out, shard)}
+    opened.clear()
+    for i in np.random.default_rng(0).integers(0, len(refs), 20):
+        mask_hw = places.read_mask(refs[i].mask.partition(",")[0])
+        assert np.array_equal(mask_hw, images.decode_mask(rows[refs[i].sample_id]["mask"]["bytes"]))
+    assert len(opened) == len(set(opened)) == len({ref.mask.partition("#")[0] for ref in refs})
 
 
 def test_a_video_that_lost_a_labelled_frame_is_one_line(town):

@@ -8,9 +8,13 @@ images.parquet#image=5           an encoded image in a row
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from threading import Lock
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,11 +24,14 @@ import pyarrow.parquet as pq
 from segray.core import images, inputs, storage
 from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.core.video import VideoIndex, index_video, read_frames
-from segray.errors import DataError
+from segray.errors import DataError, StorageError
 
 ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
 CELL = re.compile(r"(.*)#image=(\d+)")
+ROW_COLUMNS = ("mask", "mask_rle", "confidence", "height_px", "width_px")
+ROWS_AT_ONCE, BUFFER = 64, 1 << 20  # of a part that is read
+INDICES = 256  # of videos, which are made by reading all of a file; one of ten minutes at 30 frames/s takes 1.3 MB
 
 
 class FrameOf(TypedDict):
@@ -84,7 +91,7 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     """
     if not (found := ROW.fullmatch(place)):
         return images.decode_mask(storage.read_bytes(place), place, channel)
-    row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
+    row = _rows_of(os.getpid()).read(found[1], int(found[2]))
     mask_hw = mask_in(row, place)
     if found[3]:
         if row.get("confidence") is None:  # also labels from before there was the column
@@ -112,16 +119,62 @@ def read_confidence(place: str) -> np.ndarray | None:
     found = ROW.fullmatch(place)
     if found is None:
         return None
-    row = _part(found[1]).slice(int(found[2]), 1).to_pylist()[0]
+    row = _rows_of(os.getpid()).read(found[1], int(found[2]))
     return images.decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
 
 
-@lru_cache(maxsize=8)
-def _part(uri: str) -> pa.Table:
-    columns = ["mask", "mask_rle", "confidence", "height_px", "width_px"]
-    return pq.read_table(storage.open_read(uri), columns=columns)
+class _Rows:
+    """Label rows by part and number: a part is read once, and its rows go to a file of this process's own.
+
+    Masks stay encoded there, and memory holds where each row begins alone. The file has no name: the system removes it
+    with the process, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = tempfile.TemporaryFile(prefix="segray-rows-", buffering=0)  # noqa: SIM115
+        self._spans: dict[str, np.ndarray] = {}  # where each row of a part begins and ends, [N, 2]
+        self._schemas: dict[str, pa.Schema] = {}
+        self._reading: defaultdict[str, Lock] = defaultdict(Lock)
+        self._appending, self._end = Lock(), 0
+
+    def read(self, part: str, number: int) -> dict[str, Any]:
+        with self._reading[part]:
+            if part not in self._spans:
+                self._spans[part] = self._copy(part)
+        begin, end = self._spans[part][number].tolist()
+        encoded = pa.py_buffer(os.pread(self._file.fileno(), end - begin, begin))
+        row: dict[str, Any] = pa.ipc.read_record_batch(encoded, self._schemas[part]).to_pylist()[0]
+        return row
+
+    def _copy(self, part: str) -> np.ndarray:
+        spans = []
+        with storage.open_read(part) as opened:
+            file = pq.ParquetFile(opened, buffer_size=BUFFER)
+            columns = [name for name in ROW_COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                self._schemas[part] = batch.schema
+                spans += [self._append(part, batch.slice(i, 1).serialize()) for i in range(len(batch))]
+        return np.array(spans, np.int64)
+
+    def _append(self, part: str, row: pa.Buffer) -> tuple[int, int]:
+        with self._appending:
+            begin, self._end = self._end, self._end + row.size
+        try:
+            os.pwrite(self._file.fileno(), row, begin)
+        except OSError as error:
+            raise StorageError(
+                f"{tempfile.gettempdir()} cannot hold the masks of {part}: {storage.reason(error)}. Give segray "
+                "another folder for what it keeps for a while: TMPDIR=FOLDER."
+            ) from error
+        return begin, begin + row.size
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
+def _rows_of(process: int) -> _Rows:
+    """This process's; one that was forked begins anew."""
+    return _Rows()
+
+
+@lru_cache(maxsize=INDICES)
 def _index(uri: str) -> VideoIndex:
     return index_video(uri)
