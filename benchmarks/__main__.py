@@ -29,6 +29,8 @@ RUNS = {  # a program of this folder → its arguments in minutes, and in full
     "label": ("--rounds 1 --frames 96 --kind jpeg360,jpeg1024", "--rounds 3 --kind jpeg360,jpeg1024"),
     "label --kind video": ("--rounds 3 --frames 96", "--rounds 3"),
     "train": ("--rounds 1 --frames 48", "--rounds 3"),
+    "readers": ("--rounds 1 --frames 120", "--rounds 3"),
+    "readers --kind jpg": ("--rounds 1 --frames 120", "--rounds 3"),
     "growth": ("--frames 1000,10000,100000 --sizes 360x480,2160x3840", "--frames 1000,10000,100000"),
     "label --model segformer": ("--rounds 1 --frames 96 --kind jpeg360", "--rounds 3 --kind jpeg360"),
     "label --model torchvision": ("--rounds 1 --frames 96 --kind jpeg360", "--rounds 3 --kind jpeg360"),
