@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +57,7 @@ RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
 SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
-STORE_SHARE = 0.5  # of the object store that decoded samples may take
-BYTES_A_PIXEL = 4  # RGB and the mask
+STORE_SHARE = 0.5  # of a node's object store that decoded samples may take, all splits together
 
 log = logging.getLogger("segray")
 
@@ -222,10 +221,14 @@ def hush() -> None:
 def resources() -> Resources:
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return resources_of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def resources_of(nodes: Sequence[Mapping[str, float]]) -> Resources:
+    """What nodes have, as Ray lists it for each. A node without CPUs, as some heads are, holds no worker."""
     shapes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
-    store = sum(int(node.get("object_store_memory", 0)) for node in nodes)
-    return Resources(sum(cpus for cpus, _ in shapes), sum(gpus for _, gpus in shapes), store, shapes)
+    stores = [int(node.get("object_store_memory", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    return Resources(sum(c for c, _ in shapes), sum(g for _, g in shapes), min(stores, default=0), shapes)
 
 
 class StoredSamples:
@@ -250,31 +253,33 @@ class StoredSamples:
         return self._mapped[block][offset]
 
 
-def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], has: Resources) -> Samples:
-    """Samples for every worker: in the object store where they fit, else decoded at each access.
+def fits_stores(decoded_bytes: int, has: Resources) -> bool:
+    """Whether the object store of each node has room for a copy of all frames: every worker reads them all."""
+    return decoded_bytes <= STORE_SHARE * has.object_store_bytes
+
+
+def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> Samples:
+    """Samples for every worker, decoded once into the object store; see fits_stores().
 
     Plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
     workers, to start an executor anew each epoch, and to hang on two CPUs; this order is the seed's alone.
     """
     import ray
 
-    from segray.core.datasets import FileSamples, read_sample
+    from segray.core.datasets import read_sample
 
-    if len(refs) * size[0] * size[1] * BYTES_A_PIXEL > STORE_SHARE * has.object_store_bytes:
-        return FileSamples(refs, space, size)
+    # The pixels stay where they were decoded; this process gets word of each block, or its error, alone.
+    @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
+    def decode(block: tuple[SampleRef, ...]) -> tuple[list[Sample], int]:
+        return [read_sample(ref, space, size) for ref in block], len(block)
 
-    @ray.remote(num_cpus=1, max_retries=2)
-    def decode(block: tuple[SampleRef, ...]) -> list[Sample]:
-        return [read_sample(ref, space, size) for ref in block]
-
-    blocks = [decode.remote(refs[i : i + BLOCK]) for i in range(0, len(refs), BLOCK)]
+    made: list[Any] = [decode.remote(refs[i : i + BLOCK]) for i in range(0, len(refs), BLOCK)]
     try:
-        ray.wait(blocks, num_returns=len(blocks), fetch_local=False)
-        for block in blocks:
-            ray.get(block)
+        for _, decoded in made:
+            ray.get(decoded)
     except ray.exceptions.RayError as error:
         raise explain(error) from error
-    return StoredSamples(blocks, len(refs))
+    return StoredSamples([block for block, _ in made], len(refs))
 
 
 def put(value: Any) -> Any:

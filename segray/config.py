@@ -341,6 +341,9 @@ class ClusterSection(Section):
         None, ge=0.1, description="memory for objects, of a Ray of our own; default: Ray's, 30 % of what is free"
     )
     spill_dir: str | None = Field(None, description="where objects go that it does not hold; default: below RAY_TMPDIR")
+    cache_gib: float | None = Field(
+        None, ge=0, description="disk of each node, below TMPDIR, for decoded frames; default: half of what is free"
+    )
 
 
 class Config(Section):

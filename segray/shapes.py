@@ -20,7 +20,10 @@ log = logging.getLogger("segray")
 
 @dataclass(frozen=True)
 class Resources:
-    """What the connected cluster has in all, and (CPUs, GPUs) by node."""
+    """What the connected cluster has in all, and (CPUs, GPUs) by node.
+
+    object_store_bytes: of the node with CPUs that has the least.
+    """
 
     cpus: int
     gpus: int

@@ -86,7 +86,9 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
             with ExitStack() as stack:
                 turns = Turns(config, on_row, stack)
                 if turns.are_left():
-                    cluster.wait_for(lambda: _tune(config, turns, plan, has, worker), turns.poll)
+                    data = stored(config, plan, has)
+                    stack.enter_context(data.kept)
+                    cluster.wait_for(lambda: _tune(config, turns, data, worker), turns.poll)
             names = [entry.trial for entry in turns.entries.values()]
             costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), lambda: None)
         board = leaderboard(config, list(turns.entries.values()), costs)
@@ -141,14 +143,14 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     return trials, hours
 
 
-def _tune(config: Config, turns: Turns, plan: DataPlan, has: shapes.Resources, worker: shapes.WorkerShape) -> None:
+def _tune(config: Config, turns: Turns, data: TrainData, worker: shapes.WorkerShape) -> None:
     """Give each trial its turn, under ASHA."""
     from ray import tune
 
     driver = tune.with_parameters(
         _drive,
         config=config.model_dump(mode="json"),
-        data=stored(plan, has),
+        data=data,
         worker=worker,
         weights={_start(one): cluster.put(encoder_weights(one.model)) for one in _encoders(config)},
     )

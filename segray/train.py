@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,11 @@ from segray.core.checkpoint import (
     read_history,
     read_settings,
 )
-from segray.core.datasets import MemorySamples, input_size, open_dataset, split_refs
+from segray.core.datasets import FileSamples, MemorySamples, input_size, open_dataset, split_refs
+from segray.core.frame_cache import FrameCache
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.models.weights import Weights
-from segray.core.samples import LabelSpace, SampleRef, Samples, TrainData
+from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError, OutputExists
 
@@ -40,6 +42,7 @@ FREE_KEYS = {  # may change between a run and its resumption
 }  # fmt: skip
 
 CHOSEN = ("train.learning_rate", "train.weight_decay")  # where they are not given
+MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
 
 OnRow = Callable[[EpochRow], None]
 
@@ -67,9 +70,24 @@ class DataPlan:
     size: tuple[int, int]
     data_id: str
 
-    def with_samples(self, train: Samples, val: Samples) -> TrainData:
+    @property
+    def decoded_bytes(self) -> int:
+        """Of all frames as a model sees them, with their masks."""
+        return (len(self.train) + len(self.val)) * self.size[0] * self.size[1] * BYTES_A_PIXEL
+
+    def with_samples(
+        self, train: Samples, val: Samples, *, kept: AbstractContextManager[object] | None = None
+    ) -> TrainData:
         ids = tuple(ref.sample_id for ref in self.train)
-        return TrainData(train, val, self.label_space, self.size, self.data_id, ids)
+        return TrainData(train, val, self.label_space, self.size, self.data_id, ids, kept or nullcontext())
+
+    def from_files(self, cache_gib: float | None) -> TrainData:
+        """Frames decoded as they are asked for, and kept on the disk of each machine."""
+        limit = None if cache_gib is None else int(cache_gib * 2**30)
+        cache = FrameCache(len(self.val) + len(self.train), self.size, limit)
+        val = FileSamples(self.val, self.label_space, self.size, cache)
+        train = FileSamples(self.train, self.label_space, self.size, cache, first=len(self.val))
+        return self.with_samples(train, val, kept=cache)
 
 
 def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
@@ -93,15 +111,17 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
             on_row(row)
 
         if config.cluster.workers == 0:
-            splits = (MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
-            loop.fit(_Reporter(tell), config, plan.with_samples(*splits), weights)
+            data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
+            with data.kept:
+                loop.fit(_Reporter(tell), config, data, weights)
         else:
             with cluster.connected(config.cluster, shapes.least(config.cluster, config.cluster.workers)) as has:
                 worker = shapes.shape(config.cluster, has)
                 check_places(read_places(config), [storage.join(out, SETTINGS)])
                 worker.tell_if_busy()
-                data, stored_weights = stored(plan, has), cluster.put(weights)
-                cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
+                data, stored_weights = stored(config, plan, has), cluster.put(weights)
+                with data.kept:
+                    cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
     return TrainResult(out, storage.join(out, BEST), read_history(out))
 
 
@@ -183,10 +203,21 @@ def start_weights(config: Config) -> Weights | None:
     return None if storage.exists(storage.join(config.train.out, STATE)) else encoder_weights(config.model)
 
 
-def stored(plan: DataPlan, has: shapes.Resources) -> TrainData:
-    """The plan's frames, decoded once for every worker of every run in this session."""
-    samples = (cluster.store_samples(refs, plan.label_space, plan.size, has) for refs in (plan.train, plan.val))
-    return plan.with_samples(*samples)
+def in_memory(plan: DataPlan) -> TrainData:
+    """The plan's frames, decoded once, in this process."""
+    return plan.with_samples(
+        *(MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+    )
+
+
+def stored(config: Config, plan: DataPlan, has: shapes.Resources) -> TrainData:
+    """The plan's frames for every worker of every run in this session: decoded once where the object store of each
+    node holds them, else as they are asked for."""
+    if not cluster.fits_stores(plan.decoded_bytes, has):
+        return plan.from_files(config.cluster.cache_gib)
+    return plan.with_samples(
+        *(cluster.store_samples(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+    )
 
 
 def run(
@@ -245,7 +276,9 @@ def _loop(given: dict[str, Any]) -> None:
 
     torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
     config = Config(**given["config"])
-    loop.fit(cluster.RayWorker(config.train.out), config, given["data"], cluster.get(given["weights"]))
+    data: TrainData = given["data"]
+    with data.kept:
+        loop.fit(cluster.RayWorker(config.train.out), config, data, cluster.get(given["weights"]))
 
 
 def claim(config: Config, overwrite: bool) -> Config:

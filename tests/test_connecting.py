@@ -8,9 +8,11 @@ import pyarrow.fs
 import pytest
 from ray._private.utils import check_version_info
 
-from segray import cluster, connecting, submit
-from segray.config import ClusterSection
+from segray import cluster, connecting, submit, train
+from segray.config import ClusterSection, Config
 from segray.core import storage
+from segray.core.datasets import FileSamples, streets
+from segray.core.samples import SampleRef
 from segray.errors import ClusterError
 from segray.shapes import Resources, WorkerShape, shape
 
@@ -93,6 +95,42 @@ def test_a_process_is_on_one_node_and_gets_what_that_has():
     assert (has((8, 2), (16, 0)).fits(4, 1), has((8, 2), (16, 0)).share(2, 1)) == (2, 4)
     assert shape(ClusterSection(workers=2), three) == WorkerShape(2, 2, 0)
     assert shape(ClusterSection(workers=2), has((2, 0), (8, 1), (8, 1))) == WorkerShape(2, 8, 1)
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("stores_mib", "frames", "fits"),
+    [
+        ((80, 80, 80), 28, False),  # 112 MiB of frames: less than half of all stores together, more than any of them
+        ((80, 80, 80), 10, True),  # 40 MiB, half of one
+        ((80, 80, 80), 11, False),
+        ((80, 8000), 11, False),  # the smallest node needs its copy too
+    ],
+)
+def test_decoded_frames_go_to_the_object_store_where_each_node_has_room_for_a_copy(stores_mib, frames, fits):
+    nodes = [{"CPU": 4.0, "object_store_memory": mib * MIB} for mib in stores_mib]
+    assert cluster.fits_stores(frames * 4 * MIB, cluster.resources_of(nodes)) == fits
+
+
+def test_a_head_without_cpus_needs_no_room_for_frames():
+    nodes = [{"object_store_memory": 1 * MIB}, {"CPU": 8.0, "GPU": 2.0, "object_store_memory": 80 * MIB}]
+    assert cluster.resources_of(nodes) == Resources(8, 2, 80 * MIB, ((0, 0), (8, 2)))
+    assert cluster.resources_of([]).object_store_bytes == 0
+
+
+def test_both_splits_share_the_room(monkeypatch):
+    stored = []
+    monkeypatch.setattr(cluster, "store_samples", lambda refs, space, size: stored.append(len(refs)))
+    has = Resources(4, 0, 80 * MIB, ((4, 0),))
+    for train_frames, val_frames in ((6, 4), (6, 5), (10, 10)):
+        refs = [tuple(SampleRef(f"{i}", f"{i}.jpg", f"{i}.png") for i in range(n)) for n in (train_frames, val_frames)]
+        data = train.stored(Config(), train.DataPlan(*refs, streets.LABEL_SPACE, (1024, 1024), ""), has)
+        assert (
+            isinstance(data.train, FileSamples) == isinstance(data.val, FileSamples) == (train_frames + val_frames > 10)
+        )
+    assert stored == [6, 4]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +19,11 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from segray.config import Config, TrainSection
 from segray.core import metrics, optim, storage
-from segray.core.ahead import ahead
+from segray.core.batches import read_batches
 from segray.core.checkpoint import BEST, Stateful, TrainedRow, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.objective import Objective, make_objective
-from segray.core.samples import IGNORE_INDEX, Samples, TrainData
+from segray.core.samples import IGNORE_INDEX, TrainData
 from segray.core.transforms import augment, normalize, to_float
 from segray.core.workers import (
     LocalWorker,
@@ -38,8 +37,6 @@ from segray.core.workers import (
 )
 from segray.errors import DataError, ModelError, TrainingDiverged
 
-READ_THREADS = 2
-PREFETCH_BATCHES = 2
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 NAMED = 8  # frames of a batch that an error names
 KEPT_DIFFERS = 0.02  # share of pixels: rounding moves those where two classes tie, a fault moves tens of per cent
@@ -148,14 +145,14 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
     classes = data.label_space.num_classes
     confusion = torch.zeros(classes + 1, classes, dtype=torch.int64, device=device)
     started, waited = time.perf_counter(), 0.0
-    batches = read_batches(data.train, steps)
+    batches = read_batches(data.train, data.size, steps, device)
     for step in range(len(steps)):
         asked = time.perf_counter()
         images, masks = next(batches)
         waited += time.perf_counter() - asked
         rate = optim.learning_rate(train, (epoch - 1) * len(steps) + step, len(steps) * train.epochs)
         optim.set_rate(learner.optimizer, rate)
-        images, masks = augment(images.to(device), masks.to(device), config.augment, generator, mean=mean, std=std)
+        images, masks = augment(images, masks, config.augment, generator, mean=mean, std=std)
         with autocast(train, device):
             outputs = forward_all(learner.model, images)
         loss = learner.objective(images, masks, outputs)
@@ -253,8 +250,8 @@ def evaluate(
     mine = range(worker.rank, len(data.val), worker.world_size)
     size = share_of(worker, config).train.batch_size
     steps = [mine[i : i + size] for i in range(0, len(mine), size)]
-    for images, masks in read_batches(data.val, steps):
-        images, masks = normalize(to_float(images.to(worker.device)), mean, std), masks.to(worker.device).long()
+    for images, masks in read_batches(data.val, data.size, steps, worker.device):
+        images, masks = normalize(to_float(images), mean, std), masks.long()
         with autocast(config.train, worker.device):
             logits = forward(model, images)
         confusion += metrics.confusion_matrix(masks, logits.argmax(1), classes)
@@ -278,18 +275,6 @@ def epoch_order(count: int, config: TrainSection, epoch: int) -> np.ndarray:
     """All positions in an order of this epoch's; a set smaller than a batch is gone through as often as fills one."""
     order = np.random.default_rng([config.seed, epoch]).permutation(count)
     return np.resize(order, max(count, config.batch_size))
-
-
-def read_batches(samples: Samples, steps: Iterable[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 images [B, H, W, 3] and masks [B, H, W] for each step, read ahead by threads."""
-
-    def read(step: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = [samples[i] for i in step]
-        images = torch.from_numpy(np.stack([sample.image_hwc for sample in batch]))
-        return images, torch.from_numpy(np.stack([sample.mask_hw for sample in batch]))
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        yield from ahead(pool, read, steps, PREFETCH_BATCHES)
 
 
 def describe(

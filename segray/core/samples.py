@@ -7,6 +7,7 @@ where `LabelSpace.ignore_index` marks pixels that count nowhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -16,6 +17,7 @@ import numpy as np
 from segray.errors import DataError
 
 IGNORE_INDEX = 255
+BYTES_A_PIXEL = 4  # of a decoded sample: RGB and the mask
 MaskChannel = Literal["red", "green", "blue"]
 CHANNELS: tuple[MaskChannel, ...] = get_args(MaskChannel)
 COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is taken for an id
@@ -177,7 +179,10 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TrainData:
-    """What is learned from. size: (height, width) of every sample; data_id: hash of names and classes."""
+    """What is learned from. size: (height, width) of every sample; data_id: hash of names and classes.
+
+    kept: entered by each process for as long as it reads, where samples are kept on the disk.
+    """
 
     train: Samples
     val: Samples
@@ -185,3 +190,4 @@ class TrainData:
     size: tuple[int, int]
     data_id: str = ""
     train_ids: tuple[str, ...] = ()
+    kept: AbstractContextManager[object] = field(default_factory=nullcontext)

@@ -398,7 +398,7 @@ def test_a_failing_read_ahead_is_told_and_not_swallowed(data):
                 raise DataError("frame 2 cannot be decoded")
             return super().__getitem__(index)
 
-    batches = loop.read_batches(Broken(data.train.samples), [[0], [1], [2], [3]])
+    batches = loop.read_batches(Broken(data.train.samples), (32, 32), [[0], [1], [2], [3]], torch.device("cpu"))
     assert next(batches)[0].shape == (1, 32, 32, 3)
     assert next(batches)[1].shape == (1, 32, 32)
     with pytest.raises(DataError, match=r"^frame 2 cannot be decoded$"):
@@ -406,8 +406,9 @@ def test_a_failing_read_ahead_is_told_and_not_swallowed(data):
 
 
 def test_batches_hold_the_samples_that_were_asked_for(data):
+    steps = [[3, 0], [5], [1, 1]]
     for (images, masks), step in zip(
-        loop.read_batches(data.train, [[3, 0], [5], [1, 1]]), [[3, 0], [5], [1, 1]], strict=True
+        loop.read_batches(data.train, (32, 32), steps, torch.device("cpu")), steps, strict=True
     ):
         assert images.tolist() == [data.train[i].image_hwc.tolist() for i in step]
         assert masks.tolist() == [data.train[i].mask_hw.tolist() for i in step]

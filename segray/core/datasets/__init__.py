@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from segray.config import DataSection
 from segray.core import images, storage
 from segray.core.datasets import ade20k, camvid, carvana, cityscapes, folder, labels, voc
 from segray.core.datasets.pairs import check_root
 from segray.core.datasets.places import read_image, read_mask
+from segray.core.frame_cache import FrameCache
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
 
@@ -171,16 +174,38 @@ def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None)
 
 
 class FileSamples:
-    """Samples decoded from their files at each access: for data that fits no memory, and for one process."""
+    """Samples decoded from their files at each access, or read from a cache on the disk once they are there.
 
-    def __init__(self, refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> None:
-        self.refs, self.space, self.size = refs, space, size
+    first: position of the split's first frame in the cache, which splits share.
+    """
+
+    def __init__(
+        self,
+        refs: tuple[SampleRef, ...],
+        space: LabelSpace,
+        size: tuple[int, int],
+        cache: FrameCache | None = None,
+        first: int = 0,
+    ) -> None:
+        self.refs, self.space, self.size, self.cache, self.first = refs, space, size, cache, first
 
     def __len__(self) -> int:
         return len(self.refs)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_sample(self.refs[index], self.space, self.size)
+        cached = self.cache.read(self.first + index) if self.cache else None
+        return cached or self._decode(index)
+
+    def read_into(self, index: int, image_hwc: np.ndarray, mask_hw: np.ndarray) -> None:
+        """Copy a sample into arrays of its size."""
+        if self.cache is None or not self.cache.read_into(self.first + index, image_hwc, mask_hw):
+            image_hwc[:], mask_hw[:] = self._decode(index)
+
+    def _decode(self, index: int) -> Sample:
+        sample = read_sample(self.refs[index], self.space, self.size)
+        if self.cache:
+            self.cache.write(self.first + index, sample)
+        return sample
 
 
 class MemorySamples:

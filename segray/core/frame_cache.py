@@ -1,0 +1,164 @@
+"""Decoded frames on each machine's own disk, shared by its processes: what one of them decoded, none decodes again.
+
+    TMPDIR/segray-frames-KEY/lock       held by each process that uses the folder; freed by the system when it dies
+    TMPDIR/segray-frames-KEY/frames     frame i at i × its bytes, RGB and then the mask; holes take no room
+    TMPDIR/segray-frames-KEY/written    a byte for each frame: 1 once it is whole
+
+Frames are read, not mapped: the memory of a process does not grow with what it has read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from segray.core.samples import Sample
+
+PREFIX = "segray-frames-"
+FREE_SHARE = 0.5  # of the disk's free room, where no limit is given
+WRITERS = 2  # threads of a process that write at once; the others read on, and a slow disk holds up no more of them
+
+
+class FrameCache:
+    """Frames of one size by position, as a split's samples are. It travels to other processes as its name.
+
+    `with cache:` in each process that reads, or nothing is kept. The last one on a machine to leave removes the folder;
+    so does, at once, the process that made the cache: on Linux, those that still read go on with the open files.
+    limit_bytes: of the disk; None for FREE_SHARE.
+    """
+
+    def __init__(self, count: int, size: tuple[int, int], limit_bytes: int | None = None) -> None:
+        self.count, self.size, self.limit_bytes = count, size, limit_bytes
+        self.key, self._maker = uuid.uuid4().hex, os.getpid()
+        self._lock = self._frames = self._written = -1
+        self._slots = 0
+        self._turns = threading.BoundedSemaphore(WRITERS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _travelled, (self.count, self.size, self.limit_bytes, self.key)
+
+    @property
+    def folder(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"{PREFIX}{self.key}"
+
+    @property
+    def _mask_at(self) -> int:
+        return self.size[0] * self.size[1] * 3
+
+    @property
+    def _bytes(self) -> int:
+        return self.size[0] * self.size[1] * 4
+
+    def __enter__(self) -> FrameCache:
+        remove_abandoned()
+        try:
+            self._lock = _hold(self.folder)
+            limit = self.limit_bytes
+            if limit is None:
+                limit = int(FREE_SHARE * shutil.disk_usage(self.folder).free)
+            # Positions below a limit: epochs take all of them in random order, so any part of a set serves as well.
+            self._slots = min(self.count, limit // self._bytes)
+            self._frames = os.open(self.folder / "frames", os.O_RDWR | os.O_CREAT, 0o600)
+            self._written = os.open(self.folder / "written", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:  # no such disk, or a full one: frames are decoded each time
+            self._close()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock >= 0 and (self._maker == os.getpid() or _is_last(self._lock)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._close()
+
+    def _close(self) -> None:
+        for opened in (self._lock, self._frames, self._written):
+            if opened >= 0:
+                os.close(opened)
+        self._lock = self._frames = self._written = -1
+        self._slots = 0
+
+    def read_into(self, index: int, image_hwc: np.ndarray, mask_hw: np.ndarray) -> bool:
+        """Copy a frame from the disk to the arrays, each in one piece. False where it is not there."""
+        if index >= self._slots:
+            return False
+        try:
+            if os.pread(self._written, 1, index) != b"\1":
+                return False
+            return os.preadv(self._frames, [image_hwc.data, mask_hw.data], index * self._bytes) == self._bytes
+        except OSError:
+            return False
+
+    def read(self, index: int) -> Sample | None:
+        if index >= self._slots:
+            return None
+        sample = Sample(np.empty((*self.size, 3), np.uint8), np.empty(self.size, np.uint8))
+        return sample if self.read_into(index, *sample) else None
+
+    def write(self, index: int, sample: Sample) -> None:
+        """Keep a frame, unless others are being written: it is decoded again then, and has another chance."""
+        if index >= self._slots or not self._turns.acquire(blocking=False):
+            return
+        try:
+            parts = [np.ascontiguousarray(part).data for part in sample]
+            if os.pwritev(self._frames, parts, index * self._bytes) == self._bytes:
+                os.pwrite(self._written, b"\1", index)
+        except OSError:  # a full disk: what is there stays, and nothing more is tried
+            self._slots = 0
+        finally:
+            self._turns.release()
+
+
+def _travelled(count: int, size: tuple[int, int], limit_bytes: int | None, key: str) -> FrameCache:
+    """A cache in a process that did not make it."""
+    cache = FrameCache(count, size, limit_bytes)
+    cache.key, cache._maker = key, -1
+    return cache
+
+
+def remove_abandoned() -> None:
+    """Remove folders of which no process holds the lock: theirs were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or gone by now
+            lock = os.open(folder / "lock", os.O_RDWR)
+            try:
+                if _is_last(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _hold(folder: Path) -> int:
+    """The folder's lock, held beside others who hold it. What is removed at that moment is made again."""
+    while True:
+        folder.mkdir(0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(lock), (folder / "lock").stat()):
+                    return lock
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def _is_last(lock: int) -> bool:
+    """Let go of the lock, and take it for oneself alone if nobody else holds it."""
+    fcntl.flock(lock, fcntl.LOCK_UN)  # before: of two that leave at once, neither would else be the last
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
