@@ -80,7 +80,7 @@ def check_moves(uri: str) -> None:
     with storage.open_read(uri) as file:
         if still := still_kind(file.read(16)):
             an = "an" if still == "AVIF" else "a"
-            raise DataError(f"{uri} is {an} {still} picture and no video; give it the suffix of one.")
+            raise DataError(f"{uri} is {an} {still} picture and no video; give it a picture's suffix.")
 
 
 def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: bool = True) -> Any:

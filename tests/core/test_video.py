@@ -407,4 +407,4 @@ def test_a_picture_that_is_called_a_video_is_one_line(tmp_path, kind, says, suff
     frames[0].save(tmp_path / f"a.{suffix}", kind.split()[-1], **more)
     with pytest.raises(DataError) as error:
         index_video(f"{tmp_path}/a.{suffix}")
-    assert str(error.value) == f"{tmp_path}/a.{suffix} is {says} picture and no video; give it the suffix of one."
+    assert str(error.value) == f"{tmp_path}/a.{suffix} is {says} picture and no video; give it a picture's suffix."
