@@ -34,6 +34,7 @@ SMOKE = {  # the job's model, losses and schedule on streets that are drawn in s
     "data.class_map": {},
     "augment.crop": None,
     "model.encoder_weights": "none",
+    "train.freeze_encoder": False,  # of random weights
     "train.epochs": 1,
     "train.batch_size": 4,
     "cluster.workers": 0,
@@ -77,7 +78,11 @@ def compare(config: Config, variants: Variants) -> list[dict[str, Any]]:
         variant = config.changed({**changes, "train.out": storage.join(out, name)})
         say(f"{name}: {variant.model.arch} over {variant.model.encoder}")
         with waiting(name):
-            train(variant, on_row=lambda row, total=variant.train.epochs: say(f"  {epoch_line(row, total)}"))
+            train(
+                variant,
+                on_row=lambda row, total=variant.train.epochs: say(f"  {epoch_line(row, total)}"),
+                on_start=lambda device: say(f"  on {device}"),
+            )
         runs, evaluation = storage.join(out, name), storage.join(out, f"{name}-evaluation")
         rows.append({"run": name, **score(variant, storage.join(runs, "best"), evaluation)})
         folders += [runs, evaluation]

@@ -262,7 +262,12 @@ def train(config: Config, overwrite: bool) -> None:
         return read_settings(config.train.out).train.epochs
 
     with waiting("Starting"):
-        result = train(config, overwrite=overwrite, on_row=lambda row: say(epoch_line(row, epochs())))
+        result = train(
+            config,
+            overwrite=overwrite,
+            on_row=lambda row: say(epoch_line(row, epochs())),
+            on_start=lambda device: say(f"Training on {device}."),
+        )
     best = result.best_row
     if len(result.history) < epochs():
         say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")

@@ -25,7 +25,7 @@ from segray.core import storage
 from segray.core.checkpoint import EpochRow
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.errors import ClusterError, SegrayError, shortened
-from segray.shapes import Resources, WorkerShape
+from segray.shapes import Resources, least
 from segray.signals import held
 from segray.telemetry import Gauges, event
 
@@ -58,16 +58,17 @@ SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
 STORE_SHARE = 0.5  # of a node's object store that decoded samples may take, all splits together
+RUN, STARTED = ".ray", "device.txt"  # Ray Train's folder in a run's; in it, what the run computes on
 
 log = logging.getLogger("segray")
 
 
 @contextmanager
-def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweeps: bool = False) -> Iterator[Resources]:
+def connected(config: ClusterSection, processes: int | None = None, *, sweeps: bool = False) -> Iterator[Resources]:
     """A Ray to work on: the one that this process has, else the address given, else one of our own.
 
     A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
-    least: what it must hold, at once or within `cluster.wait`; ClusterError when it does not.
+    processes: how many it must hold, at once or within `cluster.wait`; ClusterError when it does not.
     sweeps: training runs will be stopped before their end; its processes then start more slowly.
     """
     for key, value in QUIET.items():
@@ -81,7 +82,7 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
     with held():
         import ray  # which reads some of them as it is imported
     if ray.is_initialized():
-        yield _holding(least, config.wait)
+        yield _holding(config, processes)
         return
     # Started by a thread: in the main one Ray would put its own answer to SIGTERM in the place of ours. It lives as
     # long as this block, as Linux ends Ray's processes with the thread that began them.
@@ -90,7 +91,7 @@ def connected(config: ClusterSection, least: WorkerShape | None = None, *, sweep
             with held():
                 _start_or_join(config, sweeps, starter)
             hush()
-            yield _holding(least, config.wait)
+            yield _holding(config, processes)
         finally:
             with held():  # what is left of a Ray that is cut off in its shutdown waits for a quarter of a minute
                 _end_readers()
@@ -109,6 +110,13 @@ def _end_readers() -> None:
 def _address(config: ClusterSection) -> str:
     # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check_address(config: ClusterSection) -> None:
+    """ClusterError where no Ray answers at the address that `connected` will join."""
+    ray: Any = sys.modules.get("ray")  # to import it is for connected(), which sets what it reads then
+    if (address := _address(config)) != LOCAL and not (ray and ray.is_initialized()):
+        check_join(address)
 
 
 def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> None:
@@ -143,27 +151,32 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
                     raise not_started(error) from error
 
 
-def _holding(least: WorkerShape | None, wait_s: float) -> Resources:
-    """What the cluster has; ClusterError when it does not hold `least`, also not after the time to wait."""
+def _holding(config: ClusterSection, processes: int | None) -> Resources:
+    """What the cluster has; ClusterError when it does not hold so many processes, also not after the time to wait."""
     has = resources()
-    if least is None:
+    if processes is None:
         return has
-    if wait_s and not least.fits(has):
-        has = _scaled(least, has, wait_s)
-    least.check(has)
+    if config.wait and not least(config, processes, has).fits(has):
+        has = _scaled(config, processes, has)
+    least(config, processes, has).check(has)
     return has
 
 
-def _scaled(least: WorkerShape, has: Resources, wait_s: float) -> Resources:
-    """Ask an autoscaler for nodes that hold `least`; what the cluster has when they are there, or the time is over."""
+def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources:
+    """Ask an autoscaler for nodes that hold the processes; what the cluster has when they are there, or time is over.
+
+    It is asked anew when a first GPU comes, as each process then takes one.
+    """
     from ray.autoscaler.sdk import request_resources
 
-    there = f"{has.cpus} CPUs and {has.gpus} GPUs are there"
-    log.warning(f"Waiting up to {wait_s / 60:.3g} min for nodes: {least} asked, {there}.")
-    request_resources(bundles=[{"CPU": least.cpus, "GPU": least.gpus}] * least.count)
-    end = time.monotonic() + wait_s
+    end, asked = time.monotonic() + config.wait, None
     try:
-        while not least.fits(has) and time.monotonic() < end:
+        while not (wanted := least(config, processes, has)).fits(has) and (left_s := end - time.monotonic()) > 0:
+            if wanted != asked:
+                there = f"{has.cpus} CPUs and {has.gpus} GPUs are there"
+                log.warning(f"Waiting up to {left_s / 60:.3g} min for nodes: {wanted} asked, {there}.")
+                request_resources(bundles=[{"CPU": wanted.cpus, "GPU": wanted.gpus}] * wanted.count)
+                asked = wanted
             time.sleep(SCALE_POLL_S)
             has = resources()
     finally:
@@ -313,6 +326,10 @@ class RayWorker:
         # A static graph also lets parameters be that no output hangs on, as some encoders' last stages.
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
 
+    def started(self, device: str) -> None:
+        if self.rank == 0:
+            storage.replace(storage.join(self.out, RUN, STARTED), device.encode())
+
     def report(self, row: EpochRow) -> None:
         import ray.train
 
@@ -331,8 +348,8 @@ def ray_path(out: str) -> str:
     return f"s3://{quote(out.removeprefix('s3://'))}" if storage.is_s3(out) else out
 
 
-def wait_for(work: Callable[[], T], poll: Callable[[], None], every_s: float = 0.3) -> T:
-    """Run `work` in a thread and `poll` in this one until it ends; Ctrl-C reaches the caller at once.
+def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s: float = 0.3) -> T:
+    """Run `work` in a thread and `polls` in this one until it ends; Ctrl-C reaches the caller at once.
 
     Ray installs handlers for Ctrl-C only where its own code runs in the main thread.
     """
@@ -349,8 +366,10 @@ def wait_for(work: Callable[[], T], poll: Callable[[], None], every_s: float = 0
     thread.start()
     while thread.is_alive():
         thread.join(every_s)
+        for poll in polls:
+            poll()
+    for poll in polls:
         poll()
-    poll()
     if failures:
         raise explain(failures[0]) from failures[0]
     return results[0]

@@ -333,7 +333,7 @@ class ClusterSection(Section):
     address: str | None = Field(None, description="a Ray cluster; default: RAY_ADDRESS, else a Ray of our own")
     workers: int = Field(1, ge=0, description="training processes of a run; 0 trains in this process, without Ray")
     cpus_per_worker: int | None = Field(None, ge=1, description="default: the cluster's CPUs, shared out")
-    gpu: bool | None = Field(None, description="default: where the cluster has one for each worker")
+    gpu: bool | None = Field(None, description="a GPU for each process; default: where there is any GPU")
     wait: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = Field(
         0, description="how long nodes that an autoscaler starts are waited for, such as 20m"
     )

@@ -31,10 +31,12 @@ from segray.core.protocols import MoreScores, Protocol, more_scores, protocol_of
 from segray.core.rows import Picture
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored, is_labels
+from segray.core.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.train import claim_folder, different
+from segray.train import begun, claim_folder, different
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
+MADE = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
 SECTIONS = ("data", "infer", "evaluate", "cluster")
 
 Line = list[tuple[str, np.ndarray]]  # of pictures beside each other, with their captions
@@ -121,14 +123,27 @@ def evaluate(
     are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
     temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
-    section, model = config.evaluate, config.evaluate.given_model()
+    section = config.evaluate
     source = open_source(config)
     out = storage.absolute(section.out)
     if section.calibrate and isinstance(source, ModelFrames):
         bundle.check_writable(source.model)
     table = _table(config, source.refs)
     _claim(out, config, overwrite)
-    start(source, config)
+    with begun(out, MADE, lambda: storage.exists(storage.join(out, SCORES))):
+        start(source, config)
+        return _evaluate(config, source, table, out, on_frame)
+
+
+def _evaluate(
+    config: Config,
+    source: ModelFrames | LabelFrames,
+    table: conditions.Table,
+    out: str,
+    on_frame: Callable[[int, int], None],
+) -> Evaluation:
+    """The scores of all frames, in memory and in the folder."""
+    section, model = config.evaluate, config.evaluate.given_model()
     predicted, protocol = source.space.names, protocol_of(source.truth_space, source.space.names)
     confusion = np.zeros((len(protocol.names), len(protocol.names) + 1), np.int64)  # the last column: undecided
     boundary = np.zeros((len(predicted), 2), np.int64)
@@ -206,17 +221,8 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
 def start(source: ModelFrames | LabelFrames, config: Config) -> None:
     """Load the model, where the source has one."""
     if isinstance(source, ModelFrames):
-        source.predictor = Predictor(source.model, device(config), config.infer, threshold=config.infer.threshold)
-
-
-def device(config: Config) -> str:
-    """cuda where there is one, unless `cluster.gpu` says otherwise."""
-    import torch
-
-    wanted = torch.cuda.is_available() if config.cluster.gpu is None else config.cluster.gpu
-    if wanted and not torch.cuda.is_available():
-        raise ConfigError("cluster.gpu is true, and this machine has no GPU that torch can use; leave it out.")
-    return "cuda" if wanted else "cpu"
+        device = local_device(config.cluster)
+        source.predictor = Predictor(source.model, device, config.infer, threshold=config.infer.threshold)
 
 
 def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.ndarray:
@@ -410,6 +416,5 @@ def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
 
 
 def _claim(out: str, config: Config, overwrite: bool) -> None:
-    made = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
-    claim_folder(out, "evaluation", made, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
+    claim_folder(out, "evaluation", MADE, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())

@@ -74,13 +74,13 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         return _label(config, section, watch)
     if plans := load_plans(section.out):  # all parts of an output are of one engine
         return _label(config.changed({"infer.engine": plans[0].settings["engine"]}), section, watch)
-    with cluster.connected(config.cluster, shapes.least(config.cluster, section.actors or 1)) as has:
+    with cluster.connected(config.cluster, section.actors or 1) as has:
         engine = _faster_engine(config, section, has, watch)
         return _label(config.changed({"infer.engine": engine}), section, watch)  # by the same Ray
 
 
 def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
-    plans = _plans(section, config.infer, watch)
+    plans = _plans(config, section, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = parts.read_summary(plans)
     if summary is None:
@@ -159,17 +159,17 @@ def _shape(
     config: Config, section: GivenLabelSection, has: shapes.Resources, most: int = sys.maxsize
 ) -> shapes.WorkerShape:
     """The actors, at most so many."""
-    use_gpu = has.gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
+    use_gpu = shapes.uses_gpus(config.cluster, has)
     actors = min(section.actors or (has.gpus if use_gpu else 1), most)
     shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
     shape.check(has)
     return shape
 
 
-def _plans(section: GivenLabelSection, infer: InferSection, watch: Watch) -> list[Plan]:
+def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Plan]:
     """The output's plans; a first or a further one is made where that is asked for."""
     info = bundle.read_info(section.model)
-    settings, space = plan_settings(section, infer, info), bundle.label_space(info)
+    settings, space = plan_settings(section, config.infer, info), bundle.label_space(info)
     plans = load_plans(section.out)
     ignoring: tuple[str, ...] = ()
     if plans and (section.retry_errors or section.extend):
@@ -178,6 +178,7 @@ def _plans(section: GivenLabelSection, infer: InferSection, watch: Watch) -> lis
     if not plans:
         parts.check_empty(section.out)
         _check_store(section, watch)
+        cluster.check_address(config.cluster)  # a plan would stay behind
         make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
     elif section.retry_errors:
         if parts.read_summary(plans) is None:
@@ -215,8 +216,8 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
-    least = shapes.least(config.cluster, section.actors or 1)
-    with cluster.connected(config.cluster, least) as has, closing(Gauges(section.out)) as gauges:
+    processes = min(section.actors or 1, len(todo))
+    with cluster.connected(config.cluster, processes) as has, closing(Gauges(section.out)) as gauges:
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)

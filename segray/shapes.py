@@ -62,7 +62,8 @@ class WorkerShape:
             ("CPU", self.cpus * self.count, has.cpus),
         ):
             if asked > there:
-                raise ClusterError(f"{asked:g} {name}s asked, {there} in the cluster. {NEXT_STEP}")
+                without = " To do without GPUs: --set cluster.gpu=false." * (name == "GPU")
+                raise ClusterError(f"{asked:g} {name}s asked, {there} in the cluster. {NEXT_STEP}{without}")
         if not self.fits(has):
             nodes = ", ".join(f"{cpus} CPUs and {gpus} GPUs" for cpus, gpus in sorted(set(has.nodes)))
             raise ClusterError(f"{self} asked, which do not fit on nodes of {nodes}. {NEXT_STEP}")
@@ -80,16 +81,21 @@ class WorkerShape:
             time.sleep(BUSY_S / 10)
 
 
-def least(config: ClusterSection, count: int) -> WorkerShape:
-    """What `count` processes cannot do without."""
-    return WorkerShape(max(1, count), config.cpus_per_worker or 1, int(bool(config.gpu)))
+def uses_gpus(config: ClusterSection, has: Resources) -> bool:
+    """Whether each process gets a GPU: as asked, else where the cluster has any. Nothing falls back to CPUs unasked."""
+    return has.gpus > 0 if config.gpu is None else config.gpu
+
+
+def least(config: ClusterSection, count: int, has: Resources) -> WorkerShape:
+    """What `count` processes cannot do without on this cluster."""
+    return WorkerShape(max(1, count), config.cpus_per_worker or 1, int(uses_gpus(config, has)))
 
 
 def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
     """The processes of one training run, where `runs_at_once` of them share the cluster."""
     count = max(1, config.workers)
-    gpu = config.gpu if config.gpu is not None else has.fits(config.cpus_per_worker or 1, 1) >= count
-    gpus = 10_000 // runs_per_gpu / 10_000 if gpu else 0  # Ray counts in steps of 1e-4, and rounds to the nearest
+    # Ray counts in steps of 1e-4, and rounds to the nearest.
+    gpus = 10_000 // runs_per_gpu / 10_000 if uses_gpus(config, has) else 0
     worker = WorkerShape(count, config.cpus_per_worker or has.share(count * runs_at_once, gpus), gpus)
     worker.check(has)
     return worker

@@ -31,10 +31,10 @@ def show(place: str, config: Config, out: str) -> list[str]:
     """
     from segray.core.models import bundle
     from segray.core.predictor import Predictor
-    from segray.evaluate import device
+    from segray.core.workers import local_device
 
     model = bundle.resolve(config.label.given_model(), config.model.weights_dir)
-    predictor = Predictor(model, device(config), config.infer, threshold=config.infer.threshold)
+    predictor = Predictor(model, local_device(config.cluster), config.infer, threshold=config.infer.threshold)
     with storage.reading_input(place):
         image_hwc = places.read_image(storage.absolute(place))
     mask_hw = predictor.predict([predictor.prepare(image_hwc)], [image_hwc.shape[:2]])[0].mask_hw

@@ -21,15 +21,15 @@ from segray import cluster, shapes
 from segray.config import Config
 from segray.connecting import check_places
 from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, EpochRow, read_history
+from segray.core.checkpoint import BEST, SETTINGS, STATE, EpochRow, read_history
 from segray.core.cost import labelling_cost, training_step_s
 from segray.core.extras import extra
 from segray.core.models import bundle, check_names, encoder_weights
 from segray.core.pareto import Cost
 from segray.core.samples import TrainData
 from segray.core.space import Trial, choices_of, list_trials
+from segray.core.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
-from segray.evaluate import device
 from segray.leaderboard import (
     ROWS,
     TABLE,
@@ -49,6 +49,7 @@ from segray.train import (
     DataPlan,
     absolute,
     as_begun,
+    begun,
     check_model,
     claim,
     claim_folder,
@@ -62,6 +63,8 @@ from segray.train import (
 from segray.turns import OnRow, Turns
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
+MADE = (SETTINGS, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
+SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes as long
 
 
 def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda trial, row: None) -> SweepResult:
@@ -77,8 +80,10 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     config = in_epochs(config, len(plan.train))
     with alone(out):
         config = _claim(config, overwrite)
-        least = shapes.least(config.cluster, config.cluster.workers)
-        with cluster.connected(config.cluster, least, sweeps=True) as has:
+        with (
+            begun(out, MADE, lambda: _has_results(out)),
+            cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has,
+        ):
             at_once = concurrent(config, has, planned(config))
             worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
             check_places(read_places(config), [storage.join(out, SETTINGS)])
@@ -88,15 +93,20 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
                 if turns.are_left():
                     data = stored(config, plan, has)
                     stack.enter_context(data.kept)
-                    cluster.wait_for(lambda: _tune(config, turns, data, worker), turns.poll)
+                    cluster.wait_for(lambda: _tune(config, turns, data, worker), [turns.poll])
             names = [entry.trial for entry in turns.entries.values()]
-            costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), lambda: None)
+            costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), [])
         board = leaderboard(config, list(turns.entries.values()), costs)
         if not board or board[0].miou is None:
             first = board[0].error or board[0].status if board else "not run"
             raise SegrayError(f"No trial of {len(board)} has a score; the first: {first}")
         _publish(out, board)
     return read_sweep(out)
+
+
+def _has_results(out: str) -> bool:
+    """Whether a trial has an epoch."""
+    return any(storage.name_of(entry.uri) == STATE for entry in storage.iter_files(storage.join(out, "trials")))
 
 
 def _check(config: Config) -> DataPlan:
@@ -135,9 +145,9 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     hours = {}
     for trial in trials:
         there = trial_config(config, trial)
-        key = str((there.model, there.augment.crop, there.train.batch_size))
+        key = str((there.model, there.augment, there.train.model_copy(update=SAME_STEP)))
         if key not in took:
-            took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, device(config))
+            took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, local_device(config.cluster))
         steps = -(-len(plan.train) // there.train.batch_size) * there.train.epochs
         hours[trial.name] = took[key] * steps / 3600
     return trials, hours
@@ -372,8 +382,7 @@ def _claim(config: Config, overwrite: bool) -> Config:
             lines.append(f"train.epochs was {before.train.epochs}, is {config.train.epochs}")
         return lines
 
-    made = (SETTINGS, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
-    claim_folder(out, "sweep", made, overwrite, differences)
+    claim_folder(out, "sweep", MADE, overwrite, differences)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())  # whole, as others may read it now
     return config
 

@@ -257,7 +257,12 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
     from segray.errors import StorageError
     from segray.leaderboard import TRIALS, read_sweep
 
+    devices: set[str] = set()
+
     def line(row: EpochRow) -> str:
+        if row["device"] not in devices:
+            devices.add(row["device"])
+            say(f"Trials train on {row['device']}.")
         return epoch_line(row, read_settings(out).train.epochs)
 
     if not console.is_terminal:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from segray import cluster, shapes, trackers
-from segray.config import Config
+from segray.config import Config, TrainSection
 from segray.connecting import check_places
 from segray.core import loop, optim, storage
 from segray.core.checkpoint import (
@@ -30,8 +31,8 @@ from segray.core.frame_cache import FrameCache
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
-from segray.core.workers import LocalWorker
-from segray.errors import ConfigError, DataError, ModelError, OutputExists
+from segray.core.workers import LocalWorker, local_device
+from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError, StorageError
 
 log = logging.getLogger("segray")
 
@@ -43,8 +44,10 @@ FREE_KEYS = {  # may change between a run and its resumption
 
 CHOSEN = ("train.learning_rate", "train.weight_decay")  # where they are not given
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
+MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
 
 OnRow = Callable[[EpochRow], None]
+OnStart = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,17 @@ class DataPlan:
         return self.with_samples(train, val, kept=cache)
 
 
-def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row: None) -> TrainResult:
+def train(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    on_row: OnRow = lambda row: None,
+    on_start: OnStart = lambda device: None,
+) -> TrainResult:
     """Train to `train.epochs` (or `train.max_steps`) in `train.out`; called again, go on after the last whole epoch.
 
-    on_row is called in this process for each epoch that ends. With cluster.workers=0 no Ray is started.
+    on_row is called in this process for each epoch that ends, on_start before the first with what the run computes
+    on, as '8 × H100 80GB HBM3, bf16'. With cluster.workers=0 no Ray is started.
     Raises OutputExists when the folder holds a run with other settings, and a SegrayError for input that
     cannot be used.
     """
@@ -101,10 +111,12 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
     out = config.train.out
     plan = plan_data(config)
     config = claim(in_epochs(config, len(plan.train)), overwrite)
-    if is_finished(config.train, read_history(out)):
-        return TrainResult(out, storage.join(out, BEST), read_history(out))
-    weights = start_weights(config)
-    with trackers.tracking(config) as track:
+    history = read_history(out)
+    if is_finished(config.train, history):
+        return TrainResult(out, storage.join(out, BEST), history)
+    note_rate(config.train, history, len(plan.train))
+    with begun(out, MADE, lambda: storage.exists(storage.join(out, STATE))), trackers.tracking(config) as track:
+        weights = start_weights(config)
 
         def tell(row: EpochRow) -> None:
             track(row)
@@ -113,22 +125,40 @@ def train(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda row
         if config.cluster.workers == 0:
             data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
             with data.kept:
-                loop.fit(_Reporter(tell), config, data, weights)
+                loop.fit(_Reporter(local_device(config.cluster), tell, on_start), config, data, weights)
         else:
-            with cluster.connected(config.cluster, shapes.least(config.cluster, config.cluster.workers)) as has:
+            with cluster.connected(config.cluster, config.cluster.workers) as has:
                 worker = shapes.shape(config.cluster, has)
                 check_places(read_places(config), [storage.join(out, SETTINGS)])
                 worker.tell_if_busy()
                 data, stored_weights = stored(config, plan, has), cluster.put(weights)
+                polls = new_start(out, on_start), new_rows(out, tell)
                 with data.kept:
-                    cluster.wait_for(lambda: run(config, data, worker, stored_weights), new_rows(out, tell))
+                    cluster.wait_for(lambda: run(config, data, worker, stored_weights), polls)
     return TrainResult(out, storage.join(out, BEST), read_history(out))
 
 
+def note_rate(train: TrainSection, history: History, frames: int) -> None:
+    """Warn where a run goes on by another schedule, as with more epochs, at a higher rate than it has ended with."""
+    if not history:
+        return
+    steps = max(1, frames // train.batch_size)
+    last, done = history[-1]["learning_rate"], len(history) * steps
+    ended, begins = (optim.learning_rate(train, step, steps * train.epochs) for step in (done - 1, done))
+    if begins > last and not math.isclose(ended, last, rel_tol=1e-6):
+        log.warning(
+            f"Epoch {len(history)} ended at a learning rate of {last:.3g}; by the schedule of now {train.epochs} "
+            f"epochs the next one begins at {begins:.3g}."
+        )
+
+
 class _Reporter(LocalWorker):
-    def __init__(self, on_row: OnRow) -> None:
-        super().__init__()
-        self.on_row = on_row
+    def __init__(self, device: str, on_row: OnRow, on_start: OnStart) -> None:
+        super().__init__(device)
+        self.on_row, self.on_start = on_row, on_start
+
+    def started(self, device: str) -> None:
+        self.on_start(device)
 
     def report(self, row: EpochRow) -> None:
         self.on_row(row)
@@ -184,7 +214,12 @@ def plan_data(config: Config) -> DataPlan:
 
 
 def check_model(config: Config, classes: int) -> None:
-    """ModelError for what cannot be built or frozen, before a frame is decoded."""
+    """ModelError for what cannot be built, or is not to be frozen, before a frame is decoded."""
+    if config.train.freeze_encoder and config.model.encoder_weights == "none":
+        raise ModelError(
+            "train.freeze_encoder would keep an encoder of random weights as it is (model.encoder_weights is none). "
+            "Give it pretrained ones, --weights imagenet or a file, or leave --freeze-encoder out."
+        )
     optim.freeze(build(config.model, classes), config.train.freeze_encoder)
 
 
@@ -231,16 +266,18 @@ def run(
     import ray.train
 
     api: Any = ray.train  # its types are those of Train's version 1; what runs is version 2
-    for left in reversed(range(1 + config.train.max_failures)):
-        try:
-            _fit(api, config, data, worker, weights, callbacks)
-            break
-        except api.WorkerGroupError as error:  # Ray's own tries again would meet an error of ours again
-            if ours := cluster.own_error(error):
-                raise ours from error
-            if not left:
-                raise
-    storage.remove(storage.join(config.train.out, ".ray"))
+    try:
+        for left in reversed(range(1 + config.train.max_failures)):
+            try:
+                _fit(api, config, data, worker, weights, callbacks)
+                break
+            except api.WorkerGroupError as error:  # Ray's own tries again would meet an error of ours again
+                if ours := cluster.own_error(error):
+                    raise ours from error
+                if not left:
+                    raise
+    finally:
+        storage.remove(storage.join(config.train.out, cluster.RUN))
 
 
 def _fit(
@@ -261,7 +298,7 @@ def _fit(
             num_workers=worker.count, use_gpu=worker.gpus > 0, resources_per_worker=per_worker
         ),
         run_config=api.RunConfig(
-            name=".ray",
+            name=cluster.RUN,
             storage_path=cluster.ray_path(config.train.out),
             failure_config=api.FailureConfig(max_failures=0),
             logging_config=api.LoggingConfig(log_level="ERROR"),
@@ -287,8 +324,7 @@ def claim(config: Config, overwrite: bool) -> Config:
     OutputExists when it holds something else, unless `overwrite`.
     """
     config = (config if overwrite else as_begun(config, config.train.out)).resolved()
-    made = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, ".ray")
-    claim_folder(config.train.out, "training run", made, overwrite, lambda before: different(before, config))
+    claim_folder(config.train.out, "training run", MADE, overwrite, lambda before: different(before, config))
     storage.replace(storage.join(config.train.out, SETTINGS), config.to_yaml(SECTIONS).encode())
     return config
 
@@ -323,6 +359,19 @@ def claim_folder(
         raise OutputExists(f"{out} holds files that are no {kind}; give another --out.")
 
 
+@contextmanager
+def begun(out: str, made: tuple[str, ...], has_results: Callable[[], bool]) -> Iterator[None]:
+    """A run in its claimed folder; one that fails without results leaves nothing to refuse the corrected command."""
+    try:
+        yield
+    except SegrayError:
+        with suppress(StorageError):  # what failed may be the store
+            if not has_results():
+                for name in made:
+                    storage.remove(storage.join(out, name))
+        raise
+
+
 def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:
     """The settings that make another model, as `key was a, is b`."""
     lines = []
@@ -332,6 +381,21 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
             if old[key] != new[key] and f"{section}.{key}" not in FREE_KEYS:
                 lines.append(f"{section}.{key} was {old[key]}, is {new[key]}")
     return lines
+
+
+def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
+    """A poll that calls on_start once, when the workers of a run that begins now have said what they compute on."""
+    place = storage.join(out, cluster.RUN, cluster.STARTED)
+    storage.remove(place)  # of a run that was killed
+    told = False
+
+    def poll() -> None:
+        nonlocal told
+        if not told and storage.exists(place):
+            told = True
+            on_start(storage.read_bytes(place).decode())
+
+    return poll
 
 
 def new_rows(out: str, on_row: OnRow) -> Callable[[], None]:

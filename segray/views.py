@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -146,6 +147,7 @@ def run_view(place: str, share: Share) -> dict[str, Any]:
         "curves_left": max(0, len(run.histories) - charts.CURVES),
         "on_training": any(row.get("train_miou") is not None for row in lone),
         "epochs": [row for row in lone if row.get("images_per_s")],
+        "devices": list(dict.fromkeys(row["device"] for row in chain(*run.histories.values()) if "device" in row)),
         "scores": None,
     }
     if best is None:

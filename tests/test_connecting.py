@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
+from PIL import Image
 from ray._private.utils import check_version_info
 
 from segray import cluster, connecting, submit, train
-from segray.config import ClusterSection, Config
+from segray.config import ClusterSection, Config, load
 from segray.core import storage
 from segray.core.datasets import FileSamples, streets
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError
+from segray.label import label
 from segray.shapes import Resources, WorkerShape, shape
 
 
@@ -151,6 +153,48 @@ def test_what_can_never_be_scheduled_is_said_at_once(asked, nodes, line):
     with pytest.raises(ClusterError) as error:
         asked.check(has(*nodes))
     assert str(error.value).startswith(f"{line} Lower the number of workers, add a node")
+
+
+EIGHT = has((4, 0), (96, 4), (96, 4))
+
+
+def test_with_a_gpu_in_the_cluster_each_worker_has_one_or_a_line_says_why_not():
+    assert shape(ClusterSection(workers=8), EIGHT) == WorkerShape(8, 24, 1)
+    for gpu in (None, True):
+        with pytest.raises(ClusterError) as error:
+            shape(ClusterSection(workers=16, gpu=gpu), EIGHT)
+        assert str(error.value) == (
+            "16 GPUs asked, 8 in the cluster. Lower the number of workers, add a node to the cluster, or, where an "
+            "autoscaler does, give it time: --set cluster.wait=20m. To do without GPUs: --set cluster.gpu=false."
+        )
+    assert shape(ClusterSection(workers=16, gpu=False), EIGHT) == WorkerShape(16, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "before", "asked"),
+    [
+        (None, has((4, 0), (8, 1)), [{"CPU": 1, "GPU": 1}]),
+        (None, has((1, 0)), [{"CPU": 1, "GPU": 0}, {"CPU": 1, "GPU": 1}]),  # a first GPU comes with the CPUs
+        (True, has((1, 0)), [{"CPU": 1, "GPU": 1}]),
+        (False, has((1, 0)), [{"CPU": 1, "GPU": 0}]),
+    ],
+)
+def test_an_autoscaler_is_asked_for_what_the_run_will_use(monkeypatch, gpu, before, asked):
+    told, cluster_s = [], iter([before, has((4, 0), (8, 1)), has((4, 0), (8, 2))])
+    monkeypatch.setattr(cluster, "SCALE_POLL_S", 0)
+    monkeypatch.setattr(cluster, "resources", lambda: next(cluster_s))
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles))
+    cluster._holding(ClusterSection(gpu=gpu, wait=60), 2)
+    assert told == [*([bundle] * 2 for bundle in asked), []]
+
+
+def test_a_mistyped_address_leaves_no_plan_of_labelling_behind(plain_bundle, tmp_path):
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    out = tmp_path / "labels"
+    values = {"label.model": str(plain_bundle), "label.inputs": [str(tmp_path / "a.png")], "label.out": str(out)}
+    with pytest.raises(ClusterError, match=r"^No Ray answers at 127\.0\.0\.1:1: "):
+        label(load(None, values | {"cluster.address": "127.0.0.1:1"}))
+    assert not out.exists()
 
 
 def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):

@@ -112,6 +112,12 @@ def test_classes_without_a_common_name_are_one_line(config):
         evaluate(config.changed({"data.class_map": names}))
 
 
+def test_an_evaluation_that_fails_leaves_nothing_that_refuses_the_corrected_command(config, tmp_path):
+    with pytest.raises(DataError, match=r"^No pixel of .* is labelled"):
+        evaluate(config.changed({"data.id_map": dict.fromkeys(range(11), 255)}))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_no_model_is_one_line(config):
     with pytest.raises(ConfigError, match=r"^evaluate\.model is not given"):
         evaluate(config.changed({"evaluate.model": None}))

@@ -57,7 +57,7 @@ def test_a_jobs_results_go_to_a_bucket(s3, tmp_path, monkeypatch):
     row = {"epoch": 1, "loss": 0.5, "val_loss": 0.6, "pixel_accuracy": 0.7, "miou": 0.4}
     asked = {}
 
-    def train(config, on_row):
+    def train(config, on_row, on_start):
         storage.replace(f"{config.train.out}/history.jsonl", json.dumps(row).encode())
 
     def score(config, model, out):

@@ -254,6 +254,16 @@ def test_header_sets_the_best_miou_beside_the_majority_baseline(tmp_path):
     assert "Measured on the val split of data/camvid at 240 × 180 pixels: 120 labelled pixels." in page
 
 
+def test_a_run_says_what_it_was_trained_on(tmp_path):
+    folder = Path(write_run(tmp_path / "run", epochs=1))
+    row = json.loads((folder / "history.jsonl").read_text())
+    devices = ["8 × H100 80GB HBM3, bf16", "2 CPU workers × 1 thread, fp32", "2 CPU workers × 1 thread, fp32"]
+    rows = [json.dumps(row | {"epoch": i, "device": device}) for i, device in enumerate(devices, 1)]
+    (folder / "history.jsonl").write_text("\n".join(rows))
+    page = Path(report([str(folder)], str(tmp_path / "r.html"))).read_text()
+    assert "Trained on 8 × H100 80GB HBM3, bf16; 2 CPU workers × 1 thread, fp32." in page
+
+
 def test_leaderboard_shows_every_trial_and_why_one_failed(tmp_path):
     page = page_of(tmp_path, write_sweep(tmp_path / "sweep"))
     assert table_rows(page)[1:3] == [

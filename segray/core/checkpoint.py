@@ -42,8 +42,12 @@ class TrainedRow(TypedDict):
 
 
 class EpochRow(TrainedRow, Headlines):
-    """A row of history; the headlines are of the validation split. What is undefined is nan, and None in a file."""
+    """A row of history; the headlines are of the validation split. What is undefined is nan, and None in a file.
 
+    device: what all workers together computed on, as '8 × H100 80GB HBM3, bf16'.
+    """
+
+    device: str
     val_loss: float | None
 
 

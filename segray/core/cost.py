@@ -17,9 +17,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segray.config import Config, InferSection
+from segray.core import losses, optim
 from segray.core.models import build, bundle, forward, forward_all
 from segray.core.pareto import Cost
 from segray.core.predictor import Predictor, side_by_side
+from segray.core.transforms import augment
+from segray.core.workers import autocast
 from segray.errors import ConfigError, ModelError
 
 REPEATS, BATCH = 3, 8
@@ -74,13 +77,23 @@ def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
 
 
 def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
-    """Seconds of a forward and backward pass over one worker's batch: what an epoch mostly consists of."""
-    batch = max(2, config.train.batch_size // max(1, config.cluster.workers))
-    model = build(config.model, classes).to(device).to(memory_format=torch.channels_last).train()
-    images = torch.rand(batch, 3, *(config.augment.crop or size), device=device)
+    """Seconds of a step over one worker's batch as training takes it, in its precision; without reading frames."""
+    train, there = config.train, torch.device(device)
+    batch = max(2, train.batch_size // max(1, config.cluster.workers))
+    model = build(config.model, classes).to(device).to(memory_format=torch.channels_last)
+    optim.freeze(model, optim.is_frozen(train, 1))
+    optimizer = optim.make_optimizer(model, train)
+    loss, generator = losses.combine(train, None), torch.Generator()
+    frames = torch.randint(256, (batch, *size, 3), dtype=torch.uint8, device=device)
+    truths = torch.randint(classes, (batch, *size), dtype=torch.uint8, device=device)
 
     def step() -> None:
-        forward_all(model, images)[0].float().mean().backward()
+        images, masks = augment(frames, truths, config.augment, generator)
+        with autocast(train, there):
+            outputs = forward_all(model, images)
+        torch.stack([loss(output, masks) for output in outputs]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return _seconds(step)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ from segray.core.workers import (
     autocast,
     broadcast_buffers,
     check_device,
+    runs_on,
     sync_batch_norm,
     training_dtype,
 )
@@ -64,6 +66,7 @@ def fit(
     """
     train, out = config.train, config.train.out
     check_device(train, worker)
+    device = runs_on(train, worker)
     torch.manual_seed(train.seed)
     model = build(config.model, data.label_space.num_classes)
     if encoder_weights is not None:
@@ -81,6 +84,7 @@ def fit(
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
     was_frozen, had = None, len(history)
+    worker.started(device)
     while not is_finished(train, history):
         epoch = len(history) + 1
         frozen = optim.is_frozen(train, epoch)
@@ -99,7 +103,7 @@ def fit(
         if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
-        history.append({**trained, "val_loss": val_loss, **scores.headlines()})
+        history.append({**trained, "device": device, "val_loss": val_loss, **scores.headlines()})
         if worker.rank == 0:
             if best_epoch(history) == epoch:
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
@@ -146,6 +150,7 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
     confusion = torch.zeros(classes + 1, classes, dtype=torch.int64, device=device)
     started, waited = time.perf_counter(), 0.0
     batches = read_batches(data.train, data.size, steps, device)
+    apart = getattr(learner.model, "no_sync", nullcontext)
     for step in range(len(steps)):
         asked = time.perf_counter()
         images, masks = next(batches)
@@ -153,12 +158,15 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
         rate = optim.learning_rate(train, (epoch - 1) * len(steps) + step, len(steps) * train.epochs)
         optim.set_rate(learner.optimizer, rate)
         images, masks = augment(images, masks, config.augment, generator, mean=mean, std=std)
-        with autocast(train, device):
-            outputs = forward_all(learner.model, images)
-        loss = learner.objective(images, masks, outputs)
         group = min(train.accumulate, len(steps) - step // train.accumulate * train.accumulate)  # the last may be short
-        learner.scaler.scale(loss / group).backward()
-        if (step + 1) % train.accumulate == 0 or step + 1 == len(steps):
+        moves = (step + 1) % train.accumulate == 0 or step + 1 == len(steps)
+        # Gradients are averaged over the workers once a group; also at first, when DDP learns its static graph.
+        with nullcontext() if moves or step == 0 else apart():
+            with autocast(train, device):
+                outputs = forward_all(learner.model, images)
+            loss = learner.objective(images, masks, outputs)
+            learner.scaler.scale(loss / group).backward()
+        if moves:
             move(learner, train)
         step_losses[step] = loss.detach()
         labelled += (masks != IGNORE_INDEX).sum()

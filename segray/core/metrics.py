@@ -161,13 +161,13 @@ def boundary_counts(
     """
     reach = max(1, round(ratio * float(np.hypot(*truth.shape))))
     pred = np.where(truth == ignore_index, ignore_index, pred)  # void ends both masks alike
-    counts = np.zeros((num_classes, 2), np.int64)
-    for label in range(num_classes):
-        mine, theirs = truth == label, pred == label
-        if mine.any() or theirs.any():
-            a, b = mine & _near_outside(mine, reach), theirs & _near_outside(theirs, reach)
-            counts[label] = (a & b).sum(), (a | b).sum()
-    return counts
+    mine, theirs = _near_other(truth, reach), _near_other(pred, reach)
+
+    def count(classes: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, minlength=num_classes)[:num_classes]
+
+    hit = count(truth[mine & theirs & (truth == pred)])
+    return np.stack([hit, count(truth[mine]) + count(pred[theirs]) - hit], 1)
 
 
 def packed(counts: np.ndarray) -> Packed:
@@ -183,13 +183,29 @@ def unpacked(rows: Iterable[Packed], num_classes: int) -> np.ndarray:
     return counts.reshape(num_classes, -1)
 
 
-def _near_outside(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Whether a square of `reach` pixels around each one holds any that is outside the mask or the frame."""
-    near = np.pad(~mask, reach, constant_values=True).astype(np.int32)
-    for axis in (0, 1):  # sums of a sliding window, from running sums: as fast for a wide reach
-        running = np.moveaxis(np.insert(near, 0, 0, axis).cumsum(axis, dtype=np.int32), axis, 0)
-        near = np.moveaxis(running[2 * reach + 1 :] - running[: -2 * reach - 1], 0, axis)
-    return near > 0
+def _near_other(ids: np.ndarray, reach: int) -> np.ndarray:
+    """Whether a square of `reach` pixels around each one holds another id or a place outside the frame.
+
+    Of all classes at once: where it does not, the least and the greatest id in the square are the pixel's own.
+    """
+    near = np.ones(ids.shape, bool)
+    if min(ids.shape) > 2 * reach:
+        within = (slice(reach, -reach), slice(reach, -reach))
+        least, most = (_of_squares(extreme, ids, 2 * reach + 1) for extreme in (np.minimum, np.maximum))
+        near[within] = (least != ids[within]) | (most != ids[within])
+    return near
+
+
+def _of_squares(extreme: np.ufunc, values: np.ndarray, side: int) -> np.ndarray:
+    """The least or greatest of each square of `side` inside [H, W]; windows are doubled: log2(side) steps an axis."""
+    for _ in range(2):
+        have = 1
+        while have < side:
+            step = min(have, side - have)
+            values = extreme(values[:-step], values[step:])
+            have += step
+        values = np.ascontiguousarray(values.T)
+    return values
 
 
 def _ratio(part: Any, whole: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from segray.config import Config
 from segray.core import losses
+from segray.core.ahead import ahead
 from segray.core.models import bundle, forward, preprocessing
 from segray.core.samples import IGNORE_INDEX, TrainData
-from segray.core.transforms import normalize
+from segray.core.transforms import normalize, sent
 from segray.core.workers import Worker, all_reduce, autocast
 from segray.errors import ConfigError
 
@@ -46,27 +49,30 @@ def make_teacher(worker: Worker, config: Config, uri: str) -> Callable[[torch.Te
     teacher, info = bundle.load(uri)
     teacher = teacher.to(worker.device).to(memory_format=torch.channels_last).requires_grad_(False)
     mean, std = preprocessing(config.model)
+    centre, spread = (sent(torch.tensor(values), worker.device).view(1, -1, 1, 1) for values in (mean, std))
 
     @torch.no_grad()
     def teach(images: torch.Tensor) -> torch.Tensor:
         if (mean, std) != (info.mean, info.std):
-            images = normalize(images * _channel(std, images) + _channel(mean, images), info.mean, info.std)
+            images = normalize(images * spread + centre, info.mean, info.std)
         with autocast(config.train, worker.device):
             return forward(teacher, images)
 
     return teach
 
 
-def _channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device).view(1, -1, 1, 1)
-
-
 def median_weights(worker: Worker, data: TrainData) -> list[float]:
-    """Class weights from the training masks, by median frequency balancing; every rank counts its share."""
+    """Class weights from the training masks, by median frequency balancing; every rank counts its share, in threads."""
     counts = torch.zeros(2, data.label_space.num_classes, dtype=torch.int64)
-    for i in range(worker.rank, len(data.train), worker.world_size):
-        mask_hw = data.train[i].mask_hw
-        pixels = torch.bincount(torch.from_numpy(mask_hw.ravel()).long(), minlength=256)[: counts.shape[1]]
-        counts += torch.stack([pixels, (pixels > 0) * int((mask_hw != IGNORE_INDEX).sum())])
+
+    def count(index: int) -> torch.Tensor:
+        pixels = torch.from_numpy(np.bincount(data.train[index].mask_hw.ravel(), minlength=IGNORE_INDEX + 1))
+        there = pixels[: counts.shape[1]]
+        return torch.stack([there, (there > 0) * pixels[:IGNORE_INDEX].sum()])
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for found in ahead(pool, count, range(worker.rank, len(data.train), worker.world_size), 2 * threads):
+            counts += found
     pixels, frames = all_reduce(worker, counts.to(worker.device)).cpu()
     return losses.median_frequencies(pixels, frames).tolist()

@@ -53,7 +53,7 @@ def normalize(
     images_bchw: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
     """0..1 → zero mean and unit spread a channel."""
-    centre, spread = (_send(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
+    centre, spread = (sent(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
     return images_bchw.sub(centre).div_(spread)
 
 
@@ -73,7 +73,7 @@ def augment(
 
     def draw(low: float, high: float, *shape: int) -> torch.Tensor:
         values = torch.rand(shape or (len(masks_bhw),), generator=generator) * (high - low) + low
-        return _send(values, images_bhwc.device)
+        return sent(values, images_bhwc.device)
 
     images = normalize(_recolor(to_float(images_bhwc), config, draw), mean, std)
     # Zeros come from outside: the mean colour of a normalised image, and in 255 − class what void is too.
@@ -89,7 +89,7 @@ def augment(
     return images.contiguous(memory_format=torch.channels_last), masks
 
 
-def _send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A few numbers to the device. From memory that is not pinned the host may have to wait for all that the device
     has queued (CUDA runtime API, "API synchronization behavior")."""
     if device.type == "cuda":
@@ -114,7 +114,7 @@ def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.
 def _hue(turn: torch.Tensor, vivid: torch.Tensor) -> torch.Tensor:
     """[B, 3, 3] in RGB: turn of the chroma plane of YIQ by `turn` radians, chroma × `vivid`."""
     yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # NTSC 1953
-    to_yiq, to_rgb = (_send(matrix, turn.device) for matrix in (yiq, torch.linalg.inv(yiq)))
+    to_yiq, to_rgb = (sent(matrix, turn.device) for matrix in (yiq, torch.linalg.inv(yiq)))
     matrix = torch.zeros(len(turn), 3, 3, device=turn.device)
     matrix[:, 0, 0] = 1
     matrix[:, 1, 1] = matrix[:, 2, 2] = turn.cos() * vivid

@@ -5,13 +5,14 @@ The loop knows Ray only through a Worker; RayWorker is in segray.cluster.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 import torch.distributed
 
-from segray.config import TrainSection
+from segray.config import ClusterSection, TrainSection
 from segray.core.checkpoint import EpochRow
 from segray.errors import ConfigError
 
@@ -20,7 +21,7 @@ FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all work
 
 
 class Worker(Protocol):
-    """Where the loop runs: its rank of world_size processes, its device, and who is told of an epoch."""
+    """Where the loop runs: its rank of world_size processes, its device, and who is told of its progress."""
 
     rank: int
     world_size: int
@@ -28,6 +29,10 @@ class Worker(Protocol):
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model on the device, with gradients averaged over the workers."""
+        ...
+
+    def started(self, device: str) -> None:
+        """Called by every rank before the first epoch, with what the run computes on."""
         ...
 
     def report(self, row: EpochRow) -> None:
@@ -46,8 +51,42 @@ class LocalWorker:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.to(self.device)
 
+    def started(self, device: str) -> None:
+        pass
+
     def report(self, row: EpochRow) -> None:
         pass
+
+
+def local_device(config: ClusterSection) -> str:
+    """For torch: this machine's GPU where it has one, unless `cluster.gpu` says otherwise."""
+    wanted = torch.cuda.is_available() if config.gpu is None else config.gpu
+    if wanted and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpu is true, and this machine has no GPU that torch can use; leave it out.")
+    return "cuda" if wanted else "cpu"
+
+
+def runs_on(config: TrainSection, worker: Worker) -> str:
+    """What all workers together compute on, for people: '8 × H100 80GB HBM3, bf16'."""
+    kinds = [_kind(worker.device)] * worker.world_size
+    if worker.world_size > 1:
+        torch.distributed.all_gather_object(kinds, _kind(worker.device))
+    dtype = training_dtype(config, worker.device)
+    precision = next(name for name, known in DTYPES.items() if known == dtype)
+    return f"{', '.join(_several(kind, count) for kind, count in Counter(kinds).items())}, {precision}"
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
+    threads = torch.get_num_threads()
+    return f"CPU worker × {threads} thread{'s' * (threads > 1)}"
+
+
+def _several(kind: str, count: int) -> str:
+    if kind.startswith("CPU worker"):
+        return f"{count} {kind.replace('worker', 'worker' + 's' * (count > 1))}"
+    return f"{count} × {kind}"
 
 
 def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segray.config import ModelSection, load
 from segray.core import checkpoint, loop, objective, optim, workers
@@ -286,6 +287,37 @@ def test_a_last_group_of_accumulated_steps_counts_as_much_as_the_others(settings
         loop.train_epoch(LocalWorker(), learner, config, data, 1)
     plain, grouped = scales[:3], scales[3:]
     assert grouped == pytest.approx([plain[0] / 2, plain[1] / 2, plain[2]], rel=1e-3)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a number that is read, places that are looked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount")
+        self.count += func.overloadpacket.__name__ in names
+        self.count += func.overloadpacket.__name__ == "index" and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "dice", "ohem"])
+def test_the_host_does_not_wait_for_the_device_in_a_step(settings, data, loss):
+    """By SGD, as AdamW reads the numbers of its steps, which are on the CPU."""
+    counts = []
+    for frames in (2, 6):
+        config = settings(train__loss=loss, train__optimizer="sgd", augment__mix="classmix", train__gradient_clip=1.0)
+        model = build(config.model, 11)
+        goal = objective.make_objective(LocalWorker(), config, data)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        learner = loop.Learner(model, optim.make_optimizer(model, config.train), scaler, goal)
+        part = TrainData(MemorySamples(data.train.samples[:frames]), data.val, SPACE, (32, 32))
+        with Waits() as waits:
+            loop.train_epoch(LocalWorker(), learner, config, part, 1)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_patience_ends_a_run_and_the_same_call_does_not_go_on(settings, data, tmp_path):

@@ -167,6 +167,15 @@ def test_dice_and_lovasz_ask_nothing_of_classes_that_the_batch_lacks():
         assert LOSSES[name](one_more, masks).item() == pytest.approx(LOSSES[name](logits, masks).item(), abs=1e-6)
 
 
+def test_lovasz_sorts_the_classes_that_a_batch_holds(monkeypatch):
+    logits, masks = batch(classes=4)
+    masks[(masks == 1) | (masks == 3)] = 255
+    counts, sort = [], torch.Tensor.sort
+    monkeypatch.setattr(torch.Tensor, "sort", lambda *args, **given: counts.append(1) or sort(*args, **given))
+    LOSSES["lovasz"](logits, masks)
+    assert len(counts) == 2
+
+
 def test_distillation_is_zero_for_equal_logits_and_the_kl_of_softened_ones():
     student, masks = two_pixels(0.5, 0.5)
     teacher, _ = two_pixels(0.8, 0.8)

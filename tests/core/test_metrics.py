@@ -81,6 +81,32 @@ def test_boundary_regions_by_hand():
     assert boundary_counts(truth, truth, 2)[0].tolist() == [36 + 20, 36 + 20]
 
 
+def one_class_after_the_other(truth, pred, num_classes, reach):
+    """Boundary IoU's counts as its paper has them: a mask without its erosion, for each class."""
+    counts = np.zeros((num_classes, 2), np.int64)
+    pred = np.where(truth == 255, 255, pred)
+    size = 2 * reach + 1
+    for label in range(num_classes):
+        rims = []
+        for mask in (truth == label, pred == label):
+            inside = np.lib.stride_tricks.sliding_window_view(np.pad(mask, reach), (size, size)).all((2, 3))
+            rims.append(mask & ~inside)
+        counts[label] = (rims[0] & rims[1]).sum(), (rims[0] | rims[1]).sum()
+    return counts
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (5, 5), (37, 64), (64, 37)])
+@pytest.mark.parametrize("ratio", [0.02, 0.1])
+def test_boundary_regions_of_all_classes_at_once_are_those_of_each(size, ratio):
+    rng = np.random.default_rng(size[0])
+    blocks = rng.choice([0, 1, 2, 3, 255], (2, 16, 16))
+    truth, pred = (np.kron(one, np.ones((5, 5), np.uint8)).astype(np.uint8)[: size[0], : size[1]] for one in blocks)
+    reach = max(1, round(ratio * math.hypot(*size)))
+    found = boundary_counts(truth, pred, 4, ratio=ratio)
+    assert found.dtype == np.int64
+    assert found.tolist() == one_class_after_the_other(truth, pred, 4, reach).tolist()
+
+
 def test_void_has_no_part_in_boundaries():
     truth = np.zeros((10, 10), np.uint8)
     truth[:, 5:] = 1

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_stopped(settings):
     config = settings(cluster__workers=2, train__epochs=1)
-    seen = []
-    first = train(config, on_row=seen.append)
+    seen, devices = [], []
+    first = train(config, on_row=seen.append, on_start=devices.append)
     dataset = open_dataset(config.data)
     labelled = sum(
         int((read_sample(ref, dataset.label_space, (32, 48)).mask_hw != 255).sum())
@@ -41,6 +41,8 @@ def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_
     second = train(config.changed({"train.epochs": 2}), on_row=seen.append)
     assert [row["epoch"] for row in seen] == [1, 2]
     assert second.history[0] == first.history[0]
+    assert devices == [first.history[0]["device"]]
+    assert devices[0].startswith("2 CPU workers × 1 thread, ")
 
 
 def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray(settings, tmp_path):
@@ -137,7 +139,7 @@ def test_more_gpus_than_there_are_is_said_at_once(settings, ray_session):
         train(settings(cluster__workers=2, cluster__gpu=True))
     assert str(error.value) == (
         f"2 GPUs asked, {ray_session.gpus} in the cluster. Lower the number of workers, add a node to the cluster, or, "
-        "where an autoscaler does, give it time: --set cluster.wait=20m."
+        "where an autoscaler does, give it time: --set cluster.wait=20m. To do without GPUs: --set cluster.gpu=false."
     )
 
 

@@ -1,0 +1,86 @@
+"""A training run from its start, without Ray: on what it runs, and what is left of one that could not begin."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from segray import train as stage
+from segray.config import load
+from segray.core import loop
+from segray.core.datasets import streets
+from segray.errors import DataError, ModelError
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return streets.write(tmp_path_factory.mktemp("town") / "streets", train=2, val=1, size=(32, 48), video_s=0)
+
+
+@pytest.fixture
+def settings(town, tmp_path):
+    """A run of one epoch of one step; keyword arguments are settings with __ for the dot."""
+
+    def make(**more):
+        values = {
+            "data.format": "streets", "data.root": str(town), "model.arch": "unet-plain", "model.options": {"channels": 4},
+            "train.batch_size": 2, "train.epochs": 1, "train.out": str(tmp_path / "run"), "cluster.workers": 0,
+        }  # fmt: skip
+        return load(None, values | {key.replace("__", "."): value for key, value in more.items()})
+
+    return make
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(None, "cuda"), (False, "cpu"), (True, "cuda")])
+def test_a_run_without_ray_is_on_this_machines_gpu_where_it_has_one(settings, monkeypatch, gpu, device):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loop, "fit", lambda worker, *rest: given.append(worker.device.type))
+    stage.train(settings(cluster__gpu=gpu))
+    assert given == [device]
+
+
+def test_a_run_says_what_it_computes_on_before_its_first_epoch_and_keeps_it(settings):
+    torch.set_num_threads(1)
+    told = []
+    config = settings(train__precision="fp32")
+    result = stage.train(config, on_row=lambda row: told.append(row["epoch"]), on_start=told.append)
+    assert told == ["1 CPU worker × 1 thread, fp32", 1]
+    assert result.history[0]["device"] == told[0]
+
+
+def test_a_run_that_fails_before_its_first_epoch_leaves_nothing_that_refuses_the_corrected_command(
+    settings, town, tmp_path
+):
+    root = tmp_path / "town"
+    shutil.copytree(town, root)
+    (mask,) = sorted((root / "trainannot").glob("*"))[:1]
+    Image.new("L", (48, 32), 40).save(mask)
+    with pytest.raises(DataError, match="has class id 40"):
+        stage.train(settings(data__root=str(root), train__learning_rate=0.1))
+    assert list((tmp_path / "run").iterdir()) == []
+    result = stage.train(settings(data__root=str(root), data__id_map={40: 255}, train__learning_rate=0.2))
+    assert len(result.history) == 1
+
+
+def test_to_freeze_random_weights_is_refused_with_what_to_do(settings, tmp_path):
+    with pytest.raises(ModelError) as error:
+        stage.train(settings(model__arch="unet", model__options={}, train__freeze_encoder=True))
+    assert str(error.value) == (
+        "train.freeze_encoder would keep an encoder of random weights as it is (model.encoder_weights is none). Give it "
+        "pretrained ones, --weights imagenet or a file, or leave --freeze-encoder out."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_to_go_on_after_the_end_of_a_schedule_says_how_the_rate_jumps(settings, caplog):
+    stage.train(settings(train__schedule="cosine", train__batch_size=1, train__epochs=2))
+    assert caplog.messages == []
+    stage.train(settings(train__schedule="cosine", train__batch_size=1, train__epochs=4))
+    (line,) = caplog.messages
+    assert line.startswith("Epoch 2 ended at a learning rate of ")
+    assert line.endswith("; by the schedule of now 4 epochs the next one begins at 0.0005.")
+    caplog.clear()
+    stage.train(settings(train__schedule="cosine", train__batch_size=1, train__epochs=4))
+    assert caplog.messages == []
