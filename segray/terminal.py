@@ -260,9 +260,9 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
     devices: set[str] = set()
 
     def line(row: EpochRow) -> str:
-        if row["device"] not in devices:
-            devices.add(row["device"])
-            say(f"Trials train on {row['device']}.")
+        if (device := row.get("device")) and device not in devices:  # an older run's rows have none
+            devices.add(device)
+            say(f"Trials train on {device}.")
         return epoch_line(row, read_settings(out).train.epochs)
 
     if not console.is_terminal:
