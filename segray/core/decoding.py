@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import av
 import numpy as np
@@ -39,6 +41,8 @@ RUN_IN = 2
 
 # FFmpeg looks for the encoder's name in the stream's first packet, to decode what old ones wrote as these meant it.
 NAMED_AT_FIRST = frozenset({"h264", "mpeg4"})
+# Containers that hold no index, and whose packets can be read from any byte on.
+BY_BYTE = frozenset({"mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc"})
 PALETTES = frozenset({"pal8", "monow", "monob"})  # come with the first packet alone
 
 
@@ -116,10 +120,23 @@ def _number_of(frame: Any, latest: int) -> int:
 
 
 class Shown(NamedTuple):
-    """A frame's turn. frame: None for one that is lost."""
+    """A frame's turn. frame: None for one that is lost. number: of its packet in the run, where the decoder tells."""
 
     frame: av.VideoFrame | None
     pts: int | None
+    number: int | None
+
+
+class Start(NamedTuple):
+    """A keyframe from which a video can be decoded whose frames are known by their index alone.
+
+    frame: its index. byte: where its packet stands in the file. ticks: its time of decoding. checksum: of its pixels.
+    """
+
+    frame: int
+    byte: int
+    ticks: int | None
+    checksum: int
 
 
 class Run(NamedTuple):
@@ -149,9 +166,45 @@ def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
             continue
         for frame in frames:  # the last packet of an interlaced video may be a field of the frame of the one before
             shown = max(shown, _number_of(frame, number) + frame.interlaced_frame)
-            yield Shown(frame, frame.pts)
+            yield Shown(frame, frame.pts, frame.opaque and frame.opaque.number)
     if shown < number:  # an error of the last packets, of which several threads tell nothing
         raise _DamagedError
+
+
+class Numbered(NamedTuple):
+    """Stamps of the frames in order, and where decoding can start; is_whole: no damage was met."""
+
+    stamps: list[int | None]
+    starts: list[Start]
+    is_whole: bool
+
+
+def number_frames(container: Any, stream: Any) -> Numbered:
+    """Decode from the beginning, up to damage if there is any."""
+    keys: dict[int, tuple[int, int | None]] = {}
+    bytes_seen: Counter[int | None] = Counter()  # several packets may begin in one of the container's
+
+    def noted() -> Iterator[Any]:
+        for number, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+            bytes_seen[packet.pos] += 1
+            if number and packet.is_keyframe and packet.pos is not None and _stands_alone(stream, packet):
+                keys[number] = packet.pos, packet.dts
+            yield packet
+
+    stamps: list[int | None] = []
+    starts: list[Start] = []
+    is_whole = False
+    with suppress(*DAMAGE):
+        for frame, pts, number in decode_fast(stream, Run(noted())):
+            if number in keys and frame is not None and stream.codec_context.pix_fmt not in PALETTES:
+                starts.append(Start(len(stamps), *keys.pop(number), checksum(frame)))
+            stamps.append(pts)
+        is_whole = True
+    return Numbered(stamps, [start for start in starts if bytes_seen[start.byte] == 1], is_whole)
+
+
+def checksum(frame: av.VideoFrame) -> int:
+    return crc32(frame.to_ndarray(format="rgb24").tobytes())
 
 
 def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
@@ -162,7 +215,8 @@ def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
                 continue
             packet.opaque = _Tag(number)
         for frame in frames_of(stream, packet, lenient=True):
-            yield Shown(frame if damage.spares(_number_of(frame, number), frame.pts) else None, frame.pts)
+            is_sound = damage.spares(_number_of(frame, number), frame.pts)
+            yield Shown(frame if is_sound else None, frame.pts, frame.opaque and frame.opaque.number)
 
 
 def frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
@@ -284,6 +338,32 @@ def _until_damage(packets: Iterator[Any]) -> Iterator[Any]:
         return
 
 
+def start_at(container: Any, stream: Any, at: Start) -> Run | None:
+    """Packets from this keyframe on; None where seeking does not find it."""
+    packets, landed = container.demux(stream), False
+    try:
+        _name_encoder(stream, packets)
+        if container.format.name in BY_BYTE:
+            container.seek(at.byte, unsupported_byte_offset=True)
+        elif at.ticks is not None:
+            container.seek(at.ticks, stream=stream)
+        for packet in packets:
+            landed |= packet.pos == at.byte
+            if landed and packet.is_keyframe and packet.size:  # what is left of the frame before it may come first
+                return Run(chain([packet], packets))
+            if packet.pos is not None and packet.pos > at.byte:
+                break
+    except DAMAGE:
+        pass
+    return None
+
+
+def _name_encoder(stream: Any, packets: Iterator[Any]) -> None:
+    if stream.codec_context.name in NAMED_AT_FIRST:
+        with suppress(av.FFmpegError):
+            stream.codec_context.decode(next(packets))
+
+
 def start(container: Any, stream: Any, first: int, early_s: float | None) -> Run | None:
     """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
     decoder, packets = stream.codec_context, container.demux(stream)
@@ -300,9 +380,7 @@ def start(container: Any, stream: Any, first: int, early_s: float | None) -> Run
 
     settled = None
     try:
-        if decoder.name in NAMED_AT_FIRST:
-            with suppress(av.FFmpegError):
-                decoder.decode(next(packets))
+        _name_encoder(stream, packets)
         key = keyframe(first, early_s)
         for _ in range(RUN_IN):
             if key is None or _stands_alone(stream, key):

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from segray.core import images, inputs, storage
 from segray.core.ahead import ahead
+from segray.core.decoding import Start
 from segray.core.plan import PlanRow, frame_key, place_of
 from segray.core.video import LOST_FRAME, read_frames
 from segray.errors import DataError
@@ -164,7 +165,8 @@ def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Itera
     error: DataError | None = None
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
-        found = read_frames(place, [frame_key(frame.row) for frame in waiting], by_index=by_index)
+        keys = [frame_key(frame.row) for frame in waiting]
+        found = read_frames(place, keys, by_index=by_index, begin=_begin(rows))
         while True:
             with clock("decode"), storage.reading_input(place):
                 decoded = next(found, None)
@@ -181,6 +183,12 @@ def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Itera
         error = problem
     for frame in waiting:
         yield _lost(frame, error)
+
+
+def _begin(rows: list[PlanRow]) -> Start | None:
+    """Where decoding may begin: nowhere but at the beginning where one row has to be counted from there."""
+    starts = [row.get("start") for row in rows]  # a plan of an older version has none
+    return Start(**starts[0]) if starts[0] and all(starts) else None  # type: ignore[arg-type]
 
 
 def _lost(frame: Frame, error: DataError | None = None) -> Frame:

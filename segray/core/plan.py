@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from segray.core import inputs, storage
 from segray.core.ahead import ahead
 from segray.core.datasets.pairs import find_images, frame_path, match_masks
+from segray.core.decoding import Start
 from segray.core.inputs import Found
 from segray.core.samples import LabelSpace
 from segray.core.video import LOST_FRAME, VideoIndex, index_video
@@ -46,6 +47,7 @@ PLAN_SCHEMA = pa.schema(
         ("frame_index", pa.int64()),
         ("pts", pa.int64()),
         ("before_pts", pa.int64()),  # the frame_key() of the frame that the plan holds before this one
+        ("start", pa.struct([(name, pa.int64()) for name in Start._fields])),  # for this frame and the one before
         ("time_s", pa.float64()),
         ("error_code", pa.string()),
         ("error", pa.string()),
@@ -75,6 +77,7 @@ class PlanRow(TypedDict):
     frame_index: int | None
     pts: int | None
     before_pts: int | None
+    start: dict[str, int | None] | None
     time_s: float | None
     error_code: str | None
     error: str | None
@@ -291,14 +294,17 @@ def _chosen(
     """Of each unit the rows that are to be labelled, each video's with the frame that stands before."""
     left = settings["limit"] if failed is None else None
     before: PlanRow | None = None
+    start: dict[str, int | None] | None = None
     for unit in units:
         if settings["sample"] is not None:
             # The id is a hash: the same files are in every sample of this share.
             unit = [row for row in unit if int(row["input_id"][:8], 16) < settings["sample"] * 2**32]
         for row in unit:
             if row["video_uri"] is not None and row["frame_index"] is not None:
-                row["before_pts"] = frame_key(before) if before and before["uri"] == row["uri"] else None
-                before = row
+                own, is_next = row["start"], before is not None and before["uri"] == row["uri"]
+                row["before_pts"] = frame_key(before) if before and is_next else None
+                row["start"] = start if is_next else own
+                before, start = row, own
         if failed is not None:
             unit = [{**row, "repeats": key} for row in unit if (key := _key(row, failed, known))]
         yield unit[:left]
@@ -324,7 +330,7 @@ def _pack(units: Iterator[list[PlanRow]], size: int) -> Iterator[list[PlanRow]]:
     """Units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
     shard: list[PlanRow] = []
     for unit in units:
-        seekable = not unit or unit[0]["pts"] is not None
+        seekable = not unit or unit[0]["pts"] is not None or unit[0]["start"] is not None
         longest = size * (LONGEST if seekable else LONGEST_UNSEEKABLE)
         for start in range(0, len(unit), longest):
             shard += unit[start : start + longest]
@@ -386,6 +392,8 @@ def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> l
             pts=None if index.pts is None else index.pts[i],
             time_s=index.times_s[i],
         )
+        if start := index.start_of(i):
+            row["start"] = start._asdict()
         if i in index.lost:
             row |= {"error_code": "decode_error", "error": f"{uri}: {LOST_FRAME}"}
         units[-1].append(row)
@@ -447,6 +455,7 @@ def _row(
         "frame_index": frame_index,
         "pts": pts,
         "before_pts": None,
+        "start": None,
         "time_s": time_s,
         "error_code": error_code or file.error_code,
         "error": error or file.error,

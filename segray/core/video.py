@@ -8,6 +8,7 @@ decoded from its beginning, once to number the frames and again for each span of
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,14 +25,18 @@ from segray.core.decoding import (
     SEEK_EARLY_S,
     Damage,
     Run,
+    Start,
     Upright,
     check_moves,
+    checksum,
     decode_around,
     decode_fast,
     find_damage,
     frames_of,
+    number_frames,
     open_video,
     start,
+    start_at,
     video_stream,
     video_streams,
 )
@@ -60,6 +65,7 @@ class VideoIndex:
     times_s: from the first frame.
     pts: in the stream's ticks; None where stamps do not name the frames, which are then found by their index.
     lost: frames that are known to be damaged already.
+    starts: keyframes of such a video from which frames up to the first lost one can be decoded, but for the first.
     damage: what is missing after the last frame, where the file says or shows that it was longer.
     streams: so many videos the file holds; these are the frames of one.
     """
@@ -68,8 +74,16 @@ class VideoIndex:
     keyframes: tuple[int, ...]
     pts: tuple[int, ...] | None
     lost: frozenset[int] = frozenset()
+    starts: tuple[Start, ...] = ()
     damage: str | None = None
     streams: int = 1
+
+    def start_of(self, frame: int) -> Start | None:
+        """Where to begin for a frame of a video without usable stamps; None: at the beginning."""
+        if not self.starts or frame >= min(self.lost, default=len(self.times_s)):
+            return None  # behind damage a decoder that began elsewhere may count otherwise
+        at = bisect_right(self.starts, frame, key=lambda start: start.frame)
+        return self.starts[at - 1] if at else None
 
     @property
     def keys(self) -> Sequence[int]:
@@ -121,12 +135,13 @@ def index_video(uri: str) -> VideoIndex:
         check_moves(uri)
     if not stamps:
         raise DataError(f"{uri} holds no video frame.")
+    starts: list[Start] = []
     in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
     if in_order and listing.agrees and _name_frames(stamps):
         torn = _torn(listing)
         shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
     else:
-        shown = _number(uri, listing.begins_cut)
+        shown, starts = _number(uri, listing.begins_cut)
         if not shown:
             check_moves(uri)
             raise DataError(f"{uri} holds no video frame that can be decoded.")
@@ -136,11 +151,15 @@ def index_video(uri: str) -> VideoIndex:
         if in_order:
             shown.sort()
     keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
+    lost = frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure)
+    starts = [] if in_order else [at for at in starts if at.frame < min(lost, default=len(shown))]
+    by_index = (0, *(at.frame for at in starts))
     return VideoIndex(
         times_s=tuple(_times_s([pts for pts, _ in shown], listing)),
-        keyframes=tuple(i for i, (pts, _) in enumerate(shown) if pts in keys) if in_order else (0,),
+        keyframes=tuple(i for i, (pts, _) in enumerate(shown) if pts in keys) if in_order else by_index,
         pts=tuple(pts for pts, _ in shown) if in_order else None,
-        lost=frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure),
+        lost=lost,
+        starts=tuple(starts),
         damage=listing.damage,
         streams=listing.streams,
     )
@@ -262,17 +281,22 @@ class _Probe:
         self.interlaced |= any(frame.interlaced_frame for frame in frames)
 
 
-def _number(uri: str, begins_cut: bool) -> list[tuple[Any, bool]]:
-    """The stamp of each frame, by decoding from the beginning, and whether the frame is sound."""
+def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[Start]]:
+    """The stamp of each frame, by decoding from the beginning, and whether the frame is sound; and known starts."""
+    starts: list[Start] = []
     if not begins_cut:
-        with open_video(uri) as container, suppress(*DAMAGE):
-            stream = video_stream(container, uri)
-            return [(pts, True) for _, pts in decode_fast(stream, Run(container.demux(stream)))]
+        with open_video(uri) as container:
+            stamps, starts, is_whole = number_frames(container, video_stream(container, uri))
+        with open_video(uri) as container:
+            if starts and start_at(container, video_stream(container, uri), starts[-1]) is None:
+                starts = []  # a container without an index
+            if is_whole:
+                return [(pts, True) for pts in stamps], starts
     damage = find_damage(uri, begins_cut=begins_cut)
     with open_video(uri) as container:
         stream = video_stream(container, uri, threads="NONE", strict=False)
         shown = decode_around(stream, Run(container.demux(stream)), damage)
-        return [(pts, frame is not None) for frame, pts in shown]
+        return [(pts, frame is not None) for frame, pts, _ in shown], starts
 
 
 def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
@@ -329,45 +353,60 @@ class _Outcome(Enum):
     DAMAGED = auto()
 
 
-def read_frames(uri: str, keys: Sequence[int], *, by_index: bool = False) -> Iterator[Frame]:
+def read_frames(
+    uri: str, keys: Sequence[int], *, by_index: bool = False, begin: Start | None = None
+) -> Iterator[Frame]:
     """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
     Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
     keyframe: what lies between refers to what is lost. DataError when the file cannot be opened as a video.
 
-    by_index: keys are indices, and decoding starts at the beginning. Frames that the index calls lost are not asked.
+    by_index: keys are indices, and decoding starts at `begin`, as the index has it for the first of them, or at the
+    beginning. Frames that the index calls lost are not asked.
     """
     wanted = set(keys)
     if not wanted:
         return
-    for early_s in (None,) if by_index else SEEK_EARLY_S:
-        outcome = yield from _read(uri, wanted, by_index, early_s)
+    tries: tuple[Start | float | None, ...] = SEEK_EARLY_S
+    if by_index:
+        tries = (begin, None) if begin else (None,)
+    for where in tries:
+        outcome = yield from _read(uri, wanted, by_index, where)
         if outcome is _Outcome.DAMAGED:
-            damage = Damage() if by_index else find_damage(uri, wanted, early_s)
-            outcome = yield from _read(uri, wanted, by_index, early_s, damage)
+            damage = Damage() if by_index or isinstance(where, Start) else find_damage(uri, wanted, where)
+            outcome = yield from _read(uri, wanted, by_index, where, damage)
         if outcome is _Outcome.DONE:
             return  # the caller sees which frames are missing, and writes a row for each
 
 
 def _read(
-    uri: str, wanted: set[int], by_index: bool, early_s: float | None, damage: Damage | None = None
+    uri: str, wanted: set[int], by_index: bool, where: Start | float | None, damage: Damage | None = None
 ) -> Generator[Frame, None, _Outcome]:
     """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
     latest: int | None = None  # that was found
     first, last, upright = min(wanted), max(wanted), Upright()
+    begin = where if isinstance(where, Start) else None
+    index = None if begin else 0  # of the next frame
     with open_video(uri) as container:
         stream = video_stream(container, uri, threads="NONE" if damage else "AUTO", strict=damage is None)
-        run = start(container, stream, first, early_s)
+        run = start_at(container, stream, where) if isinstance(where, Start) else start(container, stream, first, where)
         if run is None:
             return _Outcome.MISSED
         shown = decode_around(stream, run, damage) if damage else decode_fast(stream, run)
         hurt = bool(damage and damage.hurt)
         try:
-            for number, (frame, pts) in enumerate(shown):
-                key = number if by_index else pts
+            for frame, pts, number in shown:
+                if index is None and begin:  # what is shown before the keyframe is another run's
+                    if number != 0:
+                        continue
+                    if frame is None or checksum(frame) != begin.checksum:
+                        return _Outcome.MISSED
+                    index = begin.frame
+                key = index if by_index else pts
+                index = None if index is None else index + 1
                 if frame is None or key is None:
                     continue
-                if latest is None and not hurt and early_s is not None and key > first:
+                if latest is None and not hurt and where is not None and key > first:
                     return _Outcome.MISSED
                 if key in wanted and (latest is None or key > latest):  # a damaged file was seen to go back in time
                     latest = key

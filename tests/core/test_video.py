@@ -13,8 +13,8 @@ from labelled import settings_of
 from PIL import Image
 from videos import B_FRAMES, CODECS, HEVC, KINDS, VP9, h264_units, has, picture, straight, transport_stream, write
 
+from segray.core import decoding, storage
 from segray.core import s3 as s3_requests
-from segray.core import storage
 from segray.core.datasets import streets
 from segray.core.decoding import metadata_options
 from segray.core.frames import Clock, decoded
@@ -75,6 +75,36 @@ def test_rows_are_the_frames_of_a_straight_decode(tmp_path, made, name):
         got = list(read_frames(uri, [index.keys[i] for i in some], by_index=index.pts is None))
         assert [frame.key for frame in got] == [index.keys[i] for i in sorted(some)]
         assert all(np.array_equal(got[k].image_hwc, frames[i]) for k, i in enumerate(sorted(some)))
+
+
+@pytest.mark.parametrize(
+    "name", ["mpeg2.vob", "mpeg2.mpg", "hevc.hevc", "mpeg4 with B-frames.avi", "h264 with B-frames.h264"]
+)
+def test_a_video_that_is_numbered_by_decoding_is_decoded_twice_and_not_again_for_each_shard(
+    tmp_path, name, monkeypatch
+):
+    """Once to number its frames, and once to label them, each shard from the keyframe before the frame that leads it."""
+    if not has(CODECS.get(name.partition(".")[0], "libx264")):
+        pytest.skip("this PyAV cannot write it")
+    uri, packets = str(tmp_path / name), []
+    options = {
+        "hevc": HEVC,
+        "mpeg2": {"codec": "mpeg2video", "bf": "2"},
+        "mpeg4 with B-frames": {"codec": "mpeg4", "bf": "2"},
+    }
+    write(uri, pts=range(160), fps=25, **options.get(name.partition(".")[0], B_FRAMES))
+    frames = straight(uri)
+    assert index_video(uri).pts is None
+    given = decoding.frames_of
+    monkeypatch.setattr(decoding, "frames_of", lambda *args, **how: packets.append(args) or given(*args, **how))
+    rows = frames_of(make_plan(str(tmp_path / "out"), settings_of([uri], shard_size=16), streets.LABEL_SPACE))
+    assert [row["frame_index"] for row, _ in rows] == list(range(len(frames)))
+    assert all(np.array_equal(image, frame) for (_, image), frame in zip(rows, frames, strict=True))
+    assert len(packets) < 4 * len(frames)
+    at = index_video(uri).start_of(60)
+    for wrong in (at._replace(checksum=0), at._replace(byte=at.byte + 1), at._replace(byte=10**9)):
+        (frame,) = read_frames(uri, [60], by_index=True, begin=wrong)
+        assert np.array_equal(frame.image_hwc, frames[60])
 
 
 def test_two_recordings_in_one_file_have_each_frame_once(tmp_path):
