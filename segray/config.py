@@ -113,8 +113,14 @@ class ModelSection(Section):
 class AugmentSection(Section):
     """Random changes of a training batch; ranges are uniform."""
 
-    scale: tuple[float, float] = Field((0.5, 2.0), description="zoom; below 1 shows void around the frame")
-    crop: Size | None = Field(None, description="height x width that training sees; default: data.size")
+    scale: tuple[float, float] | None = Field(
+        None,
+        description="zoom; default: up to 2, and down to 0.5 where the frame still fills the crop; else void is seen",
+    )
+    crop: Size | None = Field(
+        None,
+        description="height x width that training sees; default: data.size, halved until it is at most 720x960 pixels",
+    )
     max_class_share: float = Field(0.75, gt=0, le=1, description="a crop with more of one class is drawn anew")
     rotate_deg: float = Field(5.0, ge=0, le=180)
     flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")

@@ -79,7 +79,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     plan = _check(config)
     config = in_epochs(config, len(plan.train))
     with alone(out):
-        config = _claim(config, overwrite)
+        config = _claim(config, overwrite, plan.size)
         with (
             begun(out, MADE, lambda: _has_results(out)),
             cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has,
@@ -140,7 +140,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     """The trials, and by name the hours that one worker here would train each to its end: a step of each is tried."""
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
-    config = in_epochs(config, len(plan.train))
+    config = as_begun(in_epochs(config, len(plan.train)), config.sweep.out, False, plan.size)
     took: dict[str, float] = {}
     hours = {}
     for trial in trials:
@@ -370,10 +370,10 @@ def _publish(out: str, board: list[LeaderboardRow]) -> None:
     bundle.copy_to(storage.join(out, BEST), storage.join(out, "trials", chosen, BEST))
 
 
-def _claim(config: Config, overwrite: bool) -> Config:
+def _claim(config: Config, overwrite: bool, size: tuple[int, int]) -> Config:
     """Make `sweep.out` this sweep's folder; its settings. What they leave open, each trial chooses for itself."""
     out = config.sweep.out
-    config = config if overwrite else as_begun(config, out)
+    config = as_begun(config, out, overwrite, size)
 
     def differences(before: Config) -> list[str]:
         # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.

@@ -31,6 +31,7 @@ from segray.core.frame_cache import FrameCache
 from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
+from segray.core.transforms import usual_crop
 from segray.core.workers import LocalWorker, local_device
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError, StorageError
 
@@ -42,7 +43,7 @@ FREE_KEYS = {  # may change between a run and its resumption
     "train.compile", "model.weights_dir",
 }  # fmt: skip
 
-CHOSEN = ("train.learning_rate", "train.weight_decay")  # where they are not given
+CHOSEN = ("train.learning_rate", "train.weight_decay", "augment.scale", "augment.crop")  # where they are not given
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
 MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
 
@@ -110,7 +111,7 @@ def train(
     config = absolute(config)
     out = config.train.out
     plan = plan_data(config)
-    config = claim(in_epochs(config, len(plan.train)), overwrite)
+    config = claim(in_epochs(config, len(plan.train)), overwrite, plan.size)
     history = read_history(out)
     if is_finished(config.train, history):
         return TrainResult(out, storage.join(out, BEST), history)
@@ -318,21 +319,25 @@ def _loop(given: dict[str, Any]) -> None:
         loop.fit(cluster.RayWorker(config.train.out), config, data, cluster.get(given["weights"]))
 
 
-def claim(config: Config, overwrite: bool) -> Config:
+def claim(config: Config, overwrite: bool, size: tuple[int, int] | None = None) -> Config:
     """Make `train.out` this run's folder; the settings that it trains with, which it keeps.
 
-    OutputExists when it holds something else, unless `overwrite`.
+    size: of the frames, for the crop of a new run. OutputExists when it holds something else, unless `overwrite`.
     """
-    config = (config if overwrite else as_begun(config, config.train.out)).resolved()
+    config = as_begun(config, config.train.out, overwrite, size).resolved()
     claim_folder(config.train.out, "training run", MADE, overwrite, lambda before: different(before, config))
     storage.replace(storage.join(config.train.out, SETTINGS), config.to_yaml(SECTIONS).encode())
     return config
 
 
-def as_begun(config: Config, out: str) -> Config:
-    """The settings, and what they leave open as the run in `out` began with it: another segray may choose otherwise."""
-    if not storage.exists(storage.join(out, SETTINGS)):
-        return config
+def as_begun(config: Config, out: str, overwrite: bool, size: tuple[int, int] | None) -> Config:
+    """The settings, and what they leave open as the run in `out` began with it: another segray may choose otherwise.
+
+    A new run of frames of this size gets their usual crop.
+    """
+    if overwrite or not storage.exists(storage.join(out, SETTINGS)):
+        crop = config.augment.crop or (usual_crop(size) if size else None)
+        return config.changed({"augment.crop": crop})
     now, before = (c.model_dump(mode="json") for c in (config, read_settings(out)))
     keys = (key.split(".") for key in CHOSEN)
     return config.changed({f"{part}.{key}": before[part][key] for part, key in keys if now[part][key] is None})

@@ -28,3 +28,15 @@ def test_a_run_that_began_with_other_defaults_goes_on_with_them(tmp_path):
         claim(same.changed({"train.learning_rate": 0.5}), overwrite=False)
     claim(same, overwrite=True)
     assert kept(tmp_path) == ("sgd", 1e-2, 5e-4)
+
+
+def test_large_frames_are_cropped_in_new_runs_and_not_in_those_that_began_whole(tmp_path):
+    new, old = ({"train.out": str(tmp_path / name)} for name in ("new", "old"))
+    assert claim(load(None, new), False, (1024, 2048)).augment.crop == (512, 1024)
+    assert claim(load(None, new), False, (1024, 2048)).augment.crop == (512, 1024)
+    given = {"augment.crop": "768x768"}
+    assert claim(load(None, new | given), True, (1024, 2048)).augment.crop == (768, 768)
+    claim(load(None, old | {"augment.scale": [0.5, 2.0]}), overwrite=False)  # as it was before there was a rule
+    whole = claim(load(None, old), False, (1024, 2048)).augment
+    assert (whole.crop, whole.scale) == (None, (0.5, 2.0))
+    assert claim(load(None, {"train.out": str(tmp_path / "small")}), False, (360, 480)).augment.crop is None

@@ -22,6 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CROP_TRIES = 10  # as mmsegmentation's RandomCrop
 LOOK_PX = 24  # side of the small mask that a crop is judged by
+WHOLE_PX = 720 * 960  # of a frame that training sees whole
 BLUR_TAPS = 7
 BLUR_SIGMA = (0.3, 1.5)  # pixels
 
@@ -147,7 +148,8 @@ def _affine(
 ) -> torch.Tensor:
     """Output → input coordinates, [count, 2, 3], in affine_grid's units of −1..1 a side."""
     height, width = frame
-    zoom = draw(math.log(config.scale[0]), math.log(config.scale[1]), count).exp()
+    low, high = config.scale or usual_zoom(frame, size)
+    zoom = draw(math.log(low), math.log(high), count).exp()
     angle = draw(-config.rotate_deg, config.rotate_deg, count).deg2rad()
     mirror = torch.where(draw(0, 1, count) < config.flip, -1.0, 1.0)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
@@ -155,6 +157,28 @@ def _affine(
     dx, dy = _place(width, size[1] / zoom, draw), _place(height, size[0] / zoom, draw)
     rows = [cos * wide * mirror, -sin * tall * height / width, dx, sin * wide * width / height * mirror, cos * tall, dy]
     return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def usual_zoom(frame: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """0.5 to 2 as in mmsegmentation, which crops half of the sides, but never so small that void is seen.
+
+    >>> usual_zoom((1024, 2048), (512, 1024)), usual_zoom((360, 480), (360, 480))
+    ((0.5, 2.0), (1.0, 2.0))
+    """
+    low = max(0.5, size[0] / frame[0], size[1] / frame[1])
+    return low, max(low, 2.0)
+
+
+def usual_crop(frame: tuple[int, int]) -> tuple[int, int] | None:
+    """Half of the sides, or a quarter, …, of a frame of more pixels than CamVid's 720×960; None for smaller ones.
+
+    >>> usual_crop((1024, 2048)), usual_crop((720, 960))
+    ((512, 1024), None)
+    """
+    height, width = frame
+    while height * width > WHOLE_PX:
+        height, width = height // 2, width // 2
+    return None if (height, width) == tuple(frame) else (height, width)
 
 
 def _place(side_px: int, view_px: torch.Tensor, draw: Draw) -> torch.Tensor:

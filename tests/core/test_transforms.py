@@ -9,7 +9,7 @@ from torch.nn import functional
 from segray.config import AugmentSection
 from segray.core.datasets import streets
 from segray.core.images import resize_image
-from segray.core.transforms import IMAGENET_MEAN, augment, fit, normalize, to_float
+from segray.core.transforms import IMAGENET_MEAN, augment, fit, normalize, to_float, usual_zoom
 
 STILL = AugmentSection(scale=(1, 1), rotate_deg=0, flip=0, brightness=0, contrast=0, saturation=0, max_class_share=1)
 
@@ -148,6 +148,19 @@ def test_outside_the_frame_the_picture_is_0_and_the_mask_void(seed):
     assert not (empty & ~void).any()
     beside = functional.max_pool2d((~void).float().unsqueeze(1), 3, 1, 1).squeeze(1) > 0
     assert empty[void & ~beside].all()  # the frame's edge is blended
+
+
+@pytest.mark.parametrize(
+    ("frame", "crop", "zoom"),
+    [((1024, 2048), (512, 1024), (0.5, 2)), ((360, 480), None, (1, 2)), ((512, 683), (512, 512), (1, 2))],
+)
+def test_the_usual_zoom_shows_no_void(frame, crop, zoom):
+    assert usual_zoom(frame, crop or frame) == zoom
+    masks = torch.zeros(6, frame[0] // 8, frame[1] // 8, dtype=torch.uint8)
+    config = AugmentSection(**PLAIN_COLORS, rotate_deg=0, crop=crop and (crop[0] // 8, crop[1] // 8))
+    generator = torch.Generator().manual_seed(0)
+    out = augment(torch.zeros(*masks.shape, 3, dtype=torch.uint8), masks, config, generator)[1]
+    assert (out == 255).float().mean() < 0.01
 
 
 def test_void_of_the_frame_stays_void_and_is_not_pasted():
