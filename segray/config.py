@@ -124,7 +124,7 @@ class AugmentSection(Section):
     max_class_share: float = Field(0.75, gt=0, le=1, description="a crop with more of one class is drawn anew")
     rotate_deg: float = Field(5.0, ge=0, le=180)
     flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")
-    brightness: float = Field(0.3, ge=0, lt=1, description="± share")
+    brightness: float | None = Field(None, ge=0, lt=1, description="± share of the whole range; default: 0.125")
     contrast: float = Field(0.3, ge=0, lt=1, description="± share")
     saturation: float = Field(0.3, ge=0, lt=1, description="± share")
     hue_deg: float = Field(0.0, ge=0, le=180, description="± degrees around the colour circle")

@@ -43,7 +43,9 @@ FREE_KEYS = {  # may change between a run and its resumption
     "train.compile", "model.weights_dir",
 }  # fmt: skip
 
-CHOSEN = ("train.learning_rate", "train.weight_decay", "augment.scale", "augment.crop")  # where they are not given
+CHOSEN = (  # where they are not given
+    "train.learning_rate", "train.weight_decay", "augment.scale", "augment.crop", "augment.brightness",
+)  # fmt: skip
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
 MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
 

@@ -22,6 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CROP_TRIES = 10  # as mmsegmentation's RandomCrop
 LOOK_PX = 24  # side of the small mask that a crop is judged by
+BRIGHTNESS = 0.125  # 32 of 255, as of SSD's and mmsegmentation's photometric distortion
 WHOLE_PX = 720 * 960  # of a frame that training sees whole
 BLUR_TAPS = 7
 BLUR_SIGMA = (0.3, 1.5)  # pixels
@@ -101,7 +102,8 @@ def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Tensor:
     """Contrast, brightness, saturation and hue of RGB in 0..1."""
     gain = draw(1 - config.contrast, 1 + config.contrast).view(-1, 1, 1)
-    shift = draw(-config.brightness, config.brightness).view(-1, 1, 1) + 0.5 - 0.5 * gain  # around middle grey
+    bright = BRIGHTNESS if config.brightness is None else config.brightness
+    shift = draw(-bright, bright).view(-1, 1, 1) + 0.5 - 0.5 * gain  # around middle grey
     if config.saturation == config.hue_deg == 0:
         return (images * gain.unsqueeze(1) + shift.unsqueeze(1)).clamp_(0, 1)
     # One 3×3 matrix an image, around the grey axis: saturation scales what is not grey, hue turns it.
