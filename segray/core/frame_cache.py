@@ -26,7 +26,7 @@ from segray.core.samples import Sample
 
 PREFIX = "segray-frames-"
 FREE_SHARE = 0.5  # of the disk's free room, where no limit is given
-WRITERS = 2  # threads of a process that write at once; the others read on, and a slow disk holds up no more of them
+WRITERS = 1  # threads of a process that write at once; the others read on, and a slow disk holds up no more of them
 
 
 class FrameCache:
