@@ -57,6 +57,7 @@ def _one_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
+Rgb = tuple[float, float, float]
 Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
     BeforeValidator(parse_size),
@@ -105,6 +106,8 @@ class ModelSection(Section):
         description="none, a name that smp knows such as imagenet, or a .safetensors or .pth file",
     )
     weights_dir: str | None = Field(None, description="folder or s3:// of weight files, for machines without internet")
+    mean: Rgb | None = Field(None, description="of RGB in 0..1, which is subtracted; default: the encoder's weights'")
+    std: Rgb | None = Field(None, description="of RGB in 0..1, which is divided by; default: the encoder's weights'")
     batch_norm: bool = Field(True, description="unet-plain: normalise between convolution and ReLU")
     one_logit: bool = Field(False, description="two classes from one logit a pixel; the other's is 0")
     options: dict[str, Any] = Field(default_factory=dict, description="more arguments of smp's decoder")
@@ -115,14 +118,14 @@ class AugmentSection(Section):
 
     scale: tuple[float, float] | None = Field(
         None,
-        description="zoom; default: up to 2, and down to 0.5 where the frame still fills the crop; else void is seen",
+        description="zoom; default: 1 for whole frames, for crops up to 2, and down to 0.5 where no void is seen",
     )
     crop: Size | None = Field(
         None,
         description="height x width that training sees; default: data.size, halved until it is at most 720x960 pixels",
     )
     max_class_share: float = Field(0.75, gt=0, le=1, description="a crop with more of one class is drawn anew")
-    rotate_deg: float = Field(5.0, ge=0, le=180)
+    rotate_deg: float | None = Field(None, ge=0, le=180, description="± degrees; default: 0")
     flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")
     brightness: float | None = Field(None, ge=0, lt=1, description="± share of the whole range; default: 0.125")
     contrast: float = Field(0.3, ge=0, lt=1, description="± share")

@@ -39,6 +39,7 @@ from segray.errors import (
 )
 
 READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
+UPLOAD_PART_BYTES = 1 << 30  # S3 takes 5 GB in one request
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
 
 # What is one input's own fault, and no reason to think that others cannot be read either.
@@ -282,7 +283,7 @@ def replace(uri: str, data: bytes) -> None:
     """Write a file whole, over whatever was there; readers see the old one or the new one."""
     with _one_line(uri, "written"):
         if is_s3(uri):
-            s3.request("put_object", **_key(uri), Body=data)
+            _put_s3(uri, data)
             return
         target = Path(check_uri(uri))
         temporary = _write_beside(target, data)
@@ -601,6 +602,26 @@ def _rename_new(temporary: Path, target: Path) -> bool:
     if code == errno.EEXIST:
         return False
     raise OSError(code, f"no hard links here, and renameat2() says {os.strerror(code)}; choose another disk")
+
+
+def _put_s3(uri: str, data: bytes) -> None:
+    """In one request, or as a multipart upload, which is seen when it is complete."""
+    key = _key(uri)
+    if len(data) <= UPLOAD_PART_BYTES:
+        s3.request("put_object", **key, Body=data)
+        return
+    upload = {**key, "UploadId": s3.request("create_multipart_upload", **key)["UploadId"]}
+    try:
+        parts: list[dict[str, Any]] = []
+        for start in range(0, len(data), UPLOAD_PART_BYTES):
+            number = {"PartNumber": len(parts) + 1}
+            sent = s3.request("upload_part", **upload, **number, Body=data[start : start + UPLOAD_PART_BYTES])
+            parts.append({**number, "ETag": sent["ETag"]})
+        s3.request("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+    except BaseException:
+        with suppress(*s3.FAILURES):  # what was sent is paid for until it is aborted
+            s3.request("abort_multipart_upload", **upload)
+        raise
 
 
 def _create_s3(uri: str, data: bytes) -> bool:

@@ -152,7 +152,8 @@ def _affine(
     height, width = frame
     low, high = config.scale or usual_zoom(frame, size)
     zoom = draw(math.log(low), math.log(high), count).exp()
-    angle = draw(-config.rotate_deg, config.rotate_deg, count).deg2rad()
+    turn = config.rotate_deg or 0.0
+    angle = draw(-turn, turn, count).deg2rad()
     mirror = torch.where(draw(0, 1, count) < config.flip, -1.0, 1.0)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     tall, wide = size[0] / height, size[1] / width  # the view's sides as shares of the frame's
@@ -162,11 +163,13 @@ def _affine(
 
 
 def usual_zoom(frame: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """0.5 to 2 as in mmsegmentation, which crops half of the sides, but never so small that void is seen.
+    """None of whole frames; of crops 0.5 to 2 as in mmsegmentation, but never so small that void is seen.
 
     >>> usual_zoom((1024, 2048), (512, 1024)), usual_zoom((360, 480), (360, 480))
-    ((0.5, 2.0), (1.0, 2.0))
+    ((0.5, 2.0), (1.0, 1.0))
     """
+    if tuple(frame) == tuple(size):
+        return 1.0, 1.0
     low = max(0.5, size[0] / frame[0], size[1] / frame[1])
     return low, max(low, 2.0)
 

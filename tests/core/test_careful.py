@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
@@ -78,9 +79,13 @@ class Child:
     """A child in a thread: what it raises is put into it by the test."""
 
     def __init__(self, command, pass_fds):
-        pipe = Connection(os.dup(int(command[-1])))
-        self.thread = threading.Thread(target=lambda: (careful.serve(pipe), pipe.close()), daemon=True)
+        self.pipe = Connection(os.dup(int(command[-1])))
+        self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
+
+    def serve(self):
+        with self.pipe, suppress(BrokenPipeError):  # of one that nobody waits for any more
+            careful.serve(self.pipe)
 
     def kill(self):
         pass  # it ends with the pipe
@@ -104,7 +109,7 @@ def child(monkeypatch):
         def __init__(self, **options):
             loads.append(options)
             if "slow" in does:
-                does["slow"].wait(10)
+                does["slow"].wait(0.5)
 
         def check(self):
             if error := does.get("check"):

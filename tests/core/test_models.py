@@ -255,11 +255,15 @@ def test_weights_that_cannot_be_used_are_one_line(resnet18, tmp_path):
     with pytest.raises(ModelError) as error:
         load_encoder(build(ModelSection(encoder="mobilenet_v2"), 2), resnet18)
     assert str(error.value) == (
-        "The weights are another encoder's: 260 of its 312 tensors are missing, 0 are not its, 0 have another shape, "
-        "such as features.0.0.weight. Give the weights of the encoder that model.encoder names."
+        "The weights are another encoder's, or under other names: of the encoder's 312 tensors 260 are missing "
+        "(such as features.0.0.weight); of the file's 120, 120 are unknown (such as conv1.weight) and 0 of another "
+        "shape. Give the weights of the encoder that model.encoder names, under the names of "
+        "segmentation-models-pytorch, timm or torchvision."
     )
     deeper = encoder_of(build(ModelSection(encoder="resnet34"), 2)).state_dict()  # has all that resnet18 has
-    with pytest.raises(ModelError, match=r"0 of its 120 tensors are missing, 96 are not its, .* layer1\.2\.conv1"):
+    with pytest.raises(
+        ModelError, match=r"120 tensors 0 are missing; of the file's 216, 96 are unknown \(such as layer1\.2"
+    ):
         load_encoder(build(ModelSection(encoder="resnet18"), 2), deeper)
     folder = {"encoder_weights": "imagenet", "weights_dir": str(tmp_path)}
     with pytest.raises(
@@ -301,6 +305,9 @@ def test_pixels_are_as_the_weights_were_trained():
         preprocessing(ModelSection(encoder="tu-vit_base_patch16_224.augreg_in21k", encoder_weights="imagenet")) == half
     )
     assert preprocessing(ModelSection(encoder="inceptionv4")) == usual
+    assert preprocessing(ModelSection(encoder="inceptionv4", encoder_weights="own.safetensors")) == half
+    own = ModelSection(encoder="inceptionv4", encoder_weights="own.safetensors", mean=(0.4, 0.4, 0.4))
+    assert preprocessing(own) == ((0.4, 0.4, 0.4), half[1])
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import boto3
 import pytest
 import s3fs
 
+from segray.core import s3 as s3_requests
 from segray.core import storage
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
@@ -166,6 +167,33 @@ def test_a_folder_is_removed_with_the_marker_that_another_program_left(s3, tmp_p
     storage.remove(f"{s3}/{tmp_path.name}/run")
     assert not storage.exists(f"{s3}/{tmp_path.name}/run")
     assert storage.exists(f"{s3}/{tmp_path.name}/runner")
+
+
+def test_what_is_too_large_for_one_request_goes_to_s3_in_parts(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 takes
+    uri, data = f"{s3}/{tmp_path.name}/state.pt", bytes(range(256)) * (11 << 12)
+    storage.replace(uri, data)
+    assert storage.read_bytes(uri) == data
+    assert storage.stat(uri).stamp.endswith("-3")  # S3's mark of an object of three parts
+
+
+def test_an_upload_in_parts_that_fails_leaves_what_was_there_and_nothing_to_pay_for(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "UPLOAD_PART_BYTES", 5 << 20)
+    uri = f"{s3}/{tmp_path.name}/state.pt"
+    storage.replace(uri, b"before")
+    request = s3_requests.request
+
+    def fail(method, **given):
+        if given.get("PartNumber") == 2:
+            raise OSError("no route to host")
+        return request(method, **given)
+
+    monkeypatch.setattr(s3_requests, "request", fail)
+    with pytest.raises(StorageError, match=r"state\.pt cannot be written: no route to host"):
+        storage.replace(uri, bytes(6 << 20))
+    assert storage.read_bytes(uri) == b"before"
+    bucket = s3.removeprefix("s3://").split("/")[0]
+    assert "Uploads" not in request("list_multipart_uploads", Bucket=bucket)
 
 
 def test_what_others_do_on_s3_is_seen_at_once(s3, tmp_path):

@@ -152,7 +152,7 @@ def test_outside_the_frame_the_picture_is_0_and_the_mask_void(seed):
 
 @pytest.mark.parametrize(
     ("frame", "crop", "zoom"),
-    [((1024, 2048), (512, 1024), (0.5, 2)), ((360, 480), None, (1, 2)), ((512, 683), (512, 512), (1, 2))],
+    [((1024, 2048), (512, 1024), (0.5, 2)), ((360, 480), None, (1, 1)), ((512, 683), (512, 512), (1, 2))],
 )
 def test_the_usual_zoom_shows_no_void(frame, crop, zoom):
     assert usual_zoom(frame, crop or frame) == zoom

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from segray.config import ModelSection
+from segray.config import ModelSection, Rgb
 from segray.core import storage
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
@@ -32,7 +32,6 @@ PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
 OF_TORCHVISION = "mobilenet_v3_large"  # deeplabv3-torchvision's encoder that smp does not have
 
 Weights = Mapping[str, torch.Tensor]
-Rgb = tuple[float, float, float]
 
 
 def encoder_weights(config: ModelSection) -> Weights | None:
@@ -67,25 +66,40 @@ def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
     """
     mine = encoder.state_dict()
     stages = {key.split(".")[0] for key in mine}
-    found = _without_prefix(dict(weights), mine)
-    found = {key: value for key, value in found.items() if key.split(".")[0] in stages}
+    given = _without_prefix(dict(weights), mine)
+    found = {key: value for key, value in given.items() if key.split(".")[0] in stages}
     try:
         encoder.load_state_dict(dict(found))  # a copy: densenet's renames in place
     except RuntimeError as error:
         missing = [key for key in mine if key not in found and not key.endswith("num_batches_tracked")]
-        more = [key for key in found if key not in mine]
-        other = [key for key in found if key in mine and found[key].shape != mine[key].shape]
+        more = [key for key in given if key not in mine]
+        other = [
+            f"{key} {(*value.shape,)}" for key, value in found.items() if key in mine and value.shape != mine[key].shape
+        ]
         raise ModelError(
-            f"The weights are another encoder's: {len(missing)} of its {len(mine)} tensors are missing, {len(more)} "
-            f"are not its, {len(other)} have another shape, such as {[*missing, *more, *other][0]}. Give the weights "
-            "of the encoder that model.encoder names."
+            f"The weights are another encoder's, or under other names: of the encoder's {len(mine)} tensors "
+            f"{len(missing)} are missing{_such_as(missing)}; of the file's {len(given)}, {len(more)} are unknown"
+            f"{_such_as(more)} and {len(other)} of another shape{_such_as(other)}. Give the weights of the "
+            "encoder that model.encoder names, under the names of segmentation-models-pytorch, timm or torchvision."
         ) from error
 
 
+def _such_as(names: list[str]) -> str:
+    return f" (such as {names[0]})" if names else ""
+
+
 def preprocessing(config: ModelSection) -> tuple[Rgb, Rgb]:
-    """(mean, std) of RGB in 0..1 that the encoder's weights were trained with; ImageNet's usual for random ones."""
+    """(mean, std) of RGB in 0..1: model.mean and model.std, else those of the encoder's published weights.
+
+    A file is taken for such weights, wherever it lies. Random ones get ImageNet's usual.
+    """
+    mean, std = _published_pixels(config)
+    return config.mean or mean, config.std or std
+
+
+def _published_pixels(config: ModelSection) -> tuple[Rgb, Rgb]:
     name = config.encoder
-    if config.encoder_weights == "none" or config.encoder_weights.endswith(SUFFIXES):
+    if config.encoder_weights == "none":
         return IMAGENET_MEAN, IMAGENET_STD
     if name.startswith("tu-"):
         import timm
