@@ -153,6 +153,9 @@ class TrainSection(Section):
     max_steps: int | None = Field(
         None, ge=1, description="batches in all, instead of epochs: the whole epochs that come nearest, one or more"
     )
+    eval_every: int = Field(
+        1, ge=1, description="epochs from one evaluation and checkpoint to the next; the last epoch always has both"
+    )
     batch_size: int = Field(8, ge=1, description="images a step, over all workers")
     accumulate: int = Field(1, ge=1, description="steps whose gradients are averaged before the weights move")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"

@@ -21,7 +21,7 @@ from segray import cluster, shapes
 from segray.config import Config
 from segray.connecting import check_places
 from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, STATE, EpochRow, read_history
+from segray.core.checkpoint import BEST, SETTINGS, STATE, EpochRow, is_evaluated, read_history
 from segray.core.cost import labelling_cost, training_step_s
 from segray.core.extras import extra
 from segray.core.models import bundle, check_names, encoder_weights
@@ -295,6 +295,8 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
 
         def judge(self, name: str, row: EpochRow) -> str:
             self.seconds[name, row["epoch"]] = row["seconds"]
+            if not is_evaluated(row):
+                return TrialScheduler.CONTINUE
             found = {**row, "miou": float("nan") if row["miou"] is None else row["miou"]}
             return super().on_trial_result(*_named(name), found)
 

@@ -9,6 +9,7 @@ percent-encoded where that is not ASCII.
 from __future__ import annotations
 
 import logging
+import math
 import string
 import threading
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ class Gauges:
         """A row of history; what is undefined in it stays as it was."""
         for name in GAUGES:
             value = row.get(name.removeprefix("segray_train_"))
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and math.isfinite(value):
                 self.set(name, value)
 
     def close(self) -> None:

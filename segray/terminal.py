@@ -177,11 +177,15 @@ def moment(unix_s: float) -> str:
 
 def epoch_line(row: EpochRow, epochs: int) -> str:
     """A row of history as a line: epoch, loss, scores, speed, time left."""
+    from segray.core.checkpoint import is_evaluated
+
     left = (epochs - row["epoch"]) * row["seconds"]
-    miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  val loss {row['val_loss']:.3f}  mIoU {miou}  "
-        f"{row['images_per_s']:.1f} images/s" + (f"  {duration(left)} left" if left else "")
+    scores = ""
+    if is_evaluated(row):
+        miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
+        scores = f"val loss {row['val_loss']:.3f}  mIoU {miou}  "
+    return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {scores}{row['images_per_s']:.1f} images/s" + (
+        f"  {duration(left)} left" if left else ""
     )
 
 

@@ -6,6 +6,7 @@ same places, without doubling an epoch.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,4 +100,8 @@ def _mlflow(config: Config, out: str, history: History) -> Track:
 
 
 def _numbers(row: EpochRow) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and math.isfinite(value) and name != "epoch"
+    }

@@ -39,8 +39,8 @@ log = logging.getLogger("segray")
 
 SECTIONS = ("data", "model", "augment", "train", "cluster")
 FREE_KEYS = {  # may change between a run and its resumption
-    "train.epochs", "train.max_steps", "train.out", "train.max_failures", "train.patience", "train.mlflow",
-    "train.compile", "model.weights_dir",
+    "train.epochs", "train.max_steps", "train.eval_every", "train.out", "train.max_failures", "train.patience",
+    "train.mlflow", "train.compile", "model.weights_dir",
 }  # fmt: skip
 
 CHOSEN = (  # where they are not given

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -108,6 +109,12 @@ def read_history(out: str) -> History:
     return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
 
+def is_evaluated(row: EpochRow) -> bool:
+    """Whether this epoch was evaluated; of every epoch only train.eval_every sees to it."""
+    loss = row.get("val_loss", 0.0)
+    return loss is not None and math.isfinite(loss)
+
+
 def scores_of(history: Sequence[EpochRow]) -> list[float]:
     """The mIoU of its epochs, less those where it is undefined."""
     return [row["miou"] for row in history if row["miou"] is not None]
@@ -120,6 +127,7 @@ def best_epoch(history: Sequence[EpochRow]) -> int:
 
 
 def is_finished(config: TrainSection, history: Sequence[EpochRow]) -> bool:
-    """Whether every epoch is done, or `patience` of them went by without a better mIoU."""
-    tired = config.patience is not None and len(history) - best_epoch(history) >= config.patience
+    """Whether every epoch is done, or an evaluation shows that `patience` of them went by without a better mIoU."""
+    patience, looked = config.patience, bool(history) and is_evaluated(history[-1])
+    tired = looked and patience is not None and len(history) - best_epoch(history) >= patience
     return len(history) >= config.epochs or tired

@@ -21,7 +21,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from segray.config import Config, TrainSection
 from segray.core import metrics, optim, storage
 from segray.core.batches import read_batches
-from segray.core.checkpoint import BEST, Stateful, TrainedRow, best_epoch, is_finished, load_state, save_state
+from segray.core.checkpoint import BEST, EpochRow, Stateful, TrainedRow, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.objective import Objective, make_objective
 from segray.core.samples import IGNORE_INDEX, TrainData
@@ -84,6 +84,7 @@ def fit(
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
     was_frozen, had = None, len(history)
+    pending = 0  # epochs since the last one that is kept
     worker.started(device)
     while not is_finished(train, history):
         epoch = len(history) + 1
@@ -97,18 +98,25 @@ def fit(
             trained = train_epoch(worker, learner, config, data, epoch)
         except torch.OutOfMemoryError as error:
             raise ModelError(_too_large(worker, config, data)) from error
+        pending += 1
+        row: EpochRow = {**trained, "device": device, "val_loss": math.nan, **metrics.NOT_EVALUATED}
+        if epoch % train.eval_every and epoch < train.epochs:
+            history.append(row)
+            continue
         kept = ema.module if ema else model
         broadcast_buffers(worker, kept)
         confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
         if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
-        history.append({**trained, "device": device, "val_loss": val_loss, **scores.headlines()})
+        history.append({**row, "val_loss": val_loss, **scores.headlines()})
         if worker.rank == 0:
             if best_epoch(history) == epoch:
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
             save_state(out, state, history)
-        worker.report(history[-1])
+        for row in history[-pending:]:  # not before: an epoch that is not kept is trained again by a run that goes on
+            worker.report(row)
+        pending = 0
     if worker.rank == 0 and len(history) > had:
         check_kept(LocalWorker(str(worker.device)), share_of(worker, config), data, learner.objective)
 

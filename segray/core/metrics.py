@@ -7,6 +7,7 @@ TP / (TP + FP + FN) over the whole data set, and a class absent from truth and p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -23,6 +24,16 @@ class Headlines(TypedDict):
     mean_sensitivity: float | None
     mean_specificity: float | None
     fw_iou: float | None
+
+
+NOT_EVALUATED: Headlines = {
+    "miou": math.nan,
+    "pixel_accuracy": math.nan,
+    "mean_f1": math.nan,
+    "mean_sensitivity": math.nan,
+    "mean_specificity": math.nan,
+    "fw_iou": math.nan,
+}
 
 
 class PlainScores(Headlines):

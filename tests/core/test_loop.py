@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segray.config import ModelSection, load
+from segray.config import ModelSection, TrainSection, load
 from segray.core import checkpoint, loop, objective, optim, workers
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build, bundle, forward
@@ -83,6 +83,40 @@ def test_training_pixels_are_counted_thinned_and_without_void():
     logits[0, 1] += 0.5
     loop.tally(confusion, masks, logits)
     assert confusion.tolist() == [[0, 0], [1, 2], [0, 1]]
+
+
+def test_of_every_third_epoch_there_is_an_evaluation_and_a_checkpoint_and_of_the_last(settings, data, tmp_path):
+    reported = []
+
+    class Stopped(LocalWorker):
+        def report(self, row):
+            reported.append(row["epoch"])
+            if len(reported) == stop_at:
+                raise KeyboardInterrupt
+
+    run, whole = settings(train__epochs=7, train__eval_every=3), tmp_path / "whole"
+    stop_at = 5  # epochs 4 to 6 are kept by then
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(Stopped(), run, data)
+    stop_at = 0
+    loop.fit(Stopped(), run, data)
+    assert reported == [1, 2, 3, 4, 5, 7]
+    history = checkpoint.read_history(str(tmp_path / "run"))
+    assert [row["epoch"] for row in history if checkpoint.is_evaluated(row)] == [3, 6, 7]
+    assert history[0]["miou"] is history[0]["val_loss"] is None
+    whole.mkdir()
+    loop.fit(LocalWorker(), run.changed({"train.out": str(whole)}), data)
+    same = ("epoch", "loss", "val_loss", "miou")
+    assert [[row[key] for key in same] for row in history] == [
+        [row[key] for key in same] for row in checkpoint.read_history(str(whole))
+    ]
+
+
+def test_patience_is_lost_at_an_evaluation_alone():
+    nan, found = float("nan"), []
+    for miou in (nan, nan, 0.5, nan, nan, 0.4):  # every third epoch is evaluated
+        found.append({"miou": miou, "val_loss": miou})
+        assert checkpoint.is_finished(TrainSection(patience=2), found) == (len(found) == 6)
 
 
 def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_path):
