@@ -40,8 +40,10 @@ OWN_RAY = ("test_cluster.py", "test_nodes.py", "test_submit.py")  # of tests/ray
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Keep a file's tests in one process, and in one of theirs those that share the session's Ray."""
+    """Keep a file's tests in one process, and in one of theirs those that share the session's Ray, which begin first."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # else what has the most tests begins, not what takes longest
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
@@ -53,7 +55,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    """Mark what shares the session's Ray as slow."""
+    """Put what takes longest first, and mark what shares the session's Ray as slow."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
     for item in items:
         if "ray_session" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
