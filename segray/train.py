@@ -45,7 +45,8 @@ FREE_KEYS = {  # may change between a run and its resumption
 
 CHOSEN = (  # where they are not given
     "train.learning_rate", "train.weight_decay",
-    "augment.scale", "augment.crop", "augment.brightness", "augment.rotate_deg",
+    "augment.scale", "augment.crop", "augment.rotate_deg",
+    "augment.brightness", "augment.contrast", "augment.saturation",
 )  # fmt: skip
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
 MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)

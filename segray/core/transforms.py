@@ -22,7 +22,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CROP_TRIES = 10  # as mmsegmentation's RandomCrop
 LOOK_PX = 24  # side of the small mask that a crop is judged by
-BRIGHTNESS = 0.125  # 32 of 255, as of SSD's and mmsegmentation's photometric distortion
 WHOLE_PX = 720 * 960  # of a frame that training sees whole
 BLUR_TAPS = 7
 BLUR_SIGMA = (0.3, 1.5)  # pixels
@@ -101,13 +100,15 @@ def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Tensor:
     """Contrast, brightness, saturation and hue of RGB in 0..1."""
-    gain = draw(1 - config.contrast, 1 + config.contrast).view(-1, 1, 1)
-    bright = BRIGHTNESS if config.brightness is None else config.brightness
+    bright, contrast, saturation = config.brightness or 0.0, config.contrast or 0.0, config.saturation or 0.0
+    gain = draw(1 - contrast, 1 + contrast).view(-1, 1, 1)
     shift = draw(-bright, bright).view(-1, 1, 1) + 0.5 - 0.5 * gain  # around middle grey
-    if config.saturation == config.hue_deg == 0:
+    if bright == contrast == saturation == config.hue_deg == 0:
+        return images
+    if saturation == config.hue_deg == 0:
         return (images * gain.unsqueeze(1) + shift.unsqueeze(1)).clamp_(0, 1)
     # One 3×3 matrix an image, around the grey axis: saturation scales what is not grey, hue turns it.
-    vivid, turn = draw(1 - config.saturation, 1 + config.saturation), draw(-config.hue_deg, config.hue_deg).deg2rad()
+    vivid, turn = draw(1 - saturation, 1 + saturation), draw(-config.hue_deg, config.hue_deg).deg2rad()
     matrix = _hue(turn, vivid) * gain
     pixels = images.movedim(1, -1)
     turned = torch.baddbmm(shift, pixels.flatten(1, 2), matrix.mT).clamp_(0, 1)
