@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from segray.core.checkpoint import is_evaluated
 from segray.core.digest import Track, quartiles
 from segray.core.metrics import Scores
 from segray.core.samples import LabelSpace
@@ -98,8 +99,11 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
             epochs, color = [row["epoch"] for row in rows], TRIALS[min(i, SERIES - 1)]
             if len(histories) == 1:
                 ax.plot(epochs, _values(rows, train_key), ":", color=color)
-            line = "o-" if len(rows) <= DOTS else "-"
-            ax.plot(epochs, _values(rows, key), line, color=color, zorder=3 - i / 100)  # the best on top
+            known = [row for row in rows if is_evaluated(row)]
+            line = "o-" if len(known) <= DOTS else "-"
+            ax.plot(
+                [row["epoch"] for row in known], _values(known, key), line, color=color, zorder=3 - i / 100
+            )  # the best on top
         if key != "val_loss":
             ax.set_ylim(bottom=0)
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

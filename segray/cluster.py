@@ -22,7 +22,7 @@ import segray
 from segray.config import ClusterSection
 from segray.connecting import check_join, keep_token, not_started, refusal
 from segray.core import storage
-from segray.core.checkpoint import EpochRow
+from segray.core.checkpoint import EpochRow, plain
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.errors import ClusterError, SegrayError, shortened
 from segray.shapes import Resources, least
@@ -335,7 +335,7 @@ class RayWorker:
 
         if self.gauges:
             self.gauges.set_epoch(row)
-            event("epoch ended", self.out, **row)
+            event("epoch ended", self.out, **plain(row))
         ray.train.report(dict(row))
 
 

@@ -7,6 +7,7 @@ error that names the nearest valid one; the resolved settings are saved beside w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -397,11 +398,13 @@ def load(
     """
     data: dict[str, Any] = {}
     for key, value in (recipe or {}).items():
-        _set(data, key, value)
+        _set(data, key, deepcopy(value))
     for section, values in (_read_yaml(file) if file is not None else {}).items():
         if isinstance(values, dict) and "epochs" in values and isinstance(data.get(section), dict):
             data[section].pop("max_steps", None)
         data[section] = data.get(section, {}) | values if isinstance(values, dict) else values
+    if {"train.epochs", "train.max_steps"} <= {*(overrides or {})}:
+        raise ConfigError("train.epochs and train.max_steps are both given; give one of them.")
     if "train.epochs" in (overrides or {}) and isinstance(data.get("train"), dict):
         data["train"].pop("max_steps", None)
     for key, value in (overrides or {}).items():

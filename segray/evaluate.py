@@ -33,7 +33,7 @@ from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored, is_labels
 from segray.core.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.train import begun, claim_folder, different
+from segray.train import begun, claim_folder, different, is_empty
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 MADE = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
@@ -129,8 +129,9 @@ def evaluate(
     if section.calibrate and isinstance(source, ModelFrames):
         bundle.check_writable(source.model)
     table = _table(config, source.refs)
+    made = MADE if is_empty(out) else ()
     _claim(out, config, overwrite)
-    with begun(out, MADE, lambda: storage.exists(storage.join(out, SCORES))):
+    with begun(out, made, lambda: storage.exists(storage.join(out, SCORES))):
         start(source, config)
         return _evaluate(config, source, table, out, on_frame)
 

@@ -164,6 +164,8 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
         raise ConfigError(f"--resume reads the settings that {place} has saved; leave --config out.")
     if not storage.exists(storage.join(place, SETTINGS)):
         raise ConfigError(f"{place} holds nothing to resume (no {SETTINGS}); leave --resume out to begin.")
+    if "train.epochs" in values:
+        values.setdefault("train.max_steps", None)
     return read_settings(place).changed(values)
 
 

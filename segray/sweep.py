@@ -55,6 +55,7 @@ from segray.train import (
     claim_folder,
     different,
     in_epochs,
+    is_empty,
     plan_data,
     read_places,
     run,
@@ -79,9 +80,10 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     plan = _check(config)
     config = in_epochs(config, len(plan.train))
     with alone(out):
+        made = MADE if is_empty(out) else ()
         config = _claim(config, overwrite, plan.size)
         with (
-            begun(out, MADE, lambda: _has_results(out)),
+            begun(out, made, lambda: _has_results(out)),
             cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has,
         ):
             at_once = concurrent(config, has, planned(config))
@@ -120,6 +122,11 @@ def _check(config: Config) -> DataPlan:
             "each of which needs a GPU of its own (NCCL); set one of them to 1."
         )
     runs = [trial_config(config, trial) for trial in trials]
+    if config.train.max_steps is not None and "train.batch_size" in choices_of(config):
+        raise ConfigError(
+            "train.max_steps is set and train.batch_size varied: all trials have the same epochs, whose steps differ "
+            "then. Give --epochs instead."
+        )
     distinct = {(run.model.model_dump_json(), run.train.freeze_encoder): run for run in runs}
     for one in distinct.values():
         check_names(one.model)

@@ -183,7 +183,8 @@ def epoch_line(row: EpochRow, epochs: int) -> str:
     scores = ""
     if is_evaluated(row):
         miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
-        scores = f"val loss {row['val_loss']:.3f}  mIoU {miou}  "
+        loss = "undefined" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
+        scores = f"val loss {loss}  mIoU {miou}  "
     return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {scores}{row['images_per_s']:.1f} images/s" + (
         f"  {duration(left)} left" if left else ""
     )

@@ -103,5 +103,5 @@ def _numbers(row: EpochRow) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in row.items()
-        if isinstance(value, int | float) and math.isfinite(value) and name != "epoch"
+        if isinstance(value, int | float) and math.isfinite(value) and name not in ("epoch", "evaluated")
     }

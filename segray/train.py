@@ -115,12 +115,13 @@ def train(
     config = absolute(config)
     out = config.train.out
     plan = plan_data(config)
+    made = MADE if is_empty(out) else ()
     config = claim(in_epochs(config, len(plan.train)), overwrite, plan.size)
     history = read_history(out)
     if is_finished(config.train, history):
         return TrainResult(out, storage.join(out, BEST), history)
     note_rate(config.train, history, len(plan.train))
-    with begun(out, MADE, lambda: storage.exists(storage.join(out, STATE))), trackers.tracking(config) as track:
+    with begun(out, made, lambda: storage.exists(storage.join(out, STATE))), trackers.tracking(config) as track:
         weights = start_weights(config)
 
         def tell(row: EpochRow) -> None:
@@ -364,13 +365,20 @@ def claim_folder(
                 f"{out} holds a {kind} with other settings ({'; '.join(changed)}). "
                 "Give another --out, or --overwrite to begin anew."
             )
-    elif any(storage.iter_files(out)):
+    elif not is_empty(out):
         raise OutputExists(f"{out} holds files that are no {kind}; give another --out.")
+
+
+def is_empty(out: str) -> bool:
+    return not any(storage.iter_files(out))
 
 
 @contextmanager
 def begun(out: str, made: tuple[str, ...], has_results: Callable[[], bool]) -> Iterator[None]:
-    """A run in its claimed folder; one that fails without results leaves nothing to refuse the corrected command."""
+    """A run in its claimed folder; one that fails without results leaves nothing to refuse the corrected command.
+
+    made: what it may have made, where the folder was empty before; else nothing, as another run's results may be there.
+    """
     try:
         yield
     except SegrayError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -49,6 +48,7 @@ class EpochRow(TrainedRow, Headlines):
     """
 
     device: str
+    evaluated: bool  # older rows lack it, and are
     val_loss: float | None
 
 
@@ -98,8 +98,12 @@ def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) ->
 
 
 def write_history(out: str, history: History) -> None:
-    plain = [{key: None if value != value else value for key, value in row.items()} for row in history]
-    storage.replace(storage.join(out, HISTORY), "".join(json.dumps(row) + "\n" for row in plain).encode())
+    storage.replace(storage.join(out, HISTORY), "".join(json.dumps(plain(row)) + "\n" for row in history).encode())
+
+
+def plain(row: EpochRow) -> dict[str, Any]:
+    """The row as JSON holds it."""
+    return {key: None if value != value else value for key, value in row.items()}
 
 
 def read_history(out: str) -> History:
@@ -110,9 +114,8 @@ def read_history(out: str) -> History:
 
 
 def is_evaluated(row: EpochRow) -> bool:
-    """Whether this epoch was evaluated; of every epoch only train.eval_every sees to it."""
-    loss = row.get("val_loss", 0.0)
-    return loss is not None and math.isfinite(loss)
+    """Whether this epoch was evaluated, as every train.eval_every-th is."""
+    return row.get("evaluated", True)
 
 
 def scores_of(history: Sequence[EpochRow]) -> list[float]:
@@ -121,9 +124,17 @@ def scores_of(history: Sequence[EpochRow]) -> list[float]:
 
 
 def best_epoch(history: Sequence[EpochRow]) -> int:
-    """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none."""
-    scores = [-1.0 if row["miou"] is None or row["miou"] != row["miou"] else row["miou"] for row in history]
-    return scores.index(max(scores)) + 1 if scores else 0
+    """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none.
+
+    Of the epochs that were evaluated, if any was.
+    """
+
+    def rank(row: EpochRow) -> tuple[bool, float]:
+        miou = row["miou"]
+        return is_evaluated(row), -1.0 if miou is None or miou != miou else miou
+
+    ranks = [rank(row) for row in history]
+    return ranks.index(max(ranks)) + 1 if ranks else 0
 
 
 def is_finished(config: TrainSection, history: Sequence[EpochRow]) -> bool:

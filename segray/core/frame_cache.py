@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 from segray.core.samples import Sample
 
+ABANDONED_S = 600.0  # after which a folder without a lock is nobody's
 PREFIX = "segray-frames-"
 FREE_SHARE = 0.5  # of the disk's free room, where no limit is given
 WRITERS = 1  # threads of a process that write at once; the others read on, and a slow disk holds up no more of them
@@ -78,7 +80,7 @@ class FrameCache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._lock >= 0 and (self._maker == os.getpid() or _is_last(self._lock)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
         self._close()
 
     def _close(self) -> None:
@@ -130,12 +132,25 @@ def remove_abandoned() -> None:
     """Remove folders of which no process holds the lock: theirs were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # somebody else's, or gone by now
-            lock = os.open(folder / "lock", os.O_RDWR)
+            try:
+                lock = os.open(folder / "lock", os.O_RDWR)
+            except FileNotFoundError:  # just made, or left by who was killed while it removed the folder
+                if time.time() - folder.stat().st_mtime > ABANDONED_S:
+                    _remove(folder)
+                continue
             try:
                 if _is_last(lock):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
             finally:
                 os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last: who enters meanwhile finds no old marks beside new, empty frames."""
+    with suppress(OSError):
+        for name in ("written", "frames", "lock"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _hold(folder: Path) -> int:

@@ -179,12 +179,14 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
 def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> None:
     """DataError for a GIF whose shades of grey are other numbers than their places in the palette.
 
-    Who writes grey as GIF with Pillow gets the shades in use, renumbered. Black and white alone are 0 and 1.
+    Who writes grey as GIF with Pillow gets the shades in use, renumbered. Black and white are 0 and 1.
     """
     colors = np.array(palette, np.uint8).reshape(-1, 3)
     used = np.unique(ids_hw)
     shades = colors[used[used < len(colors)]]
     grey = shades[:, 0].tolist()
+    if colors[:2].tolist() == [[0] * 3, [255] * 3] and used.max(initial=0) <= 1:
+        return
     if len(shades) == len(used) and (shades == shades[:, :1]).all() and grey != used.tolist() and grey != [0, 255]:
         other = next(i for i, shade in enumerate(grey) if shade != used[i])
         raise DataError(

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -316,7 +317,10 @@ def _output_of(folder: str) -> str | None:
     if not storage.is_s3(folder) and os.path.islink(folder):  # noqa: PTH114
         folder = os.path.realpath(folder)
     above, _, name = folder.rpartition("/")
-    return above if name in PARTS and above and storage.exists(storage.join(above, "_segray")) else None
+    with suppress(StorageError):  # one may have no rights there
+        if name in PARTS and above and storage.exists(storage.join(above, "_segray")):
+            return above
+    return None
 
 
 def _kind(uri: str) -> int | None:

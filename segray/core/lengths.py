@@ -37,7 +37,7 @@ def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
             case "flv":
                 end = _flv_size(head)
             case "mpegts":
-                end = size + -size % _ts_packet(head)
+                end = _ts_end(file, head, size)
             case _:
                 end = 0
     return max(0, end - size)
@@ -86,6 +86,14 @@ def _flv_size(head: bytes) -> int:
         return 0
     size = struct.unpack_from(">d", head, at + 11)[0]
     return int(size) if math.isfinite(size) else 0
+
+
+def _ts_end(file: Any, head: bytes, size: int) -> int:
+    """Of a transport stream: of its last packet, where that has begun; what else stands at the end is no packet."""
+    packet = _ts_packet(head)
+    begun = size - size % packet
+    file.seek(begun + packet % 188)  # m2ts has 4 bytes of time before a packet
+    return begun + packet if file.read(1) == b"G" else 0
 
 
 def _ts_packet(head: bytes) -> int:

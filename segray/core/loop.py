@@ -99,7 +99,7 @@ def fit(
         except torch.OutOfMemoryError as error:
             raise ModelError(_too_large(worker, config, data)) from error
         pending += 1
-        row: EpochRow = {**trained, "device": device, "val_loss": math.nan, **metrics.NOT_EVALUATED}
+        row: EpochRow = {**trained, "device": device, "evaluated": False, "val_loss": math.nan, **metrics.NOT_EVALUATED}
         if epoch % train.eval_every and epoch < train.epochs:
             history.append(row)
             continue
@@ -109,7 +109,7 @@ def fit(
         if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
-        history.append({**row, "val_loss": val_loss, **scores.headlines()})
+        history.append({**row, "evaluated": True, "val_loss": val_loss, **scores.headlines()})
         if worker.rank == 0:
             if best_epoch(history) == epoch:
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
@@ -128,6 +128,8 @@ def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: 
     """
     place = storage.join(config.train.out, BEST)
     model, info = bundle.load(place)
+    if info.data_id != data.data_id:  # of the frames as they were in an earlier part of the run
+        return
     model = model.to(worker.device).to(memory_format=torch.channels_last)
     confusion, _ = evaluate(worker, model, config, data, objective)
     measured = np.array(info.confusion)

@@ -55,6 +55,7 @@ PROBE = 16  # packets that are decoded to see whether stamps name frames: as man
 
 LOST_FRAME = "this frame cannot be decoded; it is damaged, or refers to a frame that is."  # of a row, after its file
 
+NEVER_SO_MANY = 1 << 29  # what writers of AVI that cannot go back put for the number of frames
 SHORTER_S = 2.0  # by which a stated length may exceed the frames
 
 
@@ -230,7 +231,8 @@ def _held_back(packets: list[_Packet], reorders: bool) -> int:
         return 0
     stamps = [packet.pts for packet in packets if packet.pts is not None]
     in_turn = sorted(range(len(stamps)), key=stamps.__getitem__)
-    return max(2, *(number - turn for turn, number in enumerate(in_turn)))
+    # Where the stamps of joined recordings begin again, as many as a decoder may hold back.
+    return min(PROBE, max(2, max((number - turn for turn, number in enumerate(in_turn)), default=0)))
 
 
 def _cut(uri: str, format_name: str, stream: Any) -> str | None:
@@ -335,9 +337,11 @@ def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, 
     tick = float(stream.time_base)
     slack_s = max((after - before for before, after in pairwise(stamps)), default=0) * tick
     if container.format.name == "avi":  # the length that FFmpeg tells of is that of the file as it is
+        if stream.frames >= NEVER_SO_MANY:
+            return None
         found_s, stated_s = len(packets) * step_s, stream.frames * step_s
     elif stream.duration:
-        found_s, stated_s = (stamps[-1] - stamps[0]) * tick if stamps else 0.0, stream.duration * tick
+        found_s, stated_s = end_s - stamps[0] * tick if stamps else 0.0, stream.duration * tick
     elif container.format.name in ("matroska,webm", "flv", "asf"):  # of the longest stream, as sound may be
         found_s, stated_s = end_s, (container.duration or 0) / av.time_base
     else:

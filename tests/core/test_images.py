@@ -774,6 +774,12 @@ def test_a_gif_of_ids_in_order_in_colour_or_of_two_is_read(ids, palette, found):
     assert decode_mask(encoded(image, "GIF")).tolist() == [found]
 
 
+def test_a_black_and_white_gif_may_be_white_alone():
+    image = Image.fromarray(np.ones((1, 2), np.uint8))
+    image.putpalette(np.array([BLACK, WHITE], np.uint8).tobytes())
+    assert decode_mask(encoded(image, "GIF", optimize=False)).tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_a_mask_of_several_frames_is_refused(kind):
     first, second = Image.new("L", (4, 4), 1), Image.new("L", (4, 4), 2)

@@ -1,5 +1,6 @@
 """The training loop without Ray, on frames of 32×32."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,10 +113,16 @@ def test_of_every_third_epoch_there_is_an_evaluation_and_a_checkpoint_and_of_the
     ]
 
 
+def test_a_validation_that_counts_no_pixel_leaves_a_bundle_of_an_evaluated_epoch(settings, data, tmp_path):
+    void = MemorySamples([Sample(one.image_hwc, np.full_like(one.mask_hw, 255)) for one in data.val.samples])
+    loop.fit(LocalWorker(), settings(train__epochs=3, train__eval_every=2), replace(data, val=void))
+    assert bundle.read_info(str(tmp_path / "run" / "best")).epoch == 2
+
+
 def test_patience_is_lost_at_an_evaluation_alone():
     nan, found = float("nan"), []
     for miou in (nan, nan, 0.5, nan, nan, 0.4):  # every third epoch is evaluated
-        found.append({"miou": miou, "val_loss": miou})
+        found.append({"miou": miou, "evaluated": miou == miou})
         assert checkpoint.is_finished(TrainSection(patience=2), found) == (len(found) == 6)
 
 

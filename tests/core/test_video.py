@@ -438,3 +438,28 @@ def test_a_picture_that_is_called_a_video_is_one_line(tmp_path, kind, says, suff
     with pytest.raises(DataError) as error:
         index_video(f"{tmp_path}/a.{suffix}")
     assert str(error.value) == f"{tmp_path}/a.{suffix} is {says} picture and no video; give it a picture's suffix."
+
+
+def test_a_joined_recording_that_was_cut_loses_what_a_decoder_holds_back_and_no_more(tmp_path):
+    one = tmp_path / "a.ts"
+    write(one, pts=range(60), **B_FRAMES)
+    (tmp_path / "joined.ts").write_bytes(one.read_bytes() * 2)
+    whole = len(index_video(str(tmp_path / "joined.ts")).lost)
+    (tmp_path / "joined.ts").write_bytes((one.read_bytes() * 2)[:-60])
+    index = index_video(str(tmp_path / "joined.ts"))
+    assert index.damage.endswith("bytes before the end of its last packet; it was cut.")
+    assert len(index.lost) <= whole + 17
+
+
+def test_a_cut_recording_without_stamps_is_indexed(tmp_path):
+    units = [unit._replace(pts=None, dts=None) for unit in h264_units()]
+    (tmp_path / "a.ts").write_bytes(transport_stream(units)[:-60])
+    assert len(index_video(str(tmp_path / "a.ts")).times_s) >= 27
+
+
+@pytest.mark.parametrize("tail", [bytes(1000), b"\0", bytes(range(100, 200)) * 3])
+def test_bytes_behind_a_transport_stream_are_no_cut(tail, tmp_path):
+    write(tmp_path / "a.ts", **B_FRAMES)
+    (tmp_path / "a.ts").write_bytes((tmp_path / "a.ts").read_bytes() + tail)
+    index = index_video(str(tmp_path / "a.ts"))
+    assert (index.damage, index.lost) == (None, frozenset())

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from segray.config import DataSection
@@ -23,6 +23,8 @@ SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "tes
 SEPARATOR = re.compile(r"[\s,;]+")  # of the columns of a list
 IMAGE_NAME = re.compile(f"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 COLUMN = re.compile(f"{IMAGE_NAME.pattern[:-1]}{SEPARATOR.pattern}", re.IGNORECASE)  # a column that is an image's
+LONGEST = 4096  # characters of a path
+MOST_COLUMNS = 64  # of a line: a longer one is prose, or a table
 OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not labels' ids
 
 
@@ -335,7 +337,8 @@ class _Frames:
         for end in _cuts(line):
             if name := self._found(line[:end], where):
                 return name, end
-        return self._found(line, where, one_path=IMAGE_NAME.search(line) is not None), len(line)
+        one_path = len(line) < LONGEST and IMAGE_NAME.search(line) is not None
+        return (self._found(line, where, one_path=True) if one_path else None), len(line)
 
     def _found(self, path: str, where: str, *, one_path: bool = False) -> str | None:
         """The frame of a path. one_path: folders above the frame's name may hold spaces, and so end no column."""
@@ -377,8 +380,9 @@ class _Frames:
 
 
 def _cuts(line: str) -> list[int]:
-    """Where a line may end that has further columns, or none, the longest first."""
-    return [len(line), *reversed([match.start() for match in SEPARATOR.finditer(line)])]
+    """Where a line may end that has further columns, or none, the longest first; of a long one the first columns."""
+    starts = [match.start() for match in islice(SEPARATOR.finditer(line), MOST_COLUMNS + 1)]
+    return [*([len(line)] if len(starts) <= MOST_COLUMNS else []), *reversed(starts)]
 
 
 def ends(name: str) -> list[str]:

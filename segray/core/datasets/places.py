@@ -160,7 +160,10 @@ class _Rows:
         with self._appending:
             begin, self._end = self._end, self._end + row.size
         try:
-            os.pwrite(self._file.fileno(), row, begin)
+            view, at = memoryview(row), begin
+            while view:  # a disk that is nearly full takes a part, and no error tells
+                taken = os.pwrite(self._file.fileno(), view, at)
+                view, at = view[taken:], at + taken
         except OSError as error:
             raise StorageError(
                 f"{tempfile.gettempdir()} cannot hold the masks of {part}: {storage.reason(error)}. Give segray "
