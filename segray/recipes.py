@@ -16,14 +16,17 @@ COLORS = {
     "augment.saturation": 0.5,
     "augment.hue_deg": 36.0,
 }
-STEPS_80K = {  # mmsegmentation configs/_base_/schedules/schedule_80k.py
-    "train.max_steps": 80_000,
+SGD = {  # of DeepLab, as PaddleSeg and mmsegmentation have it
     "train.optimizer": "sgd",
     "train.learning_rate": 0.01,
     "train.momentum": 0.9,
     "train.weight_decay": 5e-4,
     "train.schedule": "poly",
     "train.poly_power": 0.9,
+}
+STEPS_80K = {  # mmsegmentation configs/_base_/schedules/schedule_80k.py
+    "train.max_steps": 80_000,
+    **SGD,
     "train.warmup": 0.0,
 }
 SEGFORMER = {  # the same optimizer for both of its data sets
@@ -74,12 +77,7 @@ RECIPES = {
             "model.encoder_weights": "imagenet",
             "train.max_steps": 10_000,
             "train.batch_size": 24,
-            "train.optimizer": "sgd",
-            "train.learning_rate": 0.01,
-            "train.momentum": 0.9,
-            "train.weight_decay": 5e-4,
-            "train.schedule": "poly",
-            "train.poly_power": 0.9,
+            **SGD,
             "train.warmup": 200 / 10_000,
             "train.loss": "ohem",
             "train.ohem_min_share": 1 / 16,

@@ -21,9 +21,9 @@ def read_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """uint8 images [B, *size, 3] and masks [B, *size] of these positions for each step, on the device.
 
-    As many threads read as this process has CPUs: decoders and the disk leave Python's lock alone, so they are as fast
-    as processes, and nothing is copied between processes or left behind by them. How many there are changes no pixel
-    and no order. Onto a GPU batches are copied from pinned memory, on a stream of their own.
+    As many threads read as this process has CPUs: decoders and the disk leave Python's lock alone, and nothing is
+    copied between processes or left behind by them. How many there are changes no pixel and no order. Onto a GPU
+    batches are copied from pinned memory, on a stream of their own.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
