@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
 
 WIDTH = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))  # in a log, tables need not fold
+LONGEST_NAME = 40  # characters of a name that is not folded
 console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 
@@ -122,7 +123,7 @@ def say(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns of text and numbers; numbers stand on the right."""
+    """Columns of text and numbers; numbers stand on the right, and names of the first column in one line."""
     console.print(_table(title, columns, rows))
 
 
@@ -134,7 +135,9 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
     rows = [list(row) for row in rows]
     for i, name in enumerate(columns):
         numeric = any(isinstance(row[i], int | float) for row in rows)
-        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        # What people copy (a job, a trial) stands first.
+        whole = i == 0 and all(len(text(row[i])) <= LONGEST_NAME for row in rows)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         drawn.add_row(*(text(cell) for cell in row))
     return drawn

@@ -86,8 +86,10 @@ def test_a_job_is_followed_to_its_own_exit_code_and_found_again(head, tiny_bundl
     assert code == 3
     assert "segray: 1 of 3 rows are errors, more than 10%" in again
 
-    code, listed, _ = segray(head, "jobs", "--address", head.jobs)
-    assert re.search(rf"{job} +SUCCEEDED .* segray label --model|{job} +SUCCEEDED .*label --model", listed)
+    code, listed, _ = segray(head, "jobs", "--address", head.jobs, COLUMNS="200")
+    assert re.search(rf"{job} +SUCCEEDED .*label --model", listed)
+    narrow = segray(head, "jobs", "--address", head.jobs, COLUMNS="80")[1]
+    assert re.search(rf"{job} +SUCCEEDED ", narrow)
     code, logs, _ = segray(head, "logs", job, "--address", head.jobs)
     assert code == 0
     assert logs in out
