@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported, here and in what tests start: several test processes share the processors.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tables are as wide as in a log, whatever terminal the tests are started from.
+os.environ.pop("COLUMNS", None)
 
 from pathlib import Path
 
