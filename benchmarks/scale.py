@@ -107,7 +107,7 @@ def resume(parts: str) -> None:
 @scale.command(hidden=True)
 @click.argument("job")
 def resume_once(job: str) -> None:
-    from segray.core import parts
+    from segray.core.label_folder import LabelFolder
     from segray.core.models import bundle
     from segray.core.plan import load_plans, make_plan
 
@@ -119,7 +119,7 @@ def resume_once(job: str) -> None:
     before_mib, started = memory_mib()[0], time.perf_counter()
     (plan,) = load_plans(told["out"])
     read = time.perf_counter() - started
-    assert len(parts.done_shards(plan)) == made.shards
+    assert len(LabelFolder([plan]).done) == made.shards
     listed = time.perf_counter() - started - read
     pages = -(-made.shards // 1000)
     row = (made.shards, round(read, 2), round(listed, 2), before_mib, memory_mib()[1], pages)

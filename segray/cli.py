@@ -411,32 +411,27 @@ def verify(out: str) -> None:
     Example:
       segray verify labels/val
     """
-    from segray.core import parts, storage
-    from segray.core.plan import load_plans
-    from segray.errors import DataError
+    from segray.core import parts
+    from segray.core.label_folder import LabelFolder
     from segray.terminal import counting, say
 
-    plans = load_plans(storage.absolute(out))
-    if not plans:
-        raise DataError(f"{out} holds no labels (no _segray/plan-00000.json); give the --out of segray label.")
-    shards = sum(plan.shards for plan in plans)
-    with counting("parts", shards) as advance:
-        problems = parts.verify(plans, lambda: advance(1))
+    folder = LabelFolder.open(out)
+    with counting("parts", folder.shards) as advance:
+        problems = parts.verify(folder.plans, lambda: advance(1))
     for problem in problems[:20]:
         say(f"Problem: {problem}.")
     if problems:
-        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {shards} parts.")
+        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {folder.shards} parts.")
         raise SystemExit(1)
-    say(f"All {sum(plan.rows for plan in plans)} rows are there once, in {shards} whole parts.")
+    say(f"All {sum(plan.rows for plan in folder.plans)} rows are there once, in {folder.shards} whole parts.")
 
 
 def note_unfinished(labels: str) -> None:
     """Say what is missing of labels that may be looked at before their run is finished."""
-    from segray.core import parts, storage
-    from segray.core.plan import load_plans
+    from segray.core.label_folder import LabelFolder
     from segray.terminal import say
 
-    if left := parts.unfinished(load_plans(storage.absolute(labels))):
+    if left := LabelFolder.open(labels).unfinished:
         say(f"{labels} is not finished: {left}")
 
 

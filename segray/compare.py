@@ -12,9 +12,8 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from segray.core import bootstrap, metrics, storage
+from segray.core import bootstrap, metrics, storage, tables
 from segray.core.checkpoint import read_settings
-from segray.core.digest import read_parquet
 from segray.core.images import colorize
 from segray.errors import DataError, SegrayError
 from segray.evaluate import (
@@ -114,7 +113,7 @@ def _read(run: str) -> Run:
     scores, images = (storage.join(storage.absolute(run), name) for name in (SCORES, IMAGES))
     if not (storage.exists(scores) and storage.exists(images)):
         raise DataError(f"{run} holds no {SCORES} and {IMAGES}; give the --out of segray evaluate.")
-    table = read_parquet(images)
+    table = tables.read(images)
     if "cells" not in table.column_names:
         raise DataError(f"{run} is of an older segray, without each image's counts; evaluate again with --overwrite.")
     return Run(run, storage.read_json(scores), {row["sample_id"]: row for row in table.to_pylist()})

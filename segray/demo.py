@@ -11,7 +11,7 @@ from segray import cluster
 from segray.config import Config
 from segray.core import storage
 from segray.core.datasets import streets
-from segray.core.parts import Summary
+from segray.core.totals import Summary
 from segray.errors import OutputExists
 from segray.label import label
 from segray.report import report

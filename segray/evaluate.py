@@ -25,12 +25,13 @@ from segray.core.checkpoint import SETTINGS
 from segray.core.conditions import Conditions
 from segray.core.datasets.places import read_image
 from segray.core.digest import PICKS
+from segray.core.label_folder import is_labels
 from segray.core.models import bundle
 from segray.core.predictor import Predictor
 from segray.core.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
-from segray.core.rows import Picture
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored, is_labels
+from segray.core.schema import Picture
+from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored
 from segray.core.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.train import begun, claim_folder, different, is_empty

@@ -17,21 +17,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import repeat
+from itertools import groupby, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
-from segray.core import images, parts, storage
+from segray.core import images, storage, tables
 from segray.core.ahead import ahead
 from segray.core.formats import FORMATS
 from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, Writer, replacing
 from segray.core.formats.names import Names
 from segray.core.frames import encoded
+from segray.core.label_folder import LabelFolder, Part
 from segray.core.models.card import card
-from segray.core.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
-from segray.core.rows import FIGURES, LabelRow
+from segray.core.plan import PlanReader, PlanRow
+from segray.core.schema import FIGURES, LabelRow
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
 MODEL_FORMATS = ("onnx", "hub")
@@ -60,16 +60,11 @@ class Exported(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A part to export: its plan rows, and the ids of rows that a later plan repeats."""
+    """A part to export, its plan rows, and the ids of those that a later plan repeats."""
 
-    plan: Plan
-    shard: int
+    part: Part
     rows: list[PlanRow]
     repeated: set[str]
-
-    @property
-    def piece(self) -> str:
-        return f"{self.plan.number:05}-{self.shard:05}.jsonl"
 
 
 def check_format(to: str) -> None:
@@ -94,28 +89,27 @@ def export(
     """
     check_format(to)
     folder = storage.local(out, "an export").absolute()
-    plans = load_plans(storage.absolute(labels))
-    if not plans:
-        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
-    if plans[0].settings["mask_format"] == "none":
+    labelled = LabelFolder.open(labels)
+    first = labelled.plans[0]
+    if first.settings["mask_format"] == "none":
         raise DataError(f"{labels} has figures alone; label with --mask-format png to have masks to export.")
     made = FORMATS[to]
-    names = Names(plans)
+    names = Names(labelled.plans)
     options = options or Options()
-    job = Job(folder, plans[0].label_space, options)
+    job = Job(folder, labelled.space, options)
     writer = made(job)
-    about = {"labels": plans[0].plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
+    about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
     _claim(job.out, made, about, overwrite)
-    of, before = sum(plan.shards for plan in plans), len(job.pieces)
+    of, before = labelled.shards, len(job.pieces)
     with ThreadPoolExecutor(THREADS) as pool:
-        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(plans, job), THREADS)
+        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), THREADS)
         for _ in written:
             on_part(of)
     finished, count = job.out / STATE / "finished", f"{len(job.pieces)} parts"
     if not finished.exists() or finished.read_text() != count:
         writer.join()
         storage.replace(str(finished), count.encode())
-    frames, errors, lost = _totals(job, plans)
+    frames, errors, lost = _totals(job, labelled)
     return Exported(frames, errors, lost, len(job.pieces), of, len(job.pieces) > before, made.result, writer.note)
 
 
@@ -146,36 +140,28 @@ def _claim(out: Path, made: type[Writer], about: dict[str, Any], overwrite: bool
     storage.replace(str(state), json.dumps(about, indent=2).encode())
 
 
-def _open(plans: list[Plan], job: Job) -> Iterator[_Task]:
+def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
     """The parts that are labelled and not exported yet."""
     there = {piece.name for piece in job.pieces}
-    repeated = _repeated_after(plans)
-    for plan in plans:
-        reader, labelled = PlanReader(plan), parts.done_shards(plan)
-        for shard in sorted(labelled):
-            if f"{plan.number:05}-{shard:05}.jsonl" not in there:
-                yield _Task(plan, shard, reader.shard(shard), repeated[plan.number])
+    for plan, parts in groupby(labelled.parts, key=attrgetter("plan")):
+        reader, repeated = PlanReader(plan), set(labelled.repeated_after(plan).to_pylist())
+        for part in parts:
+            if _piece(part) not in there:
+                yield _Task(part, reader.shard(part.shard), repeated)
 
 
-def _repeated_after(plans: list[Plan]) -> dict[int, set[str]]:
-    """For each plan the ids of rows that a later one tried again."""
-    ids: set[str] = set()
-    found = {}
-    for plan in reversed(plans):
-        found[plan.number] = ids
-        ids = ids | set(repeated_ids(plan).to_pylist())
-    return found
+def _piece(part: Part) -> str:
+    """The name of the file that says that a part is exported."""
+    return f"{part.plan.number:05}-{part.shard:05}.jsonl"
 
 
 def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
     """The files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
-    uri = task.plan.part_uri(task.shard)
-    with storage.open_read(uri) as opened, replacing(job.out / STATE / task.piece) as piece:
-        file = pq.ParquetFile(opened)
-        status = file.read(columns=["input_id", "status"]).to_pylist()
-        wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
-        errors = [row["input_id"] for row in status if row["status"] == "error"]
-        rows = (row for row, want in zip(_rows(file), wanted, strict=True) if want)
+    status = tables.read(task.part.uri, ["input_id", "status"]).to_pylist()
+    wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
+    errors = [row["input_id"] for row in status if row["status"] == "error"]
+    with replacing(job.out / STATE / _piece(task.part)) as piece:
+        rows = (row for row, want in zip(_rows(task.part.uri), wanted, strict=True) if want)
         planned = [row for row, want in zip(task.rows, wanted, strict=True) if want]
         pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
         lost: list[str] = []
@@ -193,11 +179,11 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
                 yield frame
 
         count = 0
-        for record in writer.part(Path(task.piece).stem, frames()):
+        for record in writer.part(Path(_piece(task.part)).stem, frames()):
             count += 1
             if record:
                 piece.write(json.dumps(record) + "\n")
-        totals = {"plan": task.plan.number, "frames": count, "errors": errors, "lost": lost}
+        totals = {"plan": task.part.plan.number, "frames": count, "errors": errors, "lost": lost}
         piece.write(f"{TOTALS}{json.dumps(totals)}}}\n")
 
 
@@ -208,8 +194,8 @@ def _upright(picture: bytes | DataError | None, uri: str) -> bytes | None:
     return None if picture is None else images.upright(picture, uri)
 
 
-def _rows(file: pq.ParquetFile) -> Iterator[LabelRow]:
-    for batch in file.iter_batches(ROWS, columns=COLUMNS):
+def _rows(uri: str) -> Iterator[LabelRow]:
+    for batch in tables.batches(uri, ROWS, COLUMNS):
         yield from batch.to_pylist()
 
 
@@ -224,9 +210,9 @@ def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> F
     return Frame(name, picture, row, image)
 
 
-def _totals(job: Job, plans: list[Plan]) -> tuple[int, int, list[str]]:
+def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:
     """Frames, error rows that were not tried again, and images that could not be read, over all pieces."""
-    repeated = _repeated_after(plans)
+    repeated = {plan.number: set(labelled.repeated_after(plan).to_pylist()) for plan in labelled.plans}
     frames, errors, lost = 0, 0, []
     for part in job.totals():
         frames += part["frames"]

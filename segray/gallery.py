@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from segray.core import images, storage
 from segray.core.datasets import places
-from segray.core.digest import PICKS, Digest, classes_in, read_parquet
+from segray.core.digest import PICKS, Digest, classes_in
+from segray.core.label_folder import mask_place
 from segray.core.samples import LabelSpace
 from segray.errors import SegrayError
 
@@ -76,16 +78,12 @@ def _by_turns(chosen: Mapping[str, list[Row]]) -> Iterator[tuple[str, Row]]:
 
 def label_row(row: Row, space: LabelSpace) -> Row:
     """A label row with its pictures; what cannot be read becomes a note."""
-    wanted = ["mask", "mask_rle", "height_px", "width_px"]
-
-    def prediction() -> np.ndarray:
-        found = read_parquet(row["part"], columns=wanted, filters=[("input_id", "=", row["input_id"])])
-        return places.mask_in(found.to_pylist()[0], f"the mask of {row['uri']}")
 
     def truth() -> np.ndarray:
         uri = row["truth_uri"]
-        return space.apply(images.decode_mask(storage.read_bytes(uri), uri, space.mask_channel), uri)
+        return space.apply(places.read_mask(uri, space.mask_channel), uri)
 
+    prediction = partial(places.read_mask, mask_place(row))
     return row | pictures(places.image_place(row), truth if row["truth_uri"] else None, prediction, space)
 
 

@@ -19,10 +19,12 @@ from segray.config import Config, GivenLabelSection, InferSection, LabelSection
 from segray.connecting import check_places
 from segray.core import parts, storage
 from segray.core.cost import engine_speeds
+from segray.core.label_folder import LabelFolder, read_summary
 from segray.core.models import bundle
-from segray.core.parts import Receipt, Summary
-from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of, repeated_ids
+from segray.core.parts import Receipt
+from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of
 from segray.core.predictor import side_by_side
+from segray.core.totals import Speed, Summary
 from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
 from segray.labeller import Labeller, Lost, Sickness, read_answer
 from segray.signals import held
@@ -82,7 +84,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
 def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
     plans = _plans(config, section, watch)
     watch.planned(sum(plan.rows for plan in plans))
-    summary = parts.read_summary(plans)
+    summary = read_summary(plans)
     if summary is None:
         started = time.perf_counter()
         receipts = list(_run(config, section, plans, watch))
@@ -94,7 +96,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
         for stage, stage_s in chain.from_iterable(receipt.seconds.items() for receipt in receipts):
             stages[stage] = stages.get(stage, 0.0) + stage_s
         images_per_s = rows / seconds if rows else None
-        speed: parts.Speed = {
+        speed: Speed = {
             "seconds": seconds,
             "images_per_s": images_per_s,
             "new_rows": rows,
@@ -181,9 +183,9 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
         cluster.check_address(config.cluster)  # a plan would stay behind
         make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
     elif section.retry_errors:
-        if parts.read_summary(plans) is None:
+        if read_summary(plans) is None:
             watch.note("The run before is not finished: that is done first. The same command then retries errors.")
-        elif failed := parts.failed_rows(plans):
+        elif failed := LabelFolder(plans).failed_rows():
             make_plan(section.out, plans[0].settings, space, plans, failed, on_note=watch.note)
     elif section.extend:
         if section.limit:
@@ -207,10 +209,10 @@ def _check_store(section: GivenLabelSection, watch: Watch) -> None:
 
 def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
     """Label the shards that have no part; the receipts of this run."""
-    done = {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
+    folder = LabelFolder(plans)
+    done, rows = folder.done, folder.planned
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
-    repeated = sum(len(repeated_ids(plan)) for plan in plans if plan.number)
-    rows, errors = sum(plan.rows for plan in plans) - repeated, -repeated  # at least so many will be left
+    errors = rows - sum(plan.rows for plan in plans)  # what is repeated is no error any more
     readers = [PlanReader(plan) for plan in plans]
     for number, shard in sorted(done):  # as many rows as planned: no part is opened
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
@@ -243,7 +245,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                     watch.done(answer)
                     _check_errors(section, errors, rows)
                     yield answer
-            undone = todo - {(plan.number, shard) for plan in plans for shard in parts.done_shards(plan)}
+            undone = todo - LabelFolder(plans).done
             if not undone:
                 return
             idle = 0 if undone < todo else idle + 1

@@ -17,7 +17,7 @@ from PIL import Image
 from segray.core import images, storage
 from segray.core.datasets import places
 from segray.core.datasets.places import FrameOf
-from segray.core.plan import load_plans
+from segray.core.label_folder import LabelFolder, mask_place
 from segray.errors import ConfigError, DataError, nearest
 
 # What makes a frame worth looking at: the column that says so; rare classes are found from all frames' shares.
@@ -27,10 +27,11 @@ OUT_SUFFIXES = (".jsonl", ".parquet")
 
 
 class _Labelled(FrameOf):
-    """COLUMNS of a label row, and the part that holds it."""
+    """COLUMNS of a label row, and where it stands."""
 
     time_s: float | None
     part: str
+    row: int
 
 
 class Chosen(_Labelled):
@@ -49,7 +50,7 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
     """
     if by not in ORDERS:
         raise ConfigError(f"{by!r} is no order of frames.{nearest(by, ORDERS)}")
-    rows = _read(storage.absolute(labels), ORDERS[by])
+    rows = _read(labels, ORDERS[by])
     values = rows[ORDERS[by]]
     if by == "rare-class":
         shares = np.array(values.to_pylist(), dtype=np.float64).reshape(len(rows), -1)
@@ -78,38 +79,27 @@ def write(rows: Sequence[Chosen], out: str) -> None:
 
 def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[str]:
     """Each frame beside itself under its mask, as <rank>.png; the reasons why some could not be drawn."""
-    space = load_plans(storage.absolute(labels))[0].label_space
+    labelled = LabelFolder.open(labels)
+    space, with_masks = labelled.space, labelled.plans[0].settings["mask_format"] != "none"
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     for rank, row in enumerate(rows, 1):
-        wanted = ["mask", "mask_rle", "height_px", "width_px"]
-        with storage.open_read(row["part"]) as file:
-            found = pq.read_table(file, columns=wanted, filters=[("input_id", "=", row["input_id"])])
         try:
             with storage.reading_input(row["uri"]):
-                image, mask = places.read_image(places.image_place(row)), places.mask_of(found.to_pylist()[0])
+                image = places.read_image(places.image_place(row))
+            overlay = [images.overlay(image, places.read_mask(mask_place(row)), space.colors)] if with_masks else []
         except DataError as error:
             problems.append(str(error))
             continue
-        overlay = [] if mask is None else [images.overlay(image, mask, space.colors)]
         Image.fromarray(np.concatenate([image, *overlay], axis=1)).save(folder / f"{rank:03}.png")
     return problems
 
 
 def _read(labels: str, column: str) -> pa.Table:
-    plans = load_plans(labels)
-    if not plans:
-        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
-    there = {entry.uri for entry in storage.iter_files(storage.join(labels, "labels"))}
-    tables = []
-    for uri in (plan.part_uri(shard) for plan in plans for shard in range(plan.shards)):
-        if uri in there:
-            with storage.open_read(uri) as file:
-                rows = pq.read_table(file, columns=[*COLUMNS, column, "status"])
-            rows = rows.filter(pc.equal(rows["status"], "ok")).replace_schema_metadata()
-            tables.append(rows.append_column("part", pa.array([uri] * len(rows), pa.string())))
-    if not tables:
+    folder = LabelFolder.open(labels)
+    if not folder.parts:
         raise DataError(f"{labels} has no part yet; run the same segray label command again.")
+    tables = (rows.filter(pc.equal(rows["status"], "ok")) for rows in folder.tables([*COLUMNS, column, "status"]))
     return pa.concat_tables(tables)
 
 
@@ -129,5 +119,5 @@ def _spread(order: list[int], rows: pa.Table, count: int, apart: float) -> list[
 
 
 def _rows(rows: pa.Table, picks: list[int]) -> list[_Labelled]:
-    chosen: list[_Labelled] = rows.select([*COLUMNS, "part"]).take(pa.array(picks, pa.int64())).to_pylist()
+    chosen: list[_Labelled] = rows.select([*COLUMNS, "part", "row"]).take(pa.array(picks, pa.int64())).to_pylist()
     return chosen

@@ -10,12 +10,12 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from segray.config import Config
 from segray.core import images, storage
 from segray.core.datasets import places
-from segray.core.plan import frame_key, load_plans
+from segray.core.label_folder import LabelFolder, mask_place
+from segray.core.plan import frame_key
 from segray.core.samples import LabelSpace
 from segray.core.video import read_frames
 from segray.errors import DataError
@@ -58,7 +58,7 @@ def overlay_video(
     gets the number of all frames whenever one is done. Raises DataError where the labels hold no such video.
     """
     rows = _frames_of(labels, name)
-    space = load_plans(storage.absolute(labels))[0].label_space
+    space = LabelFolder.open(labels).space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
     storage.local(out, "a video").parent.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -77,33 +77,23 @@ def overlay_video(
 
 
 def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and overlay of each frame; a part's masks are in memory at once, and its frames decoded in one go."""
-    for part, group in groupby(rows.to_pylist(), lambda row: row["part"]):
-        rows_of_part = list(group)
-        times = {frame_key(row): row["time_s"] for row in rows_of_part}
-        by_index = rows_of_part[0]["pts"] is None
-        video = rows["video_uri"][0].as_py()
-        with storage.open_read(part) as file:
-            wanted = [("video_uri", "=", video), ("frame_index", "in", [row["frame_index"] for row in rows_of_part])]
-            columns = ["frame_index", "pts", "mask", "mask_rle", "height_px", "width_px"]
-            found = pq.read_table(file, columns=columns, filters=wanted)
-        masks = {frame_key(row): row for row in found.to_pylist()}
-        for frame in read_frames(video, list(times), by_index=by_index):
-            mask_hw = places.mask_in(masks[frame.key], f"the mask at {times[frame.key]:.3f} s")
-            yield times[frame.key], images.overlay(frame.image_hwc, mask_hw, space.colors)
+    """Time and overlay of each frame; those of a part are decoded in one go."""
+    for _, group in groupby(rows.to_pylist(), lambda row: row["part"]):
+        row_of = {frame_key(row): row for row in group}
+        first = next(iter(row_of.values()))
+        for frame in read_frames(first["video_uri"], list(row_of), by_index=first["pts"] is None):
+            row = row_of[frame.key]
+            yield row["time_s"], images.overlay(frame.image_hwc, places.read_mask(mask_place(row)), space.colors)
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:
-    """WHERE and `part` of a video's frames that have masks, in order of time. DataError unless it is one video."""
-    place = storage.absolute(labels)
-    tables = []
-    for entry in storage.iter_files(storage.join(place, "labels")):
-        if entry.uri.endswith(".parquet"):
-            with storage.open_read(entry.uri) as file:
-                rows = pq.read_table(file, columns=WHERE).replace_schema_metadata()
-            rows = rows.filter(pc.and_(pc.is_valid(rows["video_uri"]), pc.is_valid(rows["height_px"])))
-            tables.append(rows.append_column("part", pa.array([entry.uri] * len(rows), pa.string())))
-    rows = pa.concat_tables(tables) if tables else pa.table({"video_uri": pa.array([], pa.string())})
+    """A video's frames that have masks, in order of time: WHERE and their places. DataError unless it is one video."""
+    none = pa.table({"video_uri": pa.array([], pa.string())})
+    masked = (
+        rows.filter(pc.and_(pc.is_valid(rows["video_uri"]), pc.is_valid(rows["height_px"])))
+        for rows in LabelFolder.open(labels).tables(WHERE)
+    )
+    rows = pa.concat_tables([none, *masked], promote_options="default")
     videos = sorted(uri for uri in pc.unique(rows["video_uri"]).to_pylist() if uri.endswith(name or ""))
     if not videos:
         raise DataError(f"{labels} has no labelled frame of a video{f' that ends in {name}' if name else ''}.")

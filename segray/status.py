@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 
 from segray.config import Config
 from segray.core import storage
@@ -42,34 +43,33 @@ def status(out: str) -> Status:
     """How far the run in `out` is. DataError when there is none."""
     out = storage.absolute(out)
     if plans := load_plans(out):
-        return _label(out, plans)
+        return _label(plans)
     if not storage.exists(storage.join(out, SETTINGS)):
         raise DataError(f"{out} holds no run, neither {SETTINGS} nor _segray/; give an --out of train, sweep or label.")
     config = read_settings(out)
     return _sweep(out, config) if storage.exists(storage.join(out, TRIALS)) else _train(out, config)
 
 
-def _label(out: str, plans: list[Plan]) -> Status:
-    from segray.core import parts
+def _label(plans: list[Plan]) -> Status:
+    from segray.core.label_folder import LabelFolder, part_totals
 
-    shards = {plan.part_uri(shard): (plan, shard) for plan in plans for shard in range(plan.shards)}
-    there = [entry for entry in storage.iter_files(storage.join(out, "labels")) if entry.uri in shards]
-    there.sort(key=lambda entry: entry.modified_s)
+    folder = LabelFolder(plans)
+    there = sorted(folder.parts, key=attrgetter("modified_s"))
     with ThreadPoolExecutor(READS) as pool:
-        receipts = list(pool.map(lambda entry: parts.done_receipt(*shards[entry.uri]), there))
-    summary = parts.read_summary(plans)
+        totals = list(pool.map(part_totals, (part.uri for part in there)))
+    summary = folder.summary
     recent = [entry.modified_s > there[-1].modified_s - RECENT_S for entry in there]
     first = recent.index(True) if any(recent) else 0
     span_s = there[-1].modified_s - there[first].modified_s if there else 0.0
-    new = sum(receipt.rows for receipt in receipts[first + 1 :])
+    new = sum(part.rows for part in totals[first + 1 :])
     return Status(
         kind="label",
         unit="parts",
         done=len(there),
-        of=len(shards),
+        of=folder.shards,
         finished=summary is not None,
-        frames=sum(receipt.rows for receipt in receipts),
-        errors=sum(summary["errors"].values()) if summary else sum(receipt.errors for receipt in receipts),
+        frames=sum(part.rows for part in totals),
+        errors=sum(summary["errors"].values()) if summary else sum(part.errors.total() for part in totals),
         images_per_s=new / span_s if span_s else None,
         age_s=_age(there[-1].modified_s) if there else None,
     )

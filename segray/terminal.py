@@ -22,7 +22,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from segray.compare import Compared, Comparison
     from segray.core.checkpoint import EpochRow
-    from segray.core.parts import Receipt, Summary
+    from segray.core.parts import Receipt
+    from segray.core.totals import Summary
     from segray.evaluate import Evaluation
     from segray.leaderboard import LeaderboardRow, SweepResult
     from segray.status import Status

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from segray import charts, gallery, wording
 from segray.config import parse_size
-from segray.core import digest, images, storage
+from segray.core import digest, images, storage, tables
 from segray.core.checkpoint import History, read_history
+from segray.core.label_folder import LabelFolder
 from segray.core.metrics import majority_baseline, unpacked
-from segray.core.plan import load_plans
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 from segray.leaderboard import LeaderboardRow, advice, ranked
 
 if TYPE_CHECKING:
     from segray.compare import Comparison
-    from segray.core.parts import Summary
+    from segray.core.totals import Summary
     from segray.evaluate import Evaluation as SplitEvaluation
 
 # In the whole page, shared out over its folders: it stays below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
+LISTED_COLUMNS = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]  # of evaluated frames
 WIDE_PX = 1280  # of compare's picture
 STAGES = {  # of labelling, in the order of the work → what each is
     "fetch": "reading files",
@@ -178,18 +178,13 @@ def measured_on(config: str, best: Bundle) -> str:
 
 
 def read_labels(place: str, share: Share) -> Labels:
-    """A folder written by label: the parts of its plans, with `_SUCCESS` or without."""
-    plans = load_plans(place)
-    there = {entry.uri for entry in storage.iter_files(storage.join(place, "labels"))}
-    found = digest.read(plans, there, frames=share.listed, videos=share.videos)
-    success_uri = storage.join(place, "_SUCCESS")
-    success = storage.read_json(success_uri) if storage.exists(success_uri) else None
-    if success and success["plans"] != [plan.plan_id for plan in plans]:
-        success = None  # it speaks of a run before
-    about = {key: getattr(plans[0], key) for key in ("plan_id", "model_id", "settings")}
-    about |= {"shards": sum(plan.shards for plan in plans), "rows": found.planned}
-    parts = sum(plan.part_uri(shard) in there for plan in plans for shard in range(plan.shards))
-    return Labels(place, about, success, parts, plans[0].label_space, found)
+    """A folder written by label: the parts of its plans, finished or not."""
+    folder = LabelFolder.open(place)
+    first = folder.plans[0]
+    about = {key: getattr(first, key) for key in ("plan_id", "model_id", "settings")}
+    about |= {"shards": folder.shards, "rows": folder.planned}
+    found = digest.read(folder, frames=share.listed, videos=share.videos)
+    return Labels(place, about, folder.summary, len(folder.parts), folder.space, found)
 
 
 def labels_view(place: str, share: Share) -> dict[str, Any]:
@@ -241,17 +236,15 @@ def stage_rows(success: Summary) -> list[dict[str, Any]]:
 def read_evaluation(place: str, share: Share) -> Evaluation:
     """A folder written by evaluate. DataError for one from before it kept masks."""
     found, rows = storage.read_json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
-    with digest.opened(rows) as opened:
-        file = pq.ParquetFile(opened)
-        if "label_space" not in found or "shown" not in file.schema_arrow.names:
+    listed: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    miou_counts = np.zeros(digest.MIOU_BINS, np.int64)
+    for batch in tables.batches(rows, digest.BATCH):
+        if "label_space" not in found or "shown" not in batch.schema.names:
             raise DataError(f"{place} is of an older segray, without masks; evaluate again with --overwrite.")
-        columns = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]
-        listed: list[dict[str, Any]] = []
-        miou_counts = np.zeros(digest.MIOU_BINS, np.int64)
-        for batch in file.iter_batches(digest.BATCH, columns=columns):
-            listed += batch.slice(0, max(0, share.listed - len(listed))).to_pylist()
-            miou_counts += digest.miou_histogram(batch["miou"])
-    shown = digest.read_parquet(rows, filters=pc.field("prediction").is_valid()).to_pylist()
+        listed += batch.select(LISTED_COLUMNS).slice(0, max(0, share.listed - len(listed))).to_pylist()
+        shown += batch.filter(pc.is_valid(batch["prediction"])).to_pylist()
+        miou_counts += digest.miou_histogram(batch["miou"])
     return Evaluation(place, found, LabelSpace.from_dict(found["label_space"]), listed, shown, miou_counts)
 
 

@@ -156,7 +156,7 @@ BAD = [
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
         "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
-    (("verify", "{}/empty"), "{}/empty holds no labels (no _segray/plan-00000.json); give the --out of segray label."),
+    (("verify", "{}/empty"), "{}/empty holds no labels; give the --out of segray label."),
     (("status", "{}/empty"), "{}/empty holds no run, neither config.yaml nor _segray/; give an --out of train, sweep or label."),
     (("train", "--format", "streets", "--data", "{}/typo"),
      "{}/typo does not exist; give the folder that holds streets.json, train/ and trainannot/."),

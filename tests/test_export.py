@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 
 from segray.cli import cli
 from segray.config import load
-from segray.core import images, parts, quality
+from segray.core import images, quality
 from segray.core.datasets import camvid, cityscapes, open_dataset, read_sample, streets, voc
 from segray.core.datasets.folder import read_classes
 from segray.core.formats import FORMATS
@@ -34,11 +34,12 @@ from segray.core.formats.label_studio import encode_brush
 from segray.core.formats.masks import Png
 from segray.core.formats.names import Names
 from segray.core.formats.things import things
+from segray.core.label_folder import LabelFolder
 from segray.core.models import bundle
 from segray.core.plan import PlanReader, make_plan
 from segray.core.predictor import Predictor
-from segray.core.rows import ROW_SCHEMA
 from segray.core.samples import LabelSpace
+from segray.core.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, StorageError
 from segray.export import export, push, to_onnx
 
@@ -589,7 +590,7 @@ def test_error_rows_are_left_out_and_retried_ones_come_once(tiny_bundle, tmp_pat
     assert (done.frames, done.errors, done.parts, done.of) == (1, 1, 1, 2)
     label_shard(plan, 1, predictor)
     (town / "val" / "street_050001.jpg").write_bytes(good)
-    again = make_plan(place, settings, streets.LABEL_SPACE, [plan], parts.failed_rows([plan]))
+    again = make_plan(place, settings, streets.LABEL_SPACE, [plan], LabelFolder([plan]).failed_rows())
     label_all(again, predictor)
     done = export(place, "coco", str(tmp_path / "out"))
     assert (done.frames, done.errors, done.parts, done.of) == (3, 0, 3, 3)

@@ -11,6 +11,7 @@ from PIL import Image
 from segray.config import load
 from segray.core import parts
 from segray.core.datasets import camvid, carvana, cityscapes, voc
+from segray.core.label_folder import LabelFolder
 from segray.core.plan import make_plan
 from segray.core.predictor import Prediction
 from segray.core.protocols import more_scores, protocol_of, scored_counts
@@ -120,7 +121,7 @@ def test_labels_are_scored_by_a_folder_by_data_and_by_their_own_truth_alike(city
     )
     assert own["confusion"] == folder["confusion"] == data["confusion"]
     assert own["frames"] == 3
-    summed = parts.read_summary(parts.load_plans(place))
+    summed = LabelFolder.open(place).summary
     assert np.array(own["confusion"])[:, :-1].tolist() == summed["confusion"]
     assert own["scores"]["ece"] is own["reliability"] is None
     assert (tmp_path / "out" / "frames.png").exists()

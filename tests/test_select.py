@@ -12,7 +12,7 @@ from PIL import Image
 from segray.core.datasets import streets
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
-from segray.core.rows import ROW_SCHEMA
+from segray.core.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError
 from segray.select import select, write, write_pictures
 

@@ -12,6 +12,7 @@ from faultproxy import FaultProxy
 from torture import FAULTS, Found, World, round_
 
 from segray.core import parts, storage
+from segray.core.label_folder import LabelFolder
 from segray.core.plan import load_plans
 
 
@@ -69,7 +70,7 @@ def test_writers_that_race_and_are_killed_leave_each_row_once(world, tmp_path, s
     assert local_round(world, tmp_path, seed).problems == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_s3_too_through_lost_answers_errors_and_cut_bodies(s3_world, tmp_path):
     found = s3_round(s3_world, tmp_path, 5)
     assert found.problems == []
@@ -105,11 +106,11 @@ def test_a_run_that_ends_after_a_further_one_takes_nothing_from_it(small_world, 
     assert parts.finish(plans[:1], {})["rows"] == plans[0].rows
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
-    failed = parts.failed_rows(plans[:2])
+    failed = LabelFolder(plans[:2]).failed_rows()
     monkeypatch.setattr(parts, "load_plans", lambda out: plans[:1])  # the further plan came just after the look
     parts.finish(plans[:1], {})
     assert parts.verify(plans) == []
-    assert parts.failed_rows(plans[:2]) == failed
+    assert LabelFolder(plans[:2]).failed_rows() == failed
     assert len(failed) == 4
 
 

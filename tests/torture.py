@@ -33,6 +33,7 @@ from labelled import settings_of
 
 from segray.core import parts, storage
 from segray.core.datasets import streets
+from segray.core.label_folder import LabelFolder, read_summary, success_uri
 from segray.core.plan import PlanReader, load_plans, make_plan
 from segray.core.predictor import Prediction
 from segray.core.rows import label_rows
@@ -99,7 +100,7 @@ class World:
         world = cls(*names, shard_size, {}, {})
         quiet = storage.join(str(folder), "quiet")
         label(world, quiet, random.Random(0))
-        summary = parts.read_summary(load_plans(quiet))
+        summary = read_summary(load_plans(quiet))
         assert summary["confusion"]
         assert summary["errors"] == {"decode_error": 4}
         return replace(world, made=hashes(quiet), summary=summary)
@@ -121,7 +122,7 @@ def label(world, out, order, log=lambda line: None):
     space = streets.LABEL_SPACE
     plans = load_plans(out)
     while True:
-        if plans and parts.read_summary(plans) is None:
+        if plans and read_summary(plans) is None:
             for plan in plans:
                 label_plan(plan, order, log)
             parts.finish(plans, {})
@@ -132,14 +133,18 @@ def label(world, out, order, log=lambda line: None):
         elif len(plans) == 1:
             make_plan(out, further, space, plans)
         else:
-            make_plan(out, settings, space, plans, parts.failed_rows(plans))
+            make_plan(out, settings, space, plans, LabelFolder(plans).failed_rows())
         plans = load_plans(out)
+
+
+def done_shards(plan):
+    return {shard for _, shard in LabelFolder([plan]).done}
 
 
 def label_plan(plan, order, log):
     reader = PlanReader(plan)
     work = partial(label_rows, predictor=Hashed(), batch_size=2)
-    todo = sorted(set(range(plan.shards)) - parts.done_shards(plan))
+    todo = sorted(set(range(plan.shards)) - done_shards(plan))
     order.shuffle(todo)
     for shard in todo:
         log("made" if parts.label_shard(plan, reader.shard(shard), shard, work).created else "lost_race")
@@ -147,12 +152,12 @@ def label_plan(plan, order, log):
 
 def read(out, seen, log):
     """Look at all that is visible once. seen: name → hash of the parts that were read before, or are known."""
-    finished = storage.exists(parts.success_uri(out))
+    finished = storage.exists(success_uri(out))
     plans = load_plans(out)
-    said = json.loads(storage.read_bytes(parts.success_uri(out)))["parts"] if finished else []
+    said = json.loads(storage.read_bytes(success_uri(out)))["parts"] if finished else []
     there = {}
     for plan in plans:
-        there |= {storage.name_of(plan.part_uri(shard)): (plan, shard) for shard in parts.done_shards(plan)}
+        there |= {storage.name_of(plan.part_uri(shard)): (plan, shard) for shard in done_shards(plan)}
     for name in set(said) - there.keys():
         log(f"violation: _SUCCESS speaks of {name}, which is not there")
     for name, (plan, shard) in there.items():
@@ -252,7 +257,7 @@ def round_(world, out, seed, env, logs: Path) -> Found:
 def after(world, out, kills=0):
     """What is wrong with an output whose writers have all ended."""
     plans = load_plans(out)
-    summary = parts.read_summary(plans) or {}
+    summary = read_summary(plans) or {}
     problems = [f"verify: {problem}" for problem in parts.verify(plans)]
     problems += [
         f"{key} is {summary.get(key)}, not {world.summary[key]}"

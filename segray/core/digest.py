@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -16,13 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from segray.core import storage
-from segray.core.ahead import ahead
-from segray.core.frames import FETCHES
-from segray.core.plan import Plan, repeated_ids
-from segray.errors import DataError
+from segray.core.label_folder import LabelFolder
 
 EACH = 4  # frames of a gallery
 STRETCHES = 16 * EACH
@@ -39,7 +32,8 @@ COLUMNS = pa.schema(
     + [(name, pa.float64()) for name in NUMBERS]
     + [("frame_index", pa.int64()), ("class_pixels", pa.list_(pa.int64())), ("class_iou", pa.list_(pa.float64()))]
 )
-ROWS = COLUMNS.append(pa.field("part", pa.string())).append(pa.field("position", pa.int64()))
+LABELLED = COLUMNS.append(pa.field("part", pa.string())).append(pa.field("row", pa.int64()))  # what a folder adds
+ROWS = LABELLED.append(pa.field("position", pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ class Digest:
         self.tracks: dict[str, Track] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """Count rows of COLUMNS and `part`."""
+        """Count rows of LABELLED."""
         rows = rows.append_column("position", pa.array(range(self.rows, self.rows + len(rows)), pa.int64()))
         ok = rows.filter(pc.equal(rows["status"], "ok"))
         self.rows += len(rows)
@@ -166,49 +160,14 @@ class Digest:
             track.add(ok.filter(pc.equal(ok["video_uri"], uri)))
 
 
-def read(plans: list[Plan], there: set[str], *, frames: int, videos: int) -> Digest:
-    """Of all parts that are `there`; a row that a later plan repeats is left out. DataError for a torn part."""
-    repeated = {plan.number: repeated_ids(plan) for plan in plans if plan.number}
-    parts = [(plan, plan.part_uri(i)) for plan in plans for i in range(plan.shards) if plan.part_uri(i) in there]
-    planned = sum(plan.rows for plan in plans) - sum(map(len, repeated.values()))
-    total = planned * len(parts) / sum(plan.shards for plan in plans)
-    digest = Digest(plans[0].label_space.num_classes, total, frames=frames, videos=videos)
-    digest.planned = planned
-
-    def rows_of(part: tuple[Plan, str]) -> pa.Table:
-        plan, uri = part
-        rows = read_part(uri)
-        for number, ids in repeated.items():
-            if number > plan.number:
-                rows = rows.filter(pc.invert(pc.is_in(rows["input_id"], ids)))
-        return rows
-
-    with ThreadPoolExecutor(FETCHES) as pool:
-        for rows in _batches(ahead(pool, rows_of, parts, 2 * FETCHES)):
-            digest.add(rows)
+def read(folder: LabelFolder, *, frames: int, videos: int) -> Digest:
+    """Of the rows that count in all parts that are there. DataError for a torn part."""
+    total = folder.planned * len(folder.parts) / folder.shards
+    digest = Digest(folder.space.num_classes, total, frames=frames, videos=videos)
+    digest.planned = folder.planned
+    for rows in _batches(table.cast(LABELLED) for table in folder.tables(COLUMNS.names)):
+        digest.add(rows)
     return digest
-
-
-def read_part(uri: str) -> pa.Table:
-    """COLUMNS of a part, and `part`, where the row's mask is."""
-    rows = read_parquet(uri, columns=COLUMNS.names).select(COLUMNS.names).cast(COLUMNS)
-    return rows.append_column("part", pa.array([uri] * len(rows), pa.string()))
-
-
-def read_parquet(uri: str, **options: Any) -> pa.Table:
-    with opened(uri) as file:
-        return pq.read_table(file, **options)
-
-
-@contextmanager
-def opened(uri: str) -> Iterator[Any]:
-    """A Parquet file to read from; what is wrong with it is a DataError."""
-    try:
-        with storage.open_read(uri) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{uri} cannot be read: {reason}. Remove it and run again what wrote it.") from error
 
 
 def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

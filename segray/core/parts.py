@@ -1,4 +1,4 @@
-"""One shard of a plan → one Parquet part; which parts there are; finishing a run; verifying one.
+"""One shard of a plan → one Parquet part; finishing a run; verifying one. What reads them is label_folder.
 
 The promise: every row of the plan is written exactly once. A part is absent or complete and never changes,
 because it is built in memory and created exclusively. `_SUCCESS` means that all parts are there.
@@ -12,28 +12,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.core import metrics, quality, storage
-from segray.core.ahead import ahead
 from segray.core.datasets.places import mask_of
-from segray.core.frames import FETCHES, Clock
-from segray.core.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
-from segray.core.rows import ROW_SCHEMA, Labelled, LabelRow
+from segray.core.frames import Clock
+from segray.core.label_folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
+from segray.core.plan import Plan, PlanReader, PlanRow, load_plans
+from segray.core.rows import Labelled
+from segray.core.schema import ROW_SCHEMA, LabelRow
+from segray.core.totals import Speed, Summary, Totals
 from segray.errors import DataError, OutputExists, SegrayError
 
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 LEFTOVER_S = 3600.0  # no part takes that long to be written
-ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
 
 
 @dataclass(frozen=True)
@@ -67,107 +64,9 @@ def label_shard(
     return Receipt(shard, len(done), totals.errors.total(), created, dict(clock.seconds))
 
 
-class Counts(TypedDict):
-    """Totals as JSON holds them. confusion: None where nothing had truth. notes: where there are any."""
-
-    rows: int
-    ok: int
-    errors: dict[str, int]
-    class_pixels: list[int]
-    confusion: list[list[int]] | None
-    notes: NotRequired[dict[str, int]]
-
-
-class Speed(TypedDict):
-    """Of the call that finished a run: its seconds, those of each stage in all threads, and the rows it labelled."""
-
-    seconds: float
-    images_per_s: float | None
-    new_rows: int
-    stage_seconds: dict[str, float]
-
-
-class Summary(Counts, Speed):
-    """What `_SUCCESS` says. scores, baseline_miou: None where nothing had truth."""
-
-    plans: list[str]
-    model_id: str
-    classes: list[str]
-    scores: metrics.PlainScores | None
-    baseline_miou: float | None
-    parts: list[str]
-
-
-@dataclass
-class Totals:
-    """Integers that add up over parts, whatever their order, of the rows that are ok.
-
-    confusion is all zero where nothing had truth. notes: by code, of what is not known of rows that are ok.
-    """
-
-    rows: int
-    errors: Counter[str]
-    class_pixels: np.ndarray
-    confusion: np.ndarray
-    notes: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def empty(cls, classes: int) -> Totals:
-        return cls(0, Counter(), np.zeros(classes, np.int64), np.zeros((classes, classes), np.int64))
-
-    @classmethod
-    def of(cls, rows: list[LabelRow], confusion: np.ndarray) -> Totals:
-        totals = cls(len(rows), Counter(), np.zeros(len(confusion), np.int64), confusion)
-        for row in rows:
-            code = row.get("error_code")
-            if row["status"] == "error":
-                totals.errors[code or ""] += 1
-                continue
-            if code:
-                totals.notes[code] += 1
-            if (pixels := row["class_pixels"]) is not None:
-                totals.class_pixels += pixels
-        return totals
-
-    def add(self, other: Totals) -> None:
-        self.rows += other.rows
-        self.errors += other.errors
-        self.notes += other.notes
-        self.class_pixels += other.class_pixels
-        self.confusion += other.confusion
-
-    def to_dict(self) -> Counts:
-        counts: Counts = {
-            "rows": self.rows,
-            "ok": self.rows - self.errors.total(),
-            "errors": dict(sorted(self.errors.items())),
-            "class_pixels": self.class_pixels.tolist(),
-            "confusion": self.confusion.tolist() if self.confusion.any() else None,
-        }
-        if self.notes:
-            counts["notes"] = dict(sorted(self.notes.items()))
-        return counts
-
-    @classmethod
-    def from_dict(cls, data: Counts) -> Totals:
-        totals = cls.empty(len(data["class_pixels"]))
-        totals.rows, totals.errors = data["rows"], Counter(data["errors"])
-        totals.notes = Counter(data.get("notes", {}))
-        totals.class_pixels += np.array(data["class_pixels"], np.int64)
-        if data["confusion"] is not None:
-            totals.confusion += np.array(data["confusion"], np.int64)
-        return totals
-
-
-def done_shards(plan: Plan) -> set[int]:
-    """Shards whose part is there, from one listing."""
-    parts = {plan.part_uri(shard): shard for shard in range(plan.shards)}
-    return {parts[entry.uri] for entry in storage.iter_files(storage.join(plan.out, "labels")) if entry.uri in parts}
-
-
 def done_receipt(plan: Plan, shard: int) -> Receipt:
     """The receipt of a part that is there, from its footer."""
-    totals = _totals(_open_part(plan.part_uri(shard)))
+    totals = part_totals(plan.part_uri(shard))
     return Receipt(shard, totals.rows, totals.errors.total(), created=False)
 
 
@@ -177,7 +76,7 @@ def finish(plans: list[Plan], speed: Speed, on_part: Callable[[], None] = lambda
     A row that a later plan repeats is out of the counts and out of errors.parquet.
     """
     out, first = plans[0].out, plans[0]
-    totals, errors = totals_of(plans, on_part)
+    totals, errors = LabelFolder(plans).totals(on_part)
     scored = bool(totals.confusion.any())
     summary: Summary = {
         "plans": [plan.plan_id for plan in plans],
@@ -197,7 +96,7 @@ def finish(plans: list[Plan], speed: Speed, on_part: Callable[[], None] = lambda
     _remove_leftovers(out)
     data = json.dumps(summary, indent=2).encode()
     storage.replace(storage.join(out, "summary.json"), data)
-    said = _said(out)
+    said = last_summary(out)
     if said and len(said["plans"]) < len(plans):
         storage.replace(success_uri(out), data)
     else:
@@ -213,78 +112,6 @@ def _remove_leftovers(out: str) -> None:
         name = storage.name_of(entry.uri)
         if name.startswith(".part-") and name.endswith(".tmp") and time.time() - int(entry.stamp) / 1e9 > LEFTOVER_S:
             storage.remove(entry.uri)
-
-
-def totals_of(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> tuple[Totals, pa.Table]:
-    """The sum over all parts, from their footers, and the rows that are errors, less those that were repeated."""
-    totals = Totals.empty(plans[0].label_space.num_classes)
-    errors = pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})
-    for plan in plans:
-        if plan.number:
-            repeated = pc.is_in(errors["input_id"], repeated_ids(plan))
-            totals.rows -= pc.sum(repeated).as_py() or 0
-            errors = errors.filter(pc.invert(repeated))
-        with ThreadPoolExecutor(FETCHES) as pool:
-            for counts, failed in ahead(pool, _part_totals, map(plan.part_uri, range(plan.shards)), 2 * FETCHES):
-                on_part()
-                totals.add(counts)
-                if failed is not None:
-                    errors = pa.concat_tables([errors, failed])
-    totals.errors = Counter(errors["error_code"].to_pylist())
-    return totals, errors
-
-
-def _part_totals(uri: str) -> tuple[Totals, pa.Table | None]:
-    file = _open_part(uri)
-    counts = _totals(file)
-    if not counts.errors:
-        return counts, None
-    rows = file.read(columns=[*ERROR_COLUMNS, "status"])
-    return counts, rows.filter(pc.equal(rows["status"], "error")).drop_columns("status").replace_schema_metadata()
-
-
-def read_summary(plans: list[Plan]) -> Summary | None:
-    """What `_SUCCESS` says of these plans, or None while their run is not finished."""
-    summary = _said(plans[0].out)
-    return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
-
-
-def finished_plans(labels: str) -> list[Plan]:
-    """The plans of finished labels. DataError where there are none, or a run or --extend left off."""
-    plans = load_plans(storage.absolute(labels))
-    if not plans:
-        raise DataError(f"{labels} holds no labels; give the --out of segray label.")
-    if left := unfinished(plans):
-        raise DataError(f"{labels} is not finished: {left}")
-    return plans
-
-
-def unfinished(plans: list[Plan]) -> str | None:
-    """What is left to do and how, in a sentence; None for a finished output."""
-    if read_summary(plans) is not None:
-        return None
-    of, missing = sum(plan.shards for plan in plans), sum(plan.shards - len(done_shards(plan)) for plan in plans)
-    what = f"{missing} of its {of} parts are not labelled yet" if missing else "its totals are not written yet"
-    return f"{what}. The segray label command that wrote it goes on from there."
-
-
-def _said(out: str) -> Summary | None:
-    uri = success_uri(out)
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
-
-
-def failed_rows(plans: list[Plan]) -> dict[str, PlanRow]:
-    """The plan rows of a finished run's errors, by id. From the parts: errors.parquet may be an earlier run's."""
-    ids = totals_of(plans)[1]["input_id"]
-    found: dict[str, PlanRow] = {}
-    for plan in plans:
-        rows = PlanReader(plan).columns(["input_id", "uri", "raw", "truth_uri"])
-        found |= {row["input_id"]: row for row in rows.filter(pc.is_in(rows["input_id"], ids)).to_pylist()}
-    return found
-
-
-def success_uri(out: str) -> str:
-    return storage.join(out, "_SUCCESS")
 
 
 def check_empty(out: str) -> None:
@@ -304,24 +131,24 @@ def clear(out: str) -> None:
 def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> list[str]:
     """Every break of the promise, one line each; [] when there is none. Reads all that was written."""
     problems: list[str] = []
+    folder = LabelFolder(plans)
+    done = folder.done
     for plan in plans:
-        there, reader = done_shards(plan), PlanReader(plan)
+        reader = PlanReader(plan)
         for shard in range(plan.shards):
             on_part()
-            if shard in there:
+            if (plan.number, shard) in done:
                 problems += _verify_part(plan, reader.shard(shard), shard)
             else:
                 problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
-    summary = read_summary(plans)
-    if summary is None:
-        speaks = "speaks of the plans before the last" if _said(plans[0].out) else "is missing"
+    if folder.summary is None:
+        speaks = "speaks of the plans before the last" if last_summary(folder.place) else "is missing"
         problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command goes on")
     elif not problems:
-        totals, _ = totals_of(plans)
-        said: dict[str, object] = {**summary}
+        said: dict[str, object] = {**folder.summary}
         problems += [
             f"_SUCCESS says {key} {said[key]}, the parts {value}"
-            for key, value in totals.to_dict().items()
+            for key, value in folder.totals()[0].to_dict().items()
             if said[key] != value
         ]
     return problems
@@ -330,15 +157,16 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
 def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     name = storage.name_of(plan.part_uri(shard))
     try:
-        file = _open_part(plan.part_uri(shard))
-        rows = file.read().to_pylist()
+        with storage.open_read(plan.part_uri(shard)) as file:
+            table = pq.read_table(file)
+        rows = table.to_pylist()
     except (OSError, ValueError, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]
-    if not file.schema_arrow.equals(ROW_SCHEMA) or b"segray" not in (file.schema_arrow.metadata or {}):
+    if not table.schema.equals(ROW_SCHEMA) or b"segray" not in (table.schema.metadata or {}):
         return [f"{name} has other columns than a part, or no totals"]
     if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
         return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
-    counted = _totals(file)
+    counted = totals_in(table.schema)
     seen = np.zeros_like(counted.class_pixels)
     problems = []
     for row in rows:
@@ -367,11 +195,3 @@ def _to_parquet(rows: list[LabelRow], plan: Plan, totals: Totals) -> bytes:
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _open_part(uri: str) -> pq.ParquetFile:
-    return pq.ParquetFile(storage.open_read(uri))
-
-
-def _totals(file: pq.ParquetFile) -> Totals:
-    return Totals.from_dict(json.loads(file.schema_arrow.metadata[b"segray"])["totals"])

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from segray.config import Config
@@ -22,7 +21,7 @@ from segray.core.ahead import ahead
 from segray.core.classmaps import scoring_map
 from segray.core.datasets import open_dataset, places, read_sample, split_refs
 from segray.core.datasets.pairs import common_folder, find_images, frame_path, match_masks, pair_key
-from segray.core.parts import finished_plans
+from segray.core.label_folder import LabelFolder
 from segray.core.predictor import Predictor, side_by_side
 from segray.core.samples import LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
@@ -117,11 +116,11 @@ class LabelFrames:
 
     def __init__(self, config: Config) -> None:
         section, labels = config.evaluate, config.evaluate.given_model()
-        plans = finished_plans(labels)
-        if plans[0].settings["mask_format"] == "none":
+        folder = LabelFolder.open_finished(labels)
+        if folder.plans[0].settings["mask_format"] == "none":
             raise DataError(f"{labels} was made with label.mask_format none; label with png or rle to score it.")
-        rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
-        self.space = self.truth_space = plans[0].label_space
+        rows: list[_Row] = list(folder.rows(COLUMNS))
+        self.space = self.truth_space = folder.space
         self.notes = []
         if section.truth:
             masks = find_images(storage.absolute(section.truth))
@@ -149,7 +148,7 @@ class LabelFrames:
 
     def _pair(self, wanted: Sequence[SampleRef], rows: list[_Row]) -> None:
         """Truth and labels by the frame's place, else as match_masks() does; refs are in the order of the parts."""
-        frames = {places.image_place(row): row for row in sorted(rows, key=lambda row: row["status"] == "ok")}
+        frames = {places.image_place(row): row for row in rows}
         ref_of = {ref.image: ref for ref in wanted if ref.image in frames}
         others = {pair_key(ref.sample_id): ref for ref in wanted if ref.image not in frames}
         matched = match_masks({key: ref.mask for key, ref in others.items()}, ((p, _path(frames[p])) for p in frames))
@@ -188,11 +187,6 @@ class LabelFrames:
         return Scored(ref, truth_hw, pred_hw, entropy_mean, Drawn(truth_n, sure=(confidence_n, right_n)))
 
 
-def is_labels(place: str) -> bool:
-    """Whether a place is the --out of `segray label`."""
-    return storage.exists(storage.join(storage.absolute(place), "_segray"))
-
-
 def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
     """The predicted classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
     if predicted.names == truth.names:
@@ -208,11 +202,6 @@ def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace,
 
 def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:
     return calibration.sample_pixels(truth_hw, most, zlib.crc32(ref.sample_id.encode(errors="surrogatepass")))
-
-
-def _rows(part: str) -> list[_Row]:
-    rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
-    return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
 
 
 def _path(row: _Row) -> str:

@@ -12,12 +12,13 @@ from crashing import CRASH, HANG, env
 from labelled import plan_rows, settings_of
 
 from segray.config import InferSection
-from segray.core import careful, parts
+from segray.core import careful
 from segray.core.datasets import streets
 from segray.core.frames import Clock
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
 from segray.core.rows import Labelled, label_rows
+from segray.core.totals import Totals
 from segray.errors import ModelError, StorageError
 
 
@@ -45,7 +46,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     ]  # fmt: skip
     assert "5.jpg ended the process that labelled it (SIGSEGV); look at the file" in done[0]["error_message"]
     assert "6.jpg took more than 4 s; look at the file" in done[1]["error_message"]
-    totals = parts.Totals.of(done, confusion)
+    totals = Totals.of(done, confusion)
     assert (totals.rows, totals.errors.total()) == (8, 3)
 
     good = [row for row in rows if row["uri"].rpartition("/")[2] not in ("5.jpg", "6.jpg")]
@@ -54,7 +55,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     for mine, theirs in zip(done[3:], usual.rows[1:], strict=True):
         assert (mine["class_pixels"], mine["flicker_share"]) == (theirs["class_pixels"], theirs["flicker_share"])
         assert mine["confidence_mean"] == pytest.approx(theirs["confidence_mean"], abs=1e-6)
-    assert parts.Totals.from_dict(totals.to_dict()).to_dict() == totals.to_dict()
+    assert Totals.from_dict(totals.to_dict()).to_dict() == totals.to_dict()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from segray.core import plan as planning
 from segray.core.ahead import ahead
 from segray.core.datasets import places, streets
 from segray.core.datasets.pairs import find_images
+from segray.core.label_folder import LabelFolder, read_summary
 from segray.core.models.bundle import read_info
 from segray.core.plan import check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
@@ -568,7 +569,7 @@ def test_a_cut_video_that_was_replaced_by_the_whole_one_has_all_its_frames_after
     assert before["errors"]["video_truncated"] == 1
 
     video.write_bytes(whole)
-    second = make_plan(out, first.settings, SPACE, [first], parts.failed_rows([first]))
+    second = make_plan(out, first.settings, SPACE, [first], LabelFolder([first]).failed_rows())
     label_all(second, predictor)
     summary = parts.finish([first, second], {})
     assert (summary["rows"], summary["ok"], summary["errors"]) == (60, 60, {})
@@ -614,7 +615,7 @@ def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):
     second = make_plan(out, first.settings | {"truth": str(tmp_path / "truth")}, SPACE, [first])
     assert [row["uri"] for row in plan_rows(second)] == [f"{folder}/b.png"]
     assert load_plans(out) == [first, second]
-    assert parts.read_summary([first, second]) is None  # _SUCCESS spoke of the first alone
+    assert read_summary([first, second]) is None  # _SUCCESS spoke of the first alone
     label_all(second, predictor)
     assert parts.finish([first, second], {})["rows"] == 3
     assert parts.verify(load_plans(out)) == []
@@ -651,7 +652,7 @@ def test_failed_inputs_are_tried_again_as_a_further_plan(tmp_path, predictor, dr
 
     (folder / "b.png").write_bytes(picture())
     (folder / "d.mp4").write_bytes(drive.read_bytes())
-    failed = parts.failed_rows([first])
+    failed = LabelFolder([first]).failed_rows()
     assert {row["uri"].rpartition("/")[2] for row in failed.values()} == {"b.png", "c.png", "d.mp4"}
     second = make_plan(out, first.settings, SPACE, [first], failed)
     label_all(second, predictor)
@@ -663,7 +664,7 @@ def test_failed_inputs_are_tried_again_as_a_further_plan(tmp_path, predictor, dr
     assert len({row["input_id"] for row in ok}) == len(ok) == 22
     assert summary["class_pixels"] == np.sum([row["class_pixels"] for row in ok], axis=0).tolist()
 
-    third = make_plan(out, first.settings, SPACE, [first, second], parts.failed_rows([first, second]))
+    third = make_plan(out, first.settings, SPACE, [first, second], LabelFolder([first, second]).failed_rows())
     label_all(third, predictor)
     assert parts.finish([first, second, third], {})["errors"] == {"decode_error": 1}
 
@@ -673,7 +674,7 @@ def test_a_file_that_never_was_is_not_gone_at_another_try(tmp_path, predictor):
     first = planned(tmp_path / "out", tmp_path / "list.txt")
     label_all(first, predictor)
     parts.finish([first], {})
-    again = make_plan(first.out, first.settings, SPACE, [first], parts.failed_rows([first]))
+    again = make_plan(first.out, first.settings, SPACE, [first], LabelFolder([first]).failed_rows())
     assert [row["error"] for row in plan_rows(again)] == [f"{tmp_path}/a.png does not exist."]
 
 

@@ -19,6 +19,7 @@ from segray.core import images, metrics, parts, quality, storage
 from segray.core import plan as planning
 from segray.core.datasets import streets
 from segray.core.datasets.places import mask_of
+from segray.core.label_folder import LabelFolder
 from segray.core.plan import PlanReader, check_same, load_plans, make_plan
 from segray.core.predictor import Predictor
 from segray.core.transforms import fit, normalize, to_float
@@ -64,7 +65,7 @@ def test_every_image_and_frame_has_one_whole_row(town, predictor, out):
     plan = planned(out, town / "val", town / "video.mp4")
     receipts = label_all(plan, predictor)
     assert (plan.rows, plan.shards, sum(receipt.rows for receipt in receipts)) == (16, 4, 16)
-    assert parts.done_shards(plan) == set(range(4))
+    assert LabelFolder([plan]).done == {(0, k) for k in range(4)}
     planned_ids = [row["input_id"] for row in plan_rows(plan)]
     written = [row for k in range(plan.shards) for row in part(plan, k).to_pylist()]
     assert [row["input_id"] for row in written] == planned_ids
@@ -253,7 +254,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(town, predictor, tm
     stopped = planned(tmp_path / "stopped", town / "val", town / "video.mp4")
     for k in (3, 0):
         label_shard(stopped, k, predictor)
-    assert parts.done_shards(stopped) == {0, 3}
+    assert LabelFolder([stopped]).done == {(0, 0), (0, 3)}
     for k in (1, 2):
         label_shard(stopped, k, predictor)
     for k in range(4):
@@ -276,7 +277,7 @@ def test_a_part_of_another_plan_is_not_done(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val")
     storage.create(plan.part_uri(0).replace(plan.plan_id[:8], "01234567"), b"another's")
     storage.create(f"{plan.part_uri(0)}.tmp", b"half")
-    assert parts.done_shards(plan) == set()
+    assert LabelFolder([plan]).done == set()
 
 
 def test_a_failure_while_a_part_is_built_leaves_nothing(town, predictor, tmp_path, monkeypatch):
@@ -284,7 +285,7 @@ def test_a_failure_while_a_part_is_built_leaves_nothing(town, predictor, tmp_pat
     monkeypatch.setattr(parts.pq, "write_table", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         label_all(plan, predictor)
-    assert parts.done_shards(plan) == set()
+    assert LabelFolder([plan]).done == set()
     assert storage.list_files(storage.join(plan.out, "labels")) == []
 
 

@@ -461,18 +461,18 @@ def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
         return (*won, entry.size, same, storage.read_bytes(uri))
 
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(work, range(8))) == {(True, False, 100_000, True, b"new")}
-    assert len(storage.list_files(f"{s3}/{tmp_path.name}")) == 8
+        assert set(pool.map(work, range(4))) == {(True, False, 100_000, True, b"new")}
+    assert len(storage.list_files(f"{s3}/{tmp_path.name}")) == 4
     storage.remove(f"{s3}/{tmp_path.name}")
     assert not storage.exists(f"{s3}/{tmp_path.name}")
-    assert s3_proxy.count[fault] > 3
+    assert s3_proxy.count[fault] > 1
 
 
 def test_of_racing_creators_one_wins_through_faults(s3_proxy, s3, tmp_path, monkeypatch):
     monkeypatch.setattr("segray.core.s3.BACKOFF_S", 0.005)
     s3_proxy.set(lost=0.3, http_503=0.1, reset=0.1, conflict=0.1)
     with ThreadPoolExecutor(8) as pool:
-        for n in range(8):
+        for n in range(4):
             uri = f"{s3}/{tmp_path.name}/{n}"
             won = list(pool.map(lambda i, uri=uri: storage.create(uri, bytes([i])), range(8)))
             assert won.count(True) == 1

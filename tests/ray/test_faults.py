@@ -26,6 +26,7 @@ from segray import cli
 from segray.config import load
 from segray.core import parts, storage
 from segray.core.datasets import streets
+from segray.core.label_folder import read_summary
 from segray.core.plan import load_plans
 from segray.label import Watch, label
 
@@ -98,7 +99,7 @@ def parts_in(out):
 def check(out, totals):
     plans = load_plans(str(out))
     assert parts.verify(plans) == []
-    assert totals_of(parts.read_summary(plans)) == totals
+    assert totals_of(read_summary(plans)) == totals
 
 
 # A run on a cluster: this file as a program, as a process has one driver only.
@@ -182,6 +183,7 @@ def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, 
     check(tmp_path / "out", totals)
 
 
+@pytest.mark.long
 def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
     """SIGTERM, as on a machine that is reclaimed."""
     struck = []

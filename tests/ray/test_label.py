@@ -14,6 +14,7 @@ from crashing import CRASH
 from segray import cli
 from segray.config import load
 from segray.core import parts, storage
+from segray.core.label_folder import read_summary
 from segray.core.plan import load_plans
 from segray.errors import ClusterError, OutputExists, StorageError, TooManyErrors
 from segray.label import Watch, _check_store, label
@@ -62,6 +63,7 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
         label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_path, monkeypatch):
     watch, config = Seen(), options(tiny_bundle, town, tmp_path / "out", **{"infer.engine": "auto"})
@@ -202,7 +204,7 @@ def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
     out = f"{s3}/Straße 1/labels"
     label(options(tiny_bundle, town, out, **{"label.inputs": [str(town / "val")]}))
     assert parts.verify(load_plans(out)) == []
-    assert parts.read_summary(load_plans(out))["ok"] == 5
+    assert read_summary(load_plans(out))["ok"] == 5
 
 
 @pytest.mark.usefixtures("ray_session")

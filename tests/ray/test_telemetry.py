@@ -71,6 +71,7 @@ def with_an_error(bundle, town, folder):
     return load(None, {**values, "label.shard_size": 2})
 
 
+@pytest.mark.long
 def test_what_the_dashboard_draws_is_what_real_runs_export(prometheus, tiny_bundle, town, tmp_path, settings):
     config = with_an_error(tiny_bundle, town, tmp_path)
     kept = Gauges("kept")

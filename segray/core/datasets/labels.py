@@ -6,10 +6,7 @@ data.min_pixel_confidence, pixels below it are void.
 
 from __future__ import annotations
 
-import pyarrow.parquet as pq
-
 from segray.config import DataSection
-from segray.core import storage
 from segray.core.datasets.pairs import check_root, split
 from segray.core.datasets.places import FrameOf, image_place
 from segray.core.samples import Dataset, LabelSpace, SampleRef
@@ -30,25 +27,19 @@ def open_dataset(config: DataSection) -> Dataset:
     """Splits train and val: whole videos and images by their names' hashes; of a lone video, its end is val."""
     if config.mask_channel:
         raise ConfigError("data.mask_channel is of mask files; labels hold class ids: leave it out.")
-    from segray.core import parts  # here, as it pairs its truths through this package
+    from segray.core.label_folder import LabelFolder  # here, as plans pair their truths through this package
 
     root = check_root(config.root, "labels/ and _SUCCESS")
-    plans = parts.finished_plans(root)
-    if (masks := plans[0].settings["mask_format"]) != "png":
+    folder = LabelFolder.open_finished(root)
+    if (masks := folder.plans[0].settings["mask_format"]) != "png":
         raise DataError(f"{root} was made with label.mask_format {masks}; label with png to train on the masks.")
-    rows = [row for plan in plans for shard in range(plan.shards) for row in _rows(plan.part_uri(shard))]
+    rows: list[_Row] = list(folder.rows(COLUMNS))
     kept = [row for row in rows if row["status"] == "ok" and (row["confidence_mean"] or 0) >= config.min_confidence]
     if not kept:
         raise DataError(f"None of {len(rows)} rows in {root} has a confidence of {config.min_confidence}; lower it.")
     pixels = f",{config.min_pixel_confidence:f}" if config.min_pixel_confidence else ""
     refs = [SampleRef(row["input_id"], image_place(row), f"{row['place']}{pixels}") for row in kept]
-    names, colors = plans[0].label_space.names, plans[0].label_space.colors
-    return Dataset("labels", LabelSpace(names, colors), _split(refs, config))
-
-
-def _rows(part: str) -> list[_Row]:
-    rows = pq.read_table(storage.open_read(part), columns=COLUMNS).to_pylist()
-    return [row | {"place": f"{part}#row={i}"} for i, row in enumerate(rows)]
+    return Dataset("labels", LabelSpace(folder.space.names, folder.space.colors), _split(refs, config))
 
 
 def _split(refs: list[SampleRef], config: DataSection) -> dict[str, tuple[SampleRef, ...]]:

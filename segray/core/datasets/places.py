@@ -19,9 +19,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from segray.core import images, inputs, storage
+from segray.core import images, inputs, storage, tables
 from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.core.video import VideoIndex, index_video, read_frames
 from segray.errors import DataError, StorageError
@@ -148,8 +147,7 @@ class _Rows:
 
     def _copy(self, part: str) -> np.ndarray:
         spans = []
-        with storage.open_read(part) as opened:
-            file = pq.ParquetFile(opened, buffer_size=BUFFER)
+        with tables.opened(part, buffer_size=BUFFER) as file:
             columns = [name for name in ROW_COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
                 self._schemas[part] = batch.schema

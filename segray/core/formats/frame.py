@@ -20,7 +20,7 @@ from segray.core.samples import LabelSpace
 from segray.errors import StorageError
 
 if TYPE_CHECKING:
-    from segray.core.rows import LabelRow
+    from segray.core.schema import LabelRow
 
 STATE = "_export"  # folder of OUT: what the export is of, and a piece a finished part
 TOTALS = '{"totals": '  # begins the last line of a piece

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from segray.core import images
 from segray.core.formats.frame import Frame, Job, Writer, replacing
-from segray.core.rows import FIGURES, IMAGE, ROW_SCHEMA
+from segray.core.schema import FIGURES, IMAGE, ROW_SCHEMA
 
 ROWS = 16  # of a row group: some 50 MB of frames
 COPIED = ("height_px", "width_px", "frame_index", "time_s", "class_shares", *FIGURES, "model_id")
