@@ -365,6 +365,29 @@ def test_a_listed_name_may_hold_dots_and_spaces(tmp_path, name):
         assert list(masks(DataSection(format="camvid-color", root=str(tmp_path)))) == [name]
 
 
+@pytest.mark.parametrize("format_", ["camvid-color", "carvana", "folder"])
+def test_lists_at_the_root_say_which_frames_are_validated_on(tmp_path, format_):
+    names = {"camvid-color": ("images", "labels"), "carvana": ("train", "train_masks"), "folder": ("images", "masks")}
+    for day in ("1", "2", "3"):
+        for frame in ("0000", "0001"):
+            jpeg(tmp_path / names[format_][0] / day / f"{frame}.png", (2, 1))
+            ids(tmp_path / names[format_][1] / day / f"{frame}.png", [[0, 1]])
+    (tmp_path / "classes.csv").write_text("name\nroad\ncar\n")
+    (tmp_path / "all.txt").write_text("1/0000\n1/0001\n2/0000\n")
+    config = DataSection(format=format_, root=str(tmp_path))
+    dataset = open_dataset(config)
+    assert (sorted(dataset.splits), dataset.notes) == (
+        ["train", "val"],
+        (f"{tmp_path}/all.txt is of no split by its name",),
+    )
+    for train, val in (("1", "2"), ("2", "3"), ("3", "1")):  # one of them at least is not as the hashes say
+        (tmp_path / "train.txt").write_text(f"{train}/0000\n{train}/0001\n")
+        (tmp_path / "val.txt").write_text(f"{val}/0001\n")
+        splits = open_dataset(config).splits
+        assert [ref.sample_id for ref in splits["train"]] == [f"{train}/0000", f"{train}/0001"]
+        assert [ref.sample_id for ref in splits["val"]] == [f"{val}/0001"]
+
+
 @pytest.mark.parametrize("format_", ["camvid-color", "carvana"])
 def test_without_lists_folders_are_drives_and_stay_whole(tmp_path, format_):
     """Names without an underscore, and folders with one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, drive_of, find_images, pair, pair_found, read_lists, split
+from segray.core.datasets.pairs import check_root, drive_of, find_images, pair, pair_found, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
 from segray.errors import DataError
 
@@ -103,5 +103,5 @@ def open_color(config: DataSection) -> Dataset:
     refs, unpaired = pair_found(images, masks)
     if not refs and not unpaired:
         raise DataError(f"{root} holds no frames in {folders[0]}/ and {folders[1]}/.")
-    splits, notes = read_lists(root, refs, images, config)
-    return Dataset("camvid-color", COLOR_SPACE, splits or split(refs, config, drive_of), tuple(unpaired), tuple(notes))
+    splits, notes = split_by_lists(root, refs, images, config, drive_of)
+    return Dataset("camvid-color", COLOR_SPACE, splits, tuple(unpaired), notes)

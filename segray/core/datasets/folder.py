@@ -4,6 +4,7 @@ root/classes.csv            name[,id][,r,g,b][,scored], with that header; id is 
                             scored: no makes the id void, and so does a name of VOID_NAMES where nothing is said
 root/classes.yaml           or, with data.classes: a list of names, or of {name, id, color: [r, g, b], scored}
 root/images/train/…         or root/images/… without splits: then a share goes to val, by name
+root/train.txt, val.txt     or these: a frame a line
 root/masks/train/…          the same paths, as PNGs of class ids (grey or palette; 255 is void) or of the colours
 """
 
@@ -18,7 +19,7 @@ import yaml
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, pair, read_text, split
+from segray.core.datasets.pairs import check_root, find_images, pair_found, read_text, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 
@@ -29,13 +30,15 @@ SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": 
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits as folders below images/ and masks/, or else one folder, shared out by the names' hashes."""
+    """Splits by lists at the root, or as folders below images/ and masks/, or else shared out by the names' hashes."""
     root = check_root(config.root, "images/, masks/ and classes.csv")
     space, notes = read_classes(storage.join(root, config.classes))
-    refs, unpaired = pair(storage.join(root, config.images), storage.join(root, config.masks))
+    images, masks = (find_images(storage.join(root, name)) for name in (config.images, config.masks))
+    refs, unpaired = pair_found(images, masks)
     if not refs and not unpaired:
         raise DataError(f"{root} holds no images in {config.images}/ and masks in {config.masks}/.")
-    return Dataset("folder", space, split(refs, config), tuple(unpaired), notes)
+    splits, told = split_by_lists(root, refs, images, config)
+    return Dataset("folder", space, splits, tuple(unpaired), notes + told)
 
 
 def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:

@@ -247,6 +247,23 @@ def _draw(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:4])
 
 
+def split_by_lists(
+    root: str,
+    refs: Sequence[SampleRef],
+    images: Iterable[str],
+    config: DataSection,
+    group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
+) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
+    """Splits as read_lists() finds them at the root, else as split() makes them; and what is worth knowing of lists.
+
+    Lists of other names alone, such as all.txt, make no splits.
+    """
+    splits, notes = read_lists(root, refs, images, config)
+    if splits.keys() & {*SPLIT_NAMES, config.train_split, config.val_split}:
+        return splits, tuple(notes)
+    return split(refs, config, group), (*notes, *(f"{root}/{name}.txt is of no split by its name" for name in splits))
+
+
 def read_lists(
     folder: str, refs: Sequence[SampleRef], images: Iterable[str], config: DataSection
 ) -> tuple[dict[str, tuple[SampleRef, ...]], list[str]]:
