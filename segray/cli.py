@@ -254,12 +254,13 @@ def train(config: Config, overwrite: bool) -> None:
       segray train --format camvid --data camvid/ --recipe small-data --epochs 100 --out runs/small
       segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
     """
+    from segray.core import storage
     from segray.core.checkpoint import read_settings
     from segray.terminal import epoch_line, say, waiting
     from segray.train import train
 
     def epochs() -> int:  # which may come of steps
-        return read_settings(config.train.out).train.epochs
+        return read_settings(storage.absolute(config.train.out)).train.epochs
 
     with waiting("Starting"):
         result = train(
@@ -664,7 +665,7 @@ def submitted(command: str, args: list[str]) -> tuple[Config, list[str], bool]:
         raise ConfigError(f"{command} cannot be sent as a job.{nearest(command, (*jobs.COMMANDS, 'jobs.NAME'))}")
     given = dict(cli.commands[command].make_context(command, args).params)
     dry_run, overwrite = given.pop("dry_run"), given.pop("overwrite")
-    config = jobs.absolute(settings(given.pop("file"), given.pop("sets"), **given))
+    config = jobs.for_cluster(settings(given.pop("file"), given.pop("sets"), **given))
     if command == "label":
         config.label.check_given()
     return config, ["--overwrite"] * overwrite, dry_run

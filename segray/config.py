@@ -6,10 +6,11 @@ error that names the nearest valid one; the resolved settings are saved beside w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -18,6 +19,9 @@ from segray.errors import ConfigError, nearest
 
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
 MAX_YAML_BYTES = 1 << 20  # a config is a page; anchors that multiply would need room
+READY_MODELS = ("deeplabv3-coco", "deeplabv3-resnet101-coco", "deeplabv3-mobilenet-coco")  # of core.models.ready
+HUB = "smp-hub/"  # before the names of models that smp's authors published
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def parse_size(value: Any) -> Any:
@@ -58,6 +62,38 @@ def _one_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
+def is_ready_model(text: str) -> bool:
+    """Whether this is a ready model's name and not a folder."""
+    return text in READY_MODELS or text.startswith(HUB)
+
+
+def _is_weights_name(text: str) -> bool:
+    return not text.endswith(WEIGHT_FILES)
+
+
+def _is_uri(text: str) -> bool:
+    return ":" in text or text in ("databricks", "databricks-uc")  # as MLflow takes them
+
+
+@dataclass(frozen=True)
+class Located:
+    """Marks a setting that is a path. words: what it holds, for people; is_name: whether a value is no path."""
+
+    words: str
+    is_name: Callable[[str], bool] = lambda text: False
+
+    def absolute(self, text: str) -> str:
+        """The path as it is called from every folder; a name stays."""
+        from segray.core import storage  # half a second, for clients of S3
+
+        return text if self.is_name(text) else storage.absolute(text)
+
+
+Place = Annotated[str, Located("path")]
+ModelPlace = Annotated[str, Located("path or name", is_ready_model)]
+WeightsPlace = Annotated[str, Located("name or path", _is_weights_name)]
+UriPlace = Annotated[str, Located("URI or path", _is_uri)]
+
 Rgb = tuple[float, float, float]
 Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
@@ -74,7 +110,7 @@ class DataSection(Section):
     """Labelled frames."""
 
     format: str | None = Field(None, description="layout of the folder, by its name in `segray data formats`")
-    root: str | None = Field(None, description="the folder")
+    root: Place | None = Field(None, description="the folder")
     size: Size | None = Field(None, description="height x width that the model sees; default: the first frame's")
     train_split: str = "train"
     val_split: str = "val"
@@ -102,11 +138,13 @@ class ModelSection(Section):
 
     arch: str = "unet"
     encoder: str = "resnet18"
-    encoder_weights: str = Field(
+    encoder_weights: WeightsPlace = Field(
         "none",
         description="none, a name that smp knows such as imagenet, or a .safetensors or .pth file",
     )
-    weights_dir: str | None = Field(None, description="folder or s3:// of weight files, for machines without internet")
+    weights_dir: Place | None = Field(
+        None, description="folder or s3:// of weight files, for machines without internet"
+    )
     mean: Rgb | None = Field(None, description="of RGB in 0..1, which is subtracted; default: the encoder's weights'")
     std: Rgb | None = Field(None, description="of RGB in 0..1, which is divided by; default: the encoder's weights'")
     batch_norm: bool = Field(True, description="unet-plain: normalise between convolution and ReLU")
@@ -149,7 +187,7 @@ LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 class TrainSection(Section):
     """One training run."""
 
-    out: str = "runs/train"
+    out: Place = "runs/train"
     epochs: int = Field(10, ge=1)
     max_steps: int | None = Field(
         None, ge=1, description="batches in all, instead of epochs: the whole epochs that come nearest, one or more"
@@ -187,7 +225,7 @@ class TrainSection(Section):
     freeze_encoder: bool = Field(False, description="train the decoder alone; batch-norm statistics stand too")
     unfreeze_after: int | None = Field(None, ge=1, description="epochs after which a frozen encoder trains too")
     encoder_lr: float = Field(1.0, ge=0, description="the encoder's learning rate, as a multiple of the decoder's")
-    teacher: str | None = Field(None, description="a bundle whose soft labels are learned too")
+    teacher: Place | None = Field(None, description="a bundle whose soft labels are learned too")
     teacher_weight: float = Field(1.0, ge=0)
     teacher_temperature: float = Field(2.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -197,7 +235,9 @@ class TrainSection(Section):
     sync_batch_norm: bool | None = Field(None, description="default: on GPUs, where a worker has under 4 images a step")
     seed: int = 0
     max_failures: int = Field(2, ge=0, description="worker deaths to recover from")
-    mlflow: str | None = Field(None, description="MLflow tracking URI that gets settings and epochs; needs the extra")
+    mlflow: UriPlace | None = Field(
+        None, description="MLflow tracking URI that gets settings and epochs; needs the extra"
+    )
 
     @property
     def peak_rate(self) -> float:
@@ -213,7 +253,7 @@ class TrainSection(Section):
 class SweepSection(Section):
     """Settings that are tried against each other, and what the best of them is."""
 
-    out: str = "runs/sweep"
+    out: Place = "runs/sweep"
     search: Literal["grid", "random", "tpe"] = Field(
         "grid", description="every combination; `trials` drawn by train.seed; or `trials` by TPE from the scores so far"
     )
@@ -243,12 +283,12 @@ class SweepSection(Section):
 class LabelSection(Section):
     """Masks and figures for unlabelled frames."""
 
-    model: str | None = Field(None, description="a bundle: the folder best/ of a run, local or s3://")
-    inputs: list[str] = Field(
+    model: ModelPlace | None = Field(None, description="a bundle: the folder best/ of a run, local or s3://")
+    inputs: list[Place] = Field(
         default_factory=list, description="images, videos, folders and globs of them, lists, Parquet files of images"
     )
-    truth: str | None = Field(None, description="folder of masks at the images' paths, to score against")
-    out: str = "labels"
+    truth: Place | None = Field(None, description="folder of masks at the images' paths, to score against")
+    out: Place = "labels"
     every: int = Field(1, ge=1, description="of a video, every N-th frame")
     fps: float | None = Field(None, gt=0, description="of a video, so many frames a second, by their time stamps")
     limit: int | None = Field(None, ge=1, description="the first so many rows")
@@ -308,15 +348,15 @@ class InferSection(Section):
 class EvaluateSection(Section):
     """Scores of a bundle, or of finished labels, on labelled frames at their own size."""
 
-    model: str | None = Field(None, description="a bundle, a ready model by name, or the --out of segray label")
-    truth: str | None = Field(
+    model: ModelPlace | None = Field(None, description="a bundle, a ready model by name, or the --out of segray label")
+    truth: Place | None = Field(
         None, description="of labels: folder of masks at the images' paths; default: data.root's, else as labelled"
     )
     split: str = "val"
-    conditions: str | None = Field(
+    conditions: Place | None = Field(
         None, description="csv, jsonl or Parquet table, a row an image: scores for each value of its columns"
     )
-    out: str = "runs/evaluation"
+    out: Place = "runs/evaluation"
     batch_size: int = Field(8, ge=1)
     pictures: int = Field(3, ge=0, description="frames shown of the best and of the worst")
     calibrate: bool = Field(
@@ -335,9 +375,9 @@ class EvaluateSection(Section):
 class ReportSection(Section):
     """One HTML page."""
 
-    runs: list[str] = Field(default_factory=list, description="folders of train, sweep, evaluate, compare or label")
-    labels: list[str] = Field(default_factory=list, description="more of them, which come after")
-    out: str = "report.html"
+    runs: list[Place] = Field(default_factory=list, description="folders of train, sweep, evaluate, compare or label")
+    labels: list[Place] = Field(default_factory=list, description="more of them, which come after")
+    out: Place = "report.html"
 
 
 class ClusterSection(Section):
@@ -353,7 +393,9 @@ class ClusterSection(Section):
     object_store_gib: float | None = Field(
         None, ge=0.1, description="memory for objects, of a Ray of our own; default: Ray's, 30 % of what is free"
     )
-    spill_dir: str | None = Field(None, description="where objects go that it does not hold; default: below RAY_TMPDIR")
+    spill_dir: Place | None = Field(
+        None, description="where objects go that it does not hold; default: below RAY_TMPDIR"
+    )
     cache_gib: float | None = Field(
         None, ge=0, description="disk of each node, below TMPDIR, for decoded frames; default: half of what is free"
     )
@@ -381,12 +423,49 @@ class Config(Section):
         """A copy that says what the optimizer makes of a rate and a decay that are not given."""
         return self.changed({"train.learning_rate": self.train.peak_rate, "train.weight_decay": self.train.decay})
 
+    def absolute(self) -> Config:
+        """A copy whose paths are the same in every folder and process; those that a sweep tries, too."""
+        changes: dict[str, Any] = {}
+        for key, place in PLACES.items():
+            section, field = key.split(".")
+            changes[key] = _each(getattr(getattr(self, section), field), place.absolute)
+        space = {
+            key: _each(value, PLACES[key].absolute) if key in PLACES else value
+            for key, value in self.sweep.space.items()
+        }
+        return self.changed({**changes, "sweep.space": space})
+
     def changed(self, updates: Mapping[str, Any]) -> Config:
         """A copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
         data = self.model_dump(mode="json")
         for key, value in updates.items():
             _set(data, key, value)
         return validate(data, "settings")
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """A text, or each text of a list, changed; anything else as it is."""
+    if isinstance(value, list):
+        return [_each(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _located() -> Iterator[tuple[str, Located]]:
+    for name, section in Config.model_fields.items():
+        fields: dict[str, Any] = getattr(section.annotation, "model_fields", {})
+        for key, field in fields.items():
+            marks = (mark for part in (*field.metadata, field.annotation) for mark in _within(part))
+            yield from ((f"{name}.{key}", mark) for mark in marks if isinstance(mark, Located))
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    """A type, and the types and marks that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _within(part)
+
+
+PLACES = dict(_located())  # settings that are paths, by dotted key
 
 
 def load(

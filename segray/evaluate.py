@@ -124,9 +124,9 @@ def evaluate(
     are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
     temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
-    section = config.evaluate
+    config = config.absolute()
+    section, out = config.evaluate, config.evaluate.out
     source = open_source(config)
-    out = storage.absolute(section.out)
     if section.calibrate and isinstance(source, ModelFrames):
         bundle.check_writable(source.model)
     table = _table(config, source.refs)

@@ -160,13 +160,14 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
     from segray.errors import ConfigError
 
     place = values.setdefault("sweep.out", load().sweep.out)
+    there = storage.absolute(place)
     if file is not None:
         raise ConfigError(f"--resume reads the settings that {place} has saved; leave --config out.")
-    if not storage.exists(storage.join(place, SETTINGS)):
+    if not storage.exists(storage.join(there, SETTINGS)):
         raise ConfigError(f"{place} holds nothing to resume (no {SETTINGS}); leave --resume out to begin.")
     if "train.epochs" in values:
         values.setdefault("train.max_steps", None)
-    return read_settings(place).changed(values)
+    return read_settings(there).changed(values)
 
 
 def _value(key: str, value: Any) -> Any:

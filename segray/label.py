@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from segray import cluster, shapes
-from segray.config import Config, GivenLabelSection, InferSection, LabelSection
+from segray.config import Config, GivenLabelSection, InferSection
 from segray.connecting import check_places
 from segray.core import parts, storage
 from segray.core.cost import engine_speeds
@@ -69,7 +69,9 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
     Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
     than `label.max_error_rate` of the rows are errors.
     """
-    section, watch = absolute(config.label, config.model.weights_dir), watch or Unwatched()
+    config.label.check_given()
+    config, watch = config.absolute(), watch or Unwatched()
+    section = with_bundle(config)
     if overwrite:
         parts.clear(section.out)
     if config.infer.engine != "auto":
@@ -108,19 +110,10 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
     return summary
 
 
-def absolute(section: LabelSection, weights_dir: str | None = None) -> GivenLabelSection:
-    """Places that hold in Ray's worker processes. ConfigError when model or inputs are not given.
-
-    weights_dir: where a ready model's weights are, on machines without internet.
-    """
-    section.check_given()
-    places = {
-        "model": storage.absolute(bundle.resolve(section.given_model(), weights_dir)),
-        "inputs": [storage.absolute(place) for place in section.inputs],
-        "truth": storage.absolute(section.truth) if section.truth else None,
-        "out": storage.absolute(section.out),
-    }
-    return GivenLabelSection(**{**section.model_dump(), **places})
+def with_bundle(config: Config) -> GivenLabelSection:
+    """The settings of labelling with the folder of the model's bundle, also where a ready model was named."""
+    model = bundle.resolve(config.label.given_model(), config.model.weights_dir)
+    return GivenLabelSection(**{**config.label.model_dump(), "model": model})
 
 
 def plan_settings(section: GivenLabelSection, infer: InferSection, info: bundle.BundleInfo) -> dict[str, Any]:

@@ -49,12 +49,13 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
     if not folders:
         raise ConfigError("Nothing to report: report.runs and report.labels are empty. Name a folder in one.")
     taken = OutputExists(f"{out} exists already. Choose another report.out, or pass --overwrite.")
-    if not overwrite and storage.exists(out):
+    there = storage.absolute(out)
+    if not overwrite and storage.exists(there):
         raise taken
     page = render(list(folders)).encode()
     if overwrite:
-        storage.replace(out, page)
-    elif not storage.create(out, page):
+        storage.replace(there, page)
+    elif not storage.create(there, page):
         raise taken
     return out
 

@@ -27,15 +27,10 @@ from typing import Any
 import segray
 from segray.config import Config, load
 from segray.connecting import check_answers, token, wrong_token
-from segray.core import storage
 from segray.errors import ClusterError, ConfigError, Terminated, shortened
 
 COMMANDS = ("train", "sweep", "label", "evaluate")
 SETTINGS = "segray.yaml"
-PLACES = (
-    "data.root", "model.weights_dir", "train.out", "train.teacher", "sweep.out", "label.model", "label.inputs",
-    "label.truth", "label.out", "evaluate.model", "evaluate.truth", "evaluate.conditions", "evaluate.out",
-)  # fmt: skip
 ANSWER_S = 30.0  # for one request
 QUIET_S = 60.0  # after so long without a line the connection is made anew, as one that has died says nothing
 LOST_S = 600.0  # how long a head is looked for that does not answer any more
@@ -65,28 +60,18 @@ def job_settings(name: str, args: Sequence[str]) -> tuple[Config, list[str]]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(asked.stdout)
         file.flush()
-        config = absolute(load(file.name))
+        config = for_cluster(load(file.name))
     return config, ["--out", config.train.out, *(["--smoke"] if "--smoke" in args else [])]
 
 
-def absolute(config: Config) -> Config:
-    """Local places as they are called from every folder. ConfigError for an address: the job has its cluster."""
+def for_cluster(config: Config) -> Config:
+    """The settings with absolute paths. ConfigError for an address: a job runs on the cluster that it is sent to."""
     if config.cluster.address:
         raise ConfigError(
             f"cluster.address is {config.cluster.address}, and a job runs on the cluster that it is sent to; "
             "leave it out, and give --address before the command."
         )
-    changes: dict[str, Any] = {}
-    for key in PLACES:
-        section, field = key.split(".")
-        value = getattr(getattr(config, section), field)
-        if isinstance(value, list):
-            changes[key] = [storage.absolute(one) for one in value]
-        elif value is not None and ("/" in value or field != "model"):  # else the name of a ready model
-            changes[key] = storage.absolute(value)
-    if Path(config.model.encoder_weights).is_file():
-        changes["model.encoder_weights"] = storage.absolute(config.model.encoder_weights)
-    return config.changed(changes)
+    return config.absolute()
 
 
 def submit(

@@ -47,7 +47,6 @@ from segray.leaderboard import (
 )
 from segray.train import (
     DataPlan,
-    absolute,
     as_begun,
     begun,
     check_model,
@@ -75,7 +74,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     Raises OutputExists when the folder holds a sweep with other settings, or one that runs now, and SegrayError when
     all trials fail.
     """
-    config = _absolute(config)
+    config = config.absolute()
     out = config.sweep.out
     plan = _check(config)
     config = in_epochs(config, len(plan.train))
@@ -394,7 +393,3 @@ def _claim(config: Config, overwrite: bool, size: tuple[int, int]) -> Config:
     claim_folder(out, "sweep", MADE, overwrite, differences)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())  # whole, as others may read it now
     return config
-
-
-def _absolute(config: Config) -> Config:
-    return absolute(config).changed({"sweep.out": storage.absolute(config.sweep.out)})

@@ -266,6 +266,7 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
     from segray.errors import StorageError
     from segray.leaderboard import TRIALS, read_sweep
 
+    out = storage.absolute(out)
     devices: set[str] = set()
 
     def line(row: EpochRow) -> str:

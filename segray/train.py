@@ -112,7 +112,7 @@ def train(
     Raises OutputExists when the folder holds a run with other settings, and a SegrayError for input that
     cannot be used.
     """
-    config = absolute(config)
+    config = config.absolute()
     out = config.train.out
     plan = plan_data(config)
     made = MADE if is_empty(out) else ()
@@ -168,13 +168,6 @@ class _Reporter(LocalWorker):
 
     def report(self, row: EpochRow) -> None:
         self.on_row(row)
-
-
-def absolute(config: Config) -> Config:
-    """Paths that hold in Ray's worker processes, whose working directory differs."""
-    paths = {"train.out": config.train.out, "data.root": config.data.root, "train.teacher": config.train.teacher,
-             "model.weights_dir": config.model.weights_dir}  # fmt: skip
-    return config.changed({key: storage.absolute(path) for key, path in paths.items() if path is not None})
 
 
 def in_epochs(config: Config, frames: int) -> Config:
@@ -356,7 +349,7 @@ def claim_folder(
     overwrite deletes what such a run makes, and nothing else. OutputExists for any other folder that holds files.
     """
     if storage.exists(storage.join(out, SETTINGS)):
-        changed = differences(read_settings(out))
+        changed = differences(read_settings(out).absolute())
         if overwrite:
             for name in made:
                 storage.remove(storage.join(out, name))

@@ -106,11 +106,12 @@ def share_of(folders: int) -> Share:
 
 def view_of(place: str, share: Share) -> dict[str, Any]:
     """What the page shows of a folder. DataError for one that no command here wrote."""
+    there = storage.absolute(place)
     for mark, read in KINDS.items():
-        if storage.exists(storage.join(place, mark)):
-            return {"place": place, "name": storage.name_of(place)} | read(place, share)
-    there = f"holds none of {', '.join(KINDS)}" if storage.exists(place) else "does not exist"
-    raise DataError(f"{place} {there}. Name a folder that segray train, sweep, evaluate, compare or label wrote.")
+        if storage.exists(storage.join(there, mark)):
+            return {"place": place, "name": storage.name_of(there)} | read(there, share)
+    why = f"holds none of {', '.join(KINDS)}" if storage.exists(there) else "does not exist"
+    raise DataError(f"{place} {why}. Name a folder that segray train, sweep, evaluate, compare or label wrote.")
 
 
 # Training runs and sweeps

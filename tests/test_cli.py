@@ -156,6 +156,10 @@ BAD = [
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
         "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
+    (
+        ("evaluate", "empty", "--format", "camvid", "--data", "camvid"),
+        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+    ),
     (("verify", "{}/empty"), "{}/empty holds no labels; give the --out of segray label."),
     (("status", "{}/empty"), "{}/empty holds no run, neither config.yaml nor _segray/; give an --out of train, sweep or label."),
     (("train", "--format", "streets", "--data", "{}/typo"),
@@ -243,6 +247,12 @@ def test_a_bucket_that_may_not_be_used_is_one_line(monkeypatch, capsys, places, 
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith(f"segray: {s3}")
         assert err.endswith(" Check the credentials (AWS_PROFILE, a role) and the bucket's policy.\n")
+
+
+def test_a_job_gets_a_ready_model_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, _, _ = cli.submitted("label", ["--model", "smp-hub/upernet-convnext-tiny", "--input", "drives/"])
+    assert (config.label.model, config.label.inputs) == ("smp-hub/upernet-convnext-tiny", [f"{tmp_path}/drives"])
 
 
 def test_a_flag_that_does_not_exist_is_a_usage_error_also_behind_submit(monkeypatch, capsys):

@@ -570,6 +570,14 @@ def test_page_that_exists_is_kept_unless_overwrite_is_given(tmp_path):
     assert "Segmentation report" in out.read_text()
 
 
+def test_folders_and_the_page_may_be_in_ones_home_and_the_page_has_them_as_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "run")
+    assert report(["~/run"], "~/page.html") == "~/page.html"
+    page = (tmp_path / "page.html").read_text()
+    assert (">~/run<" in page, str(tmp_path) in page) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("shown", "text"),
     [

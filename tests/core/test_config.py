@@ -1,6 +1,6 @@
 import pytest
 
-from segray.config import load, parse_override
+from segray.config import PLACES, READY_MODELS, Config, load, parse_override
 from segray.errors import ConfigError
 
 
@@ -46,3 +46,64 @@ def test_an_override_is_a_key_and_a_yaml_value():
 
 def test_a_file_without_end_is_no_config():
     assert message("/dev/zero") == "/dev/zero is larger than 1 MiB; a config is a page of YAML."
+
+
+# Settings that hold text and are no path.
+NO_PATH = {
+    "data.format", "data.train_split", "data.val_split", "data.images", "data.masks", "data.classes",  # below data.root
+    "model.arch", "model.encoder", "sweep.encoders", "sweep.learning_rates", "sweep.objective", "evaluate.split",
+    "cluster.address",
+}  # fmt: skip
+
+
+def test_a_setting_that_holds_text_says_whether_it_is_a_path():
+    texts = {
+        f"{section}.{key}"
+        for section, outer in Config.model_fields.items()
+        for key, field in outer.annotation.model_fields.items()
+        if "str" in str(field.annotation) and "dict" not in str(field.annotation)
+    }
+    assert texts == NO_PATH | PLACES.keys()
+
+
+@pytest.mark.parametrize("key", sorted(PLACES))
+def test_a_path_means_the_same_in_every_folder_whichever_setting_it_is(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    end = ".pth" if key == "model.encoder_weights" else ""
+    section, field = key.split(".")
+
+    def absolute(place):
+        several = isinstance(getattr(getattr(Config(), section), field), list)
+        found = getattr(getattr(load(None, {key: [place] if several else place}).absolute(), section), field)
+        return found[0] if several else found
+
+    assert absolute(f"runs/a/../b{end}") == f"{tmp_path}/runs/b{end}"
+    assert absolute(f"~/b{end}") == f"/home/ada/b{end}"
+    assert absolute(f"s3://bucket/a b{end}") == f"s3://bucket/a b{end}"
+    if not end:
+        assert absolute("best") == f"{tmp_path}/best"
+        assert absolute("runs/b/") == f"{tmp_path}/runs/b"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        *(("label.model", name) for name in (*READY_MODELS, "smp-hub/upernet-convnext-tiny")),
+        ("evaluate.model", "smp-hub/upernet-convnext-tiny"),
+        ("model.encoder_weights", "none"),
+        ("model.encoder_weights", "imagenet"),
+        ("train.mlflow", "http://10.0.0.1:5000/"),
+        ("train.mlflow", "databricks"),
+    ],
+)
+def test_a_name_is_no_path_though_it_has_a_slash(key, name):
+    section, field = key.split(".")
+    assert getattr(getattr(load(None, {key: name}).absolute(), section), field) == name
+
+
+def test_paths_that_a_sweep_tries_are_absolute_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {"model.encoder_weights": ["imagenet", "own.pth"], "train.loss": ["dice"], "augment.flip": "0.1..0.5"}
+    tried = load(None, {"sweep.space": space}).absolute().sweep.space
+    assert tried == space | {"model.encoder_weights": ["imagenet", f"{tmp_path}/own.pth"]}

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from torchvision.models import segmentation
 
-from segray.config import ModelSection
+from segray.config import READY_MODELS, ModelSection
 from segray.core.datasets import cityscapes, voc
 from segray.core.models import (
     ARCHITECTURES,
@@ -308,6 +308,10 @@ def test_pixels_are_as_the_weights_were_trained():
     assert preprocessing(ModelSection(encoder="inceptionv4", encoder_weights="own.safetensors")) == half
     own = ModelSection(encoder="inceptionv4", encoder_weights="own.safetensors", mean=(0.4, 0.4, 0.4))
     assert preprocessing(own) == ((0.4, 0.4, 0.4), half[1])
+
+
+def test_the_settings_know_every_ready_model():
+    assert tuple(ready.READY) == READY_MODELS
 
 
 @pytest.fixture

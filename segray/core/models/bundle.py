@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from segray import __version__
-from segray.config import ModelSection, Size
+from segray.config import PLACES, ModelSection, Size, is_ready_model
 from segray.core import storage
 from segray.core.models import build, forward
 from segray.core.models.card import card
@@ -233,18 +233,18 @@ def resolve(uri: str, weights_dir: str | None = None) -> str:
     """A bundle's place: itself, or where the ready model of that name is kept, made there at first use."""
     from segray.core.models import ready
 
-    return ready.bundle_of(uri, weights_dir) if ready.is_ready(uri) else uri
+    return ready.bundle_of(uri, weights_dir) if is_ready_model(uri) else uri
 
 
 def without_places(info: BundleInfo) -> BundleInfo:
     """The same model, told without the folders and servers of the machine that trained it."""
     data = info.model_dump(mode="json")
-    sections = [data["model"], *(data["config"].get(name, {}) for name in ("data", "model", "train"))]
-    for section in sections:
-        for key in ("root", "weights_dir", "out", "teacher", "mlflow"):
-            section.pop(key, None)
-        if "encoder_weights" in section:  # may be a file
-            section["encoder_weights"] = storage.name_of(section["encoder_weights"])
+    for settings in (data, data["config"]):
+        for section, field in (key.split(".") for key in PLACES):
+            if field in settings.get(section, {}):
+                weights = settings[section].pop(field)
+                if field == "encoder_weights":  # a name, or a file
+                    settings[section][field] = storage.name_of(weights)
     return BundleInfo.model_validate(data)
 
 

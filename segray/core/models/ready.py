@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from segray.config import ModelSection
+from segray.config import HUB, ModelSection
 from segray.core import storage
 from segray.core.datasets import cityscapes, voc
 from segray.core.models import build, bundle, weights
@@ -19,7 +19,6 @@ from segray.core.samples import LabelSpace
 from segray.errors import ModelError, StorageError
 
 CACHE = Path("~/.cache/segray/models")
-HUB = "smp-hub/"
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ READY = {
     "deeplabv3-resnet101-coco": Ready("resnet101", "DeepLabV3_ResNet101_Weights"),
     "deeplabv3-mobilenet-coco": Ready("mobilenet_v3_large", "DeepLabV3_MobileNet_V3_Large_Weights"),
 }
-
-
-def is_ready(name: str) -> bool:
-    """Whether this is a ready model's name and not a folder."""
-    return name in READY or name.startswith(HUB)
 
 
 def bundle_of(name: str, weights_dir: str | None = None) -> str:

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from segray.config import ModelSection, Rgb
+from segray.config import WEIGHT_FILES, ModelSection, Rgb
 from segray.core import storage
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
 HALF = (0.5, 0.5, 0.5)
 DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 # Encoders whose weights were trained on other pixels than ImageNet's usual: timm's pretrained_cfg of the same files.
@@ -46,7 +45,7 @@ def encoder_weights(config: ModelSection) -> Weights | None:
         return None
     if config.arch == "unet-plain":
         raise ModelError(f"unet-plain has no encoder for {name} weights; it trains from scratch: leave them out.")
-    if name.endswith(SUFFIXES):
+    if name.endswith(WEIGHT_FILES):
         uri = storage.absolute(name)
     elif config.weights_dir is not None:
         uri = storage.join(storage.absolute(config.weights_dir), file_name(config))
