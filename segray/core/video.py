@@ -2,8 +2,8 @@
 
 A frame is named by its index in that order. Where a file's time stamps (pts) can be trusted they are the key by which
 any frame is found after a seek, and a listing of the packets tells all of them without decoding one. Where they cannot
-(a packet has none, two have the same, a container that keeps none or keeps them in the order of decoding), the video is
-decoded from its beginning, once to number the frames and again for each span of them.
+(a packet has none, two have the same, they go back, a container keeps none or keeps them in the order of decoding), the
+video is decoded from its beginning, once to number the frames and again for each span of them.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class _Packet(NamedTuple):
 class _Listing:
     """What a file tells without being decoded, but for its first packets.
 
+    rises: times of decoding never go back, as they do where a recording begins behind another.
     unsure: so many frames at the end of a cut file may stand behind one that is missing, or lack a part.
     """
 
@@ -118,6 +119,7 @@ class _Listing:
     time_base: float
     step_s: float
     reorders: bool
+    rises: bool
     agrees: bool
     begins_cut: bool
     unsure: int
@@ -138,7 +140,7 @@ def index_video(uri: str) -> VideoIndex:
         raise DataError(f"{uri} holds no video frame.")
     starts: list[Start] = []
     in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
-    if in_order and listing.agrees and _name_frames(stamps):
+    if in_order and listing.agrees and listing.rises and _name_frames(stamps):
         torn = _torn(listing)
         shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
     else:
@@ -211,12 +213,14 @@ def _list(uri: str) -> _Listing:
             )
         reorders = bool(stream.codec_context.has_b_frames)
         is_ts = container.format.name == "mpegts"
+        dts = [packet.dts for packet in packets if packet.dts is not None]
         return _Listing(
             packets=packets,
             format=container.format.name,
             time_base=float(stream.time_base),
             step_s=step_s,
             reorders=reorders,
+            rises=all(before <= after for before, after in pairwise(dts)),
             agrees=probe.agrees(stream),
             begins_cut=is_ts and _begins_cut(uri),
             unsure=_held_back(packets, reorders) + is_ts if damage else 0,  # of a .ts also the last may lack a part
@@ -302,12 +306,12 @@ def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[St
 
 
 def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
-    """Seconds from the first frame. Where stamps repeat or are absent, frames follow each other at the usual rate."""
+    """Seconds from the first frame. Where stamps repeat, go back or are absent, frames follow at the usual rate."""
     if not _name_frames(stamps):
         dts = [packet.dts for packet in listing.packets]
         if _name_frames(dts) and len(dts) == len(stamps):
             stamps = dts
-    if _name_frames(stamps):
+    if listing.rises and _name_frames(stamps):
         given = sorted(stamp for stamp in stamps if stamp is not None)
         return [(stamp - given[0]) * listing.time_base for stamp in given]
     times: list[float] = []

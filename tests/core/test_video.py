@@ -107,17 +107,21 @@ def test_a_video_that_is_numbered_by_decoding_is_decoded_twice_and_not_again_for
         assert np.array_equal(frame.image_hwc, frames[60])
 
 
-def test_two_recordings_in_one_file_have_each_frame_once(tmp_path):
-    """As `cat a.ts b.ts` makes them: each time stamp is there twice. The last frame of the first may have lost its end."""
-    uri = tmp_path / "joined.ts"
-    uri.write_bytes(2 * transport_stream(h264_units()))
+@pytest.mark.parametrize("later", [0, 900, 28 * 3600 + 900, -45000])
+def test_two_recordings_in_one_file_have_each_frame_once(tmp_path, later):
+    """As `cat a.ts b.ts` makes them. The second's time stamps begin so many ticks behind the first's: they repeat, stand
+    between those, or come before. The last frame of the first may have lost its end.
+    """
+    uri, units = tmp_path / "joined.ts", h264_units()
+    behind = [unit._replace(pts=unit.pts + later, dts=unit.dts + later) for unit in units]
+    uri.write_bytes(transport_stream(units) + transport_stream(behind))
     frames = straight(str(uri))
     rows = frames_of(make_plan(str(tmp_path / "out"), settings_of([uri], shard_size=4), streets.LABEL_SPACE))
     assert [row["frame_index"] for row, _ in rows] == list(range(len(frames))) == list(range(60))
     good = [(image, frame) for (_, image), frame in zip(rows, frames, strict=True) if image is not None]
     assert len(good) >= 58
     assert all(np.array_equal(image, frame) for image, frame in good)
-    assert rows[59][0]["time_s"] == pytest.approx(59 / 25)
+    assert [row["time_s"] for row, _ in rows] == pytest.approx([i / 25 for i in range(60)])
 
 
 def test_the_best_video_of_several_is_labelled_and_it_is_said(tmp_path):
