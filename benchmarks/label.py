@@ -193,6 +193,7 @@ def bundle_of(root: Path, net: str, seen: tuple[int, int], classes: int | None =
     from segray.config import ModelSection
     from segray.core.datasets import streets
     from segray.core.models import build, bundle, forward
+    from segray.core.models.info import BundleInfo
     from segray.core.samples import LabelSpace
 
     torch.manual_seed(0)
@@ -202,7 +203,7 @@ def bundle_of(root: Path, net: str, seen: tuple[int, int], classes: int | None =
         known += [(f"class{i}", (i, i, i)) for i in range(len(known), classes)]
         space = LabelSpace(*(tuple(values) for values in zip(*known, strict=True)))
     section = ModelSection(**NETS[net])
-    info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=seen)
+    info = BundleInfo(model=section, label_space=space.to_dict(), input_size=seen)
     folder = root / f"{net}-{seen[0]}x{seen[1]}-{space.num_classes}"
     if not folder.exists():
         model = build(section, space.num_classes)
@@ -280,7 +281,7 @@ def make_tree(root: Path, count: int) -> Path:
 def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any]:
     """Of a run over a folder of images: its output folder, and the settings of its plan."""
     from segray.config import Config
-    from segray.core.models import bundle
+    from segray.core.models.info import read_info
     from segray.label import plan_settings
 
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # training's memory is not labelling's
@@ -288,18 +289,18 @@ def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any
     out = f"{inputs}-labels"
     given = {"label.model": uri, "label.inputs": [str(inputs)], "label.out": out, "label.shard_size": shard}
     config = Config().changed(given)
-    return {"uri": uri, "out": out, "settings": plan_settings(config.label, config.infer, bundle.read_info(uri))}
+    return {"uri": uri, "out": out, "settings": plan_settings(config.label, config.infer, read_info(uri))}
 
 
 @label.command(hidden=True)
 @click.argument("job")
 def plan_once(job: str) -> None:
     from segray.core import inputs, storage
-    from segray.core.models import bundle
+    from segray.core.models.info import read_info
     from segray.core.plan import make_plan
 
     told = json.loads(job)
-    space = bundle.label_space(bundle.read_info(told["uri"]))
+    space = read_info(told["uri"]).space
     before_mib, started = memory_mib()[0], time.perf_counter()
     made = make_plan(told["out"], told["settings"], space)
     seconds, most_mib = time.perf_counter() - started, memory_mib()[1]
@@ -316,7 +317,7 @@ def plan_once(job: str) -> None:
 def memory(frames: int) -> None:
     """Memory of one process that labels shard after shard, null model: after the first, and after all."""
     from segray.core import parts
-    from segray.core.models import bundle
+    from segray.core.models.info import read_info
     from segray.core.plan import PlanReader, make_plan
     from segray.core.predictor import Predictor
     from segray.core.rows import label_rows
@@ -327,7 +328,7 @@ def memory(frames: int) -> None:
         root = Path(folder)
         write_images([root / "frames" / f"{i:06}.jpg" for i in range(frames)], (96, 128))
         told = settings_of(root, "null", root / "frames", 64)
-        made = make_plan(told["out"], told["settings"], bundle.label_space(bundle.read_info(told["uri"])))
+        made = make_plan(told["out"], told["settings"], read_info(told["uri"]).space)
         reader, work = PlanReader(made), partial(label_rows, predictor=Predictor(told["uri"]), batch_size=8)
         started, done = time.perf_counter(), 0
         report = {0, 1, *(made.shards * share // 4 - 1 for share in (1, 2, 3, 4))}

@@ -57,6 +57,7 @@ def forward(uri: str, net: str, device: str) -> None:
     from segray.core.datasets import streets
     from segray.core.models import bundle
     from segray.core.models import forward as run
+    from segray.core.models.fold import fold_batch_norm
     from segray.core.predictor import Predictor, side_by_side
 
     drawn = [streets.draw(100 + i, SIZE) for i in range(FRAMES)]
@@ -81,7 +82,7 @@ def forward(uri: str, net: str, device: str) -> None:
             found = pool.map(lambda batch: predictor.predict(batch, [SIZE] * len(batch)), batches)
             return np.stack([one.mask_hw for batch in found for one in batch])
 
-    model, folded = model.to(device), bundle.fold_batch_norm(model.cpu())
+    model, folded = model.to(device), fold_batch_norm(model.cpu())
     works: dict[str, Callable[[], np.ndarray]] = {
         "PyTorch's default": lambda: eager(model.to(device), torch.contiguous_format),
         "channels_last": lambda: eager(model.to(memory_format=torch.channels_last), torch.channels_last),

@@ -108,11 +108,11 @@ def resume(parts: str) -> None:
 @click.argument("job")
 def resume_once(job: str) -> None:
     from segray.core.label_folder import LabelFolder
-    from segray.core.models import bundle
+    from segray.core.models.info import read_info
     from segray.core.plan import load_plans, make_plan
 
     told = json.loads(job)
-    made = make_plan(told["out"], told["settings"], bundle.label_space(bundle.read_info(told["uri"])))
+    made = make_plan(told["out"], told["settings"], read_info(told["uri"]).space)
     (Path(told["out"]) / "labels").mkdir()
     for shard in range(made.shards):
         Path(made.part_uri(shard)).touch()

@@ -13,6 +13,7 @@ from segray.config import Config, ModelSection
 from segray.core import storage
 from segray.core.datasets import voc
 from segray.core.models import build, bundle
+from segray.core.models.info import BundleInfo
 
 
 def run(config: Config, quick: bool) -> None:
@@ -25,7 +26,7 @@ def untrained(folder: str) -> str:
     """A bundle of the same kind with random weights: what a smoke test has without a network."""
     torch.manual_seed(0)
     section = ModelSection(arch="deeplabv3-torchvision", encoder="mobilenet_v3_large")
-    info = bundle.BundleInfo(model=section, label_space=voc.LABEL_SPACE.to_dict(), input_size=(64, 96))
+    info = BundleInfo(model=section, label_space=voc.LABEL_SPACE.to_dict(), input_size=(64, 96))
     bundle.save(folder, build(section, voc.LABEL_SPACE.num_classes), info)
     return folder
 

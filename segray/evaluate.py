@@ -26,7 +26,8 @@ from segray.core.conditions import Conditions
 from segray.core.datasets.places import read_image
 from segray.core.digest import PICKS
 from segray.core.label_folder import is_labels
-from segray.core.models import bundle
+from segray.core.models import bundle, ready
+from segray.core.models.info import read_info
 from segray.core.predictor import Predictor
 from segray.core.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
@@ -216,8 +217,8 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
     if labels:
         return LabelFrames(config)
-    model = bundle.resolve(place, config.model.weights_dir)
-    return ModelFrames(config, model, bundle.label_space(bundle.read_info(model)))
+    model = ready.resolve(place, config.model.weights_dir)
+    return ModelFrames(config, model, read_info(model).space)
 
 
 def start(source: ModelFrames | LabelFrames, config: Config) -> None:

@@ -30,6 +30,7 @@ from segray.core.formats.names import Names
 from segray.core.frames import encoded
 from segray.core.label_folder import LabelFolder, Part
 from segray.core.models.card import card
+from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
 from segray.core.plan import PlanReader, PlanRow
 from segray.core.schema import FIGURES, LabelRow
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
@@ -223,11 +224,11 @@ def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:
 
 def to_onnx(model: str, out: str, *, overwrite: bool = False) -> Any:
     """Write a bundle, or a ready model, as one ONNX file that was checked against it: core.models.onnx_file.Check."""
-    from segray.core.models import bundle, onnx_file
+    from segray.core.models import onnx_file, ready
 
     if storage.exists(out) and not overwrite:
         raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
-    return onnx_file.write(bundle.resolve(model), out)
+    return onnx_file.write(ready.resolve(model), out)
 
 
 def push(model: str, repo: str, *, dry_run: bool = False) -> tuple[str, dict[str, int]]:
@@ -239,13 +240,13 @@ def push(model: str, repo: str, *, dry_run: bool = False) -> tuple[str, dict[str
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library, which may change
 
-    from segray.core.models import bundle
+    from segray.core.models import bundle, ready
 
-    uri = bundle.resolve(model)
+    uri = ready.resolve(model)
     _, info = bundle.load(uri)
-    info = bundle.without_places(info)
-    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (bundle.WEIGHTS, bundle.CONFIG)}
-    files |= {bundle.INFO: info.model_dump_json(indent=2).encode(), bundle.CARD: card(info).encode()}
+    info = info.without_places()
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (WEIGHTS, CONFIG)}
+    files |= {INFO: info.model_dump_json(indent=2).encode(), CARD: card(info).encode()}
     sizes = {name: len(data) for name, data in files.items()}
     if dry_run:
         return repo, sizes

@@ -20,7 +20,8 @@ from segray.connecting import check_places
 from segray.core import parts, storage
 from segray.core.cost import engine_speeds
 from segray.core.label_folder import LabelFolder, read_summary
-from segray.core.models import bundle
+from segray.core.models import ready
+from segray.core.models.info import BundleInfo, read_info
 from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of
 from segray.core.predictor import side_by_side
@@ -112,11 +113,11 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
 
 def with_bundle(config: Config) -> GivenLabelSection:
     """The settings of labelling with the folder of the model's bundle, also where a ready model was named."""
-    model = bundle.resolve(config.label.given_model(), config.model.weights_dir)
+    model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     return GivenLabelSection(**{**config.label.model_dump(), "model": model})
 
 
-def plan_settings(section: GivenLabelSection, infer: InferSection, info: bundle.BundleInfo) -> dict[str, Any]:
+def plan_settings(section: GivenLabelSection, infer: InferSection, info: BundleInfo) -> dict[str, Any]:
     """What makes another output beside the files themselves, as plain data; a difference is named by its key."""
     model = {
         "weights": info.weights_sha256[:12],
@@ -163,8 +164,8 @@ def _shape(
 
 def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Plan]:
     """The output's plans; a first or a further one is made where that is asked for."""
-    info = bundle.read_info(section.model)
-    settings, space = plan_settings(section, config.infer, info), bundle.label_space(info)
+    info = read_info(section.model)
+    settings, space = plan_settings(section, config.infer, info), info.space
     plans = load_plans(section.out)
     ignoring: tuple[str, ...] = ()
     if plans and (section.retry_errors or section.extend):

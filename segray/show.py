@@ -29,11 +29,11 @@ def show(place: str, config: Config, out: str) -> list[str]:
 
     place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read.
     """
-    from segray.core.models import bundle
+    from segray.core.models import ready
     from segray.core.predictor import Predictor
     from segray.core.workers import local_device
 
-    model = bundle.resolve(config.label.given_model(), config.model.weights_dir)
+    model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     predictor = Predictor(model, local_device(config.cluster), config.infer, threshold=config.infer.threshold)
     with storage.reading_input(place):
         image_hwc = places.read_image(storage.absolute(place))

@@ -28,7 +28,8 @@ from segray.core.checkpoint import (
 )
 from segray.core.datasets import FileSamples, MemorySamples, input_size, open_dataset, split_refs
 from segray.core.frame_cache import FrameCache
-from segray.core.models import ARCHITECTURES, build, bundle, check_names, encoder_weights
+from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights
+from segray.core.models.info import read_info
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.transforms import usual_crop
@@ -224,7 +225,7 @@ def check_model(config: Config, classes: int) -> None:
 
 def check_teacher(uri: str, space: LabelSpace) -> None:
     """ModelError when the teacher's classes are not those of the data."""
-    theirs = tuple(bundle.read_info(uri).label_space["names"])
+    theirs = tuple(read_info(uri).label_space["names"])
     if theirs != space.names:
         raise ModelError(
             f"train.teacher {uri} knows {len(theirs)} classes ({', '.join(theirs[:5])}, …), the data "

@@ -15,6 +15,7 @@ import torch
 from segray.config import ModelSection
 from segray.core.datasets.streets import LABEL_SPACE
 from segray.core.models import build, bundle
+from segray.core.models.info import BundleInfo
 
 SIZE = (32, 48)  # height, width that the tiny model sees
 
@@ -122,7 +123,7 @@ def plain_bundle(tmp_path_factory) -> Path:
 
 def _saved(model, tmp_path_factory):
     torch.manual_seed(0)
-    info = bundle.BundleInfo(model=model, label_space=LABEL_SPACE.to_dict(), input_size=SIZE)
+    info = BundleInfo(model=model, label_space=LABEL_SPACE.to_dict(), input_size=SIZE)
     folder = tmp_path_factory.mktemp("bundle") / "best"
     bundle.save(folder, build(model, LABEL_SPACE.num_classes), info)
     return folder

@@ -16,6 +16,7 @@ from segray.config import load
 from segray.core import calibration, images, metrics, storage
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.models import bundle
+from segray.core.models.info import read_info
 from segray.core.predictor import Predictor
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.evaluate import evaluate
@@ -193,11 +194,11 @@ def sharp(tiny_bundle, town, tmp_path):
 def test_calibration_softens_confidence_and_keeps_masks(config, sharp, tmp_path):
     changes = {"evaluate.model": sharp, "evaluate.calibrate": True}
     before = evaluate(config.changed({"evaluate.model": sharp, "evaluate.out": str(tmp_path / "before")}))
-    info = bundle.read_info(sharp)
+    info = read_info(sharp)
     fitted = evaluate(config.changed(changes))
     after = evaluate(config.changed({"evaluate.model": sharp, "evaluate.out": str(tmp_path / "after")}))
     fit = fitted["calibration"]
-    now = bundle.read_info(sharp)
+    now = read_info(sharp)
     assert fit["ece_before"] == before["scores"]["ece"]
     assert fit["ece_after"] < fit["ece_before"] / 2
     assert after["scores"]["ece"] == pytest.approx(fit["ece_after"], abs=1e-4)
@@ -263,5 +264,5 @@ def test_the_command_shows_the_calibration(config, sharp, monkeypatch, capsys):
     monkeypatch.setattr(terminal.console, "width", 120)
     cli.main()
     out = capsys.readouterr().out
-    assert f"Calibrated on val; the model's id is now {bundle.read_info(sharp).model_id}" in out
+    assert f"Calibrated on val; the model's id is now {read_info(sharp).model_id}" in out
     assert "error before" in out

@@ -23,6 +23,7 @@ from segray.core import metrics, optim, storage
 from segray.core.batches import read_batches
 from segray.core.checkpoint import BEST, EpochRow, Stateful, TrainedRow, best_epoch, is_finished, load_state, save_state
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
+from segray.core.models.info import BundleInfo
 from segray.core.objective import Objective, make_objective
 from segray.core.samples import IGNORE_INDEX, TrainData
 from segray.core.transforms import augment, normalize, to_float
@@ -295,11 +296,9 @@ def epoch_order(count: int, config: TrainSection, epoch: int) -> np.ndarray:
     return np.resize(order, max(count, config.batch_size))
 
 
-def describe(
-    config: Config, data: TrainData, epoch: int, scores: metrics.Scores, confusion: np.ndarray
-) -> bundle.BundleInfo:
+def describe(config: Config, data: TrainData, epoch: int, scores: metrics.Scores, confusion: np.ndarray) -> BundleInfo:
     mean, std = preprocessing(config.model)
-    return bundle.BundleInfo(
+    return BundleInfo(
         model=config.model,
         mean=mean,
         std=std,

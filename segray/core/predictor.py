@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from segray.config import InferSection
 from segray.core.models import bundle, forward
+from segray.core.models.fold import fold_batch_norm
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import fit, normalize, to_float
 from segray.core.workers import DTYPES, cpu_has_bf16, fast_dtype
@@ -84,8 +85,8 @@ class Predictor:
         self.device = torch.device(device)
         self.dtype = _dtype(self.infer.precision, self.device)
         model, self.info = bundle.load(uri)
-        model = bundle.fold_batch_norm(model)
-        self.label_space = bundle.label_space(self.info)
+        model = fold_batch_norm(model)
+        self.label_space = self.info.space
         self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
         self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
         self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))

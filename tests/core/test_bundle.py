@@ -7,7 +7,9 @@ import torch
 
 from segray.config import ModelSection
 from segray.core import storage
-from segray.core.models import build, bundle, forward
+from segray.core.models import build, bundle, fold, forward
+from segray.core.models.fold import fold_batch_norm
+from segray.core.models.info import read_info
 from segray.errors import ModelError
 
 
@@ -90,7 +92,7 @@ def test_a_bundle_on_s3_is_the_same_model(tiny_bundle, s3, tmp_path):
 
 def test_a_save_that_fails_keeps_the_bundle_that_was_there(copy, monkeypatch):
     model, info = bundle.load(str(copy))
-    monkeypatch.setattr(bundle, "_model_id", lambda info: 1 / 0)
+    monkeypatch.setattr(bundle, "model_id_of", lambda info: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bundle.save(copy, model, info)
     assert bundle.load(str(copy))[1] == info
@@ -130,7 +132,7 @@ def test_folded_batch_norms_give_the_same_logits(arch, encoder, left):
     options = {"channels": 8} if arch == "unet-plain" else {}
     model = with_statistics(build(ModelSection(arch=arch, encoder=encoder, options=options), 11))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    folded = bundle.fold_batch_norm(model)
+    folded = fold_batch_norm(model)
     image = torch.randn(1, 3, 96, 128)
     with torch.inference_mode():
         ours, theirs = forward(folded, image), forward(model, image)
@@ -159,18 +161,18 @@ class Shared(torch.nn.Module):
 
 def test_only_a_norm_that_is_alone_behind_its_convolution_is_folded():
     model = with_statistics(Shared())
-    folded = bundle.fold_batch_norm(model)
+    folded = fold_batch_norm(model)
     assert [type(norm).__name__ for norm in folded.norms] == ["BatchNorm2d"] * 4 + ["Identity"]
 
 
 def test_a_fold_that_changes_logits_is_not_used(monkeypatch):
     model = with_statistics(Shared())
-    monkeypatch.setattr(bundle, "fuse_conv_bn_eval", lambda conv, norm: torch.nn.Conv2d(3, 3, 1))
-    assert bundle.fold_batch_norm(model) is model
+    monkeypatch.setattr(fold, "fuse_conv_bn_eval", lambda conv, norm: torch.nn.Conv2d(3, 3, 1))
+    assert fold_batch_norm(model) is model
 
 
 def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
-    before = bundle.read_info(str(copy))
+    before = read_info(str(copy))
     after = bundle.set_temperature(str(copy), 1.5, {"split": "val"})
     model, info = bundle.load(str(copy))
     assert info == after

@@ -12,6 +12,7 @@ from segray.config import ModelSection, TrainSection, load
 from segray.core import checkpoint, loop, objective, optim, workers
 from segray.core.datasets import MemorySamples, streets
 from segray.core.models import build, bundle, forward
+from segray.core.models.info import read_info
 from segray.core.samples import Sample, TrainData
 from segray.core.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError
@@ -116,7 +117,7 @@ def test_of_every_third_epoch_there_is_an_evaluation_and_a_checkpoint_and_of_the
 def test_a_validation_that_counts_no_pixel_leaves_a_bundle_of_an_evaluated_epoch(settings, data, tmp_path):
     void = MemorySamples([Sample(one.image_hwc, np.full_like(one.mask_hw, 255)) for one in data.val.samples])
     loop.fit(LocalWorker(), settings(train__epochs=3, train__eval_every=2), replace(data, val=void))
-    assert bundle.read_info(str(tmp_path / "run" / "best")).epoch == 2
+    assert read_info(str(tmp_path / "run" / "best")).epoch == 2
 
 
 def test_patience_is_lost_at_an_evaluation_alone():
@@ -132,7 +133,7 @@ def test_it_learns_and_keeps_the_bundle_of_its_best_epoch(settings, data, tmp_pa
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert 0 < history[0]["train_miou"] < history[-1]["train_miou"] <= history[-1]["train_pixel_accuracy"] <= 1
     best = max(history, key=lambda row: row["miou"])
-    info = bundle.read_info(str(tmp_path / "run" / "best"))
+    info = read_info(str(tmp_path / "run" / "best"))
     assert (info.epoch, info.scores["miou"]) == (best["epoch"], best["miou"])
     labelled = sum(int((sample.mask_hw != 255).sum()) for sample in data.val.samples)
     assert np.sum(info.confusion) == labelled
@@ -215,13 +216,13 @@ def test_weights_that_the_last_step_blew_up_are_not_kept(settings, data, tmp_pat
     """One step an epoch: its loss is of the weights before it, and still finite."""
     good = settings(train__epochs=1, train__batch_size=6)
     loop.fit(LocalWorker(), good, data)
-    before, best = weights(good), bundle.read_info(str(tmp_path / "run" / "best"))
+    before, best = weights(good), read_info(str(tmp_path / "run" / "best"))
     with pytest.raises(
         DataError, match=r"^The validation loss is (nan|inf) in epoch 2; lower train.learning_rate \(1e\+38\)"
     ):
         loop.fit(LocalWorker(), settings(train__epochs=2, train__batch_size=6, train__learning_rate=1e38), data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
-    assert bundle.read_info(str(tmp_path / "run" / "best")) == best
+    assert read_info(str(tmp_path / "run" / "best")) == best
     assert [row["epoch"] for row in checkpoint.read_history(str(tmp_path / "run"))] == [1]
 
 

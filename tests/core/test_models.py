@@ -24,6 +24,7 @@ from segray.core.models import (
     ready,
 )
 from segray.core.models.danet import ChannelAttention, PositionAttention
+from segray.core.models.info import BundleInfo
 from segray.core.models.listing import list_models
 from segray.core.models.unet_plain import UNet
 from segray.errors import ModelError
@@ -69,9 +70,7 @@ def test_every_architecture_learns_and_its_auxiliary_outputs_too(model):
 def test_a_bundle_gives_back_every_architecture(model, request, tmp_path):
     arch, model = request.node.callspec.params["model"], model.eval()
     space = {"names": ["a", "b", "c"], "colors": [[0, 0, 0]] * 3, "id_map": {"0": 0}, "ignore_index": 255}
-    bundle.save(
-        tmp_path / "best", model, bundle.BundleInfo(model=section(arch), label_space=space, input_size=(64, 64))
-    )
+    bundle.save(tmp_path / "best", model, BundleInfo(model=section(arch), label_space=space, input_size=(64, 64)))
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(forward(bundle.load(str(tmp_path / "best"))[0], image), forward(model, image))
@@ -328,25 +327,25 @@ def coco(tmp_path, monkeypatch):
 
 
 def test_a_ready_model_is_torchvisions_with_vocs_classes(coco, tmp_path):
-    place = bundle.resolve("deeplabv3-mobilenet-coco", str(tmp_path))
+    place = ready.resolve("deeplabv3-mobilenet-coco", str(tmp_path))
     model, info = bundle.load(place)
-    assert bundle.label_space(info) == voc.LABEL_SPACE
+    assert info.space == voc.LABEL_SPACE
     image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         assert torch.allclose(forward(model, image), coco(image)["out"], atol=1e-5)
-    assert bundle.resolve("deeplabv3-mobilenet-coco") == place  # kept: no weights are asked for again
-    assert bundle.resolve("some/folder") == "some/folder"
+    assert ready.resolve("deeplabv3-mobilenet-coco") == place  # kept: no weights are asked for again
+    assert ready.resolve("some/folder") == "some/folder"
 
 
 def test_a_ready_model_without_its_file_says_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
     with pytest.raises(ModelError) as error:
-        bundle.resolve("deeplabv3-coco", str(tmp_path))
+        ready.resolve("deeplabv3-coco", str(tmp_path))
     address = segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url
     assert f"Fetch {address}, put it into a folder" in str(error.value)
     (tmp_path / "deeplabv3_resnet50_coco-cd0a2569.pth").write_bytes(b"another")
     with pytest.raises(ModelError, match=r"^deeplabv3_resnet50_coco-cd0a2569.pth is not the published file"):
-        bundle.resolve("deeplabv3-coco", str(tmp_path))
+        ready.resolve("deeplabv3-coco", str(tmp_path))
 
 
 def test_a_hub_checkpoint_is_a_bundle_of_the_same_model(tmp_path, monkeypatch):
@@ -355,8 +354,8 @@ def test_a_hub_checkpoint_is_a_bundle_of_the_same_model(tmp_path, monkeypatch):
     monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
     published = smp.Segformer("mit_b0", encoder_weights=None, classes=19, decoder_segmentation_channels=64).eval()
     published.save_pretrained(str(tmp_path / "segformer-b0-1024x1024-city-160k"))
-    model, info = bundle.load(bundle.resolve("smp-hub/segformer-b0-1024x1024-city-160k", str(tmp_path)))
-    assert bundle.label_space(info) == cityscapes.LABEL_SPACE
+    model, info = bundle.load(ready.resolve("smp-hub/segformer-b0-1024x1024-city-160k", str(tmp_path)))
+    assert info.space == cityscapes.LABEL_SPACE
     assert (info.input_size, info.resize) == ((1024, 1024), "short_side")
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
@@ -375,15 +374,15 @@ def test_a_hub_model_takes_any_size_its_encoders_pixels_and_a_store(tmp_path, mo
     published.save_pretrained(str(tmp_path / "dpt"))
     for file in ("config.json", "model.safetensors"):
         storage.create(f"{s3}/hub/dpt-tiny-ade20k/{file}", (tmp_path / "dpt" / file).read_bytes())
-    model, info = bundle.load(bundle.resolve("smp-hub/dpt-tiny-ade20k", f"{s3}/hub"))
+    model, info = bundle.load(ready.resolve("smp-hub/dpt-tiny-ade20k", f"{s3}/hub"))
     assert (info.mean, info.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert bundle.label_space(info).names[149] == "class 149"
+    assert info.space.names[149] == "class 149"
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.allclose(forward(model, image), published(image), atol=1e-5)
         assert forward(model, torch.randn(1, 3, 70, 50)).shape == (1, 150, 70, 50)
     with pytest.raises(ModelError, match=r"^smp-hub/other cannot be had \(s3://.*/other/config.json cannot be read"):
-        bundle.resolve("smp-hub/other", f"{s3}/hub")
+        ready.resolve("smp-hub/other", f"{s3}/hub")
 
 
 @pytest.mark.parametrize("encoder", ["tu-hf-hub:owner/name", "tu-hf_hub:owner/name", "tu-local-dir:/etc", "tu-a/b"])
@@ -409,7 +408,7 @@ def test_an_encoders_name_reaches_neither_network_nor_disk(encoder, tmp_path, ti
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     (tmp_path / "unet" / "model.safetensors").symlink_to(tiny_bundle / "model.safetensors")
     with pytest.raises(ModelError, match=rf"^smp-hub/unet cannot be had \(model\.encoder '{encoder}' is unknown"):
-        bundle.resolve("smp-hub/unet", str(tmp_path))
+        ready.resolve("smp-hub/unet", str(tmp_path))
 
 
 @pytest.mark.parametrize(

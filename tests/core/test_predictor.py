@@ -16,6 +16,7 @@ from segray.core import predictor as module
 from segray.core.datasets import streets
 from segray.core.datasets.streets import LABEL_SPACE
 from segray.core.models import build, bundle, forward
+from segray.core.models.info import BundleInfo
 from segray.core.predictor import Predictor, _starts
 from segray.core.transforms import normalize, to_float
 from segray.errors import ConfigError, ModelError
@@ -227,7 +228,7 @@ def test_labels_of_every_engine_are_pytorchs_own_but_at_ties(tmp_path, arch, enc
     for norm in norms:  # as trained, or folding would have nothing to do
         torch.nn.init.uniform_(norm.running_mean, -0.1, 0.1)
         torch.nn.init.uniform_(norm.running_var, 0.8, 1.2)
-    info = bundle.BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(64, 96))
+    info = BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(64, 96))
     bundle.save(tmp_path / "best", model.eval(), info)
     predictor = Predictor(str(tmp_path / "best"), infer=InferSection(engine=engine))
     seen = [predictor.prepare(streets.draw(seed, sizes[0])[0]) for seed in range(3)]
@@ -262,7 +263,7 @@ def test_onnx_runtime_takes_windows_scales_and_a_temperature(plain_bundle, frame
 @pytest.mark.long
 def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
     section = ModelSection(arch="pspnet", encoder="resnet18")
-    info = bundle.BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(32, 48))
+    info = BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(32, 48))
     bundle.save(tmp_path / "best", build(section, LABEL_SPACE.num_classes), info)
     Predictor(str(tmp_path / "best"), infer=InferSection(engine="onnx"))
     with pytest.raises(ModelError, match=r"^pspnet over resnet18 is ONNX for 32×48 alone; take --engine torch, or "):

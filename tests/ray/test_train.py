@@ -20,6 +20,7 @@ from segray.core import checkpoint, storage
 from segray.core.checkpoint import EpochRow
 from segray.core.datasets import open_dataset, read_sample, split_refs
 from segray.core.models import build, bundle, encoder_of
+from segray.core.models.info import BundleInfo, read_info
 from segray.core.samples import LabelSpace
 from segray.errors import ClusterError, DataError, ModelError, OutputExists, SegrayError
 from segray.train import train
@@ -36,7 +37,7 @@ def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_
         int((read_sample(ref, dataset.label_space, (32, 48)).mask_hw != 255).sum())
         for ref in split_refs(dataset, "val")
     )
-    assert np.sum(bundle.read_info(str(first.best)).confusion) == labelled
+    assert np.sum(read_info(str(first.best)).confusion) == labelled
 
     second = train(config.changed({"train.epochs": 2}), on_row=seen.append)
     assert [row["epoch"] for row in seen] == [1, 2]
@@ -64,13 +65,13 @@ def test_a_run_on_s3_goes_on_there_and_is_the_run_on_a_disk(settings, s3, tmp_pa
     out = f"{s3}/{tmp_path.name}/run"
     there, disk = (settings(cluster__workers=0, train__epochs=1, **more) for more in ({"train__out": out}, {}))
     train(there)
-    first = bundle.read_info(f"{out}/best")
+    first = read_info(f"{out}/best")
     result = train(there.changed({"train.epochs": 2}))
     train(disk)
     here = train(disk.changed({"train.epochs": 2}))
     assert [row["loss"] for row in result.history] == [row["loss"] for row in here.history]
     model, info = bundle.load(result.best)
-    assert info.weights_sha256 == bundle.read_info(here.best).weights_sha256
+    assert info.weights_sha256 == read_info(here.best).weights_sha256
     assert first.epoch == 1
     assert bundle.count_parameters(result.best) == sum(tensor.numel() for tensor in model.state_dict().values())
     kept = {entry.uri.removeprefix(f"{out}/").partition("/")[0] for entry in storage.list_files(out)}
@@ -216,7 +217,7 @@ def test_more_than_can_be_is_said_before_anything_starts(settings):
 def test_a_teacher_of_other_classes_is_refused(settings, tmp_path):
     space = LabelSpace(("road", "car"), ((0, 0, 0),) * 2)
     section = ModelSection(encoder="mobilenet_v2")
-    info = bundle.BundleInfo(model=section, label_space=space.to_dict(), input_size=(32, 32))
+    info = BundleInfo(model=section, label_space=space.to_dict(), input_size=(32, 32))
     bundle.save(tmp_path / "teacher", build(section, 2), info)
     with pytest.raises(ModelError) as error:
         train(settings(train__teacher=str(tmp_path / "teacher")))

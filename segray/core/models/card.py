@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segray.core import storage
-
-if TYPE_CHECKING:
-    from segray.core.models.bundle import BundleInfo
+from segray.core.models.info import BundleInfo
 
 SCORES = {
     "miou": "mIoU",

@@ -21,6 +21,7 @@ from segray.core import storage
 from segray.core.datasets import streets
 from segray.core.extras import extra
 from segray.core.models import STRIDE, bundle, forward
+from segray.core.models.info import BundleInfo
 from segray.errors import ModelError
 
 TOLERANCE = 1e-3  # of the largest logit, or of 1
@@ -43,7 +44,7 @@ class Whole(torch.nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: torch.nn.Module, info: bundle.BundleInfo) -> None:
+    def __init__(self, model: torch.nn.Module, info: BundleInfo) -> None:
         super().__init__()
         self.model, self.temperature = model, info.temperature
         self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1))
@@ -77,7 +78,7 @@ def write(uri: str, out: str) -> Check:
 
 
 def session(
-    model: torch.nn.Module, info: bundle.BundleInfo, threads: int, *, any_size: bool
+    model: torch.nn.Module, info: BundleInfo, threads: int, *, any_size: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
 
@@ -102,7 +103,7 @@ def _check_extras() -> None:
 
 
 def _made(
-    whole: torch.nn.Module, info: bundle.BundleInfo, seen: Callable[[torch.Tensor], torch.Tensor]
+    whole: torch.nn.Module, info: BundleInfo, seen: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[bytes, Check]:
     """The ONNX of a module, checked. seen: what it is given of frames in 0..255."""
     height, width = info.input_size
@@ -120,7 +121,7 @@ def _made(
     raise ModelError(f"{info.model.arch} over {info.model.encoder} cannot be written as ONNX: {problem}.")
 
 
-def _export(whole: torch.nn.Module, info: bundle.BundleInfo, *, dynamic: bool) -> bytes:
+def _export(whole: torch.nn.Module, info: BundleInfo, *, dynamic: bool) -> bytes:
     (height, width), free = info.input_size, {0: torch.export.Dim("batch")}
     if dynamic:
         # From a size that is padded, torch.export infers that every one is, and fails (torch 2.15).
@@ -143,7 +144,7 @@ def _export(whole: torch.nn.Module, info: bundle.BundleInfo, *, dynamic: bool) -
     return data
 
 
-def facts(info: bundle.BundleInfo) -> dict[str, str]:
+def facts(info: BundleInfo) -> dict[str, str]:
     """The file's metadata: what a program without segray has to know; lists are JSON."""
     space = info.label_space
     return {

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from segray.config import HUB, ModelSection
+from segray.config import HUB, ModelSection, is_ready_model
 from segray.core import storage
 from segray.core.datasets import cityscapes, voc
 from segray.core.models import build, bundle, weights
+from segray.core.models.info import CONFIG, INFO, WEIGHTS, BundleInfo
 from segray.core.samples import LabelSpace
 from segray.errors import ModelError, StorageError
 
@@ -48,13 +49,18 @@ READY = {
 }
 
 
+def resolve(uri: str, weights_dir: str | None = None) -> str:
+    """A bundle's place: itself, or where the ready model of that name is kept, made there at first use."""
+    return bundle_of(uri, weights_dir) if is_ready_model(uri) else uri
+
+
 def bundle_of(name: str, weights_dir: str | None = None) -> str:
     """The folder of a ready model's bundle. Its weights come from `weights_dir`, or are downloaded.
 
     Raises ModelError that names the file, its address and where to put it.
     """
     folder = CACHE.expanduser() / name.replace("/", "--")
-    if not (folder / bundle.INFO).exists():
+    if not (folder / INFO).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         if name.startswith(HUB):
             model, info = _from_hub(name, weights_dir)
@@ -64,7 +70,7 @@ def bundle_of(name: str, weights_dir: str | None = None) -> str:
     return str(folder)
 
 
-def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
+def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.Module, BundleInfo]:
     section = ModelSection(arch="deeplabv3-torchvision", encoder=ready.encoder)
     model = build(section, voc.LABEL_SPACE.num_classes)
     model.load_state_dict(_weights(ready, weights_dir))
@@ -93,7 +99,7 @@ def _weights(ready: Ready, weights_dir: str | None) -> weights.Weights:
     return state
 
 
-def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bundle.BundleInfo]:
+def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, BundleInfo]:
     """A model that smp's authors published; `weights_dir` holds it as a folder of the name's last part."""
     from huggingface_hub import hf_hub_download
     from safetensors.torch import load
@@ -105,7 +111,7 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, bund
 
     try:
         with weights.quiet_hub():
-            config, state = json.loads(read(bundle.CONFIG)), load(read(bundle.WEIGHTS))
+            config, state = json.loads(read(CONFIG)), load(read(WEIGHTS))
         options = {key: value for key, value in config.items() if value is not None and key[0] != "_"}
         classes, encoder = options.pop("classes"), options.pop("encoder_name")
         for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build's own takes any size
@@ -131,7 +137,7 @@ def _hub_classes(name: str, classes: int) -> LabelSpace:
     return LabelSpace(names, tuple((37 * i % 256, 91 * i % 256, 151 * i % 256) for i in range(classes)))
 
 
-def _info(section: ModelSection, space: LabelSpace, side: int) -> bundle.BundleInfo:
-    return bundle.BundleInfo(
+def _info(section: ModelSection, space: LabelSpace, side: int) -> BundleInfo:
+    return BundleInfo(
         model=section, label_space=space.to_dict(), input_size=(side, side), resize="short_side"
     )  # fmt: skip
