@@ -56,7 +56,7 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing.")
     def command(data: str | None, out: str, config: str, sets: tuple[str, ...], quick: bool, dry_run: bool) -> None:
         given = {"data.root": data} if data else {}
-        drawn = Path(f"runs/{name}" if storage.is_s3(out) else out) / "streets"  # they are drawn on a disk
+        drawn = storage.local(f"runs/{name}" if storage.is_s3(out) else out, "streets") / "streets"
         if quick:
             given = {**SMOKE, **(smoke or {}), "data.root": str(drawn)}
         settings = load(config, {"train.out": out, **given, **dict(parse_override(text) for text in sets)})
@@ -65,7 +65,7 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
             return
         if quick:
             streets.write(drawn, train=8, val=4, size=(96, 128), video_s=0)
-        run(settings, quick)
+        run(settings.absolute(), quick)
 
     main(command)
 

@@ -71,6 +71,12 @@ def _is_weights_name(text: str) -> bool:
     return not text.endswith(WEIGHT_FILES)
 
 
+def _local(value: str) -> str:
+    if "://" in value:
+        raise ValueError("give a folder on the disks of the machines")
+    return value
+
+
 def _is_uri(text: str) -> bool:
     return ":" in text or text in ("databricks", "databricks-uc")  # as MLflow takes them
 
@@ -393,7 +399,7 @@ class ClusterSection(Section):
     object_store_gib: float | None = Field(
         None, ge=0.1, description="memory for objects, of a Ray of our own; default: Ray's, 30 % of what is free"
     )
-    spill_dir: Place | None = Field(
+    spill_dir: Annotated[Place, AfterValidator(_local)] | None = Field(
         None, description="where objects go that it does not hold; default: below RAY_TMPDIR"
     )
     cache_gib: float | None = Field(
@@ -563,9 +569,10 @@ def _safe_load(text: str, source: str) -> Any:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    path = Path(file)
-    try:
-        with path.open("rb") as opened:
+    from segray.core import storage  # half a second, for clients of S3
+
+    try:  # a local one may be a pipe, as of <(segray recipes NAME)
+        with storage.open_read(file) if storage.is_s3(file) else Path(file).expanduser().open("rb") as opened:
             text = opened.read(MAX_YAML_BYTES + 1)  # a device says that it is empty, and may not end
         if len(text) > MAX_YAML_BYTES:
             raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")

@@ -226,7 +226,7 @@ def to_onnx(model: str, out: str, *, overwrite: bool = False) -> Any:
     """Write a bundle, or a ready model, as one ONNX file that was checked against it: core.models.onnx_file.Check."""
     from segray.core.models import onnx_file, ready
 
-    if storage.exists(out) and not overwrite:
+    if storage.exists(storage.absolute(out)) and not overwrite:
         raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
     return onnx_file.write(ready.resolve(model), out)
 

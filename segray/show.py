@@ -60,9 +60,10 @@ def overlay_video(
     rows = _frames_of(labels, name)
     space = LabelFolder.open(labels).space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
-    storage.local(out, "a video").parent.mkdir(parents=True, exist_ok=True)
+    file = storage.local(out, "a video")
+    file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with av.open(out, mode="w") as container:
+    with av.open(str(file), mode="w") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = height - height % 2, width - width % 2  # H.264 halves its colours
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import EpochRow, History, read_history
-from segray.errors import ConfigError
+from segray.errors import ConfigError, shortened
 
 TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"
 
@@ -75,9 +76,20 @@ def _mlflow(config: Config, out: str, history: History) -> Track:
     """A run of the experiment `segray`, named as the folder; its id is kept beside the run."""
     try:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
     except ImportError:
         raise ConfigError("train.mlflow is set, but mlflow is not installed: pip install 'segray[mlflow]'.") from None
-    client = MlflowClient(config.train.mlflow)
+    try:
+        return _logged(MlflowClient(config.train.mlflow), config, out, history)
+    except MlflowException as error:
+        why = shortened(str(error).strip().splitlines()[0].split(". ")[0].rstrip("."))
+        raise ConfigError(
+            f"train.mlflow {config.train.mlflow} cannot be used: {why}. Give a server's address, or leave it out."
+        ) from error
+
+
+def _logged(client: Any, config: Config, out: str, history: History) -> Track:
+    """A run that has the settings and all rows so far, and will have those that come."""
     kept = storage.join(out, MLFLOW_RUN)
     if history and storage.exists(kept):
         run_id = storage.read_bytes(kept).decode()

@@ -4,6 +4,7 @@ import pytest
 
 from segray.config import load
 from segray.core.checkpoint import write_history
+from segray.errors import ConfigError
 from segray.trackers import tracking
 
 
@@ -18,6 +19,13 @@ def run_twice(config, out):
             for epoch in epochs:
                 write_history(str(out), [row(i) for i in range(1, epoch + 1)])
                 track(row(epoch))
+
+
+def test_a_place_that_mlflow_refuses_is_one_line(tmp_path):
+    pytest.importorskip("mlflow")
+    config = load(None, {"train.out": str(tmp_path / "run"), "train.mlflow": "s3://bucket/runs"})
+    with pytest.raises(ConfigError, match=r"^train\.mlflow s3://bucket/runs cannot be used: .*leave it out\.$"):
+        run_twice(config, tmp_path / "run")
 
 
 def test_tensorboard_has_each_epoch_once(tmp_path):

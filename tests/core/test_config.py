@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
 from segray.config import PLACES, READY_MODELS, Config, load, parse_override
+from segray.core import storage
 from segray.errors import ConfigError
 
 
@@ -8,6 +11,22 @@ def message(file=None, **overrides):
     with pytest.raises(ConfigError) as error:
         load(file, {key.replace("__", "."): value for key, value in overrides.items()})
     return str(error.value)
+
+
+def test_a_file_of_settings_may_be_a_pipe_in_ones_home_or_in_a_bucket(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("train: {epochs: 3}")
+    storage.replace(f"{s3}/c.yaml", b"train: {epochs: 4}")
+    read, write = os.pipe()
+    os.write(write, b"train: {epochs: 5}")
+    os.close(write)
+    assert [load(file).train.epochs for file in ("~/c.yaml", f"{s3}/c.yaml", f"/dev/fd/{read}")] == [3, 4, 5]
+    os.close(read)
+
+
+def test_objects_are_spilled_to_disks():
+    line = "settings: cluster.spill_dir is 's3://b/spill'; give a folder on the disks of the machines."
+    assert message(cluster__spill_dir="s3://b/spill") == line
 
 
 def test_what_is_saved_is_read_back_equal(tmp_path):
@@ -80,7 +99,8 @@ def test_a_path_means_the_same_in_every_folder_whichever_setting_it_is(key, tmp_
 
     assert absolute(f"runs/a/../b{end}") == f"{tmp_path}/runs/b{end}"
     assert absolute(f"~/b{end}") == f"/home/ada/b{end}"
-    assert absolute(f"s3://bucket/a b{end}") == f"s3://bucket/a b{end}"
+    if key != "cluster.spill_dir":
+        assert absolute(f"s3://bucket/a b{end}") == f"s3://bucket/a b{end}"
     if not end:
         assert absolute("best") == f"{tmp_path}/best"
         assert absolute("runs/b/") == f"{tmp_path}/runs/b"

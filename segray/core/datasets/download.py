@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from segray.core import storage
 from segray.errors import ConfigError, DataError, nearest
 
 CHUNK = 1 << 20
@@ -62,6 +63,8 @@ def get(
         raise DataError(f"{root} exists; give a folder that does not.")
     source = SOURCES[name]
     url = url or source.url
+    if storage.is_s3(url):
+        raise ConfigError(f"{url}: archives are fetched from http(s):// and local files. Copy it, and name the file.")
     if "://" not in url:
         url = Path(url).expanduser().absolute().as_uri()
     archive = root.with_name(f".{root.name}.{name}.part")

@@ -50,8 +50,8 @@ READY = {
 
 
 def resolve(uri: str, weights_dir: str | None = None) -> str:
-    """A bundle's place: itself, or where the ready model of that name is kept, made there at first use."""
-    return bundle_of(uri, weights_dir) if is_ready_model(uri) else uri
+    """A bundle's absolute place: the one given, or where the ready model of that name is kept, made at first use."""
+    return bundle_of(uri, weights_dir) if is_ready_model(uri) else storage.absolute(uri)
 
 
 def bundle_of(name: str, weights_dir: str | None = None) -> str:
