@@ -9,10 +9,9 @@ from pathlib import Path
 
 from segray import cluster
 from segray.config import Config
-from segray.core import storage
+from segray.core import claims, storage
 from segray.core.datasets import streets
 from segray.core.totals import Summary
-from segray.errors import OutputExists
 from segray.label import label
 from segray.report import report
 from segray.sweep import sweep
@@ -23,12 +22,25 @@ TRAIN, VAL, HELD_OUT = 96, 16, 24
 EPOCHS = 8
 ENCODERS = ["resnet18", "mobilenet_v2"]
 LEARNING_RATES = [1e-3, 3e-3]
+MADE = (".segray-demo", "streets", "held-out", "sweep", "labels-frames", "labels-video", "report.html")
+KIND = claims.Kind("demo", MADE[0], MADE, lambda out: any(storage.exists(storage.join(out, name)) for name in MADE[1:]))
 
 
 def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
     """Draw, sweep, label, report, all in `out`; the report's path. The same call again goes on."""
     started = time.monotonic()
-    root = _claim(storage.local(out, "a demo"), overwrite)
+    root = storage.local(out, "a demo")
+    with claims.held(str(root), KIND):
+        claims.claim(str(root), KIND, overwrite)
+        storage.replace(str(root / KIND.mark), b"")
+        page = _demo(root)
+    say(f"Took {duration(time.monotonic() - started)}. The report is {page}")
+    if sys.stdout.isatty():
+        webbrowser.open(Path(page).absolute().as_uri())
+    return page
+
+
+def _demo(root: Path) -> str:
     say(f"1/4  Drawing {TRAIN + VAL + HELD_OUT} streets and a video")
     drawn = streets.write(root / "streets", train=TRAIN, val=VAL)
     held_out = streets.write(root / "held-out", train=0, val=HELD_OUT, seed=1, video_s=0)
@@ -49,9 +61,6 @@ def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
     )  # fmt: skip
     show_leaderboard(result.leaderboard)
     show_labels(str(root / "labels-frames"), scored)
-    say(f"Took {duration(time.monotonic() - started)}. The report is {page}")
-    if sys.stdout.isatty():
-        webbrowser.open(Path(page).absolute().as_uri())
     return page
 
 
@@ -77,15 +86,3 @@ def _config(root: Path, drawn: Path) -> Config:
             "label.shard_size": 16,
         }
     )
-
-
-def _claim(root: Path, overwrite: bool) -> Path:
-    mark = root / ".segray-demo"
-    if root.exists() and any(root.iterdir()) and not mark.exists():
-        raise OutputExists(f"{root} holds files that are no demo; give another --out.")
-    if overwrite:
-        for name in ("streets", "held-out", "sweep", "labels-frames", "labels-video", "report.html"):
-            storage.remove(str(root / name))
-    root.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    return root

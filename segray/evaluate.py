@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.config import Config
-from segray.core import calibration, conditions, images, metrics, storage
+from segray.core import calibration, claims, conditions, images, metrics, storage
 from segray.core.calibration import Bin
-from segray.core.checkpoint import SETTINGS
+from segray.core.checkpoint import SETTINGS, command_of, read_settings
 from segray.core.conditions import Conditions
 from segray.core.datasets.places import read_image
 from segray.core.digest import PICKS
@@ -35,11 +35,18 @@ from segray.core.schema import Picture
 from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored
 from segray.core.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.train import begun, claim_folder, different, is_empty
+from segray.train import different
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 MADE = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
 SECTIONS = ("data", "infer", "evaluate", "cluster")
+
+
+def _has_scores(out: str) -> bool:
+    return storage.exists(storage.join(out, SCORES))
+
+
+KIND = claims.Kind("evaluation", SETTINGS, MADE, _has_scores, lambda out: command_of(out) == "evaluate")
 
 Line = list[tuple[str, np.ndarray]]  # of pictures beside each other, with their captions
 
@@ -131,9 +138,9 @@ def evaluate(
     if section.calibrate and isinstance(source, ModelFrames):
         bundle.check_writable(source.model)
     table = _table(config, source.refs)
-    made = MADE if is_empty(out) else ()
-    _claim(out, config, overwrite)
-    with begun(out, made, lambda: storage.exists(storage.join(out, SCORES))):
+    with claims.held(out, KIND):
+        claims.claim(out, KIND, overwrite, lambda: different(read_settings(out).absolute(), config, SECTIONS[:-1]))
+        storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
         start(source, config)
         return _evaluate(config, source, table, out, on_frame)
 
@@ -416,8 +423,3 @@ def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
         return read_image(ref.image)
     except SegrayError:
         return np.zeros((*truth_hw.shape, 3), np.uint8)
-
-
-def _claim(out: str, config: Config, overwrite: bool) -> None:
-    claim_folder(out, "evaluation", MADE, overwrite, lambda before: different(before, config, SECTIONS[:-1]))
-    storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())

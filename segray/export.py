@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segray.core import images, storage, tables
+from segray.core import claims, images, storage, tables
 from segray.core.ahead import ahead
 from segray.core.formats import FORMATS
 from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, Writer, replacing
@@ -35,6 +35,7 @@ from segray.core.plan import PlanReader, PlanRow
 from segray.core.schema import FIGURES, LabelRow
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
+MARK = f"{STATE}/export.json"
 MODEL_FORMATS = ("onnx", "hub")
 COLUMNS = [
     *("input_id", "uri", "video_uri", "frame_index", "time_s", "height_px", "width_px", "mask", "mask_rle"),
@@ -100,7 +101,14 @@ def export(
     job = Job(folder, labelled.space, options)
     writer = made(job)
     about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
-    _claim(job.out, made, about, overwrite)
+    with claims.held(str(folder), _kind(folder, to)):
+        _claim(folder, about, overwrite)
+        return _export(job, made, writer, names, labelled, on_part)
+
+
+def _export(
+    job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, on_part: Callable[[int], None]
+) -> Exported:
     of, before = labelled.shards, len(job.pieces)
     with ThreadPoolExecutor(THREADS) as pool:
         written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), THREADS)
@@ -123,22 +131,18 @@ def _used(made: type[Writer], options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*made.uses, "images")}
 
 
-def _claim(out: Path, made: type[Writer], about: dict[str, Any], overwrite: bool) -> None:
-    """Make `out` the folder of this export, or find that it is. overwrite deletes what an export writes, no more."""
-    state = out / STATE / "export.json"
-    if state.exists():
-        before = json.loads(state.read_text())
-        changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
-        if overwrite:
-            for name in (*FORMATS[before["format"]].made, "images", STATE):
-                storage.remove(str(out / name))
-        elif changed:
-            raise OutputExists(
-                f"{out} holds another export ({'; '.join(changed)}). Give another --out, or --overwrite."
-            )
-    elif out.is_file() or (out.exists() and any(out.iterdir())):
-        raise OutputExists(f"{out} holds files that are no export; give another --out.")
-    storage.replace(str(state), json.dumps(about, indent=2).encode())
+def _kind(out: Path, to: str) -> claims.Kind:
+    made = (*FORMATS[to].made, "images", STATE)
+    return claims.Kind("export", MARK, made, lambda _: any((out / STATE).glob("[0-9]*.jsonl")))
+
+
+def _claim(out: Path, about: dict[str, Any], overwrite: bool) -> None:
+    """Make `out` the folder of this export, or find that it is. overwrite deletes what the one that is there wrote."""
+    mark = str(out / MARK)
+    before: dict[str, Any] = storage.read_json(mark) if storage.exists(mark) else about
+    changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
+    claims.claim(str(out), _kind(out, before["format"]), overwrite, lambda: changed)
+    storage.replace(mark, json.dumps(about, indent=2).encode())
 
 
 def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from segray import cluster, shapes
 from segray.config import Config, GivenLabelSection, InferSection
 from segray.connecting import check_places
-from segray.core import parts, storage
+from segray.core import claims, parts, storage
 from segray.core.cost import engine_speeds
 from segray.core.label_folder import LabelFolder, read_summary
 from segray.core.models import ready
@@ -213,7 +213,11 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
     if not todo:
         return
     processes = min(section.actors or 1, len(todo))
-    with cluster.connected(config.cluster, processes) as has, closing(Gauges(section.out)) as gauges:
+    with (
+        cluster.connected(config.cluster, processes) as has,
+        closing(Gauges(section.out)) as gauges,
+        claims.begun(section.out, parts.KIND, not done),  # another model or engine is not refused for a plan alone
+    ):
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)

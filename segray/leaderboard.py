@@ -9,23 +9,20 @@ No Ray and no torch: `segray sweep show` reads a sweep while it runs.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from segray.config import Config
 from segray.core import storage
 from segray.core.checkpoint import BEST, EpochRow, best_epoch, is_finished, read_history, read_settings, scores_of
+from segray.core.claims import is_live
 from segray.core.pareto import Cost, pareto_front
 from segray.core.space import Outcome, Trial, list_trials
-from segray.errors import DataError, OutputExists
+from segray.errors import DataError
 
 TRIALS, ROWS, TABLE = "trials.json", "leaderboard.json", "leaderboard.parquet"
 PRACTICAL = 0.9  # of the best mIoU: what is recommended where it is much cheaper
@@ -246,45 +243,6 @@ def write_leaderboard(out: str, board: Sequence[LeaderboardRow]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), sink)
     storage.replace(storage.join(out, TABLE), sink.getvalue().to_pybytes())
     storage.replace(storage.join(out, ROWS), json.dumps(rows, indent=2).encode())
-
-
-@contextmanager
-def alone(out: str) -> Iterator[None]:
-    """Hold the folder: two sweeps in one would write each other's checkpoints. OutputExists while another has it.
-
-    S3 has no locks: there it is left to who starts them.
-    """
-    if not storage.is_s3(out):
-        Path(out).mkdir(parents=True, exist_ok=True)
-    with _locked(out, fcntl.LOCK_EX) as free:
-        if not free:
-            raise OutputExists(f"A sweep is running in {out}; wait for its end, or give another --out.")
-        yield
-
-
-def is_live(out: str) -> bool:
-    """Whether a sweep runs in the folder now, as far as a lock tells."""
-    with _locked(out, fcntl.LOCK_SH) as free:
-        return not free
-
-
-@contextmanager
-def _locked(folder: str, kind: int) -> Iterator[bool]:
-    """Whether the folder could be locked. The system lets go of it when the process ends, killed or not."""
-    if storage.is_s3(folder):
-        yield True
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    free = True
-    try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                free = False
-        yield free
-    finally:
-        os.close(handle)
 
 
 def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> LeaderboardRow:

@@ -20,8 +20,18 @@ from typing import Any
 from segray import cluster, shapes
 from segray.config import Config
 from segray.connecting import check_places
-from segray.core import storage
-from segray.core.checkpoint import BEST, SETTINGS, STATE, EpochRow, is_evaluated, read_history
+from segray.core import claims, storage
+from segray.core.checkpoint import (
+    BEST,
+    HISTORY,
+    SETTINGS,
+    STATE,
+    EpochRow,
+    command_of,
+    is_evaluated,
+    read_history,
+    read_settings,
+)
 from segray.core.cost import labelling_cost, training_step_s
 from segray.core.extras import extra
 from segray.core.models import bundle, check_names, encoder_weights
@@ -36,7 +46,6 @@ from segray.leaderboard import (
     TRIALS,
     LeaderboardRow,
     SweepResult,
-    alone,
     known_costs,
     leaderboard,
     planned,
@@ -48,13 +57,11 @@ from segray.leaderboard import (
 from segray.train import (
     DataPlan,
     as_begun,
-    begun,
+    before,
     check_model,
     claim,
-    claim_folder,
     different,
     in_epochs,
-    is_empty,
     plan_data,
     read_places,
     run,
@@ -65,6 +72,17 @@ from segray.turns import OnRow, Turns
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
 MADE = (SETTINGS, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
 SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes as long
+
+
+def _has_results(out: str) -> bool:
+    """Whether a trial has an epoch."""
+    trials = storage.iter_files(storage.join(out, "trials"))
+    return storage.exists(storage.join(out, ROWS)) or any(
+        storage.name_of(entry.uri) in (STATE, HISTORY) for entry in trials
+    )
+
+
+KIND = claims.Kind("sweep", SETTINGS, MADE, _has_results, lambda out: command_of(out) == "sweep")
 
 
 def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda trial, row: None) -> SweepResult:
@@ -78,13 +96,9 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     out = config.sweep.out
     plan = _check(config)
     config = in_epochs(config, len(plan.train))
-    with alone(out):
-        made = MADE if is_empty(out) else ()
+    with claims.held(out, KIND):
         config = _claim(config, overwrite, plan.size)
-        with (
-            begun(out, made, lambda: _has_results(out)),
-            cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has,
-        ):
+        with cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
             worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
             check_places(read_places(config), [storage.join(out, SETTINGS)])
@@ -103,11 +117,6 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
             raise SegrayError(f"No trial of {len(board)} has a score; the first: {first}")
         _publish(out, board)
     return read_sweep(out)
-
-
-def _has_results(out: str) -> bool:
-    """Whether a trial has an epoch."""
-    return any(storage.name_of(entry.uri) == STATE for entry in storage.iter_files(storage.join(out, "trials")))
 
 
 def _check(config: Config) -> DataPlan:
@@ -146,7 +155,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     """The trials, and by name the hours that one worker here would train each to its end: a step of each is tried."""
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
-    config = as_begun(in_epochs(config, len(plan.train)), config.sweep.out, False, plan.size)
+    config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan.size)
     took: dict[str, float] = {}
     hours = {}
     for trial in trials:
@@ -381,15 +390,16 @@ def _publish(out: str, board: list[LeaderboardRow]) -> None:
 def _claim(config: Config, overwrite: bool, size: tuple[int, int]) -> Config:
     """Make `sweep.out` this sweep's folder; its settings. What they leave open, each trial chooses for itself."""
     out = config.sweep.out
-    config = as_begun(config, out, overwrite, size)
+    config = as_begun(config, before(out, KIND, overwrite), size)
 
-    def differences(before: Config) -> list[str]:
+    def changed() -> list[str]:
         # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.
-        lines = different(before, config, ("data", "augment", "train"))
-        if before.train.epochs != config.train.epochs:
-            lines.append(f"train.epochs was {before.train.epochs}, is {config.train.epochs}")
+        then = read_settings(out).absolute()
+        lines = different(then, config, ("data", "augment", "train"))
+        if then.train.epochs != config.train.epochs:
+            lines.append(f"train.epochs was {then.train.epochs}, is {config.train.epochs}")
         return lines
 
-    claim_folder(out, "sweep", MADE, overwrite, differences)
+    claims.claim(out, KIND, overwrite, changed)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())  # whole, as others may read it now
     return config

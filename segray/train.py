@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from segray import cluster, shapes, trackers
 from segray.config import Config, TrainSection
 from segray.connecting import check_places
-from segray.core import loop, optim, storage
+from segray.core import claims, loop, optim, storage
 from segray.core.checkpoint import (
     BEST,
     HISTORY,
@@ -22,6 +22,8 @@ from segray.core.checkpoint import (
     EpochRow,
     History,
     best_epoch,
+    command_of,
+    has_results,
     is_finished,
     read_history,
     read_settings,
@@ -34,7 +36,7 @@ from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.transforms import usual_crop
 from segray.core.workers import LocalWorker, local_device
-from segray.errors import ConfigError, DataError, ModelError, OutputExists, SegrayError, StorageError
+from segray.errors import ConfigError, DataError, ModelError
 
 log = logging.getLogger("segray")
 
@@ -51,8 +53,9 @@ CHOSEN = (  # where they are not given
 )  # fmt: skip
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
 MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
+KIND = claims.Kind("training run", SETTINGS, MADE, has_results, lambda out: command_of(out) == "train")
 
-OnRow = Callable[[EpochRow], None]
+OnRow = Callable[[EpochRow], object]
 OnStart = Callable[[str], None]
 
 
@@ -116,33 +119,32 @@ def train(
     config = config.absolute()
     out = config.train.out
     plan = plan_data(config)
-    made = MADE if is_empty(out) else ()
-    config = claim(in_epochs(config, len(plan.train)), overwrite, plan.size)
-    history = read_history(out)
-    if is_finished(config.train, history):
-        return TrainResult(out, storage.join(out, BEST), history)
-    note_rate(config.train, history, len(plan.train))
-    with begun(out, made, lambda: storage.exists(storage.join(out, STATE))), trackers.tracking(config) as track:
-        weights = start_weights(config)
-
-        def tell(row: EpochRow) -> None:
-            track(row)
-            on_row(row)
-
-        if config.cluster.workers == 0:
-            data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
-            with data.kept:
-                loop.fit(_Reporter(local_device(config.cluster), tell, on_start), config, data, weights)
-        else:
-            with cluster.connected(config.cluster, config.cluster.workers) as has:
-                worker = shapes.shape(config.cluster, has)
-                check_places(read_places(config), [storage.join(out, SETTINGS)])
-                worker.tell_if_busy()
-                data, stored_weights = stored(config, plan, has), cluster.put(weights)
-                polls = new_start(out, on_start), new_rows(out, tell)
-                with data.kept:
-                    cluster.wait_for(lambda: run(config, data, worker, stored_weights), polls)
+    with claims.held(out, KIND):
+        config = claim(in_epochs(config, len(plan.train)), overwrite, plan.size)
+        history = read_history(out)
+        if not is_finished(config.train, history):
+            note_rate(config.train, history, len(plan.train))
+            with trackers.tracking(config) as track:
+                _train(config, plan, lambda row: (track(row), on_row(row)), on_start)
     return TrainResult(out, storage.join(out, BEST), read_history(out))
+
+
+def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> None:
+    """Train in this process, or in Ray Train's."""
+    out, weights = config.train.out, start_weights(config)
+    if config.cluster.workers == 0:
+        data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
+        with data.kept:
+            loop.fit(_Reporter(local_device(config.cluster), on_row, on_start), config, data, weights)
+        return
+    with cluster.connected(config.cluster, config.cluster.workers) as has:
+        worker = shapes.shape(config.cluster, has)
+        check_places(read_places(config), [storage.join(out, SETTINGS)])
+        worker.tell_if_busy()
+        data, stored_weights = stored(config, plan, has), cluster.put(weights)
+        polls = new_start(out, on_start), new_rows(out, on_row)
+        with data.kept:
+            cluster.wait_for(lambda: run(config, data, worker, stored_weights), polls)
 
 
 def note_rate(train: TrainSection, history: History, frames: int) -> None:
@@ -323,64 +325,29 @@ def claim(config: Config, overwrite: bool, size: tuple[int, int] | None = None) 
 
     size: of the frames, for the crop of a new run. OutputExists when it holds something else, unless `overwrite`.
     """
-    config = as_begun(config, config.train.out, overwrite, size).resolved()
-    claim_folder(config.train.out, "training run", MADE, overwrite, lambda before: different(before, config))
-    storage.replace(storage.join(config.train.out, SETTINGS), config.to_yaml(SECTIONS).encode())
+    out = config.train.out
+    config = as_begun(config, before(out, KIND, overwrite), size).resolved()
+    claims.claim(out, KIND, overwrite, lambda: different(read_settings(out).absolute(), config))
+    storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
     return config
 
 
-def as_begun(config: Config, out: str, overwrite: bool, size: tuple[int, int] | None) -> Config:
-    """The settings, and what they leave open as the run in `out` began with it: another segray may choose otherwise.
+def before(out: str, kind: claims.Kind, overwrite: bool) -> Config | None:
+    """The settings of the run in `out` that goes on; None where one begins."""
+    return read_settings(out) if kind.began(out) and not overwrite else None
 
-    A new run of frames of this size gets their usual crop.
+
+def as_begun(config: Config, before: Config | None, size: tuple[int, int] | None) -> Config:
+    """The settings, and what they leave open as the run began with it: another segray may choose otherwise.
+
+    before: that run's settings. Without, it is a new one, which gets the usual crop of frames of this size.
     """
-    if overwrite or not storage.exists(storage.join(out, SETTINGS)):
+    if before is None:
         crop = config.augment.crop or (usual_crop(size) if size else None)
         return config.changed({"augment.crop": crop})
-    now, before = (c.model_dump(mode="json") for c in (config, read_settings(out)))
+    now, then = (c.model_dump(mode="json") for c in (config, before))
     keys = (key.split(".") for key in CHOSEN)
-    return config.changed({f"{part}.{key}": before[part][key] for part, key in keys if now[part][key] is None})
-
-
-def claim_folder(
-    out: str, kind: str, made: tuple[str, ...], overwrite: bool, differences: Callable[[Config], list[str]]
-) -> None:
-    """Make `out` a folder for a run of this kind, or find that it is one with the same settings.
-
-    overwrite deletes what such a run makes, and nothing else. OutputExists for any other folder that holds files.
-    """
-    if storage.exists(storage.join(out, SETTINGS)):
-        changed = differences(read_settings(out).absolute())
-        if overwrite:
-            for name in made:
-                storage.remove(storage.join(out, name))
-        elif changed:
-            raise OutputExists(
-                f"{out} holds a {kind} with other settings ({'; '.join(changed)}). "
-                "Give another --out, or --overwrite to begin anew."
-            )
-    elif not is_empty(out):
-        raise OutputExists(f"{out} holds files that are no {kind}; give another --out.")
-
-
-def is_empty(out: str) -> bool:
-    return not any(storage.iter_files(out))
-
-
-@contextmanager
-def begun(out: str, made: tuple[str, ...], has_results: Callable[[], bool]) -> Iterator[None]:
-    """A run in its claimed folder; one that fails without results leaves nothing to refuse the corrected command.
-
-    made: what it may have made, where the folder was empty before; else nothing, as another run's results may be there.
-    """
-    try:
-        yield
-    except SegrayError:
-        with suppress(StorageError):  # what failed may be the store
-            if not has_results():
-                for name in made:
-                    storage.remove(storage.join(out, name))
-        raise
+    return config.changed({f"{part}.{key}": then[part][key] for part, key in keys if now[part][key] is None})
 
 
 def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:

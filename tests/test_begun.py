@@ -1,17 +1,37 @@
-"""What a run's folder keeps of its settings; no Ray, and nothing is trained."""
+"""What a run's folder keeps of its settings, and what a command that fails leaves of it; no Ray."""
+
+from contextlib import nullcontext
+from io import StringIO
 
 import pytest
+from PIL import Image
 
+from segray import demo, evaluate, label, sweep
 from segray.config import load
 from segray.core.checkpoint import read_history, read_settings
+from segray.core.claims import alone
 from segray.core.datasets import streets
-from segray.errors import ConfigError, OutputExists, SegrayError
-from segray.train import begun, claim, is_empty, train
+from segray.errors import ClusterError, DataError, OutputExists, SegrayError
+from segray.train import claim, train
 
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
     return streets.write(tmp_path_factory.mktemp("town") / "streets", train=4, val=2, size=(32, 48), video_s=0)
+
+
+@pytest.fixture
+def config(town, tmp_path):
+    return load(None, {
+        "data.format": "streets", "data.root": str(town), "data.size": "32x48", "train.out": str(tmp_path / "run"),
+        "model.arch": "unet-plain", "model.options": {"channels": 4}, "train.epochs": 1, "train.batch_size": 2,
+        "cluster.workers": 0, "cluster.gpu": False,
+    })  # fmt: skip
+
+
+def train_one_epoch(out):
+    """As far as the folder says."""
+    (out / "history.jsonl").touch()
 
 
 def kept(out):
@@ -27,6 +47,7 @@ def test_a_run_keeps_the_rate_and_decay_that_its_optimizer_was_given(tmp_path):
 def test_a_run_that_began_with_other_defaults_goes_on_with_them(tmp_path):
     older = {"train.optimizer": "sgd", "train.learning_rate": 1e-3, "train.weight_decay": 1e-2}
     claim(load(None, {"train.out": str(tmp_path), **older}), overwrite=False)
+    train_one_epoch(tmp_path)
     same = load(None, {"train.out": str(tmp_path), "train.optimizer": "sgd"})
     assert claim(same, overwrite=False).train.peak_rate == 1e-3
     assert kept(tmp_path) == ("sgd", 1e-3, 1e-2)
@@ -43,31 +64,101 @@ def test_large_frames_are_cropped_in_new_runs_and_not_in_those_that_began_whole(
     given = {"augment.crop": "768x768"}
     assert claim(load(None, new | given), True, (1024, 2048)).augment.crop == (768, 768)
     claim(load(None, old | {"augment.scale": [0.5, 2.0]}), overwrite=False)  # as it was before there was a rule
+    train_one_epoch(tmp_path / "old")
     whole = claim(load(None, old), False, (1024, 2048)).augment
     assert (whole.crop, whole.scale) == (None, (0.5, 2.0))
     assert claim(load(None, {"train.out": str(tmp_path / "small")}), False, (360, 480)).augment.crop is None
 
 
-def test_what_fails_removes_what_it_made_and_no_results_of_another_run(tmp_path):
-    out, failed = str(tmp_path / "run"), ConfigError("no GPU")
-    for made in (("config.yaml",), ()):  # begun in an empty folder, and in one that holds a run
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "config.yaml").write_text("train: {}")
-        with pytest.raises(ConfigError), begun(out, made, lambda: False):
-            raise failed
-        assert is_empty(out) == bool(made)
+def test_a_run_without_an_epoch_hands_its_folder_to_the_next_command(tmp_path):
+    claim(load(None, {"train.out": str(tmp_path), "train.optimizer": "sgd"}), overwrite=False)
+    claim(load(None, {"train.out": str(tmp_path), "train.loss": "dice"}), overwrite=False)  # and nothing stays of sgd's
+    assert kept(tmp_path) == ("adamw", 1e-3, 1e-2)
 
 
-def test_a_finished_run_whose_state_was_deleted_is_kept_when_the_next_command_fails(town, tmp_path):
-    out = tmp_path / "run"
-    config = load(None, {
-        "data.format": "streets", "data.root": str(town), "data.size": "32x48", "train.out": str(out),
-        "model.arch": "unet-plain", "model.options": {"channels": 4}, "train.epochs": 1, "train.batch_size": 2,
-        "cluster.workers": 0, "cluster.gpu": False,
-    })  # fmt: skip
+def test_training_that_fails_at_a_mask_leaves_nothing_and_the_mended_command_runs(config, town, tmp_path):
+    broken = streets.write(tmp_path / "town", train=4, val=2, size=(32, 48), video_s=0)
+    Image.new("L", (48, 32), 77).save(next((broken / "trainannot").iterdir()))
+    with pytest.raises(DataError, match="77"):
+        train(config.changed({"data.root": str(broken), "train.loss": "dice"}))
+    assert not any((tmp_path / "run").iterdir())
+    assert len(train(config).history) == 1
+
+
+def test_a_second_run_in_the_folder_of_one_that_trains_is_refused(config, tmp_path):
+    def second(row):
+        with pytest.raises(OutputExists, match=rf"^A training run is running in {tmp_path}/run \(process \d+\); wait"):
+            train(config.changed({"train.epochs": 3}), overwrite=True)
+
+    assert len(train(config, on_row=second).history) == 1
+    with pytest.raises(OutputExists, match=r"is running in"), alone(str(tmp_path / "run"), "training run"):
+        train(config)
+
+
+def test_a_finished_run_whose_state_was_deleted_is_kept_when_the_next_command_fails(config, tmp_path):
     train(config)
-    (out / "last.pt").unlink()
+    (tmp_path / "run" / "last.pt").unlink()
     with pytest.raises(SegrayError):
         train(config.changed({"train.epochs": 2, "cluster.gpu": True}))
-    assert (out / "best" / "segray.json").exists()
-    assert len(read_history(str(out))) == 1
+    assert (tmp_path / "run" / "best" / "segray.json").exists()
+    assert len(read_history(config.train.out)) == 1
+
+
+def test_a_sweep_that_finds_no_ray_leaves_nothing(config, tmp_path, monkeypatch):
+    def connected(*_, **__):
+        raise ClusterError("No Ray answers")
+
+    monkeypatch.setattr(sweep.cluster, "connected", connected)
+    config = config.changed({"sweep.out": str(tmp_path / "sweep"), "sweep.learning_rates": [1e-3]})
+    for rate in (1e-3, 1e-2):
+        with pytest.raises(ClusterError, match="No Ray answers"):
+            sweep.sweep(config.changed({"sweep.learning_rates": [rate], "train.momentum": rate}))
+    assert not any((tmp_path / "sweep").iterdir())
+
+
+def test_an_evaluation_writes_over_no_training_run_even_if_it_may_overwrite(config, town, tmp_path):
+    train(config)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    into = config.changed({"evaluate.model": str(tmp_path / "run" / "best"), "evaluate.out": str(tmp_path / "run")})
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists, match="run holds files that are no evaluation; give another --out"):
+            evaluate.evaluate(into, overwrite=overwrite)
+    with pytest.raises(OutputExists, match="run holds files that are no sweep; give another --out"):
+        sweep.sweep(config.changed({"sweep.out": str(tmp_path / "run")}), overwrite=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_an_evaluation_that_fails_leaves_nothing(config, plain_bundle, tmp_path):
+    config = config.changed({"evaluate.model": str(plain_bundle), "evaluate.out": str(tmp_path / "out")})
+    with pytest.raises(SegrayError):
+        evaluate.evaluate(config.changed({"cluster.gpu": True}))
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_demo_that_fails_at_once_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.streets, "write", lambda *_, **__: (_ for _ in ()).throw(DataError("full")))
+    with pytest.raises(DataError, match="full"):
+        demo.demo(str(tmp_path / "demo"))
+    assert not any((tmp_path / "demo").iterdir())
+
+
+def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model(
+    plain_bundle, town, tmp_path, monkeypatch
+):
+    config = load(None, {
+        "label.model": str(plain_bundle), "label.inputs": [str(town / "val")], "label.out": str(tmp_path / "labels"),
+    })  # fmt: skip
+    with pytest.raises(ClusterError, match=r"No Ray answers at 127\.0\.0\.1:1"):
+        label.label(config.changed({"cluster.address": "127.0.0.1:1"}))
+    assert not (tmp_path / "labels").exists()
+
+    def check_places(*_):
+        raise ClusterError("a node does not see it")
+
+    monkeypatch.setattr(label.cluster, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(label, "check_places", check_places)
+    monkeypatch.setattr(label, "Gauges", lambda _: StringIO())
+    for every in (1, 2):
+        with pytest.raises(ClusterError, match="a node does not see it"):
+            label.label(config.changed({"label.every": every}))
+        assert not any((tmp_path / "labels").iterdir())

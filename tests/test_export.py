@@ -535,7 +535,13 @@ def test_a_piece_that_was_cut_is_written_again(labels, tmp_path, monkeypatch):
         patch.setattr(broken, lambda pixels: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises((StorageError, OSError), match="No space left"):
             export(labels, "cityscapes", str(tmp_path / "out"))
-    assert [path.name for path in (tmp_path / "out" / "_export").iterdir()] == ["export.json"]
+    assert not any((tmp_path / "out").iterdir())
+    with monkeypatch.context() as patch:  # what fails before a part is written refuses no other format
+        patch.setattr(broken, lambda pixels: sys.exit(9))
+        with pytest.raises(SystemExit):
+            export(labels, "cityscapes", str(tmp_path / "out"))
+        assert export(labels, "png", str(tmp_path / "out")).frames == 5
+    export(labels, "cityscapes", str(tmp_path / "out"), overwrite=True)
     assert export(labels, "cityscapes", str(tmp_path / "out")).frames == 5
 
 
@@ -545,7 +551,8 @@ def test_another_export_and_other_files_are_refused(labels, tmp_path):
     (out / "masks" / "mine.txt").write_text("mine")
     (out / "mine.txt").write_text("mine")
     with pytest.raises(
-        OutputExists, match=r"holds another export \(format was png, is coco\)\. Give another --out, or --overw"
+        OutputExists,
+        match=r"holds an export with other settings \(format was png, is coco\)\. Give another --out, or --overw",
     ):
         export(labels, "coco", str(out))
     (tmp_path / "other").mkdir()

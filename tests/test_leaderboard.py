@@ -12,10 +12,11 @@ from segray import terminal
 from segray.config import load
 from segray.core import storage
 from segray.core.checkpoint import write_history
+from segray.core.claims import alone
 from segray.core.pareto import Cost
 from segray.core.space import list_trials
 from segray.errors import DataError, OutputExists
-from segray.leaderboard import Entry, alone, leaderboard, read_sweep, write_entries, write_leaderboard
+from segray.leaderboard import Entry, leaderboard, read_sweep, write_entries, write_leaderboard
 from segray.sweep import SECTIONS
 
 STATES = ("finished", "stopped", "failed", "running", "running", "waiting")
@@ -51,7 +52,7 @@ def told(result):
 
 
 def test_a_sweep_is_read_from_its_files_while_it_runs_and_after_it_was_killed(folder):
-    with alone(folder):
+    with alone(folder, "sweep"):
         live = read_sweep(folder)
     assert told(live) == [
         (1, "finished", 3, pytest.approx(0.3)),
@@ -81,9 +82,13 @@ def test_a_sweep_is_read_from_its_files_while_it_runs_and_after_it_was_killed(fo
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(folder):
-    with alone(folder), pytest.raises(OutputExists, match=r"A sweep is running in .*; wait for its end"), alone(folder):
+    with (
+        alone(folder, "sweep"),
+        pytest.raises(OutputExists, match=r"A sweep is running in .*; wait for its end"),
+        alone(folder, "sweep"),
+    ):
         pass
-    with alone(folder):
+    with alone(folder, "sweep"):
         pass
 
 
@@ -161,12 +166,12 @@ LINE = "epoch 2/3  loss 0.500  val loss 0.600  mIoU 0.250  9.0 images/s  2 s lef
 
 def test_a_terminal_has_a_leaderboard_that_lives_and_a_log_has_a_line_an_epoch(folder, monkeypatch):
     file = terminal_of(80, monkeypatch, force_terminal=True)
-    with alone(folder), terminal.sweeping(folder) as on_row:
+    with alone(folder, "sweep"), terminal.sweeping(folder) as on_row:
         on_row("one", EPOCH)
     for text in ("Leaderboard", "unet-resnet18-lr1.0e-03  0.200       2  running", "Running: 1 finished", LINE):
         assert text in file.getvalue()
     file = terminal_of(60, monkeypatch, force_terminal=True)
-    with alone(folder), terminal.sweeping(folder) as on_row:
+    with alone(folder, "sweep"), terminal.sweeping(folder) as on_row:
         on_row("one", EPOCH)
     assert LINE[:50] in file.getvalue()
     assert "2 s left" in file.getvalue()

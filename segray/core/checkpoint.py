@@ -69,6 +69,17 @@ def read_settings(out: str) -> Config:
     return parse(storage.read_bytes(place), place)
 
 
+def command_of(out: str) -> str:
+    """Whose settings a run's folder holds: sweep's, evaluate's or train's."""
+    given = read_settings(out).model_fields_set
+    return next((section for section in ("sweep", "evaluate") if section in given), "train")
+
+
+def has_results(out: str) -> bool:
+    """Whether a training run has come to the end of an epoch."""
+    return any(storage.exists(storage.join(out, name)) for name in (STATE, HISTORY, BEST))
+
+
 def save_state(out: str, parts: Mapping[str, Stateful], history: History) -> None:
     import torch
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core import metrics, quality, storage
+from segray.core import claims, metrics, quality, storage
 from segray.core.datasets.places import mask_of
 from segray.core.frames import Clock
 from segray.core.label_folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
@@ -27,10 +27,16 @@ from segray.core.plan import Plan, PlanReader, PlanRow, load_plans
 from segray.core.rows import Labelled
 from segray.core.schema import ROW_SCHEMA, LabelRow
 from segray.core.totals import Speed, Summary, Totals
-from segray.errors import DataError, OutputExists, SegrayError
+from segray.errors import DataError, SegrayError
 
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 LEFTOVER_S = 3600.0  # no part takes that long to be written
+KIND = claims.Kind(
+    "labels",
+    "_segray",
+    ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray"),
+    lambda out: any(storage.iter_files(storage.join(out, "labels"))),
+)
 
 
 @dataclass(frozen=True)
@@ -116,15 +122,14 @@ def _remove_leftovers(out: str) -> None:
 
 def check_empty(out: str) -> None:
     """OutputExists when a folder without a plan holds files: they are not ours."""
-    if any("/_segray/" not in entry.uri for entry in storage.iter_files(out)):
-        raise OutputExists(f"{out} holds files that are no labels; give another --out.")
+    claims.check_free(out, KIND.name, lambda uri: "/_segray/" in uri)
 
 
 def clear(out: str) -> None:
     """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not one's."""
     if not storage.exists(storage.join(out, "_segray")):
         check_empty(out)
-    for name in ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray"):
+    for name in KIND.made:
         storage.remove(storage.join(out, name))
 
 
