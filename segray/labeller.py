@@ -25,11 +25,12 @@ from segray import errors
 from segray.config import GivenLabelSection, InferSection
 from segray.core import parts
 from segray.core.careful import Careful, Unfit
-from segray.core.frames import Clock
+from segray.core.clock import Clock
 from segray.core.parts import Receipt
 from segray.core.plan import Plan, PlanReader, PlanRow
 from segray.core.predictor import Predictor, is_of_device
-from segray.core.rows import Labelled, label_rows
+from segray.core.rows import label_rows
+from segray.core.schema import Labelled
 from segray.errors import ClusterError, SegrayError, in_a_line
 from segray.telemetry import LabelCounters, event
 

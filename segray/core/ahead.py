@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
+FETCHES = 8  # reads from S3 at once: each is a round trip
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from segray.core.frames import Clock
+from segray.core.clock import Clock
 from segray.core.plan import Plan, PlanRow
 from segray.core.predictor import Predictor
-from segray.core.rows import Labelled, label_rows, lost_row
-from segray.core.schema import LabelRow
+from segray.core.rows import label_rows, lost_row
+from segray.core.schema import Labelled, LabelRow
 from segray.errors import ModelError, SegrayError, in_a_line
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too

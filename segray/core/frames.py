@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,30 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from segray.core import images, inputs, storage
-from segray.core.ahead import ahead
+from segray.core.ahead import FETCHES, ahead
+from segray.core.clock import Clock
 from segray.core.decoding import Start
 from segray.core.plan import PlanRow, frame_key, place_of
 from segray.core.video import LOST_FRAME, read_frames
 from segray.errors import DataError
 
-FETCHES = 8  # inputs of a shard that are read from S3 at once: each is a round trip
-
 Prepare = Callable[[np.ndarray], np.ndarray]
-
-
-class Clock:
-    """Seconds by stage, counted in any thread."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
 
 
 @dataclass

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.core import storage, tables
-from segray.core.ahead import ahead
-from segray.core.frames import FETCHES
+from segray.core.ahead import FETCHES, ahead
 from segray.core.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
 from segray.core.samples import LabelSpace
 from segray.core.schema import ROW_SCHEMA

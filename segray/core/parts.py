@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import claims, metrics, quality, storage
+from segray.core.clock import Clock
 from segray.core.datasets.places import mask_of
-from segray.core.frames import Clock
 from segray.core.label_folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
 from segray.core.plan import Plan, PlanReader, PlanRow, load_plans
-from segray.core.rows import Labelled
-from segray.core.schema import ROW_SCHEMA, LabelRow
+from segray.core.schema import ROW_SCHEMA, Labelled, LabelRow
 from segray.core.totals import Speed, Summary, Totals
 from segray.errors import DataError, SegrayError
 

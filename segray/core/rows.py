@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from segray.core import images, metrics, quality, storage
-from segray.core.frames import FETCHES, Clock, Frame, decoded
+from segray.core.ahead import FETCHES
+from segray.core.clock import Clock
+from segray.core.frames import Frame, decoded
 from segray.core.plan import Plan, PlanRow
 from segray.core.predictor import Prediction, Predictor
 from segray.core.samples import LabelSpace
-from segray.core.schema import NOTHING, UNSCORED, LabelRow, Origin, Picture, Runs, Verdict
+from segray.core.schema import NOTHING, UNSCORED, Labelled, LabelRow, Origin, Picture, Runs, Verdict
 from segray.errors import DataError, InputChanged, InputMissing, InputTooLarge, InputUnreadable, ModelError
 
 CODES = {
@@ -28,13 +30,6 @@ CODES = {
 class _Done(NamedTuple):
     row: LabelRow
     confusion: np.ndarray | None
-
-
-class Labelled(NamedTuple):
-    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had truth."""
-
-    rows: list[LabelRow]
-    confusion: np.ndarray
 
 
 def label_rows(plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:

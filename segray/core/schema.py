@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,13 @@ class Seen(TypedDict):
 
 class LabelRow(Origin, Seen, Verdict):
     """What ROW_SCHEMA holds."""
+
+
+class Labelled(NamedTuple):
+    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had truth."""
+
+    rows: list[LabelRow]
+    confusion: np.ndarray
 
 
 ROW_SCHEMA = pa.schema(

@@ -13,11 +13,12 @@ from labelled import plan_rows, settings_of
 
 from segray.config import InferSection
 from segray.core import careful
+from segray.core.clock import Clock
 from segray.core.datasets import streets
-from segray.core.frames import Clock
 from segray.core.plan import make_plan
 from segray.core.predictor import Predictor
-from segray.core.rows import Labelled, label_rows
+from segray.core.rows import label_rows
+from segray.core.schema import Labelled
 from segray.core.totals import Totals
 from segray.errors import ModelError, StorageError
 

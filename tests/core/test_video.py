@@ -15,9 +15,10 @@ from videos import B_FRAMES, CODECS, HEVC, KINDS, VP9, h264_units, has, picture,
 
 from segray.core import decoding, storage
 from segray.core import s3 as s3_requests
+from segray.core.clock import Clock
 from segray.core.datasets import streets
 from segray.core.decoding import metadata_options
-from segray.core.frames import Clock, decoded
+from segray.core.frames import decoded
 from segray.core.plan import PlanReader, make_plan
 from segray.core.video import index_video, read_frames
 from segray.errors import DataError, StorageError
