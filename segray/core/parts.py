@@ -162,7 +162,7 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     name = storage.name_of(plan.part_uri(shard))
     try:
         with storage.open_read(plan.part_uri(shard)) as file:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()
         rows = table.to_pylist()
     except (OSError, ValueError, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]

@@ -19,7 +19,7 @@ def opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_read(uri) as file:
             yield pq.ParquetFile(file, **options)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{uri} cannot be read: {reason}. Remove it and run again what wrote it.") from error
 
