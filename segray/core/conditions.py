@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import metrics, storage
-from segray.core.datasets.pairs import ends, frame_name, own_folder, read_text
+from segray.core.datasets.pairs import ends, frame_name, is_elsewhere, own_folder, parts_of, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -78,19 +78,23 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
         for end in ends(frame_name(name)):
             by_end[end].append(i)
     folders = {storage.folder_of(name) for name in by_name} - {""}
-    lasts = Counter(ends(frame_name(image or sample_id))[-1] for sample_id, image in names)
+    paths = [frame_name(image or sample_id) for sample_id, image in names]
+    image_folders = parts_of(map(storage.folder_of, paths))
+    lasts = Counter(map(storage.name_of, paths))
     found: list[int | None] = []
     frame_of: dict[int, str] = {}
-    for sample_id, image in names:
-        own, path = frame_name(sample_id), frame_name(image)
-        last = ends(path or own)[-1]
-        alone = not own_folder(path or own, folders)
+    for (sample_id, image), whole in zip(names, paths, strict=True):
+        own, path, last = frame_name(sample_id), frame_name(image), storage.name_of(whole)
+        same = by_last.get(last, [])
+        alone = len(same) == lasts[last] == 1 and not is_elsewhere(
+            whole, storage.folder_of(frame_name(given[same[0]])), folders, image_folders
+        )
         tails = sorted({*ends(own), *ends(path)} & by_name.keys(), key=len)
-        if tails and own_folder(path or own, folders) not in ("", storage.folder_of(tails[-1])):
+        if tails and own_folder(whole, folders) not in ("", storage.folder_of(tails[-1])):
             tails = []  # of a frame whose own folder has rows, another folder's
         chosen = (
             exact.get(sample_id) or exact.get(image) or (by_name[tails[-1]] if tails else None) or by_end.get(own)
-            or (by_last.get(last, []) if alone and len(by_last.get(last, [])) == lasts[last] == 1 else [])
+            or (same if alone else [])
         )  # fmt: skip
         if len(chosen) > 1:
             raise DataError(f"{place} has two rows for {last}; give the full {key}, such as {sample_id}.")

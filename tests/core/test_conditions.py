@@ -148,6 +148,9 @@ def test_a_row_is_no_other_folders(tmp_path):
     assert read_table(str(tmp_path / "t.csv"), DAYS) == {"x": [1, None]}
     (tmp_path / "t.csv").write_text("image,x\nday3/0001.jpg,1\nday2/0001,2\n")
     assert read_table(str(tmp_path / "t.csv"), DAYS) == {"x": [None, 2]}
+    cameras = [(f"day{i}/cam/000{i}", f"/data/day{i}/cam/000{i}.jpg") for i in (1, 2)]
+    (tmp_path / "t.csv").write_text("image,x\nday2/0001.jpg,1\nday2/0002.jpg,2\n")
+    assert read_table(str(tmp_path / "t.csv"), cameras) == {"x": [None, 2]}
     (tmp_path / "t.csv").write_text("image,x\n/other/disk/0001.jpg,1\n")  # unique on both sides
     assert read_table(str(tmp_path / "t.csv"), DAYS[:1]) == {"x": [1]}
 

@@ -52,6 +52,11 @@ def test_masks_pair_by_path(masks, images, pairs):
     assert matched(masks[::-1], images[::-1]) == (pairs, [])
 
 
+def test_a_masks_folder_may_lack_the_folders_below_it():
+    images = ["/in/day1/cam/7.jpg", "/in/day2/cam/8.jpg"]
+    assert matched(["day1/7.png"], images)[0] == {"/in/day1/cam/7.jpg": "day1/7.png"}
+
+
 def test_a_name_that_one_mask_and_one_image_have_is_enough_and_said():
     assert matched(["val/7.png"], [*DAYS, "/in/day1/7.jpg"]) == (
         {"/in/day1/7.jpg": "val/7.png"},
@@ -84,8 +89,12 @@ def test_a_name_that_several_have_pairs_nothing(masks, images):
         (["7.png", "day1/1.png"], ["/in/day1/1.jpg", "/in/day1/7.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
         # the images have a folder day2, in which there is none of 7
         (["day2/7.png", "a/1.png"], ["/in/day1/7.jpg", "/in/day2/2.jpg", "/in/a/1.jpg"], {"/in/a/1.jpg": "a/1.png"}),
+        # the same, with a folder a camera in each day's
+        (["day2/7.png", "day1/1.png"], ["/in/day1/cam/7.jpg", "/in/day1/1.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
+        (["day2/7.png", "a/1.png"], ["/in/day1/cam/7.jpg", "/in/day2/cam/2.jpg", "/in/a/1.jpg"],
+         {"/in/a/1.jpg": "a/1.png"}),
     ],
-)
+)  # fmt: skip
 def test_a_mask_of_another_folder_does_not_pair_by_name_where_the_frames_own_is_on_both_sides(masks, images, pairs):
     image = next(one for one in images if one.endswith("7.jpg"))
     text = "Masks that do not pair with the image of their file name, as its folder or theirs is on both sides"

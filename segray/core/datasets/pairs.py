@@ -93,7 +93,8 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
 
     masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
     A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
-    ends in a/b. An image whose own folder holds masks pairs with none of another folder, and so does a mask.
+    ends in a/b. An image in or below a folder of which there are masks pairs with none of another folder, and a mask
+    of a folder of images with none outside it.
     """
     masks_named = Counter(storage.name_of(key) for key in masks)
     images_named: dict[str, list[tuple[str, str]]] = {}
@@ -105,7 +106,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
         if (name := storage.name_of(path)) in masks_named:
             images_named.setdefault(name, []).append((place, path))
     mask_folders = {storage.folder_of(key) for key in masks} - {""}
-    image_folders = {end for folder in folders for end in ends(folder)}
+    image_folders = parts_of(folders)
     root = common_folder(first, last)
     key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
     taken, alone, elsewhere, unclear = set(key_of.values()), [], [], []
@@ -115,7 +116,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
             continue
         if len(same) != 1 or masks_named[storage.name_of(key)] != 1:
             unclear.append(masks[key])
-        elif own_folder(same[0][1], mask_folders) or storage.folder_of(key) in image_folders:
+        elif is_elsewhere(same[0][1], storage.folder_of(key), mask_folders, image_folders):
             elsewhere.append(f"{masks[key]} with {same[0][0]}")
         else:
             key_of[same[0][0]] = key
@@ -174,12 +175,33 @@ def _keys_by_path(
 
 
 def own_folder(path: str, folders: Collection[str]) -> str:
-    """Of these folders the one that a path lies in, as far as its end tells; '' for none.
+    """Of these folders the one that a path lies in or deepest below, as far as their ends tell; '' for none.
 
-    >>> own_folder("/in/day1/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
+    >>> own_folder("/in/day1/cam/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
     ('day1', '')
     """
-    return next((end for end in ends(storage.folder_of(path)) if end in folders), "")
+    above = _folders_above(path) if folders else []
+    return next((end for folder in above for end in ends(folder) if end in folders), "")
+
+
+def is_elsewhere(path: str, folder: str, folders: Collection[str], image_folders: Collection[str]) -> bool:
+    """Whether what lies in `folder` is of another folder than the image at `path`, though they share a file name.
+
+    folders: of all that are to be paired with images. image_folders: parts_of() all images' folders.
+    """
+    own = own_folder(path, folders)
+    return own != folder and (own != "" or folder in image_folders)
+
+
+def parts_of(folders: Iterable[str]) -> set[str]:
+    """'a/b/c' → 'a/b/c', 'b/c', 'c', 'a/b', 'b', 'a'."""
+    return {end for folder in set(folders) for above in _folders_above(f"{folder}/") for end in ends(above)}
+
+
+def _folders_above(path: str) -> list[str]:
+    """'a/b/c' → 'a/b', 'a'."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], list[str]]:
