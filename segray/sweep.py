@@ -33,6 +33,7 @@ from segray.core.checkpoint import (
     read_settings,
 )
 from segray.core.cost import labelling_cost, training_step_s
+from segray.core.datasets.frame_list import FRAMES
 from segray.core.extras import extra
 from segray.core.models import bundle, check_names, encoder_weights
 from segray.core.pareto import Cost
@@ -58,6 +59,7 @@ from segray.train import (
     DataPlan,
     as_begun,
     before,
+    changed_frames,
     check_model,
     claim,
     different,
@@ -70,7 +72,7 @@ from segray.train import (
 from segray.turns import OnRow, Turns
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
-MADE = (SETTINGS, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
+MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
 SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes as long
 
 
@@ -97,7 +99,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     plan = _check(config)
     config = in_epochs(config, len(plan.train))
     with claims.held(out, KIND):
-        config = _claim(config, overwrite, plan.size)
+        config = _claim(config, overwrite, plan)
         with cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
             worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
@@ -387,10 +389,11 @@ def _publish(out: str, board: list[LeaderboardRow]) -> None:
     bundle.copy_to(storage.join(out, BEST), storage.join(out, "trials", chosen, BEST))
 
 
-def _claim(config: Config, overwrite: bool, size: tuple[int, int]) -> Config:
+def _claim(config: Config, overwrite: bool, plan: DataPlan) -> Config:
     """Make `sweep.out` this sweep's folder; its settings. What they leave open, each trial chooses for itself."""
     out = config.sweep.out
-    config = as_begun(config, before(out, KIND, overwrite), size)
+    config = as_begun(config, before(out, KIND, overwrite), plan.size)
+    frames = plan.frame_list()
 
     def changed() -> list[str]:
         # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.
@@ -398,8 +401,9 @@ def _claim(config: Config, overwrite: bool, size: tuple[int, int]) -> Config:
         lines = different(then, config, ("data", "augment", "train"))
         if then.train.epochs != config.train.epochs:
             lines.append(f"train.epochs was {then.train.epochs}, is {config.train.epochs}")
-        return lines
+        return lines + changed_frames(out, frames)
 
     claims.claim(out, KIND, overwrite, changed)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())  # whole, as others may read it now
+    storage.replace(storage.join(out, FRAMES), frames)
     return config

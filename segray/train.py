@@ -29,6 +29,7 @@ from segray.core.checkpoint import (
     read_settings,
 )
 from segray.core.datasets import FileSamples, MemorySamples, input_size, open_dataset, split_refs
+from segray.core.datasets.frame_list import FRAMES, differences, frame_list
 from segray.core.frame_cache import FrameCache
 from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights
 from segray.core.models.info import read_info
@@ -52,7 +53,7 @@ CHOSEN = (  # where they are not given
     "augment.brightness", "augment.contrast", "augment.saturation",
 )  # fmt: skip
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
-MADE = (SETTINGS, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
+MADE = (SETTINGS, FRAMES, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
 KIND = claims.Kind("training run", SETTINGS, MADE, has_results, lambda out: command_of(out) == "train")
 
 OnRow = Callable[[EpochRow], object]
@@ -81,6 +82,10 @@ class DataPlan:
     label_space: LabelSpace
     size: tuple[int, int]
     data_id: str
+
+    def frame_list(self) -> bytes:
+        """What the run's folder keeps of them."""
+        return frame_list({"train": self.train, "val": self.val}, self.label_space)
 
     @property
     def decoded_bytes(self) -> int:
@@ -120,10 +125,11 @@ def train(
     out = config.train.out
     plan = plan_data(config)
     with claims.held(out, KIND):
-        config = claim(in_epochs(config, len(plan.train)), overwrite, plan.size)
+        config = claim(in_epochs(config, len(plan.train)), overwrite, plan)
         history = read_history(out)
         if not is_finished(config.train, history):
             note_rate(config.train, history, len(plan.train))
+            note_frames(out, plan)
             with trackers.tracking(config) as track:
                 _train(config, plan, lambda row: (track(row), on_row(row)), on_start)
     return TrainResult(out, storage.join(out, BEST), read_history(out))
@@ -158,6 +164,16 @@ def note_rate(train: TrainSection, history: History, frames: int) -> None:
         log.warning(
             f"Epoch {len(history)} ended at a learning rate of {last:.3g}; by the schedule of now {train.epochs} "
             f"epochs the next one begins at {begins:.3g}."
+        )
+
+
+def note_frames(out: str, plan: DataPlan) -> None:
+    """Warn where a run that kept no list of its frames, as earlier versions did, goes on over others."""
+    best = storage.join(out, BEST)
+    if storage.exists(best) and read_info(best).data_id not in ("", plan.data_id):
+        log.warning(
+            f"The frames or classes are not those of the best epoch so far in {out}: its scores and those to come are "
+            "of different data. --overwrite begins anew."
         )
 
 
@@ -320,16 +336,30 @@ def _loop(given: dict[str, Any]) -> None:
         loop.fit(cluster.RayWorker(config.train.out), config, data, cluster.get(given["weights"]))
 
 
-def claim(config: Config, overwrite: bool, size: tuple[int, int] | None = None) -> Config:
+def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Config:
     """Make `train.out` this run's folder; the settings that it trains with, which it keeps.
 
-    size: of the frames, for the crop of a new run. OutputExists when it holds something else, unless `overwrite`.
+    plan: its frames, which are to be those that the run began with; a sweep has looked at those of its trials.
+    OutputExists when it holds something else, unless `overwrite`.
     """
     out = config.train.out
-    config = as_begun(config, before(out, KIND, overwrite), size).resolved()
-    claims.claim(out, KIND, overwrite, lambda: different(read_settings(out).absolute(), config))
+    config = as_begun(config, before(out, KIND, overwrite), plan.size if plan else None).resolved()
+    frames = plan.frame_list() if plan else None
+
+    def changed() -> list[str]:
+        return different(read_settings(out).absolute(), config) + changed_frames(out, frames)
+
+    claims.claim(out, KIND, overwrite, changed)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
+    if frames is not None:
+        storage.replace(storage.join(out, FRAMES), frames)
     return config
+
+
+def changed_frames(out: str, frames: bytes | None) -> list[str]:
+    """How the frames of now differ from those that the run in `out` began with; [] where an older one kept no list."""
+    place = storage.join(out, FRAMES)
+    return differences(storage.read_bytes(place), frames) if frames is not None and storage.exists(place) else []
 
 
 def before(out: str, kind: claims.Kind, overwrite: bool) -> Config | None:

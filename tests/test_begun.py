@@ -1,5 +1,6 @@
 """What a run's folder keeps of its settings, and what a command that fails leaves of it; no Ray."""
 
+import shutil
 from contextlib import nullcontext
 from io import StringIO
 
@@ -12,7 +13,7 @@ from segray.core.checkpoint import read_history, read_settings
 from segray.core.claims import alone
 from segray.core.datasets import streets
 from segray.errors import ClusterError, DataError, OutputExists, SegrayError
-from segray.train import claim, train
+from segray.train import DataPlan, claim, train
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,11 @@ def config(town, tmp_path):
 def train_one_epoch(out):
     """As far as the folder says."""
     (out / "history.jsonl").touch()
+
+
+def of(height, width):
+    """Frames of this size."""
+    return DataPlan((), (), streets.LABEL_SPACE, (height, width), "")
 
 
 def kept(out):
@@ -59,15 +65,15 @@ def test_a_run_that_began_with_other_defaults_goes_on_with_them(tmp_path):
 
 def test_large_frames_are_cropped_in_new_runs_and_not_in_those_that_began_whole(tmp_path):
     new, old = ({"train.out": str(tmp_path / name)} for name in ("new", "old"))
-    assert claim(load(None, new), False, (1024, 2048)).augment.crop == (512, 1024)
-    assert claim(load(None, new), False, (1024, 2048)).augment.crop == (512, 1024)
+    assert claim(load(None, new), False, of(1024, 2048)).augment.crop == (512, 1024)
+    assert claim(load(None, new), False, of(1024, 2048)).augment.crop == (512, 1024)
     given = {"augment.crop": "768x768"}
-    assert claim(load(None, new | given), True, (1024, 2048)).augment.crop == (768, 768)
+    assert claim(load(None, new | given), True, of(1024, 2048)).augment.crop == (768, 768)
     claim(load(None, old | {"augment.scale": [0.5, 2.0]}), overwrite=False)  # as it was before there was a rule
     train_one_epoch(tmp_path / "old")
-    whole = claim(load(None, old), False, (1024, 2048)).augment
+    whole = claim(load(None, old), False, of(1024, 2048)).augment
     assert (whole.crop, whole.scale) == (None, (0.5, 2.0))
-    assert claim(load(None, {"train.out": str(tmp_path / "small")}), False, (360, 480)).augment.crop is None
+    assert claim(load(None, {"train.out": str(tmp_path / "small")}), False, of(360, 480)).augment.crop is None
 
 
 def test_a_run_without_an_epoch_hands_its_folder_to_the_next_command(tmp_path):
@@ -162,3 +168,36 @@ def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model
         with pytest.raises(ClusterError, match="a node does not see it"):
             label.label(config.changed({"label.every": every}))
         assert not any((tmp_path / "labels").iterdir())
+
+
+def test_a_run_does_not_go_on_over_other_frames(config, town, tmp_path):
+    moving = tmp_path / "moving"
+    shutil.copytree(town, moving)
+    config = config.changed({"data.root": str(moving)})
+    train(config)
+    more = config.changed({"train.epochs": 2})
+    first, second, *_ = sorted((moving / "train").iterdir())
+    for folder, suffix in (("train", first.suffix), ("trainannot", ".png")):
+        (moving / folder / first.name).with_suffix(suffix).rename((moving / folder / "new").with_suffix(suffix))
+    mask = (moving / "trainannot" / second.name).with_suffix(".png")
+    Image.new("L", (48, 32), 1).save(mask)
+    with pytest.raises(OutputExists) as error:
+        train(more)
+    assert str(error.value) == (
+        f"{tmp_path}/run holds a training run with other settings (frames: 1 added, 1 removed, 1 changed). "
+        "Give another --out, or --overwrite to begin anew."
+    )
+    assert len(train(more, overwrite=True).history) == 2
+
+
+def test_a_run_that_kept_no_list_of_its_frames_goes_on_over_others_and_says_so(config, town, tmp_path, caplog):
+    moving = tmp_path / "moving"
+    shutil.copytree(town, moving)
+    config = config.changed({"data.root": str(moving)})
+    train(config)
+    (tmp_path / "run" / "frames.jsonl").unlink()
+    more = config.changed({"train.epochs": 2})
+    for folder in ("train", "trainannot"):
+        sorted((moving / folder).iterdir())[0].unlink()
+    train(more)
+    assert f"The frames or classes are not those of the best epoch so far in {tmp_path}/run" in caplog.text

@@ -49,6 +49,16 @@ def image_place(row: Mapping[str, Any]) -> str:
     return f"{row['uri']}#{'frame' if row['video_uri'] else 'image'}={row['frame_index']}"
 
 
+def file_of(place: str) -> str:
+    """The file that a place is in.
+
+    >>> file_of("drive.mp4#frame=120"), file_of("frames/a.png")
+    ('drive.mp4', 'frames/a.png')
+    """
+    found = ROW.fullmatch(place) or FRAME.fullmatch(place) or CELL.fullmatch(place)
+    return found[1] if found else place
+
+
 def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
     """Class ids uint8 [H, W] that a label row holds as a PNG or as runs; None where it holds none."""
     if row["mask"] is not None:
