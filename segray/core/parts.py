@@ -164,13 +164,14 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
         with storage.open_read(plan.part_uri(shard)) as file:
             table = pq.ParquetFile(file).read()
         rows = table.to_pylist()
-    except (OSError, ValueError, SegrayError) as error:
+        known = table.schema.equals(ROW_SCHEMA) and b"segray" in (table.schema.metadata or {})
+        counted = totals_in(table.schema) if known else None
+    except (OSError, ValueError, KeyError, TypeError, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]
-    if not table.schema.equals(ROW_SCHEMA) or b"segray" not in (table.schema.metadata or {}):
+    if counted is None:
         return [f"{name} has other columns than a part, or no totals"]
     if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
         return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
-    counted = totals_in(table.schema)
     seen = np.zeros_like(counted.class_pixels)
     problems = []
     for row in rows:
