@@ -14,7 +14,7 @@ import click
 
 from segray import __version__
 from segray.errors import SegrayError, Terminated
-from segray.flags import FLAGS, settings, stage
+from segray.flags import Setting, settings, stage
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -81,7 +81,7 @@ def data() -> None:
 
 @data.command("check")
 @click.argument("root", required=False)
-@click.option("--format", "format_", help=FLAGS["--format"][1])
+@click.option("--format", "format_", cls=Setting, setting="data.format")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
 def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     """Decode every frame and mask, and say whether training can start; exit code 1 if not.
@@ -474,7 +474,7 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
 
 @cli.command()
 @click.argument("place", metavar="IMAGE|VIDEO#frame=N")
-@click.option("--model", required=True, help=FLAGS["--model"][1])
+@click.option("--model", required=True, cls=Setting, setting="label.model")
 @click.option("--out", default=".", show_default=True, help="Folder for the two pictures.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
 def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.fields import FieldInfo
 
 from segray.errors import ConfigError, nearest
 
@@ -57,6 +58,11 @@ def _objective(value: str) -> str:
     return value
 
 
+def _rates(value: Any) -> Any:
+    """'1e-3,1e-2' → ['1e-3', '1e-2']; a range a..b stays."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) and ".." not in value else value
+
+
 def _one_loss(value: Any) -> Any:
     """'dice' → {'dice': 1.0}."""
     return {value: 1.0} if isinstance(value, str) else value
@@ -95,17 +101,30 @@ class Located:
         return text if self.is_name(text) else storage.absolute(text)
 
 
+class Words(str):
+    """Marks a type: what it holds, for people."""
+
+
+class Unit(str):
+    """Marks a setting: what its number counts."""
+
+
 Place = Annotated[str, Located("path")]
 ModelPlace = Annotated[str, Located("path or name", is_ready_model)]
 WeightsPlace = Annotated[str, Located("name or path", _is_weights_name)]
 UriPlace = Annotated[str, Located("URI or path", _is_uri)]
 
-Rgb = tuple[float, float, float]
+Rgb = Annotated[tuple[float, float, float], Words("three numbers")]
 Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
     BeforeValidator(parse_size),
     PlainSerializer(lambda size: f"{size[0]}x{size[1]}", when_used="json"),
+    Words("height x width"),
+    Unit("pixels"),
 ]
+Epochs = Annotated[int, Unit("epochs")]
+Images = Annotated[int, Unit("images")]
+Rows = Annotated[int, Unit("rows")]
 
 
 class Section(BaseModel):
@@ -113,72 +132,127 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Labelled frames."""
+    """Frames with ground truth, to train on and to score against."""
 
-    format: str | None = Field(None, description="layout of the folder, by its name in `segray data formats`")
-    root: Place | None = Field(None, description="the folder")
-    size: Size | None = Field(None, description="height x width that the model sees; default: the first frame's")
-    train_split: str = "train"
-    val_split: str = "val"
-    images: str = Field("images", description="folder format: where images are, below root")
-    masks: str = Field("masks", description="folder format: where masks are, below root")
-    classes: str = Field("classes.csv", description="folder format: CSV of name[,id][,r,g,b][,scored], below root")
-    val_share: float = Field(0.2, gt=0, lt=1, description="share for val where the layout has no splits")
-    id_map: dict[Annotated[int, BeforeValidator(_mask_id)], int] = Field(
-        default_factory=dict, description="id or #RRGGBB in mask files → class, or 255 for void"
+    format: str | None = Field(
+        None,
+        description="Layout of the data folder; `segray data formats` lists them. Needed where `data.root` is given.",
+    )
+    root: Place | None = Field(None, description="Folder of the frames and their ground truth.")
+    size: Size | None = Field(
+        None,
+        description="Height x width that frames are resized to for the model. Default: the size of the first frame.",
+    )
+    train_split: str = Field("train", description="Split to train on.")
+    val_split: str = Field("val", description="Split to validate on while training.")
+    images: str = Field("images", description="Folder of the images below `data.root`, for the layout `folder`.")
+    masks: str = Field("masks", description="Folder of the masks below `data.root`, for the layout `folder`.")
+    classes: str = Field(
+        "classes.csv",
+        description="CSV file of `name[,id][,r,g,b][,scored]` below `data.root`, for the layout `folder`.",
+    )
+    val_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the frames that is held out for validation where the layout has no splits.",
+    )
+    id_map: dict[Annotated[int, BeforeValidator(_mask_id), Words("id or colour")], int] = Field(
+        default_factory=dict,
+        description="Class of further ids or #RRGGBB colours in the masks; 255 makes them void.",
     )
     mask_channel: Literal["red", "green", "blue"] | None = Field(
-        None, description="channel of RGB masks that holds the class id, as SYNTHIA's and CARLA's red"
+        None, description="Channel of colour masks that holds the class id, such as red for SYNTHIA and CARLA."
     )
     class_map: dict[str, str | None] = Field(
-        default_factory=dict, description="class → new name; one name for several merges them, null makes void"
+        default_factory=dict,
+        description="New names of classes. Classes with the same new name are merged; null makes a class void.",
     )
-    min_confidence: float = Field(0.0, ge=0, le=1, description="labels format: rows below it are dropped")
+    min_confidence: float = Field(
+        0.0, ge=0, le=1, description="Drop frames of lower mean confidence, for the layout `labels`."
+    )
     min_pixel_confidence: float = Field(
-        0.0, ge=0, le=1, description="labels format: pixels below it are void; needs label.confidence_maps"
+        0.0,
+        ge=0,
+        le=1,
+        description="Make pixels of lower confidence void, for the layout `labels`. Needs `label.confidence_maps`.",
     )
 
 
 class ModelSection(Section):
-    """An architecture of `segray models` over an encoder."""
+    """The network: an architecture of `segray models` with an encoder."""
 
-    arch: str = "unet"
-    encoder: str = "resnet18"
+    arch: str = Field("unet", description="Architecture; `segray models` lists them.")
+    encoder: str = Field("resnet18", description="Encoder, such as mobilenet_v2; `segray models` lists them.")
     encoder_weights: WeightsPlace = Field(
         "none",
-        description="none, a name that smp knows such as imagenet, or a .safetensors or .pth file",
+        description="Weights that the encoder starts from: none, the name of pretrained ones such as imagenet, or a "
+        ".safetensors, .pth or .pt file.",
     )
     weights_dir: Place | None = Field(
-        None, description="folder or s3:// of weight files, for machines without internet"
+        None, description="Folder of pretrained weights, local or on s3://, for machines without internet access."
     )
-    mean: Rgb | None = Field(None, description="of RGB in 0..1, which is subtracted; default: the encoder's weights'")
-    std: Rgb | None = Field(None, description="of RGB in 0..1, which is divided by; default: the encoder's weights'")
-    batch_norm: bool = Field(True, description="unet-plain: normalise between convolution and ReLU")
-    one_logit: bool = Field(False, description="two classes from one logit a pixel; the other's is 0")
-    options: dict[str, Any] = Field(default_factory=dict, description="more arguments of smp's decoder")
+    mean: Rgb | None = Field(
+        None,
+        description="Mean of red, green and blue in 0..1, which is subtracted. Default: that of the encoder's weights.",
+    )
+    std: Rgb | None = Field(
+        None,
+        description="Standard deviation of red, green and blue in 0..1, which is divided by. Default: that of the "
+        "encoder's weights.",
+    )
+    batch_norm: bool = Field(
+        True, description="Normalise batches between convolution and ReLU, in the architecture `unet-plain`."
+    )
+    one_logit: bool = Field(
+        False, description="Predict two classes by one logit per pixel; the logit of the first class is then 0."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further arguments of the architecture in segmentation-models-pytorch.",
+    )
 
 
 class AugmentSection(Section):
-    """Random changes of a training batch; ranges are uniform."""
+    """Random changes to the frames of a training batch. Values are drawn uniformly from their ranges."""
 
-    scale: tuple[float, float] | None = Field(
+    scale: Annotated[tuple[float, float], Words("two numbers")] | None = Field(
         None,
-        description="zoom; default: 1 for whole frames, for crops up to 2, and down to 0.5 where no void is seen",
+        description="Range of the zoom. Default: 1 for whole frames; for crops up to 2, and down to 0.5 as far as the "
+        "crop stays inside the frame.",
     )
     crop: Size | None = Field(
         None,
-        description="height x width that training sees; default: data.size, halved until it is at most 720x960 pixels",
+        description="Height x width of the crops to train on. Default: `data.size`, halved until it is at most "
+        "720x960 pixels.",
     )
-    max_class_share: float = Field(0.75, gt=0, le=1, description="a crop with more of one class is drawn anew")
-    rotate_deg: float | None = Field(None, ge=0, le=180, description="± degrees; default: 0")
-    flip: float = Field(0.5, ge=0, le=1, description="share flipped left to right")
-    brightness: float | None = Field(None, ge=0, lt=1, description="± share of the whole range; default: 0")
-    contrast: float | None = Field(None, ge=0, lt=1, description="± share; default: 0")
-    saturation: float | None = Field(None, ge=0, lt=1, description="± share; default: 0")
-    hue_deg: float = Field(0.0, ge=0, le=180, description="± degrees around the colour circle")
-    blur: float = Field(0.0, ge=0, le=1, description="share blurred by a Gaussian of up to 1.5 pixels")
-    mix: Literal["none", "cutmix", "classmix"] = Field("none", description="paste of another frame of the batch")
-    mix_share: float = Field(0.5, ge=0, le=1, description="share of frames that get a paste")
+    max_class_share: float = Field(
+        0.75, gt=0, le=1, description="Draw a crop again when one class fills more than this share of it."
+    )
+    rotate_deg: Annotated[float, Unit("degrees")] | None = Field(
+        None, ge=0, le=180, description="Largest rotation to either side. Default: none."
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="Share of the frames that is flipped left to right.")
+    brightness: float | None = Field(
+        None, ge=0, lt=1, description="Largest change of brightness, as a share of the whole range. Default: none."
+    )
+    contrast: float | None = Field(
+        None, ge=0, lt=1, description="Largest change of contrast, as a share. Default: none."
+    )
+    saturation: float | None = Field(
+        None, ge=0, lt=1, description="Largest change of saturation, as a share. Default: none."
+    )
+    hue_deg: Annotated[float, Unit("degrees")] = Field(
+        0.0, ge=0, le=180, description="Largest change of hue to either side, on the colour circle."
+    )
+    blur: float = Field(
+        0.0, ge=0, le=1, description="Share of the frames that is blurred, by a Gaussian of up to 1.5 pixels."
+    )
+    mix: Literal["none", "cutmix", "classmix"] = Field(
+        "none",
+        description="Paste from another frame of the batch: a rectangle (cutmix) or half of its classes (classmix).",
+    )
+    mix_share: float = Field(0.5, ge=0, le=1, description="Share of the frames that receive a paste.")
 
 
 RATES = {  # optimizer → peak learning rate and weight decay, where none are given
@@ -193,56 +267,113 @@ LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 class TrainSection(Section):
     """One training run."""
 
-    out: Place = "runs/train"
-    epochs: int = Field(10, ge=1)
-    max_steps: int | None = Field(
-        None, ge=1, description="batches in all, instead of epochs: the whole epochs that come nearest, one or more"
+    out: Place = Field("runs/train", description="Folder of the run, local or on s3://.")
+    epochs: Epochs = Field(10, ge=1, description="Passes over the training frames.")
+    max_steps: Annotated[int, Unit("steps")] | None = Field(
+        None,
+        ge=1,
+        description="Length of the run in steps, in place of `train.epochs`; it is rounded to whole epochs.",
     )
-    eval_every: int = Field(
-        1, ge=1, description="epochs from one evaluation and checkpoint to the next; the last epoch always has both"
+    eval_every: Epochs = Field(
+        1,
+        ge=1,
+        description="Evaluate and write a checkpoint every N-th epoch; the last epoch always has both.",
     )
-    batch_size: int = Field(8, ge=1, description="images a step, over all workers")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients are averaged before the weights move")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    batch_size: Images = Field(8, ge=1, description="Images per step, over all workers together.")
+    accumulate: Annotated[int, Unit("steps")] = Field(
+        1, ge=1, description="Steps whose gradients are accumulated before the weights are updated."
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer that updates the weights.")
     learning_rate: float | None = Field(
-        None, gt=0, description="peak of the schedule; default: 1e-3 for adamw and adam, 1e-2 for sgd"
+        None, gt=0, description="Peak learning rate. Default: 1e-3 for adamw and adam, 1e-2 for sgd."
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     weight_decay: float | None = Field(
-        None, ge=0, description="of weights, not of norms and biases; default: 1e-2 for adamw, 0 for adam, 5e-4 for sgd"
+        None,
+        ge=0,
+        description="Decay of weights, except of norms and biases. Default: 1e-2 for adamw, 0 for adam, 5e-4 for sgd.",
     )
-    schedule: Literal["poly", "cosine", "onecycle", "step", "constant"] = "poly"
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a rising learning rate")
-    poly_power: float = Field(0.9, ge=0, description="after warm-up: peak × (1 − progress)^power")
-    milestones: list[float] = Field([0.6, 0.9], description="step schedule: shares of progress where ×0.1 comes")
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
-    loss: Annotated[dict[LossName, float], BeforeValidator(_one_loss)] = Field(
-        {"cross_entropy": 1.0}, description="a loss, or a weight for each of several", min_length=1
+    schedule: Literal["poly", "cosine", "onecycle", "step", "constant"] = Field(
+        "poly", description="How the learning rate changes after the warm-up."
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises to its peak."
+    )
+    poly_power: float = Field(
+        0.9, ge=0, description="Power of the schedule poly: the rate is the peak × (1 − progress)^power."
+    )
+    milestones: list[float] = Field(
+        [0.6, 0.9], description="Shares of the run after which the schedule step multiplies the rate by 0.1."
+    )
+    gradient_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of a step's gradient; a larger gradient is scaled down. Default: no limit.",
+    )
+    loss: Annotated[
+        dict[LossName, float], BeforeValidator(_one_loss), Words("loss, or mapping of losses to weights")
+    ] = Field(
+        {"cross_entropy": 1.0},
+        description="Loss: cross_entropy, focal, dice, lovasz or ohem. A mapping such as {cross_entropy: 1, dice: 0.5} "
+        "weighs several.",
+        min_length=1,
     )
     class_weights: list[Annotated[float, Field(ge=0)]] | Literal["none", "median"] = Field(
-        "none", description="of cross_entropy, focal and ohem; median: by median frequency balancing"
+        "none",
+        description="Weights of the classes in cross_entropy, focal and ohem: a number each, or median for median "
+        "frequency balancing.",
     )
-    focal_gamma: float = Field(2.0, ge=0)
-    ohem_threshold: float = Field(0.7, gt=0, le=1, description="pixels whose class has more probability are left out")
-    ohem_min_share: float = Field(0.0625, ge=0, le=1, description="share of labelled pixels that ohem keeps at least")
-    aux_weight: float = Field(0.4, ge=0, description="of the loss of each auxiliary output, where a model has them")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then evaluated")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better mIoU")
-    freeze_encoder: bool = Field(False, description="train the decoder alone; batch-norm statistics stand too")
-    unfreeze_after: int | None = Field(None, ge=1, description="epochs after which a frozen encoder trains too")
-    encoder_lr: float = Field(1.0, ge=0, description="the encoder's learning rate, as a multiple of the decoder's")
-    teacher: Place | None = Field(None, description="a bundle whose soft labels are learned too")
-    teacher_weight: float = Field(1.0, ge=0)
-    teacher_temperature: float = Field(2.0, gt=0)
+    focal_gamma: float = Field(
+        2.0, ge=0, description="Exponent of the focal loss: the larger, the less easy pixels count."
+    )
+    ohem_threshold: float = Field(
+        0.7, gt=0, le=1, description="Leave pixels out of ohem whose true class has a higher probability."
+    )
+    ohem_min_share: float = Field(
+        0.0625, ge=0, le=1, description="Smallest share of the annotated pixels that ohem keeps."
+    )
+    aux_weight: float = Field(
+        0.4, ge=0, description="Weight of the loss of each auxiliary output, for architectures that have them."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of the EMA of the weights, which is then evaluated and kept. Default: no EMA.",
+    )
+    patience: Epochs | None = Field(
+        None, ge=1, description="Stop after this many epochs without a better mIoU. Default: never."
+    )
+    freeze_encoder: bool = Field(
+        False, description="Train the decoder alone; the encoder's batch-norm statistics are kept, too."
+    )
+    unfreeze_after: Epochs | None = Field(
+        None, ge=1, description="Train a frozen encoder, too, after this many epochs. Default: never."
+    )
+    encoder_lr: float = Field(1.0, ge=0, description="Learning rate of the encoder, as a multiple of the decoder's.")
+    teacher: Place | None = Field(
+        None, description="Model bundle whose predictions are learned as soft targets, too (distillation)."
+    )
+    teacher_weight: float = Field(1.0, ge=0, description="Weight of the distillation loss.")
+    teacher_temperature: float = Field(
+        2.0, gt=0, description="Temperature that teacher and student are softened by in the distillation loss."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where a GPU has it, or a CPU has AMX; else fp32"
+        "auto",
+        description="Precision of the computation. auto is bf16 on GPUs that have it and CPUs with AMX, else fp32.",
     )
-    compile: bool = Field(False, description="torch.compile the model")
-    sync_batch_norm: bool | None = Field(None, description="default: on GPUs, where a worker has under 4 images a step")
-    seed: int = 0
-    max_failures: int = Field(2, ge=0, description="worker deaths to recover from")
+    compile: bool = Field(False, description="Compile the model with torch.compile.")
+    sync_batch_norm: bool | None = Field(
+        None,
+        description="Share batch-norm statistics among the workers. Default: on GPUs, where a worker has fewer than 4 "
+        "images per step.",
+    )
+    seed: int = Field(0, description="Seed of the initial weights, the order of the frames and the augmentation.")
+    max_failures: int = Field(
+        2, ge=0, description="How often a run whose workers died is restored from its checkpoint."
+    )
     mlflow: UriPlace | None = Field(
-        None, description="MLflow tracking URI that gets settings and epochs; needs the extra"
+        None, description="MLflow tracking URI to log settings and epochs to; needs `pip install 'segray[mlflow]'`."
     )
 
     @property
@@ -257,61 +388,108 @@ class TrainSection(Section):
 
 
 class SweepSection(Section):
-    """Settings that are tried against each other, and what the best of them is."""
+    """A search over settings, and how the best model of it is chosen."""
 
-    out: Place = "runs/sweep"
+    out: Place = Field("runs/sweep", description="Folder of the sweep, local or on s3://.")
     search: Literal["grid", "random", "tpe"] = Field(
-        "grid", description="every combination; `trials` drawn by train.seed; or `trials` by TPE from the scores so far"
+        "grid",
+        description="How trials are chosen: grid tries every combination, random draws `sweep.trials` of them, and tpe "
+        "chooses `sweep.trials` by the scores so far.",
     )
     space: dict[str, Any] = Field(
-        default_factory=dict, description="more settings to try: a list, or a range a..b, by dotted key"
+        default_factory=dict,
+        description="Further settings to try, by key: a list of values, or a logarithmic range low..high.",
     )
-    encoders: list[str] = Field(default_factory=list, description="default: model.encoder alone")
-    learning_rates: str | list[float] = Field(
-        "1e-4..1e-2", description="a..b is drawn log-uniformly; a list is tried out whole"
+    encoders: list[str] = Field(default_factory=list, description="Encoders to try. Default: `model.encoder` alone.")
+    learning_rates: Annotated[str | list[float], BeforeValidator(_rates)] = Field(
+        "1e-4..1e-2",
+        description="Peak learning rates to try: a logarithmic range such as 1e-4..1e-2, or a list such as 1e-3,1e-2.",
     )
-    trials: int = Field(4, ge=1, description="of a range, random or tpe; shared out over a grid's combinations")
-    seeds: int = Field(1, ge=1, description="runs of each combination, by train.seed and those after it")
-    time: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | None = Field(
-        None, description="start no epoch after so long, such as 2h; the same command goes on for as long again"
+    trials: int = Field(
+        4,
+        ge=1,
+        description="Trials in all: those of random and tpe, or those that a grid with a range shares out over its "
+        "combinations.",
     )
-    gpu_hours: float | None = Field(None, gt=0, description="stop when all trials together took so many")
+    seeds: int = Field(
+        1,
+        ge=1,
+        description="Runs of each combination, with `train.seed` and the seeds after it, for a mean and its spread.",
+    )
+    time: Annotated[float, Field(gt=0), BeforeValidator(_seconds), Unit("seconds")] | None = Field(
+        None,
+        description="Start no further epoch after this time, such as 2h; the same command then goes on for as long "
+        "again. Default: no limit.",
+    )
+    gpu_hours: Annotated[float, Unit("hours")] | None = Field(
+        None, gt=0, description="Stop when all trials together took this many GPU hours. Default: no limit."
+    )
     objective: Annotated[str, AfterValidator(_objective)] = Field(
-        "miou", description="best/ is the highest mIoU, or with pareto:0.9 the fastest labeller of 0.9 of it"
+        "miou",
+        description="Which model becomes best/: miou takes the highest mIoU, and pareto:0.9 the model that labels "
+        "fastest among those of at least 0.9 times that mIoU.",
     )
-    price: float | None = Field(None, gt=0, description="of an hour of this device, for the cost of a million frames")
-    grace_epochs: int = Field(1, ge=1, description="ASHA: no trial stops before this epoch")
-    reduction_factor: int = Field(2, ge=2, description="ASHA: at each rung the best 1/n go on")
-    concurrent: int | None = Field(None, ge=1, description="trials at once; default: what the cluster holds")
-    trials_per_gpu: int = Field(1, ge=1, description="trials that share a GPU, each with its part of it")
+    price: float | None = Field(
+        None, gt=0, description="Price of this device per hour, for the cost of labelling a million frames."
+    )
+    grace_epochs: Epochs = Field(1, ge=1, description="ASHA stops no trial before it has had this many epochs.")
+    reduction_factor: int = Field(2, ge=2, description="ASHA lets the best 1/N of the trials go on at each rung.")
+    concurrent: int | None = Field(
+        None, ge=1, description="Trials that run at the same time. Default: as many as the cluster has room for."
+    )
+    trials_per_gpu: int = Field(1, ge=1, description="Trials that share a GPU.")
 
 
 class LabelSection(Section):
-    """Masks and figures for unlabelled frames."""
+    """Labels for frames without ground truth: masks and their metrics."""
 
-    model: ModelPlace | None = Field(None, description="a bundle: the folder best/ of a run, local or s3://")
-    inputs: list[Place] = Field(
-        default_factory=list, description="images, videos, folders and globs of them, lists, Parquet files of images"
+    model: ModelPlace | None = Field(
+        None, description="Model bundle, such as the folder best/ of a run, or a ready model of `segray models`."
     )
-    truth: Place | None = Field(None, description="folder of masks at the images' paths, to score against")
-    out: Place = "labels"
-    every: int = Field(1, ge=1, description="of a video, every N-th frame")
-    fps: float | None = Field(None, gt=0, description="of a video, so many frames a second, by their time stamps")
-    limit: int | None = Field(None, ge=1, description="the first so many rows")
-    sample: float | None = Field(None, gt=0, le=1, description="a share of the rows, the same ones every time")
-    extend: bool = Field(False, description="also plan the inputs that the output does not have yet")
-    retry_errors: bool = Field(False, description="try the inputs again that are errors in a finished output")
-    shard_size: int | None = Field(
+    inputs: list[Place] = Field(
+        default_factory=list,
+        description="Images, videos and Parquet files of images to label; or folders, globs and lists of them.",
+    )
+    truth: Place | None = Field(
+        None, description="Folder of ground-truth masks under the paths of the images, to score the labels against."
+    )
+    out: Place = Field("labels", description="Folder of the labels, local or on s3://.")
+    every: Annotated[int, Unit("frames")] = Field(1, ge=1, description="Label every N-th frame of a video.")
+    fps: Annotated[float, Unit("frames/s")] | None = Field(
+        None,
+        gt=0,
+        description="Label this many frames per second of a video, by their time stamps. Default: every frame.",
+    )
+    limit: Rows | None = Field(None, ge=1, description="Label only the first N rows. Default: all.")
+    sample: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Label only this share of the rows, such as 0.01; the sample is always the same. Default: all.",
+    )
+    extend: bool = Field(False, description="Also label inputs that the output does not have yet.")
+    retry_errors: bool = Field(False, description="Retry the inputs that failed in a finished output.")
+    shard_size: Rows | None = Field(
         None,
         ge=1,
-        description="rows a part: what an interruption can cost; default 64, less of few images, more beyond 320,000",
+        description="Rows per part, which is what an interruption can cost. Default: 64; fewer for few images, more "
+        "beyond 320,000 files.",
     )
-    batch_size: int = Field(8, ge=1)
-    actors: int | None = Field(None, ge=1, description="default: one a GPU, or one on a machine without")
-    max_error_rate: float = Field(1.0, ge=0, le=1, description="share of error rows that stops the run")
-    mask_format: Literal["png", "rle", "none"] = Field("png", description="palette PNG, runs of ids, or figures alone")
-    strict: bool = Field(False, description="refuse a store that overwrites what must be created once")
-    confidence_maps: bool = Field(False, description="also write each pixel's confidence, as a grey PNG")
+    batch_size: Images = Field(8, ge=1, description="Frames that the model takes at a time.")
+    actors: int | None = Field(
+        None, ge=1, description="Labelling processes. Default: one per GPU of the cluster, or one without GPUs."
+    )
+    max_error_rate: float = Field(
+        1.0, ge=0, le=1, description="End with exit code 3 when a larger share of the rows are errors."
+    )
+    mask_format: Literal["png", "rle", "none"] = Field(
+        "png", description="How masks are stored: palette PNG, run lengths (rle), or not at all (none: metrics alone)."
+    )
+    strict: bool = Field(
+        False,
+        description="Refuse a store that cannot create files exclusively: there, the later of two runs at once wins.",
+    )
+    confidence_maps: bool = Field(False, description="Also store the confidence of each pixel, as a grey PNG.")
 
     def given_model(self) -> str:
         """The model, as it was named. ConfigError where none was."""
@@ -335,38 +513,59 @@ class GivenLabelSection(LabelSection):
 
 
 class InferSection(Section):
-    """How a model is applied to a frame, by label and evaluate."""
+    """How a model is applied to frames, in `segray label`, `evaluate` and `show`."""
 
-    window: Size | None = Field(None, description="slide a window of this size over the frame at its own size")
-    overlap: float = Field(0.33, ge=0, lt=1, description="of neighbouring windows, as a share of a side")
-    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1, description="sizes that are averaged")
-    flip: bool = Field(False, description="average with the mirrored frame")
-    threshold: float | None = Field(
-        None, gt=0, lt=1, description="evaluate: a pixel whose best probability is not above it counts as missed"
+    window: Size | None = Field(
+        None,
+        description="Slide a window of this height x width over frames at their own size. Default: resize whole frames "
+        "to the size that the model was trained with.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs, else fp32")
+    overlap: float = Field(0.33, ge=0, lt=1, description="Overlap of neighbouring windows, as a share of their side.")
+    scales: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="Scales of the frame whose predictions are averaged."
+    )
+    flip: bool = Field(False, description="Average the predictions of the frame and of its mirror image.")
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Count a pixel as missed in `segray evaluate` when no class has a higher probability. Default: the "
+        "likeliest class counts.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the computation. auto is bf16 on GPUs, else fp32."
+    )
     engine: Literal["torch", "onnx", "auto"] = Field(
         "torch",
-        description="onnx: ONNX Runtime on a CPU (segray[export]); auto: for label the faster one, by a short probe",
+        description="What runs the model: torch, onnx (ONNX Runtime on CPUs, needs `pip install 'segray[export]'`), or "
+        "auto, the faster of both in a short probe of `segray label`.",
     )
 
 
 class EvaluateSection(Section):
-    """Scores of a bundle, or of finished labels, on labelled frames at their own size."""
+    """Scores of a model, or of finished labels, against ground truth at the frames' own size."""
 
-    model: ModelPlace | None = Field(None, description="a bundle, a ready model by name, or the --out of segray label")
+    model: ModelPlace | None = Field(
+        None, description="Model bundle, ready model of `segray models`, or folder of labels to score."
+    )
     truth: Place | None = Field(
-        None, description="of labels: folder of masks at the images' paths; default: data.root's, else as labelled"
+        None,
+        description="Folder of ground-truth masks under the paths of the images, to score labels against. Default: the "
+        "split of `data.root`, or else the ground truth that was given to `segray label`.",
     )
-    split: str = "val"
+    split: str = Field("val", description="Split to score.")
     conditions: Place | None = Field(
-        None, description="csv, jsonl or Parquet table, a row an image: scores for each value of its columns"
+        None,
+        description="Table (CSV, JSON Lines or Parquet) with a row per image; scores are also given for each value of "
+        "its columns.",
     )
-    out: Place = "runs/evaluation"
-    batch_size: int = Field(8, ge=1)
-    pictures: int = Field(3, ge=0, description="frames shown of the best and of the worst")
+    out: Place = Field("runs/evaluation", description="Folder of the scores and pictures, local or on s3://.")
+    batch_size: Images = Field(8, ge=1, description="Frames that the model takes at a time.")
+    pictures: int = Field(3, ge=0, description="Pictures of the best and of the worst frames, each.")
     calibrate: bool = Field(
-        False, description="fit the bundle's temperature on the split, which it was not trained on, and keep it there"
+        False,
+        description="Fit the temperature of the model on the split, which it must not have been trained on, and store "
+        "it in the bundle.",
     )
 
     def given_model(self) -> str:
@@ -379,31 +578,44 @@ class EvaluateSection(Section):
 
 
 class ReportSection(Section):
-    """One HTML page."""
+    """The report: one HTML page."""
 
-    runs: list[Place] = Field(default_factory=list, description="folders of train, sweep, evaluate, compare or label")
-    labels: list[Place] = Field(default_factory=list, description="more of them, which come after")
-    out: Place = "report.html"
+    runs: list[Place] = Field(
+        default_factory=list,
+        description="Folders that `segray train`, `sweep`, `evaluate`, `compare` or `label` wrote.",
+    )
+    labels: list[Place] = Field(default_factory=list, description="Further folders, which come after `report.runs`.")
+    out: Place = Field("report.html", description="File of the page, local or on s3://.")
 
 
 class ClusterSection(Section):
-    """Where it runs."""
+    """Where the work runs: in this process, in a Ray on this machine, or on a cluster."""
 
-    address: str | None = Field(None, description="a Ray cluster; default: RAY_ADDRESS, else a Ray of our own")
-    workers: int = Field(1, ge=0, description="training processes of a run; 0 trains in this process, without Ray")
-    cpus_per_worker: int | None = Field(None, ge=1, description="default: the cluster's CPUs, shared out")
-    gpu: bool | None = Field(None, description="a GPU for each process; default: where there is any GPU")
-    wait: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = Field(
-        0, description="how long nodes that an autoscaler starts are waited for, such as 20m"
+    address: str | None = Field(
+        None, description="Address of a Ray cluster. Default: RAY_ADDRESS, or else a new Ray on this machine."
     )
-    object_store_gib: float | None = Field(
-        None, ge=0.1, description="memory for objects, of a Ray of our own; default: Ray's, 30 % of what is free"
+    workers: int = Field(1, ge=0, description="Training processes of a run; 0 trains in this process, without Ray.")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="CPUs of each training process. Default: an equal share of the cluster's CPUs."
+    )
+    gpu: bool | None = Field(None, description="Give each process a GPU. Default: true where the cluster has any GPU.")
+    wait: Annotated[float, Field(ge=0), BeforeValidator(_seconds), Unit("seconds")] = Field(
+        0, description="How long to wait for nodes that an autoscaler starts, such as 20m."
+    )
+    object_store_gib: Annotated[float, Unit("GiB")] | None = Field(
+        None,
+        ge=0.1,
+        description="Memory of the object store, where segray starts Ray. Default: Ray's, 30 % of the free memory.",
     )
     spill_dir: Annotated[Place, AfterValidator(_local)] | None = Field(
-        None, description="where objects go that it does not hold; default: below RAY_TMPDIR"
+        None,
+        description="Folder for objects that the object store has no room for, where segray starts Ray. Default: a "
+        "folder below RAY_TMPDIR.",
     )
-    cache_gib: float | None = Field(
-        None, ge=0, description="disk of each node, below TMPDIR, for decoded frames; default: half of what is free"
+    cache_gib: Annotated[float, Unit("GiB")] | None = Field(
+        None,
+        ge=0,
+        description="Disk space per node, below TMPDIR, for decoded training frames. Default: half of what is free.",
     )
 
 
@@ -456,22 +668,24 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-def _located() -> Iterator[tuple[str, Located]]:
-    for name, section in Config.model_fields.items():
-        fields: dict[str, Any] = getattr(section.annotation, "model_fields", {})
-        for key, field in fields.items():
-            marks = (mark for part in (*field.metadata, field.annotation) for mark in _within(part))
-            yield from ((f"{name}.{key}", mark) for mark in marks if isinstance(mark, Located))
+def fields_of() -> dict[str, FieldInfo]:
+    """Every setting by its dotted key."""
+    sections = (
+        (name, getattr(section.annotation, "model_fields", {})) for name, section in Config.model_fields.items()
+    )
+    return {f"{name}.{key}": field for name, fields in sections for key, field in fields.items()}
 
 
-def _within(annotation: Any) -> Iterator[Any]:
-    """A type, and the types and marks that it is made of."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _within(part)
+def within(field: FieldInfo) -> Iterator[Any]:
+    """A setting's type, and the types and marks that it is made of."""
+    parts = [field.annotation, *field.metadata]
+    while parts:
+        yield (part := parts.pop())
+        parts += get_args(part)
 
 
-PLACES = dict(_located())  # settings that are paths, by dotted key
+# Settings that are paths, by dotted key.
+PLACES = {key: mark for key, field in fields_of().items() for mark in within(field) if isinstance(mark, Located)}
 
 
 def load(

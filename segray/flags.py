@@ -13,78 +13,80 @@ if TYPE_CHECKING:
 
 Run = Callable[..., None]  # what click makes a command of
 
-# Flag → (setting that it gives, help, more for click). What has no flag is given by --set or in a file.
-FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "--format": ("data.format", "Layout of the data; `segray data formats` lists them.", {}),
-    "--data": ("data.root", "Folder of labelled frames.", {}),
-    "--size": ("data.size", "Height x width that the model sees, such as 180x240.", {}),
-    "--arch": ("model.arch", "Architecture; `segray models` lists them.", {}),
-    "--encoder": ("model.encoder", "Encoder: resnet18, mobilenet_v2, …", {}),
-    "--weights": ("model.encoder_weights", "Encoder's start: none, imagenet, or a .safetensors or .pth file.", {}),
-    "--weights-dir": ("model.weights_dir", "Folder or s3:// of weight files, without internet.", {}),
-    "--loss": ("train.loss", "cross_entropy, focal, dice, lovasz or ohem; sums of them by --set.", {}),
-    "--freeze-encoder": ("train.freeze_encoder", "Train the decoder alone.", {"is_flag": True, "default": None}),
-    "--teacher": ("train.teacher", "Bundle whose soft labels are learned too.", {}),
-    "--compile": ("train.compile", "torch.compile the model.", {"is_flag": True, "default": None}),
-    "--epochs": ("train.epochs", "Passes over the training frames.", {"type": int}),
-    "--batch-size": ("train.batch_size", "Images a step, over all workers.", {"type": int}),
-    "--lr": ("train.learning_rate", "Peak learning rate.", {"type": float}),
-    "--seed": ("train.seed", "Of weights, order and augmentation.", {"type": int}),
-    "--workers": ("cluster.workers", "Training processes; 0 trains without Ray.", {"type": int}),
-    "--address": ("cluster.address", "Ray cluster; default: RAY_ADDRESS, else a Ray of our own.", {}),
-    "--encoders": ("sweep.encoders", "An encoder to try; give it again for more.", {"multiple": True}),
-    "--lrs": ("sweep.learning_rates", "A range such as 1e-4..1e-2, or a list 1e-3,1e-2.", {}),
-    "--vary": ("sweep.space", "Setting to try: KEY=a,b or KEY=low..high; give it again for more.", {"multiple": True}),
-    "--search": ("sweep.search", "grid: every combination; random: --trials of them; tpe: --trials by the scores.", {}),
-    "--trials": ("sweep.trials", "Trials in all, of a range, random or tpe.", {"type": int}),
-    "--seeds": ("sweep.seeds", "Runs of each combination, for a mean and its spread.", {"type": int}),
-    "--time": ("sweep.time", "Stop after so long, such as 2h; the same command goes on.", {}),
-    "--gpu-hours": ("sweep.gpu_hours", "Stop when all trials together took so many.", {"type": float}),
-    "--objective": ("sweep.objective", "What best/ is: miou, or pareto:0.9, the fastest of 0.9 × that mIoU.", {}),
-    "--price": ("sweep.price", "Of an hour of this device, for the cost of a million frames.", {"type": float}),
-    "--model": ("label.model", "Model bundle: the folder best/ of a run.", {}),
-    "--input": (
-        "label.inputs",
-        "Image, video, folder, glob, list or Parquet; give it again for more.",
-        {"multiple": True},
-    ),
-    "--truth": ("label.truth", "Folder of masks at the images' paths, to score against.", {}),
-    "--every": ("label.every", "Of a video, every N-th frame.", {"type": int}),
-    "--fps": ("label.fps", "Of a video, so many frames a second.", {"type": float}),
-    "--limit": ("label.limit", "The first so many rows.", {"type": int}),
-    "--sample": ("label.sample", "A share of the rows, such as 0.01: the same ones every time.", {"type": float}),
-    "--extend": ("label.extend", "Also label inputs that --out does not have yet.", {"is_flag": True, "default": None}),
-    "--retry-errors": (
-        "label.retry_errors",
-        "Label the inputs of a finished --out again that failed.",
-        {"is_flag": True, "default": None},
-    ),
-    "--mask-format": ("label.mask_format", "png, rle, or none: figures alone.", {}),
-    "--max-error-rate": ("label.max_error_rate", "Stop when more than this share failed.", {"type": float}),
-    "--actors": ("label.actors", "Labelling processes; default: one a GPU, or one.", {"type": int}),
-    "--split": ("evaluate.split", "Split that is scored.", {}),
-    "--masks": ("evaluate.truth", "Of labels: folder of masks at the images' paths.", {}),
-    "--conditions": (
-        "evaluate.conditions",
-        "Table (csv, jsonl, Parquet), a row an image: scores by its columns.",
-        {},
-    ),
-    "--calibrate": (
-        "evaluate.calibrate",
-        "Fit the model's temperature on the split, data that it was not trained on, and keep it in its segray.json.",
-        {"is_flag": True, "default": None},
-    ),
-    "--window": ("infer.window", "Slide a window of this height x width over frames at their own size.", {}),
-    "--engine": ("infer.engine", "torch; onnx: ONNX Runtime, for CPUs; auto: the faster one, by a short probe.", {}),
-    "--flip": ("infer.flip", "Average with the mirrored frame.", {"is_flag": True, "default": None}),
-    "--labels": ("report.labels", "A further folder, such as of labels; give it again for more.", {"multiple": True}),
+# Flag → the setting that it gives, and more for click. What has no flag is given by --set or in a file.
+SWITCH: dict[str, Any] = {"is_flag": True, "default": None}
+FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--format": ("data.format", {}),
+    "--data": ("data.root", {}),
+    "--size": ("data.size", {"metavar": "HxW"}),
+    "--arch": ("model.arch", {}),
+    "--encoder": ("model.encoder", {}),
+    "--weights": ("model.encoder_weights", {}),
+    "--weights-dir": ("model.weights_dir", {}),
+    "--loss": ("train.loss", {}),
+    "--freeze-encoder": ("train.freeze_encoder", SWITCH),
+    "--teacher": ("train.teacher", {}),
+    "--compile": ("train.compile", SWITCH),
+    "--epochs": ("train.epochs", {"type": int}),
+    "--batch-size": ("train.batch_size", {"type": int}),
+    "--lr": ("train.learning_rate", {"type": float}),
+    "--seed": ("train.seed", {"type": int}),
+    "--workers": ("cluster.workers", {"type": int}),
+    "--address": ("cluster.address", {}),
+    "--encoders": ("sweep.encoders", {"multiple": True}),
+    "--lrs": ("sweep.learning_rates", {}),
+    "--vary": ("sweep.space", {"multiple": True, "metavar": "KEY=A,B"}),
+    "--search": ("sweep.search", {}),
+    "--trials": ("sweep.trials", {"type": int}),
+    "--seeds": ("sweep.seeds", {"type": int}),
+    "--time": ("sweep.time", {}),
+    "--gpu-hours": ("sweep.gpu_hours", {"type": float}),
+    "--objective": ("sweep.objective", {}),
+    "--price": ("sweep.price", {"type": float}),
+    "--model": ("label.model", {}),
+    "--input": ("label.inputs", {"multiple": True}),
+    "--truth": ("label.truth", {}),
+    "--every": ("label.every", {"type": int}),
+    "--fps": ("label.fps", {"type": float}),
+    "--limit": ("label.limit", {"type": int}),
+    "--sample": ("label.sample", {"type": float}),
+    "--extend": ("label.extend", SWITCH),
+    "--retry-errors": ("label.retry_errors", SWITCH),
+    "--mask-format": ("label.mask_format", {}),
+    "--max-error-rate": ("label.max_error_rate", {"type": float}),
+    "--actors": ("label.actors", {"type": int}),
+    "--split": ("evaluate.split", {}),
+    "--masks": ("evaluate.truth", {}),
+    "--conditions": ("evaluate.conditions", {}),
+    "--calibrate": ("evaluate.calibrate", SWITCH),
+    "--window": ("infer.window", {"metavar": "HxW"}),
+    "--engine": ("infer.engine", {}),
+    "--flip": ("infer.flip", SWITCH),
+    "--labels": ("report.labels", {"multiple": True}),
 }
 RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # flags, by names that others have too
 
 
+SET = "Any setting of docs/settings.md, such as train.epochs=3. Repeat the flag for more."
+
+
+class Setting(click.Option):
+    """A flag whose help is what the settings say of theirs; read when it is shown, as they take a moment to load."""
+
+    def __init__(self, *args: Any, setting: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.setting = setting
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from segray.settings_reference import help_of
+
+        self.help = help_of(self.setting) + self.multiple * " Repeat the flag for more."
+        return super().get_help_record(ctx)
+
+
 def flag(name: str) -> Callable[[Run], Run]:
-    key, text, more = FLAGS[name]
-    return click.option(RENAMED.get(name, name), key.replace(".", "__"), help=text, **more)
+    key, more = FLAGS[name]
+    return click.option(RENAMED.get(name, name), key.replace(".", "__"), cls=Setting, setting=key, **more)
 
 
 def stage(
@@ -116,19 +118,22 @@ def stage(
 
         options: list[Callable[[Run], Run]] = [
             *(flag(name) for name in flags),
-            click.option("--out", out.replace(".", "__"), help="Where results go."),
-            click.option("--config", "file", help="YAML file of settings; flags go before it."),
-            click.option(
-                "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as train.epochs=3."
-            ),
-            click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing."),
-            click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in --out."),
+            click.option("--out", out.replace(".", "__"), cls=Setting, setting=out),
+            click.option("--config", "file", help="YAML file of settings, local or on s3://. Flags override it."),
+            click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SET),
+            click.option("--dry-run", is_flag=True, help="Print the resolved settings and exit."),
+            click.option("--overwrite", is_flag=True, help="Delete the results of an earlier run in --out first."),
         ]
         if recipe:
-            options.append(click.option("--recipe", help="Settings by name; --config and flags go before."))
+            options.append(
+                click.option(
+                    "--recipe",
+                    help="Start from a published recipe; `segray recipes` lists them. --config and flags override it.",
+                )
+            )
         if resume:
             options.append(
-                click.option("--resume", is_flag=True, help="Go on in --out, with the settings saved there.")
+                click.option("--resume", is_flag=True, help="Resume the sweep in --out with the settings saved there.")
             )
         decorated: Run = command
         for option in reversed(options):
@@ -171,8 +176,6 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
 
 
 def _value(key: str, value: Any) -> Any:
-    if key == "sweep__learning_rates":
-        return value if ".." in value else [part.strip() for part in value.split(",")]
     if key == "sweep__space":
         return dict(map(_choices, value))
     return list(value) if isinstance(value, tuple) else value

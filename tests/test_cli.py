@@ -90,7 +90,7 @@ def test_every_help_carries_an_example(name, command):
 
 
 def test_every_flag_gives_a_setting_that_exists():
-    for key, _, _ in FLAGS.values():
+    for key, _ in FLAGS.values():
         section, field = key.split(".")
         assert field in getattr(load(), section).__class__.model_fields
 
