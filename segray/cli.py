@@ -53,17 +53,19 @@ def cli() -> None:
     """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.
 
     \b
-    segray demo                                           the whole road on drawn streets, in minutes
+    segray demo                                           the whole pipeline on drawn streets, in minutes
     segray sweep --format camvid --data DIR --out runs/s  which encoder is best on your frames
-    segray label --model runs/s/best --input DRIVES       masks and figures for unlabelled frames
+    segray label --model runs/s/best --input DRIVES       masks and metrics for unlabelled frames
     """
 
 
 @cli.command()
-@click.option("--out", default="runs/demo", show_default=True, help="Where everything goes.")
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier demo left in --out.")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder for all results.")
+@click.option("--overwrite", is_flag=True, help="Delete the results of an earlier demo in --out first.")
 def demo(out: str, overwrite: bool) -> None:
-    """Draw streets, sweep two encoders, label frames and a video, write the report.
+    """Run the whole pipeline on drawn streets, in minutes.
+
+    It draws streets, sweeps two encoders, labels frames and a video, and writes a report.
 
     \b
     Example:
@@ -76,7 +78,7 @@ def demo(out: str, overwrite: bool) -> None:
 
 @cli.group(cls=Examples)
 def data() -> None:
-    """Look at labelled frames, download or draw some."""
+    """Check, download or draw data sets."""
 
 
 @data.command("check")
@@ -84,7 +86,9 @@ def data() -> None:
 @click.option("--format", "format_", cls=Setting, setting="data.format")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
 def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
-    """Decode every frame and mask, and say whether training can start; exit code 1 if not.
+    """Decode all frames and masks and say whether training can start.
+
+    The exit code is 1 if it cannot.
 
     \b
     Example:
@@ -138,10 +142,10 @@ def show_check(result: CheckResult, space: LabelSpace) -> None:
 
 @data.command("draw")
 @click.argument("root")
-@click.option("--train", default=48, show_default=True, help="Training frames.")
-@click.option("--val", default=16, show_default=True, help="Validation frames.")
-@click.option("--size", default="180x240", show_default=True, help="Height x width.")
-@click.option("--seed", default=0, show_default=True, help="Another seed draws another town.")
+@click.option("--train", default=48, show_default=True, help="Number of training frames.")
+@click.option("--val", default=16, show_default=True, help="Number of validation frames.")
+@click.option("--size", default="180x240", show_default=True, help="Height x width of the frames.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the town; another seed draws another town.")
 def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     """Draw labelled streets and a video, in CamVid's layout.
 
@@ -177,9 +181,11 @@ def data_formats() -> None:
 @data.command("get")
 @click.argument("name")
 @click.argument("root")
-@click.option("--url", help="A mirror, or the archive as a file.")
+@click.option("--url", help="URL of a mirror, or path of the archive.")
 def data_get(name: str, root: str, url: str | None) -> None:
-    """Download a published data set: camvid or voc. The others need an account with their owners.
+    """Download a published data set: camvid or voc.
+
+    Other data sets need an account with their owners.
 
     \b
     Example:
@@ -197,7 +203,7 @@ def data_get(name: str, root: str, url: str | None) -> None:
 @cli.command()
 @click.argument("text", default="")
 def models(text: str) -> None:
-    """List architectures, encoders and ready models; TEXT filters by name, tu-… looks among timm's.
+    """List architectures, encoders and ready models. TEXT filters them by name; tu-… searches the encoders of timm.
 
     \b
     Example:
@@ -219,7 +225,9 @@ def models(text: str) -> None:
 @cli.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes that --recipe knows; with NAME, its settings as YAML for --config.
+    """List the recipes that --recipe knows, or print one.
+
+    With NAME, its settings are printed as YAML for --config.
 
     \b
     Example:
@@ -243,7 +251,7 @@ def recipes(name: str | None) -> None:
     out="train.out", sections=("data", "model", "augment", "train", "cluster"), recipe=True,
 )  # fmt: skip
 def train(config: Config, overwrite: bool) -> None:
-    """Train one model; the same command again resumes after the last whole epoch.
+    """Train one model. The same command again resumes after the last complete epoch.
 
     \b
     Example:
@@ -286,9 +294,10 @@ def train(config: Config, overwrite: bool) -> None:
     recipe=True, resume=True,
 )  # fmt: skip
 def sweep(config: Config, overwrite: bool) -> None:
-    """Compare encoders, learning rates, any settings, by score and by cost; poor trials stop early.
+    """Search over encoders, learning rates and any other settings.
 
-    The same command again resumes; so does --resume with --out alone.
+    Trials are compared by score and cost, and poor ones stop early. The same command again resumes; so does
+    --resume with --out alone.
 
     \b
     Example:
@@ -314,7 +323,9 @@ def sweep(config: Config, overwrite: bool) -> None:
 @sweep.command("show")
 @click.argument("out")
 def sweep_show(out: str) -> None:
-    """Print the leaderboard of a sweep, its advice and how far it is, by its files alone; also while it runs.
+    """Print the leaderboard and the progress of a sweep.
+
+    They are read from its files, also while it runs.
 
     \b
     Example:
@@ -333,7 +344,9 @@ def sweep_show(out: str) -> None:
     out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
 )  # fmt: skip
 def evaluate(config: Config, overwrite: bool) -> None:
-    """Score a model, or finished labels, at the frames' own size: by class, frame and condition, with pictures.
+    """Score a model or finished labels against ground truth.
+
+    Frames are scored at their own size: by class, by frame and by condition, with pictures.
 
     \b
     Example:
@@ -341,7 +354,7 @@ def evaluate(config: Config, overwrite: bool) -> None:
       segray evaluate runs/city/best --format cityscapes --data cityscapes/ --window 512x1024 --flip \\
                       --set infer.scales='[0.75, 1, 1.25]'
       segray evaluate deeplabv3-coco --format cityscapes --data cityscapes/
-      segray evaluate runs/camvid/best --format camvid --data camvid/ --calibrate --out runs/camvid-honest
+      segray evaluate runs/camvid/best --format camvid --data camvid/ --calibrate --out runs/camvid-calibrated
       segray evaluate labels/val --truth camvid/valannot --conditions weather.csv --out runs/labels-val
     """
     from segray.evaluate import PICTURES, evaluate
@@ -358,10 +371,12 @@ def evaluate(config: Config, overwrite: bool) -> None:
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--out", help="Folder for compare.json and a picture of the images that changed most.")
-@click.option("--images", default=10, show_default=True, help="Images that changed most, to name.")
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--images", default=10, show_default=True, help="Number of images to list that changed most.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
 def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> None:
-    """Say whether the mIoU of two evaluations of the same frames differs by more than noise, over all and by class.
+    """Say whether two evaluations differ by more than noise.
+
+    Both are of the same frames; mIoU and each class are compared.
 
     \b
     Example:
@@ -386,7 +401,7 @@ def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> 
     out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
 def label(config: Config, overwrite: bool) -> None:
-    """Label images and videos into Parquet; the same command again goes on where it was stopped.
+    """Label images and videos: write masks and metrics as Parquet. The same command again resumes.
 
     \b
     Example:
@@ -406,7 +421,9 @@ def label(config: Config, overwrite: bool) -> None:
 @cli.command()
 @click.argument("out")
 def verify(out: str) -> None:
-    """Check that finished labels hold every planned row exactly once, each mask whole; exit code 1 if not.
+    """Check that finished labels are complete and undamaged.
+
+    Every planned row must be there exactly once, with a whole mask. The exit code is 1 if that is not so.
 
     \b
     Example:
@@ -438,13 +455,22 @@ def note_unfinished(labels: str) -> None:
 
 @cli.command()
 @click.argument("labels")
-@click.option("--by", default="uncertainty", show_default=True, help="uncertainty, flicker or rare-class.")
-@click.option("--count", default=20, show_default=True, help="Frames to name.")
-@click.option("--apart", default=2.0, show_default=True, help="Least distance: seconds of a video, files of a folder.")
-@click.option("--out", help="File that lists them: .jsonl or .parquet.")
-@click.option("--pictures", help="Folder for pictures of them, each beside its mask.")
+@click.option(
+    "--by", default="uncertainty", show_default=True, help="Order of the frames: uncertainty, flicker or rare-class."
+)
+@click.option("--count", default=20, show_default=True, help="Number of frames to list.")
+@click.option(
+    "--apart",
+    default=2.0,
+    show_default=True,
+    help="Smallest distance of two frames, in seconds of a video or files of a folder.",
+)
+@click.option("--out", help="File for the list, .jsonl or .parquet, local or on s3://.")
+@click.option("--pictures", help="Folder for a picture of each frame beside its mask.")
 def select(labels: str, by: str, count: int, apart: float, out: str | None, pictures: str | None) -> None:
-    """Name the frames of finished labels that are most worth a person's time, spread over videos and folders.
+    """List the frames of labels that are most worth a person's look.
+
+    They are spread over videos and folders, and may be of labels that are not finished.
 
     \b
     Example:
@@ -475,7 +501,7 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
 @cli.command()
 @click.argument("place", metavar="IMAGE|VIDEO#frame=N")
 @click.option("--model", required=True, cls=Setting, setting="label.model")
-@click.option("--out", default=".", show_default=True, help="Folder for the two pictures.")
+@click.option("--out", default=".", show_default=True, help="Folder for the two pictures, local or on s3://.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
 def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
     """Write the segmentation map and the overlay of one frame.
@@ -496,9 +522,9 @@ def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("labels")
-@click.option("--video", "out", required=True, metavar="OUT.mp4", help="The video that is written, H.264.")
-@click.option("--input", "name", help="End of the video's path, where the labels hold several.")
-@click.option("--overwrite", is_flag=True, help="Write over a file that is there.")
+@click.option("--video", "out", required=True, metavar="OUT.mp4", help="The H.264 video to write.")
+@click.option("--input", "name", help="End of the video's path, for labels of several videos.")
+@click.option("--overwrite", is_flag=True, help="Replace the video if it exists.")
 def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
     """Render a labelled video with its masks over it.
 
@@ -522,18 +548,20 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
 
 @cli.command()
 @click.argument("source")
-@click.option("--to", required=True, help="The format, as below.")
-@click.option("--out", help="Folder that it goes to; for onnx the file.")
-@click.option("--images", is_flag=True, help="Write the images too, below OUT/images; video frames as PNG.")
-@click.option("--min-area", default=64, show_default=True, help="coco: pixels of the smallest instance.")
-@click.option("--image-root", default="", help="label-studio: URL before the images' names; default: where they are.")
-@click.option("--repo", help="hub: OWNER/NAME; one that is new becomes private.")
-@click.option("--dry-run", is_flag=True, help="hub: say what would be uploaded.")
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier export left in --out.")
+@click.option("--to", required=True, help="Format, from the list above.")
+@click.option("--out", help="Folder of the export; for onnx the file.")
+@click.option("--images", is_flag=True, help="Also write the images, below OUT/images; video frames become PNG.")
+@click.option("--min-area", default=64, show_default=True, help="Size of the smallest instance in pixels, for coco.")
+@click.option(
+    "--image-root", default="", help="URL before the image names, for label-studio. Default: the paths of the images."
+)
+@click.option("--repo", help="Repository OWNER/NAME, for hub. A new one is private.")
+@click.option("--dry-run", is_flag=True, help="Say what would be uploaded and exit, for hub.")
+@click.option("--overwrite", is_flag=True, help="Delete the results of an earlier export in --out first.")
 def export(
     source: str, to: str, out: str | None, repo: str | None, dry_run: bool, overwrite: bool, **given: Any
 ) -> None:
-    """Write labels, or a model bundle, as other tools read them; the same command again goes on where it stopped.
+    """Export labels or a model bundle to the formats of other tools. The same command again resumes.
 
     \b
     Of labels:  png            masks and classes.csv; with --images what --format folder trains on
@@ -542,7 +570,7 @@ def export(
                 coco-panoptic  panoptic PNGs, a segment a region of things, and a stuff
                 cvat           zip of "Segmentation mask 1.1"
                 label-studio   tasks with predictions as brush strokes
-                huggingface    dataset folder with images, masks and figures
+                huggingface    dataset folder with images, masks and metrics
     Of a model: onnx           one file, checked against the model
                 hub            upload to the Hugging Face Hub, with a card
 
@@ -595,7 +623,9 @@ def export(
 @click.argument("report__runs", nargs=-1, metavar="[FOLDER]...")
 @stage("--labels", out="report.out", sections=("report",))
 def report(config: Config, overwrite: bool) -> None:
-    """Write one HTML page about training runs, sweeps, evaluations, comparisons and labels.
+    """Write one HTML page about runs, evaluations and labels.
+
+    It takes the folders that train, sweep, evaluate, compare and label wrote.
 
     \b
     Example:
@@ -609,24 +639,31 @@ def report(config: Config, overwrite: bool) -> None:
     say(f"The report is {page}.")
 
 
-CLUSTER = click.option("--address", help="The head's dashboard, http://HEAD:8265; default: RAY_ADDRESS.")
+CLUSTER = click.option(
+    "--address", help="Dashboard of the cluster's head, such as http://10.0.0.1:8265. Default: RAY_ADDRESS."
+)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", metavar="train|sweep|label|evaluate|jobs.NAME")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @CLUSTER
-@click.option("--no-wait", is_flag=True, help="Send it, and do not follow it.")
-@click.option("--python", help="Interpreter on the cluster; default: this one's path, with --pip the cluster's.")
+@click.option("--no-wait", is_flag=True, help="Send the job and exit.")
+@click.option("--python", help="Python on the cluster. Default: the path of this one, or with --pip the cluster's own.")
 @click.option(
-    "--pip", multiple=True, metavar="REQUIREMENT", help="Installed for the job; a wheel file is sent. Again for more."
+    "--pip",
+    multiple=True,
+    metavar="REQUIREMENT",
+    help="Package to install for the job; a wheel file is sent along. Repeat the flag for more.",
 )
 def submit(
     command: str, args: tuple[str, ...], address: str | None, no_wait: bool, python: str | None, pip: tuple[str, ...]
 ) -> None:
-    """Run a command as a job on a cluster, follow what it writes, and end with its exit code.
+    """Run a command as a job on a cluster.
 
-    Its flags are the command's own. Ctrl-C leaves the job running; what it reads and writes is on s3://, or in
+    Its output is followed, and its exit code is the one that submit ends with.
+
+    Its flags are the command's own. Ctrl-C leaves the job running. What it reads and writes is on s3://, or in
     folders that the cluster's nodes mount.
 
     \b
@@ -672,7 +709,7 @@ def submitted(command: str, args: list[str]) -> tuple[Config, list[str], bool]:
 
 
 def follow(client: Any, job: str) -> None:
-    """Show a job's output until it ends, and end with its code; Ctrl-C ends the showing alone."""
+    """Show a job's output until it ends, and end with its exit code. Ctrl-C leaves the job running."""
     from segray import submit as jobs
     from segray.terminal import say
 
@@ -691,7 +728,7 @@ def follow(client: Any, job: str) -> None:
 @cli.command()
 @CLUSTER
 def jobs(address: str | None) -> None:
-    """List the jobs of a cluster, the newest first.
+    """List the jobs of a cluster, newest first.
 
     \b
     Example:
@@ -715,9 +752,9 @@ def jobs(address: str | None) -> None:
 @cli.command()
 @click.argument("job")
 @CLUSTER
-@click.option("-f", "--follow", "go_on", is_flag=True, help="Go on until the job ends, and end with its exit code.")
+@click.option("-f", "--follow", "go_on", is_flag=True, help="Follow the job to its end, and end with its exit code.")
 def logs(job: str, address: str | None, go_on: bool) -> None:
-    """Print what a job wrote.
+    """Print the output of a job.
 
     \b
     Example:
@@ -735,7 +772,7 @@ def logs(job: str, address: str | None, go_on: bool) -> None:
 @click.argument("job")
 @CLUSTER
 def stop(job: str, address: str | None) -> None:
-    """End a job; what it has finished stays, and the same command goes on from there.
+    """Stop a job. What it has finished is kept, and the same command resumes.
 
     \b
     Example:
@@ -750,9 +787,11 @@ def stop(job: str, address: str | None) -> None:
 
 @cli.command()
 @click.argument("out")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(out: str, as_json: bool) -> None:
-    """Say how far a run is, from its folder alone: train, sweep or label, here or anywhere, while it runs or after.
+    """Show the progress of a run from its folder.
+
+    The run is one of train, sweep or label, and may be running elsewhere.
 
     \b
     Example:

@@ -54,3 +54,9 @@ def test_a_flags_help_is_what_its_setting_says():
         assert " ".join(fields_of()[key].description.split()) in told
     assert "Passes over the training frames. [default: 10]" in told
     assert "Encoders to try. Default: `model.encoder` alone. Repeat the flag for more." in told
+
+
+@pytest.mark.parametrize("group", [cli.cli, cli.cli.commands["data"]])
+def test_a_list_of_commands_has_a_whole_sentence_for_each_at_80_columns(group):
+    told = group.get_help(click.Context(group, terminal_width=80))
+    assert "..." not in told.replace("[ARGS]...", "")
