@@ -218,7 +218,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
 
 
 def reliability_chart(curve: Sequence[Bin]) -> Markup:
-    """Accuracy over confidence, bin by bin, beside the dashed line of honest ones; grey bars: each bin's share."""
+    """Accuracy over confidence by bin, with the dashed line of perfect calibration. Grey bars: each bin's share."""
     confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
     share = [one["share"] for one in curve]
     with drawing():

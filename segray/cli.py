@@ -612,7 +612,7 @@ def export(
     there = "" if done.new else " It was there already."
     say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
     if done.parts < done.of:
-        say(f"{done.parts} of {done.of} parts are labelled so far; when more are, the same command goes on.")
+        say(f"{done.parts} of {done.of} parts are labelled so far; when more are, the same command exports them.")
     for reason in done.lost[:20]:
         say(f"Left out: {reason}")
     if len(done.lost) > 20:
@@ -686,7 +686,7 @@ def submit(
     sent = jobs.submit(client, command, config, flags, python=python, pip=pip, shown=shlex.join([command, *args]))
     say(f"Sent {sent.files} files, {size(sent.size)}. The job is {sent.job}.")
     if no_wait:
-        say(f"Its output: segray logs {sent.job} -f")
+        say(f"Follow it: segray logs {sent.job} -f")
         return
     follow(client, sent.job)
 
@@ -718,7 +718,7 @@ def follow(client: Any, job: str) -> None:
             client, job, lambda text: click.echo(text, nl=False), lambda text: click.echo(text, err=True)
         )
     except KeyboardInterrupt as stop:
-        say(f"The job goes on. Its output: segray logs {job} -f; its end: segray stop {job}")
+        say(f"The job keeps running. Follow it: segray logs {job} -f. Stop it: segray stop {job}")
         sys.exit(getattr(stop, "exit_code", 130))
     no_python = " Its interpreter is not on the cluster: see --python and --pip." if code == 127 else ""
     say(f"The job {job} ended with exit code {code}.{no_python}")
@@ -827,7 +827,7 @@ def main(command: click.Command = cli) -> None:
         click.echo(f"segray: {error}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        click.echo(f"segray: stopped.{' The same command goes on from here.' * (command is cli)}", err=True)
+        click.echo(f"segray: stopped.{' The same command resumes here.' * (command is cli)}", err=True)
         sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -115,7 +115,9 @@ def _read(run: str) -> Run:
         raise DataError(f"{run} holds no {SCORES} and {IMAGES}; give the --out of segray evaluate.")
     table = tables.read(images)
     if "cells" not in table.column_names:
-        raise DataError(f"{run} is of an older segray, without each image's counts; evaluate again with --overwrite.")
+        raise DataError(
+            f"{run} was made by an older segray, without each image's counts; evaluate again with --overwrite."
+        )
     return Run(run, storage.read_json(scores), {row["sample_id"]: row for row in table.to_pylist()})
 
 
@@ -132,7 +134,7 @@ def _check_same(a: Run, b: Run) -> None:
     for name in a.rows:
         one, other = (_counts(run.rows[name], len(classes))[:, 1] for run in (a, b))
         if not np.array_equal(one, other):
-            refuse(f"{name} has other truth ({one.sum()} labelled pixels and {other.sum()})")
+            refuse(f"{name} has other ground truth ({one.sum()} labelled pixels and {other.sum()})")
 
 
 def _counts(row: metrics.Packed, classes: int) -> np.ndarray:

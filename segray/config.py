@@ -1,6 +1,6 @@
 """Settings of every stage as pydantic models, read from YAML and `--set key=value`, strict about names.
 
-One file describes a whole road: each command reads the sections that it needs. An unknown key is an
+One file describes the whole pipeline: each command reads the sections that it needs. An unknown key is an
 error that names the nearest valid one; the resolved settings are saved beside what they made.
 """
 
@@ -418,7 +418,7 @@ class SweepSection(Section):
     )
     time: Annotated[float, Field(gt=0), BeforeValidator(_seconds), Unit("seconds")] | None = Field(
         None,
-        description="Start no further epoch after this time, such as 2h; the same command then goes on for as long "
+        description="Start no further epoch after this time, such as 2h; the same command then resumes for as long "
         "again. Default: no limit.",
     )
     gpu_hours: Annotated[float, Unit("hours")] | None = Field(
@@ -433,7 +433,7 @@ class SweepSection(Section):
         None, gt=0, description="Price of this device per hour, for the cost of labelling a million frames."
     )
     grace_epochs: Epochs = Field(1, ge=1, description="ASHA stops no trial before it has had this many epochs.")
-    reduction_factor: int = Field(2, ge=2, description="ASHA lets the best 1/N of the trials go on at each rung.")
+    reduction_factor: int = Field(2, ge=2, description="ASHA lets the best 1/N of the trials continue at each rung.")
     concurrent: int | None = Field(
         None, ge=1, description="Trials that run at the same time. Default: as many as the cluster has room for."
     )

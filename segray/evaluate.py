@@ -218,7 +218,7 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
         raise ConfigError(f"evaluate.truth goes with finished labels; {place} holds none. Use --format, --data.")
     if section.calibrate and (config.infer.window or config.infer.flip or config.infer.scales != [1.0]):
         raise ConfigError(
-            "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."
+            "evaluate.calibrate fits predictions of whole frames; leave out --window, --flip, infer.scales."
         )
     if section.calibrate and config.infer.threshold is not None:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
@@ -397,7 +397,7 @@ def write_reliability(uri: str, curve: list[Bin]) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
-    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
+    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfectly calibrated")
     upper.plot(confidence, accuracy, marker="o", color="#1f77b4", label="this model")
     upper.set(
         xlim=(0, 1),

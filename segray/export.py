@@ -32,14 +32,14 @@ from segray.core.label_folder import LabelFolder, Part
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
 from segray.core.plan import PlanReader, PlanRow
-from segray.core.schema import FIGURES, LabelRow
+from segray.core.schema import METRICS, LabelRow
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
 MARK = f"{STATE}/export.json"
 MODEL_FORMATS = ("onnx", "hub")
 COLUMNS = [
     *("input_id", "uri", "video_uri", "frame_index", "time_s", "height_px", "width_px", "mask", "mask_rle"),
-    *("class_pixels", "class_shares", *FIGURES, "model_id"),
+    *("class_pixels", "class_shares", *METRICS, "model_id"),
 ]
 THREADS = min(8, os.cpu_count() or 1)  # parts that are written at once
 ROWS = 16  # of a part that are in memory at once
@@ -72,7 +72,7 @@ class _Task(NamedTuple):
 def check_format(to: str) -> None:
     """ConfigError with the nearest names for one that is not there."""
     if to not in FORMATS and to not in MODEL_FORMATS:
-        raise ConfigError(f"{to!r} is no format to export to.{nearest(to, (*FORMATS, *MODEL_FORMATS))}")
+        raise ConfigError(f"{to!r} is not a format to export to.{nearest(to, (*FORMATS, *MODEL_FORMATS))}")
 
 
 def export(
@@ -94,7 +94,7 @@ def export(
     labelled = LabelFolder.open(labels)
     first = labelled.plans[0]
     if first.settings["mask_format"] == "none":
-        raise DataError(f"{labels} has figures alone; label with --mask-format png to have masks to export.")
+        raise DataError(f"{labels} holds no masks; label with --mask-format png to export them.")
     made = FORMATS[to]
     names = Names(labelled.plans)
     options = options or Options()

@@ -1,4 +1,4 @@
-"""A bundle and unlabelled frames → masks and figures in Parquet: Ray Data over the shards of a plan.
+"""A bundle and unlabelled frames → masks and metrics in Parquet: Ray Data over the shards of a plan.
 
 A row of the Ray Data dataset is a shard. An actor that holds the model fetches, decodes, infers, encodes and
 creates the shard's part itself, and returns a small receipt: a retry is harmless, and no array crosses the

@@ -211,5 +211,5 @@ class Sickness:
             if sum(len(processes) >= FAILS for processes in self._failed.values()) >= actors:
                 raise ClusterError(
                     f"Every labelling process failed {FAILS} times in a row, the last on {lost.node} ({lost.reason}). "
-                    "Look at that machine's GPU, and at Ray's logs for the traceback. Then the same command goes on."
+                    "Look at that machine's GPU, and at Ray's logs for the traceback. Then the same command resumes."
                 )

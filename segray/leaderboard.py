@@ -41,7 +41,7 @@ class Entry:
 class LeaderboardRow:
     """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
 
-    status: finished, stopped (by ASHA), failed, running, interrupted (the same command goes on) or not run.
+    status: finished, stopped (by ASHA), failed, running, interrupted (the same command resumes) or not run.
     miou_mean, miou_spread: over the seeds of one combination, and their standard deviation.
     label_images_per_s, peak_memory_mib, gmacs, parameters: core.pareto.Cost at the size trained for; images_per_s is
     training's. cost_per_million: of labelling a million frames, by sweep.price.
@@ -169,7 +169,7 @@ def _state(config: Config, board: Sequence[LeaderboardRow], live: bool) -> str:
     if live:
         return f"Running: {told}."
     if counts["interrupted"] or counts["not run"]:
-        return f"Not running: {told}. To go on: segray sweep --resume --out {config.sweep.out}"
+        return f"Not running: {told}. To resume: segray sweep --resume --out {config.sweep.out}"
     return f"Complete: {told}."
 
 

@@ -37,7 +37,7 @@ AVERAGES = {  # scores in the order of the page → what each is
     "mean_precision": ("Mean precision", "of the pixels called a class, those that are it"),
     "foreground_iou": ("Foreground IoU", "of the foreground alone"),
     "foreground_dice": ("Foreground Dice", "of the foreground alone"),
-    "ece": ("Expected calibration error", "mean distance of confidence and accuracy; 0 is honest"),
+    "ece": ("Expected calibration error", "mean distance of confidence and accuracy; 0 is perfectly calibrated"),
 }
 
 

@@ -46,10 +46,10 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
     uncertainty is mean entropy, flicker the share of pixels that differ from the frame before, rare-class the mean
     over classes of the frame's share over that of all frames (1 is an average frame). No two frames of a video are
     nearer than `apart` seconds, no two of a folder nearer than so many files; each video's and folder's best comes
-    before another's second. Raises DataError for labels that are not there, or do not have the figure.
+    before another's second. Raises DataError for labels that are not there, or do not have the metric.
     """
     if by not in ORDERS:
-        raise ConfigError(f"{by!r} is no order of frames.{nearest(by, ORDERS)}")
+        raise ConfigError(f"{by!r} is not an order of frames.{nearest(by, ORDERS)}")
     rows = _read(labels, ORDERS[by])
     values = rows[ORDERS[by]]
     if by == "rare-class":
@@ -59,7 +59,9 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
     else:
         scores = values.to_numpy()
     if not np.isfinite(scores).any():
-        raise DataError(f"No frame in {labels} has a {ORDERS[by]}; flicker is of videos, and all is of status ok.")
+        raise DataError(
+            f"No frame in {labels} has a {ORDERS[by]}; flicker needs videos, and only rows of status ok count."
+        )
     order = [int(i) for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
     picks = _spread(order, rows, count, apart)
     return [{**row, "score": float(scores[i])} for i, row in zip(picks, _rows(rows, picks), strict=True)]

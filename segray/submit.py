@@ -217,7 +217,7 @@ def follow(client: Any, job: str, write: Tell, note: Tell = lambda text: None) -
         except Lost as error:
             if lost_at is None:
                 lost_at = time.monotonic()
-                note(f"{client.get_address()} does not answer; the job goes on. Looking for it again …")
+                note(f"{client.get_address()} does not answer; the job keeps running. Trying again …")
             if time.monotonic() - lost_at > LOST_S:
                 raise ClusterError(f"{client.get_address()} is gone. When it is back: segray logs {job} -f") from error
         time.sleep(AGAIN_S)

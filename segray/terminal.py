@@ -77,7 +77,7 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
 
 
 class LabelProgress:
-    """label's Watch on a terminal or in a log: files found, frames done of all, speed, errors, and what binds."""
+    """label's Watch on a terminal or in a log: files found, frames done of all, speed, errors, and the bottleneck."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -97,18 +97,18 @@ class LabelProgress:
         self._new += receipt.rows * receipt.created
         self._seconds.update(receipt.seconds)
         speed = self._new / max(1e-9, time.monotonic() - self._started)
-        self._advance(receipt.rows, f"{speed:.1f} frames/s, {self._errors} errors{self._binding()}", self._total)
+        self._advance(receipt.rows, f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}", self._total)
 
     def note(self, text: str) -> None:
         say(text)
 
-    def _binding(self) -> str:
+    def _bottleneck(self) -> str:
         """The stage that takes longest; shards that wait do so for the model."""
         work = dict(self._seconds)
         if not work:
             return ""
         work["model"] = work.get("model", 0) + work.pop("wait", 0)
-        return f", {max(work, key=work.__getitem__)} binds"
+        return f", bottleneck: {max(work, key=work.__getitem__)}"
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def _folded(text: str) -> Text:
 def _leaderboard(rows: Sequence[LeaderboardRow], titles: Sequence[str], name: str) -> Table:
     fields = {title: name if title == "trial" else field for title, field in COLUMNS.items() if title in titles}
     cells = [[_cell(row, field) for field in fields.values()] for row in rows]
-    return _table("Leaderboard; * labels fastest for its mIoU", list(fields), cells)
+    return _table("Leaderboard; * on the Pareto front of mIoU and speed", list(fields), cells)
 
 
 def _cell(row: LeaderboardRow, field: str) -> object:
@@ -301,12 +301,12 @@ def show_labels(out: str, summary: Summary) -> None:
         rows = [("mIoU", scores["miou"]), ("pixel accuracy", scores["pixel_accuracy"])]
         rows += [("mean F1 (Dice)", scores["mean_f1"]), ("mean sensitivity", scores["mean_sensitivity"])]
         table(
-            "Scores against truth",
+            "Scores against ground truth",
             ("score", "value"),
             [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
-    say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and figures are in {out}/labels/*.parquet")
+    say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and metrics are in {out}/labels/*.parquet")
     for code, count in summary.get("notes", {}).items():
         say(f"Labelled, with a note in their rows: {count} frames ({code}).")
 
@@ -372,9 +372,12 @@ def show_scores(result: Evaluation) -> None:
     for note in result["notes"]:
         say(note)
     if result["missing"]:
-        say(f"Truth without a label, not scored: {len(result['missing'])} frames, such as {result['missing'][0]}.")
+        say(
+            f"Ground truth without a label, not scored: {len(result['missing'])} frames, "
+            f"such as {result['missing'][0]}."
+        )
     if result["not_covered"]:
-        say(f"Not covered by this model: {', '.join(result['not_covered'])}.")
+        say(f"Classes that this model does not know, not scored: {', '.join(result['not_covered'])}.")
 
 
 def show_comparison(result: Comparison) -> None:

@@ -39,7 +39,7 @@ STAGES = {  # of labelling, in the order of the work → what each is
     "decode": "to pixels of the model's size",
     "wait": "for a turn at the model, which other shards have",
     "model": "inference",
-    "encode": "masks and figures",
+    "encode": "masks and metrics",
     "write": "parts",
 }
 
@@ -242,7 +242,7 @@ def read_evaluation(place: str, share: Share) -> Evaluation:
     miou_counts = np.zeros(digest.MIOU_BINS, np.int64)
     for batch in tables.batches(rows, digest.BATCH):
         if "label_space" not in found or "shown" not in batch.schema.names:
-            raise DataError(f"{place} is of an older segray, without masks; evaluate again with --overwrite.")
+            raise DataError(f"{place} was made by an older segray, without masks; evaluate again with --overwrite.")
         listed += batch.select(LISTED_COLUMNS).slice(0, max(0, share.listed - len(listed))).to_pylist()
         shown += batch.filter(pc.is_valid(batch["prediction"])).to_pylist()
         miou_counts += digest.miou_histogram(batch["miou"])

@@ -90,7 +90,7 @@ def test_other_frames_classes_or_truth_are_one_line(tmp_path):
     for name, more, words in (
         ("frames", {"frames": 39}, "1 frames are in one alone, such as val/039"),
         ("classes", {"classes": ("road", "car", "van")}, r"their classes differ \(3 and 3; sky, van\)"),
-        ("truth", {"pixels": 903}, r"val/000 has other truth \(900 labelled pixels and 903\)"),
+        ("truth", {"pixels": 903}, r"val/000 has other ground truth \(900 labelled pixels and 903\)"),
     ):
         with pytest.raises(DataError, match=words):
             compare(a, run(tmp_path / name, 0.8, **more))

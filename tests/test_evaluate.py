@@ -216,8 +216,8 @@ def test_calibration_softens_confidence_and_keeps_masks(config, sharp, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"infer.flip": True}, "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."),
-        ({"infer.window": "32x32"}, "evaluate.calibrate fits single looks at whole frames; leave out --window, --flip, infer.scales."),
+        ({"infer.flip": True}, "evaluate.calibrate fits predictions of whole frames; leave out --window, --flip, infer.scales."),
+        ({"infer.window": "32x32"}, "evaluate.calibrate fits predictions of whole frames; leave out --window, --flip, infer.scales."),
         ({"infer.threshold": 0.5}, "evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again."),
     ],
 )  # fmt: skip

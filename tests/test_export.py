@@ -566,7 +566,7 @@ def test_another_export_and_other_files_are_refused(labels, tmp_path):
 
 
 def test_bad_questions_are_one_line(labels, tmp_path):
-    with pytest.raises(ConfigError, match=r"'coc' is no format to export to\. Did you mean coco"):
+    with pytest.raises(ConfigError, match=r"'coc' is not a format to export to\. Did you mean coco"):
         export(labels, "coc", str(tmp_path / "out"))
     with pytest.raises(DataError, match="holds no labels; give the --out of segray label"):
         export(str(tmp_path / "in"), "png", str(tmp_path / "out"))
@@ -575,7 +575,7 @@ def test_bad_questions_are_one_line(labels, tmp_path):
     with pytest.raises(ConfigError, match="an export is written to a local disk"):
         export(labels, "png", "s3://bucket/out")
     figures = made(tmp_path, name="figures", mask_format="none")
-    with pytest.raises(DataError, match="has figures alone; label with --mask-format png"):
+    with pytest.raises(DataError, match="holds no masks; label with --mask-format png"):
         export(figures, "png", str(tmp_path / "out"))
 
 
@@ -777,7 +777,7 @@ def test_the_command_says_what_came_of_it(tiny_bundle, tmp_path, capsys):
     assert first.startswith(
         f"2 frames are in {tmp_path}/out/README.md; error rows left out: 1. The folder is a dataset"
     )
-    assert "2 of 3 parts are labelled so far; when more are, the same command goes on." in first
+    assert "2 of 3 parts are labelled so far; when more are, the same command exports them." in first
     assert f"Left out: {tmp_path}/in/a/x.jpg is gone since the plan was made." in first
     assert "It was there already." in say(place, "--to", "huggingface", "--out", tmp_path / "out")
     told = say(tiny_bundle, "--to", "hub", "--repo", "me/model", "--dry-run")

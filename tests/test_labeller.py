@@ -145,5 +145,5 @@ def test_each_reason_is_said_once_and_the_run_ends_when_all_processes_are_sick()
         sickness.lost(replace(other, process=25), actors=2)
     assert str(told.value) == (
         f"Every labelling process failed 3 times in a row, the last on 10.0.0.8 ({SAID}). Look at that machine's GPU, "
-        "and at Ray's logs for the traceback. Then the same command goes on."
+        "and at Ray's logs for the traceback. Then the same command resumes."
     )

@@ -74,7 +74,7 @@ def test_a_sweep_is_read_from_its_files_while_it_runs_and_after_it_was_killed(fo
     ]
     assert killed.state == (
         "Not running: 1 finished, 1 interrupted, 1 stopped, 1 failed, 3 not run. "
-        f"To go on: segray sweep --resume --out {folder}"
+        f"To resume: segray sweep --resume --out {folder}"
     )
     assert killed.advice == f"{killed.leaderboard[0].trial} is the best; its speed as a labeller is not measured."
     with pytest.raises(DataError, match=r"trials holds no sweep \(no trials.json\); give the --out of segray sweep\."):

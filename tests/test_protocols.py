@@ -155,7 +155,9 @@ def test_labels_without_truth_are_one_line(labels, tmp_path):
     place = labels(cityscapes.LABEL_SPACE)
     with pytest.raises(ConfigError) as error:
         evaluate(settings(place, tmp_path))
-    assert str(error.value) == f"{place} was labelled without truth; give --truth FOLDER, or --format and --data."
+    assert (
+        str(error.value) == f"{place} was labelled without ground truth; give --truth FOLDER, or --format and --data."
+    )
 
 
 def test_a_table_gives_scores_by_its_columns(city, labels, tmp_path):

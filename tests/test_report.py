@@ -473,7 +473,11 @@ def test_evaluation_shows_classes_averages_conditions_and_frames(tmp_path):
     rows = table_rows(page)
     assert ["road", "", "84.2%", "91.4%", "88.9%", "83.3%", "25.0%", "75.0%"] in rows
     assert ["Mean of image mIoU", "50.0%", "each frame&#39;s own mIoU first, then their mean"] in rows
-    assert ["Expected calibration error", "12.5%", "mean distance of confidence and accuracy; 0 is honest"] in rows
+    assert [
+        "Expected calibration error",
+        "12.5%",
+        "mean distance of confidence and accuracy; 0 is perfectly calibrated",
+    ] in rows
     assert ["weather", "rain", "2", "", "25.0%", "50.0%"] in rows
     assert "Lowest 70.0%, quartiles" in page
     shown = galleries(page)
@@ -539,7 +543,9 @@ def test_evaluation_without_masks_says_what_to_do(tmp_path):
     place = write_evaluation(tmp_path / "old", labelled_images(tmp_path / "frames"))
     rows = pq.read_table(tmp_path / "old" / "images.parquet")
     pq.write_table(rows.drop_columns(["shown", "truth", "prediction"]), tmp_path / "old" / "images.parquet")
-    with pytest.raises(DataError, match=r"old is of an older segray, without masks; evaluate again with --overwrite\."):
+    with pytest.raises(
+        DataError, match=r"old was made by an older segray, without masks; evaluate again with --overwrite\."
+    ):
         page_of(tmp_path, place)
 
 

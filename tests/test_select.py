@@ -80,7 +80,7 @@ def test_bad_questions_are_one_line(labels, tmp_path):
     place = labels([frame("/a/1.png", entropy_mean=0.1)])
     with pytest.raises(DataError, match=r"No frame in .* has a flicker_share"):
         select(place, "flicker", 3)
-    with pytest.raises(ConfigError, match=r"'uncertain' is no order of frames\. Did you mean uncertainty"):
+    with pytest.raises(ConfigError, match=r"'uncertain' is not an order of frames\. Did you mean uncertainty"):
         select(place, "uncertain", 3)
 
 

@@ -1,4 +1,4 @@
-"""Logits at labelled pixels → how honest their probabilities are, and the temperature that makes them so.
+"""Logits at labelled pixels → how well their probabilities are calibrated, and the temperature that calibrates them.
 
 Guo et al. 2017, On Calibration of Modern Neural Networks: the expected calibration error of section 3 and the
 temperature scaling of section 4.2.

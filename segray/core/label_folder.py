@@ -98,7 +98,7 @@ class LabelFolder:
             return None
         missing = self.shards - len(self.parts)
         left = f"{missing} of its {self.shards} parts are not labelled yet" if missing else None
-        return f"{left or 'its totals are not written yet'}. The segray label command that wrote it goes on from there."
+        return f"{left or 'its totals are not written yet'}. The segray label command that wrote it resumes there."
 
     @cached_property
     def _repeats(self) -> list[pa.Array]:

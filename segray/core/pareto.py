@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Cost:
     """Of labelling frames of one size on one device, as core.cost measures it.
 
-    images_per_s: with frames in memory, class ids and figures back; no decoding, no writing.
+    images_per_s: with frames in memory, class ids and metrics back; no decoding, no writing.
     peak_memory_mib: a GPU's by PyTorch's allocator; without one, what the process grew by, None where no /proc says.
     gmacs: 1e9 multiply-adds a frame, of convolutions and matrix products. parameters: with batch norm's statistics.
     """

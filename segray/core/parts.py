@@ -147,7 +147,7 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
                 problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
     if folder.summary is None:
         speaks = "speaks of the plans before the last" if last_summary(folder.place) else "is missing"
-        problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command goes on")
+        problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command resumes")
     elif not problems:
         said: dict[str, object] = {**folder.summary}
         problems += [

@@ -1,4 +1,4 @@
-"""A model bundle and decoded frames of any size → class ids at source size, with figures of confidence."""
+"""A model bundle and decoded frames of any size → class ids at source size, with metrics of confidence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class Prediction(NamedTuple):
-    """mask_hw: uint8 [H, W] at source size. The figures are means over the pixels that the model sees.
+    """mask_hw: uint8 [H, W] at source size. The metrics are means over the pixels that the model sees.
 
     confidence_mean: of the highest class probability. entropy_mean: of the entropy, as a share of log C.
     low_margin_share: share of pixels where first minus second probability is below 0.5.
@@ -242,14 +242,14 @@ class Predictor:
 
     def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Prediction]:
         logits = logits.contiguous()  # class by class: a CPU finds the highest faster
-        figures = _figures(logits).tolist()
+        metrics = _metrics(logits).tolist()
         return [
-            self._prediction(one, job.size, job.points, figure)
-            for one, job, figure in zip(logits, jobs, figures, strict=True)
+            self._prediction(one, job.size, job.points, metric)
+            for one, job, metric in zip(logits, jobs, metrics, strict=True)
         ]
 
     def _prediction(
-        self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, figures: list[float]
+        self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
     ) -> Prediction:
         """From the logits [C, H, W]: they are interpolated to `size`, so that edges stay smooth."""
         ids, confidence = _ids(logits, size), None
@@ -260,7 +260,7 @@ class Predictor:
             if self.confidence_maps:
                 confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
         at = None if points is None else _at(logits, size, points).cpu().numpy()
-        confidence_mean, entropy_mean, low_margin_share = figures
+        confidence_mean, entropy_mean, low_margin_share = metrics
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
 
 
@@ -364,7 +364,7 @@ def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torc
     return found[0, :, 0].T
 
 
-def _figures(logits: torch.Tensor) -> torch.Tensor:
+def _metrics(logits: torch.Tensor) -> torch.Tensor:
     """[B, 3]: mean confidence, mean relative entropy, low-margin share."""
     step = BAND_ROWS[logits.device.type]
     sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)

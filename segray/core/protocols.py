@@ -45,7 +45,7 @@ PROTOCOLS = (
     Protocol("voc", "21 classes with background, 255 void", voc.NAMES, (voc.LABEL_SPACE,)),
     Protocol("binary", "foreground against background", carvana.LABEL_SPACE.names, (carvana.LABEL_SPACE,)),
 )  # fmt: skip
-BY_NAME = Protocol("by name", "the predicted classes, each with the truth of its name")
+BY_NAME = Protocol("by name", "the predicted classes, each with the ground truth of its name")
 
 
 def protocol_of(truth: LabelSpace, predicted: tuple[str, ...]) -> Protocol:

@@ -1,4 +1,4 @@
-"""Frames and a model → label rows: mask, figures, scores, or the reason why there is no mask."""
+"""Frames and a model → label rows: mask, metrics, scores, or the reason why there is no mask."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Done(NamedTuple):
 
 
 def label_rows(plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:
-    """Every row with its mask and figures, or with its error; one that cannot be read is no reason to stop.
+    """Every row with its mask and metrics, or with its error; one that cannot be read is no reason to stop.
 
     A straight line of work in the caller's thread: several shards at once fill the processors with fewer handovers
     from thread to thread than a pool for each stage does (360×480, a model of 0.7 ms: 330 frames/s against 226).

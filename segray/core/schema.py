@@ -12,7 +12,7 @@ import pyarrow as pa
 from segray.core.datasets.places import FrameOf
 
 SCORES = ("pixel_accuracy", "miou", "mean_f1", "mean_sensitivity", "mean_specificity")
-FIGURES = ("confidence_mean", "entropy_mean", "low_margin_share", "boundary_share", "flicker_share")
+METRICS = ("confidence_mean", "entropy_mean", "low_margin_share", "boundary_share", "flicker_share")
 
 
 class Picture(TypedDict):
@@ -58,7 +58,7 @@ class Verdict(TypedDict):
 
 
 class Seen(TypedDict):
-    """A mask and its figures; None where there is none."""
+    """A mask and its metrics; None where there is none."""
 
     height_px: int | None
     width_px: int | None
@@ -103,7 +103,7 @@ ROW_SCHEMA = pa.schema(
         ("class_pixels", pa.list_(pa.int64())),
         ("class_shares", pa.list_(pa.float64())),
         ("component_counts", pa.list_(pa.int64())),
-        *[(name, pa.float64()) for name in FIGURES],
+        *[(name, pa.float64()) for name in METRICS],
         ("status", pa.string()),
         ("error_code", pa.string()),
         ("error_message", pa.string()),

@@ -139,9 +139,11 @@ class LabelFrames:
                 SampleRef(path.removeprefix(root), places.image_place(row), truth)
                 for path, (row, truth) in zip(paths, having, strict=True)
             ]
-            self.what = "the truth of labelling"
+            self.what = "the ground truth of labelling"
         if not wanted:
-            raise ConfigError(f"{labels} was labelled without truth; give --truth FOLDER, or --format and --data.")
+            raise ConfigError(
+                f"{labels} was labelled without ground truth; give --truth FOLDER, or --format and --data."
+            )
         self._reading, self.not_covered = reading_space(self.space, self.truth_space)
         self._pair(wanted, rows)
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)

@@ -88,7 +88,7 @@ def test_a_set_is_fetched_checked_and_unpacked(url, tmp_path):
 def test_a_download_that_broke_goes_on_where_the_server_can(url, tmp_path, ranges):
     Server.cut, Server.ranges = 5000, ranges
     with pytest.raises(
-        DataError, match=r"broke off at 5000 of \d+ bytes\. The same command goes on\.|cannot be fetched"
+        DataError, match=r"broke off at 5000 of \d+ bytes\. The same command resumes\.|cannot be fetched"
     ):
         get("drawn", tmp_path / "set")
     assert not (tmp_path / "set").exists()
@@ -99,7 +99,7 @@ def test_a_download_that_broke_goes_on_where_the_server_can(url, tmp_path, range
 
 def test_a_download_without_a_length_that_broke_starts_over(url, tmp_path):
     Server.cut, Server.chunked = 5000, True
-    with pytest.raises(DataError, match=r"cannot be fetched: .*The same command goes on"):
+    with pytest.raises(DataError, match=r"cannot be fetched: .*The same command resumes"):
         get("drawn", tmp_path / "set")
     get("drawn", tmp_path / "set")
     assert len(files(tmp_path / "set")) == 3

@@ -126,7 +126,7 @@ def test_an_extension_that_was_interrupted_is_named_by_every_reader(labelled, to
     out = labelled("train", "video.mp4")
     (first,) = load_plans(out)
     further = make_plan(out, first.settings | {"inputs": [str(town / "val")]}, first.label_space, [first])
-    line = f"{out} is not finished: 1 of its 3 parts are not labelled yet. The segray label command that wrote it goes on from there."
+    line = f"{out} is not finished: 1 of its 3 parts are not labelled yet. The segray label command that wrote it resumes there."
     scored = load(None, {"evaluate.model": out, "evaluate.truth": str(town / "trainannot")})
     for read in (lambda: open_dataset(DataSection(format="labels", root=out)), lambda: LabelFrames(scored)):
         with pytest.raises(DataError) as told:
@@ -136,7 +136,7 @@ def test_an_extension_that_was_interrupted_is_named_by_every_reader(labelled, to
         assert line in CliRunner().invoke(cli, command).output.splitlines()
     assert parts.verify([first, further]) == [
         f"{storage.name_of(further.part_uri(0))} is missing",
-        "_SUCCESS speaks of the plans before the last: the run is not finished, and the same command goes on",
+        "_SUCCESS speaks of the plans before the last: the run is not finished, and the same command resumes",
     ]
     assert not status(out).finished
     assert "<b>Unfinished:</b> 2 of 3 parts are there" in render([out])

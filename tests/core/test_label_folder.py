@@ -49,7 +49,7 @@ def test_a_failed_row_stops_counting_once_it_is_planned_again(labels):
     assert named(folder) == [("a.png", "ok")]
     assert (folder.totals()[0].rows, folder.totals()[0].errors) == (1, {})
     assert folder.unfinished == (
-        "1 of its 3 parts are not labelled yet. The segray label command that wrote it goes on from there."
+        "1 of its 3 parts are not labelled yet. The segray label command that wrote it resumes there."
     )
     label_shard(second, 0, predictor)
     assert named(LabelFolder.open(first.out)) == [("a.png", "ok"), ("b.png", "ok")]

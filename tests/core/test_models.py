@@ -382,7 +382,9 @@ def test_a_hub_model_takes_any_size_its_encoders_pixels_and_a_store(tmp_path, mo
     with torch.inference_mode():
         assert torch.allclose(forward(model, image), published(image), atol=1e-5)
         assert forward(model, torch.randn(1, 3, 70, 50)).shape == (1, 150, 70, 50)
-    with pytest.raises(ModelError, match=r"^smp-hub/other cannot be had \(s3://.*/other/config.json cannot be read"):
+    with pytest.raises(
+        ModelError, match=r"^smp-hub/other could not be downloaded \(s3://.*/other/config.json cannot be read"
+    ):
         ready.resolve("smp-hub/other", f"{s3}/hub")
 
 
@@ -408,7 +410,9 @@ def test_an_encoders_name_reaches_neither_network_nor_disk(encoder, tmp_path, ti
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     (tmp_path / "unet" / "model.safetensors").symlink_to(tiny_bundle / "model.safetensors")
-    with pytest.raises(ModelError, match=rf"^smp-hub/unet cannot be had \(model\.encoder '{encoder}' is unknown"):
+    with pytest.raises(
+        ModelError, match=rf"^smp-hub/unet could not be downloaded \(model\.encoder '{encoder}' is unknown"
+    ):
         ready.resolve("smp-hub/unet", str(tmp_path))
 
 

@@ -350,7 +350,7 @@ def test_an_input_given_twice_is_planned_once(town, tmp_path):
 def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val", shard_size=2)
     label_all(plan, predictor)
-    assert parts.verify([plan]) == ["_SUCCESS is missing: the run is not finished, and the same command goes on"]
+    assert parts.verify([plan]) == ["_SUCCESS is missing: the run is not finished, and the same command resumes"]
     parts.finish([plan], {})
     names = [tmp_path / "labels" / storage.name_of(plan.part_uri(k)) for k in range(3)]
     whole = [name.read_bytes() for name in names]
@@ -491,10 +491,10 @@ def test_a_mask_is_the_highest_logit_at_source_size(predictor, size):
 
 
 def test_figures_of_confidence_are_those_of_the_softmax():
-    from segray.core.predictor import _figures
+    from segray.core.predictor import _metrics
 
     logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])  # one pixel torn between two classes, and one that is sure
-    confidence, entropy, low = _figures(logits)[0].tolist()
+    confidence, entropy, low = _metrics(logits)[0].tolist()
     assert (confidence, entropy, low) == (pytest.approx(0.75, abs=1e-4), pytest.approx(0.5, abs=1e-4), 0.5)
 
 

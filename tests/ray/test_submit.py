@@ -154,7 +154,7 @@ def test_a_connection_that_is_lost_is_made_anew_and_no_line_is_missing_or_double
 
     assert submit.follow(client, job, write, notes.append) == 7
     assert re.findall(r"^line \d+$", "".join(text), re.MULTILINE) == [f"line {i}" for i in range(1, 13)]
-    assert notes == [f"{line.url} does not answer; the job goes on. Looking for it again …"]
+    assert notes == [f"{line.url} does not answer; the job keeps running. Trying again …"]
 
 
 def test_a_head_that_stays_away_is_given_up_with_the_command_that_looks_again(head, monkeypatch):
@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(head, client):
     follower.send_signal(signal.SIGINT)
     out, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130
-    assert out.endswith(f"The job goes on. Its output: segray logs {job} -f; its end: segray stop {job}\n")
+    assert out.endswith(f"The job keeps running. Follow it: segray logs {job} -f. Stop it: segray stop {job}\n")
     assert client.get_job_info(job).status == "RUNNING"
     assert segray(head, "stop", job, "--address", head.jobs)[:2] == (0, f"{job} is stopped.\n")
     assert submit.follow(client, job, lambda text: None) == 143

@@ -71,7 +71,7 @@ def test_tpe_stops_in_time_goes_on_with_the_same_command_and_outlives_a_driver(s
     assert row.status == "interrupted"
     assert 1 <= row.epochs < epochs
     assert row.cost_per_million == pytest.approx(1e6 / row.label_images_per_s / 1000)
-    assert first.state.startswith("Not running: 1 interrupted, 1 not run. To go on: segray sweep --resume --out ")
+    assert first.state.startswith("Not running: 1 interrupted, 1 not run. To resume: segray sweep --resume --out ")
     before = checkpoint.read_history(tmp_path / "sweep" / "trials" / row.trial)
     rows, killed = [], []
 

@@ -106,9 +106,9 @@ def fetch(url: str, target: Path, on_bytes: Callable[[int, int | None], None]) -
         raise DataError(f"{url} cannot be fetched: {error}. Give a mirror or a local archive with --url.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:  # the last: a chunked answer that ends early
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{url} cannot be fetched: {reason}. The same command goes on; or give --url.") from error
+        raise DataError(f"{url} cannot be fetched: {reason}. The same command resumes; or give --url.") from error
     if total is not None and target.stat().st_size < total:
-        raise DataError(f"{url} broke off at {target.stat().st_size} of {total} bytes. The same command goes on.")
+        raise DataError(f"{url} broke off at {target.stat().st_size} of {total} bytes. The same command resumes.")
 
 
 def digest_of(folder: Path) -> str:

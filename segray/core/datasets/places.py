@@ -76,7 +76,7 @@ def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
     """mask_of() a row that has one. DataError where it holds none."""
     mask_hw = mask_of(row, source)
     if mask_hw is None:
-        raise DataError(f"{source} is not there; the row holds figures alone, or an error.")
+        raise DataError(f"{source} is not there; the row holds metrics alone, or an error.")
     return mask_hw
 
 

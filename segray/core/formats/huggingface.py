@@ -1,4 +1,4 @@
-"""A dataset folder of the Hugging Face Hub: Parquet with images, masks and figures, and a card."""
+"""A dataset folder of the Hugging Face Hub: Parquet with images, masks and metrics, and a card."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from segray.core import images
 from segray.core.formats.frame import Frame, Job, Writer, replacing
-from segray.core.schema import FIGURES, IMAGE, ROW_SCHEMA
+from segray.core.schema import IMAGE, METRICS, ROW_SCHEMA
 
 ROWS = 16  # of a row group: some 50 MB of frames
-COPIED = ("height_px", "width_px", "frame_index", "time_s", "class_shares", *FIGURES, "model_id")
+COPIED = ("height_px", "width_px", "frame_index", "time_s", "class_shares", *METRICS, "model_id")
 FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in ("image", "mask")}}}
 SCHEMA = pa.schema(
     [("image", IMAGE), ("mask", IMAGE), ("file_name", pa.string()), *(ROW_SCHEMA.field(name) for name in COPIED)],
@@ -38,7 +38,7 @@ configs:
 
 # Labelled frames
 
-{frames} frames with masks that a model made, not people: figures of its confidence stand beside each.
+{frames} frames with masks that a model made, not people: metrics of its confidence stand beside each.
 
 ```python
 frame = datasets.load_dataset("FOLDER OR REPO", split="train")[0]

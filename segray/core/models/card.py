@@ -65,10 +65,10 @@ def _scores(info: BundleInfo) -> list[str]:
     lines = ["None are kept in the bundle.", ""]
     if scores:
         data = info.config.get("data", {})
-        figures = ", ".join(f"{name} {_text(scores.get(key))}" for key, name in SCORES.items())
+        metrics = ", ".join(f"{name} {_text(scores.get(key))}" for key, name in SCORES.items())
         split = f"the split {data.get('val_split')} of its data ({data.get('format')})"
-        lines = [f"Of epoch {info.epoch}, on {split}, at the input size: {figures}."]
-        lines += ["", "A class that occurs in neither truth nor prediction has no IoU.", ""]
+        lines = [f"Of epoch {info.epoch}, on {split}, at the input size: {metrics}."]
+        lines += ["", "A class that occurs in neither ground truth nor prediction has no IoU.", ""]
     rows = zip(range(len(names)), names, info.label_space["colors"], ious, strict=True)
     lines += ["| id | class | colour | IoU |", "|---|---|---|---|"]
     return lines + [f"| {i} | {name} | {', '.join(map(str, color))} | {_text(iou)} |" for i, name, color, iou in rows]

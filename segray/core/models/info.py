@@ -67,7 +67,7 @@ def read_info(uri: str) -> BundleInfo:
 
 
 def model_id_of(info: BundleInfo) -> str:
-    """12 hex digits of everything that changes a label or its figures: weights, classes, preprocessing, temperature."""
+    """12 hex digits of everything that changes a label or its metrics: weights, classes, preprocessing, temperature."""
     keys = {"weights_sha256", "label_space", "input_size", "resize", "mean", "std", "schema_version"}
     if info.temperature != 1:
         keys.add("temperature")
