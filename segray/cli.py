@@ -142,10 +142,16 @@ def show_check(result: CheckResult, space: LabelSpace) -> None:
 
 @data.command("draw")
 @click.argument("root")
-@click.option("--train", default=48, show_default=True, help="Number of training frames.")
-@click.option("--val", default=16, show_default=True, help="Number of validation frames.")
+@click.option("--train", type=click.IntRange(0), default=48, show_default=True, help="Number of training frames.")
+@click.option("--val", type=click.IntRange(0), default=16, show_default=True, help="Number of validation frames.")
 @click.option("--size", default="180x240", show_default=True, help="Height x width of the frames.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the town; another seed draws another town.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the town; another seed draws another town.",
+)
 def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     """Draw labelled streets and a video, in CamVid's layout.
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import segray
 from segray.config import ClusterSection
-from segray.connecting import check_join, keep_token, not_started, refusal
+from segray.connecting import check_folder, check_join, keep_token, not_started, refusal
 from segray.core import storage
 from segray.core.checkpoint import EpochRow, plain
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
@@ -131,6 +131,7 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
         if config.object_store_gib:
             more["object_store_memory"] = int(config.object_store_gib * 2**30)
         if config.spill_dir:
+            check_folder(config.spill_dir, "cluster.spill_dir")
             more["object_spilling_directory"] = config.spill_dir
     else:
         check_join(address)

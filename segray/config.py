@@ -68,6 +68,18 @@ def _one_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
+def _divisors(value: tuple[float, ...]) -> tuple[float, ...]:
+    if min(value) <= 0:
+        raise ValueError("give numbers above 0")
+    return value
+
+
+def _zoom(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("give two numbers above 0, the smaller one first, such as [0.5, 2]")
+    return value
+
+
 def is_ready_model(text: str) -> bool:
     """Whether this is a ready model's name and not a folder."""
     return text in READY_MODELS or text.startswith(HUB)
@@ -128,7 +140,7 @@ Rows = Annotated[int, Unit("rows")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -196,7 +208,7 @@ class ModelSection(Section):
         None,
         description="Mean of red, green and blue in 0..1, which is subtracted. Default: that of the encoder's weights.",
     )
-    std: Rgb | None = Field(
+    std: Annotated[Rgb, AfterValidator(_divisors)] | None = Field(
         None,
         description="Standard deviation of red, green and blue in 0..1, which is divided by. Default: that of the "
         "encoder's weights.",
@@ -216,7 +228,7 @@ class ModelSection(Section):
 class AugmentSection(Section):
     """Random changes to the frames of a training batch. Values are drawn uniformly from their ranges."""
 
-    scale: Annotated[tuple[float, float], Words("two numbers")] | None = Field(
+    scale: Annotated[tuple[float, float], AfterValidator(_zoom), Words("two numbers")] | None = Field(
         None,
         description="Range of the zoom. Default: 1 for whole frames; for crops up to 2, and down to 0.5 as far as the "
         "crop stays inside the frame.",
@@ -368,7 +380,9 @@ class TrainSection(Section):
         description="Share batch-norm statistics among the workers. Default: on GPUs, where a worker has fewer than 4 "
         "images per step.",
     )
-    seed: int = Field(0, description="Seed of the initial weights, the order of the frames and the augmentation.")
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="Seed of the initial weights, the order of the frames and the augmentation."
+    )
     max_failures: int = Field(
         2, ge=0, description="How often a run whose workers died is restored from its checkpoint."
     )
@@ -521,7 +535,7 @@ class InferSection(Section):
         "to the size that the model was trained with.",
     )
     overlap: float = Field(0.33, ge=0, lt=1, description="Overlap of neighbouring windows, as a share of their side.")
-    scales: list[Annotated[float, Field(gt=0)]] = Field(
+    scales: list[Annotated[float, Field(gt=0, le=16)]] = Field(
         [1.0], min_length=1, description="Scales of the frame whose predictions are averaged."
     )
     flip: bool = Field(False, description="Average the predictions of the frame and of its mirror image.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.core import storage
-from segray.errors import ClusterError, shortened
+from segray.errors import ClusterError, ConfigError, shortened
 
 ANSWER_S = 5.0  # for a TCP connection; a head that is there answers in milliseconds
 LOOK_S = 60.0  # for each node to look for some paths; a process may have to start first
@@ -75,6 +75,15 @@ def check_join(address: str) -> None:
         )
     if address != "auto":
         check_answers(address, AT_HEAD)
+
+
+def check_folder(path: str, setting: str) -> None:
+    """ConfigError for a folder that cannot be made, or not be written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigError(f"{setting} {path} cannot be used: {storage.reason(error)}. Give another folder.") from error
 
 
 def refusal(error: BaseException, address: str) -> ClusterError:

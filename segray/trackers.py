@@ -6,7 +6,9 @@ same places, without doubling an epoch.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ from segray.core.checkpoint import EpochRow, History, read_history
 from segray.errors import ConfigError, shortened
 
 TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else it waits for minutes
+
+log = logging.getLogger("segray")
 
 Track = Callable[[EpochRow], None]
 
@@ -79,13 +84,16 @@ def _mlflow(config: Config, out: str, history: History) -> Track:
         from mlflow.exceptions import MlflowException
     except ImportError:
         raise ConfigError("train.mlflow is set, but mlflow is not installed: pip install 'segray[mlflow]'.") from None
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     try:
-        return _logged(MlflowClient(config.train.mlflow), config, out, history)
+        send = _logged(MlflowClient(config.train.mlflow), config, out, history)
     except MlflowException as error:
         why = shortened(str(error).strip().splitlines()[0].split(". ")[0].rstrip("."))
         raise ConfigError(
             f"train.mlflow {config.train.mlflow} cannot be used: {why}. Give a server's address, or leave it out."
         ) from error
+    return _kept(send, str(config.train.mlflow), MlflowException)
 
 
 def _logged(client: Any, config: Config, out: str, history: History) -> Track:
@@ -102,13 +110,30 @@ def _logged(client: Any, config: Config, out: str, history: History) -> Track:
             for key, value in config.model_dump(mode="json")[section].items():
                 client.log_param(run_id, f"{section}.{key}", value)
 
-    def log(row: EpochRow) -> None:
+    def send(row: EpochRow) -> None:
         for name, value in _numbers(row).items():
             client.log_metric(run_id, name, value, step=row["epoch"])
 
     for row in history[len(client.get_metric_history(run_id, "loss")) :]:
-        log(row)
-    return log
+        send(row)
+    return send
+
+
+def _kept(send: Track, uri: str, failure: type[Exception]) -> Track:
+    """Rows that cannot be logged are kept, and go out before the next one: a run does not end for its curves."""
+    waiting: History = []
+
+    def track(row: EpochRow) -> None:
+        waiting.append(row)
+        try:
+            while waiting:
+                send(waiting[0])
+                waiting.pop(0)
+        except failure as error:
+            why = shortened(str(error).strip().splitlines()[0])
+            log.warning(f"{uri} does not take epoch {waiting[0]['epoch']}, which is tried again: {why}")
+
+    return track
 
 
 def _numbers(row: EpochRow) -> dict[str, float]:

@@ -11,10 +11,11 @@ from ray._private.utils import check_version_info
 
 from segray import cluster, connecting, submit, train
 from segray.config import ClusterSection, Config, load
+from segray.connecting import check_folder
 from segray.core import storage
 from segray.core.datasets import FileSamples, streets
 from segray.core.samples import SampleRef
-from segray.errors import ClusterError
+from segray.errors import ClusterError, ConfigError
 from segray.label import label
 from segray.shapes import Resources, WorkerShape, shape
 
@@ -230,3 +231,11 @@ def test_a_job_that_was_never_run_says_why():
     info = SimpleNamespace(status="FAILED", driver_exit_code=None, message="Trace\nno such file: python")
     with pytest.raises(ClusterError, match=r"^The job did not start or was lost: no such file: python$"):
         submit.exit_code(info)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+    check_folder(str(tmp_path / "spill"), "cluster.spill_dir")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as error:
+        check_folder(f"{tmp_path}/file", "cluster.spill_dir")
+    assert str(error.value) == f"cluster.spill_dir {tmp_path}/file cannot be used: File exists. Give another folder."

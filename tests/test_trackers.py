@@ -28,6 +28,37 @@ def test_a_place_that_mlflow_refuses_is_one_line(tmp_path):
         run_twice(config, tmp_path / "run")
 
 
+def test_a_server_that_does_not_answer_is_one_line_in_seconds(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    for name, value in (("MAX_RETRIES", "0"), ("TIMEOUT", "1")):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    config = load(None, {"train.out": str(tmp_path / "run"), "train.mlflow": "http://127.0.0.1:1"})
+    with pytest.raises(ConfigError, match=r"^train\.mlflow http://127\.0\.0\.1:1 cannot be used: .*leave it out\.$"):
+        run_twice(config, tmp_path / "run")
+
+
+def test_an_epoch_that_mlflow_does_not_take_goes_out_with_the_next(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    uri = (tmp_path / "mlruns").as_uri()
+    config = load(None, {"train.out": str(tmp_path / "run"), "train.mlflow": uri, "train.epochs": 3})
+
+    def refuse(*_, **__):
+        raise mlflow.exceptions.MlflowException("502 Bad Gateway")
+
+    with tracking(config) as track:
+        with monkeypatch.context() as patch:
+            patch.setattr(mlflow.MlflowClient, "log_metric", refuse)
+            track(row(1))
+        track(row(2))
+    assert [record.message for record in caplog.records if record.name == "segray"] == [
+        f"{uri} does not take epoch 1, which is tried again: 502 Bad Gateway"
+    ]
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("segray").experiment_id])
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2]
+
+
 def test_tensorboard_has_each_epoch_once(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run_twice(load(None, {"train.out": str(tmp_path / "run")}), tmp_path / "run")

@@ -97,8 +97,11 @@ def fit(
                 learner.model.compile()
         try:
             trained = train_epoch(worker, learner, config, data, epoch)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(_too_large(worker, config, data)) from error
+        except RuntimeError as error:
+            # What torch says of a CPU's memory has no class of its own.
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise ModelError(_too_large(worker, config, data)) from error
+            raise
         pending += 1
         row: EpochRow = {**trained, "device": device, "evaluated": False, "val_loss": math.nan, **metrics.NOT_EVALUATED}
         if epoch % train.eval_every and epoch < train.epochs:

@@ -29,6 +29,21 @@ def test_objects_are_spilled_to_disks():
     assert message(cluster__spill_dir="s3://b/spill") == line
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("augment.scale", [2.0, 1.0], "[2.0, 1.0]; give two numbers above 0, the smaller one first, such as [0.5, 2]."),
+        ("augment.scale", [0, 1], "[0, 1]; give two numbers above 0, the smaller one first, such as [0.5, 2]."),
+        ("model.std", [1, 0, 1], "[1, 0, 1]; give numbers above 0."),
+        ("train.seed", -1, "-1; input should be greater than or equal to 0."),
+        ("train.learning_rate", float("inf"), "inf; input should be a finite number."),
+        ("label.fps", float("nan"), "nan; input should be a finite number."),
+    ],
+)
+def test_numbers_with_which_nothing_can_be_computed_are_refused(key, value, rule):
+    assert message(**{key.replace(".", "__"): value}) == f"settings: {key} is {rule}"
+
+
 def test_what_is_saved_is_read_back_equal(tmp_path):
     config = load(None, {"data.size": "180x240", "train.learning_rate": 3e-4, "sweep.encoders": ["a", "b"]})
     (tmp_path / "c.yaml").write_text(config.to_yaml())

@@ -297,9 +297,16 @@ def test_a_bundle_that_does_not_score_as_it_was_measured_ends_the_run_with_an_er
     loop.fit(LocalWorker(), config.changed({"train.epochs": 8}), data)
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(settings, data, monkeypatch):
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you …"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(settings, data, monkeypatch, raised):
     def full(model, images):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise raised
 
     monkeypatch.setattr(loop, "forward_all", full)
     with pytest.raises(ModelError) as error:

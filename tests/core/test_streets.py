@@ -13,7 +13,7 @@ from PIL import Image
 
 from segray.core.datasets import streets
 from segray.core.images import decode_mask
-from segray.errors import DataError, OutputExists
+from segray.errors import DataError, OutputExists, StorageError
 
 NAMES = streets.LABEL_SPACE.names
 SMALL = {"train": 2, "val": 1, "video_s": 0.5, "fps": 10, "size": (48, 64)}
@@ -175,6 +175,12 @@ def test_streets_with_other_settings_are_refused(tmp_path):
     with pytest.raises(OutputExists, match="holds streets with other settings"):
         streets.write(root, **SMALL | {"val": 2})
     assert json.loads((root / "streets.json").read_text())["val"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/town cannot be written: File exists\. Choose another folder\.$"):
+        streets.write(tmp_path / "file" / "town", train=1, val=0, video_s=0)
 
 
 def test_a_video_of_odd_size_is_refused_before_anything_is_drawn(tmp_path):

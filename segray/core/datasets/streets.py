@@ -22,10 +22,11 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from segray.core import storage
 from segray.core.datasets.camvid import LABEL_SPACE, VOID_ID
 from segray.core.images import encode_mask
 from segray.core.samples import Sample
-from segray.errors import DataError, OutputExists
+from segray.errors import DataError, OutputExists, StorageError
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 DRAWING = 1  # goes up when the same seed gives other pixels, so that `write` does not keep old ones
@@ -246,21 +247,29 @@ def write(
         raise DataError(f"size {size[0]}×{size[1]} is odd; H.264 video needs even sides. Add or take one pixel.")
     if _is_written(root, settings):
         return root
+    try:
+        _write(root, settings, range(seed * 100_000, seed * 100_000 + train), val, frames)
+    except OSError as error:
+        raise StorageError(f"{root} cannot be written: {storage.reason(error)}. Choose another folder.") from error
+    return root
+
+
+def _write(root: Path, settings: dict[str, Any], train: range, val: int, frames: int) -> None:
+    """Draw beside, and rename: the folder is there at once, or not at all."""
+    first, size = train.start, settings["size"]
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         folder = Path(temporary) / root.name
-        first = seed * 100_000
-        _write_split(folder, "train", range(first, first + train), size)
+        _write_split(folder, "train", train, size)
         _write_split(folder, "val", range(first + 50_000, first + 50_000 + val), size)
         if frames:
-            _write_video(folder, first + 90_000, frames, fps, size)
+            _write_video(folder, first + 90_000, frames, settings["fps"], size)
         (folder / "streets.json").write_text(json.dumps(settings, indent=2) + "\n")
         try:
             folder.rename(root)
         except OSError:  # root is no longer free: another process was quicker
             if not _is_written(root, settings):
                 raise
-    return root
 
 
 def _is_written(root: Path, settings: dict[str, Any]) -> bool:
