@@ -1,4 +1,4 @@
-"""The command line: parse → settings → one call → print. Every stage's function has its command's name.
+"""The command line. A command parses, resolves settings, calls the function of its name, and prints.
 
 Heavy modules are imported inside the commands, so that `segray --help` answers at once.
 """
@@ -35,7 +35,7 @@ def preview_sweep(config: Config) -> None:
 
 
 class Example(click.Command):
-    """Keeps the line breaks of its help, so that examples can be copied."""
+    """A command whose help keeps its line breaks, so that examples can be copied."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"context_settings": {"max_content_width": 110}, **kwargs})
@@ -698,7 +698,7 @@ def submit(
 
 
 def submitted(command: str, args: list[str]) -> tuple[Config, list[str], bool]:
-    """The settings of a command line that is to be a job, the flags that stay, and whether it is a dry run."""
+    """Resolve the command line of a job: its settings, the flags that remain, and whether it is a dry run."""
     from segray import submit as jobs
     from segray.errors import ConfigError, nearest
 

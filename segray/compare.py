@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
 
 def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, seed: int = 0) -> Comparison:
-    """What compare.json then holds. run_a, run_b: the --out of two evaluations.
+    """Compare two evaluations, by their --out. Returns what compare.json then holds.
 
     A verdict is 1 where B is better, −1 where A is, 0 where the 95 % interval of the difference holds 0 (a paired
     bootstrap over images, core.bootstrap), None where a score is undefined. DataError that names what differs, where

@@ -26,7 +26,7 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def parse_size(value: Any) -> Any:
-    """'180x240' (height × width) → (180, 240)."""
+    """Parse '180x240' (height × width) to (180, 240)."""
     if isinstance(value, str):
         parts = value.lower().replace("×", "x").split("x")
         if len(parts) == 2 and all(part.strip().isdigit() for part in parts):
@@ -36,12 +36,12 @@ def parse_size(value: Any) -> Any:
 
 
 def _mask_id(value: Any) -> Any:
-    """'#800040' → the id of that colour, as core.samples.color_id."""
+    """Give the id of a colour such as '#800040', as core.samples.color_id does."""
     return 1 << 24 | int(value[1:], 16) if isinstance(value, str) and value.startswith("#") else value
 
 
 def _seconds(value: Any) -> Any:
-    """'2h', '90m', '45s' → seconds."""
+    """Parse '2h', '90m' or '45s' to seconds."""
     if isinstance(value, str):
         number, unit = value[:-1].strip(), value[-1:]
         if unit not in TIME_UNITS or not number.replace(".", "", 1).isdigit():
@@ -59,12 +59,12 @@ def _objective(value: str) -> str:
 
 
 def _rates(value: Any) -> Any:
-    """'1e-3,1e-2' → ['1e-3', '1e-2']; a range a..b stays."""
+    """Split '1e-3,1e-2' to ['1e-3', '1e-2'], and leave a range a..b as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) and ".." not in value else value
 
 
 def _one_loss(value: Any) -> Any:
-    """'dice' → {'dice': 1.0}."""
+    """Weigh a single loss: 'dice' becomes {'dice': 1.0}."""
     return {value: 1.0} if isinstance(value, str) else value
 
 
@@ -81,7 +81,7 @@ def _zoom(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def is_ready_model(text: str) -> bool:
-    """Whether this is a ready model's name and not a folder."""
+    """Say whether this is a ready model's name and not a folder."""
     return text in READY_MODELS or text.startswith(HUB)
 
 
@@ -101,24 +101,27 @@ def _is_uri(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Located:
-    """Marks a setting that is a path. words: what it holds, for people; is_name: whether a value is no path."""
+    """Marks a setting that is a path.
+
+    words: its type for people. is_name: whether a value is a name and no path.
+    """
 
     words: str
     is_name: Callable[[str], bool] = lambda text: False
 
     def absolute(self, text: str) -> str:
-        """The path as it is called from every folder; a name stays."""
+        """Give the path that means the same in every folder; a name stays as it is."""
         from segray.core import storage  # half a second, for clients of S3
 
         return text if self.is_name(text) else storage.absolute(text)
 
 
 class Words(str):
-    """Marks a type: what it holds, for people."""
+    """Marks a type with its words for people."""
 
 
 class Unit(str):
-    """Marks a setting: what its number counts."""
+    """Marks a setting with the unit of its number."""
 
 
 Place = Annotated[str, Located("path")]
@@ -392,12 +395,12 @@ class TrainSection(Section):
 
     @property
     def peak_rate(self) -> float:
-        """The learning rate that is given, else the optimizer's usual one."""
+        """The given learning rate, else the default of the optimizer."""
         return RATES[self.optimizer][0] if self.learning_rate is None else self.learning_rate
 
     @property
     def decay(self) -> float:
-        """The weight decay that is given, else the optimizer's usual one."""
+        """The given weight decay, else the default of the optimizer."""
         return RATES[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
 
@@ -506,13 +509,13 @@ class LabelSection(Section):
     confidence_maps: bool = Field(False, description="Also store the confidence of each pixel, as a grey PNG.")
 
     def given_model(self) -> str:
-        """The model, as it was named. ConfigError where none was."""
+        """Give the model as it was named. Raises ConfigError where none was."""
         if not self.model:
             raise ConfigError("label.model is not given; name the bundle: --model runs/train/best.")
         return self.model
 
     def check_given(self) -> None:
-        """ConfigError when model or inputs are not given, or two settings contradict each other."""
+        """Raise ConfigError where model or inputs are missing, or two settings contradict each other."""
         self.given_model()
         if not self.inputs:
             raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
@@ -521,7 +524,7 @@ class LabelSection(Section):
 
 
 class GivenLabelSection(LabelSection):
-    """What label works with: a model is named, and all places hold on every machine."""
+    """The settings that labels are made with: a model is given, and all paths are absolute."""
 
     model: str
 
@@ -583,7 +586,7 @@ class EvaluateSection(Section):
     )
 
     def given_model(self) -> str:
-        """The model, as it was named. ConfigError where none was."""
+        """Give the model as it was named. Raises ConfigError where none was."""
         if not self.model:
             raise ConfigError(
                 "evaluate.model is not given; name the bundle, a ready model of `segray models`, or labels."
@@ -634,7 +637,7 @@ class ClusterSection(Section):
 
 
 class Config(Section):
-    """Every stage's settings; all have defaults."""
+    """The settings of every stage. All of them have defaults."""
 
     data: DataSection = Field(default_factory=DataSection)
     model: ModelSection = Field(default_factory=ModelSection)
@@ -648,15 +651,15 @@ class Config(Section):
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
     def to_yaml(self, sections: Iterable[str] | None = None) -> str:
-        """The resolved settings; `load` reads them back to an equal Config."""
+        """Write the resolved settings as YAML, from which `load` makes an equal Config."""
         return yaml.safe_dump(self.model_dump(mode="json", include=set(sections) if sections else None))
 
     def resolved(self) -> Config:
-        """A copy that says what the optimizer makes of a rate and a decay that are not given."""
+        """Copy with the learning rate and weight decay filled in that the optimizer uses by default."""
         return self.changed({"train.learning_rate": self.train.peak_rate, "train.weight_decay": self.train.decay})
 
     def absolute(self) -> Config:
-        """A copy whose paths are the same in every folder and process; those that a sweep tries, too."""
+        """Copy with absolute paths, which mean the same in every process; those that a sweep tries, too."""
         changes: dict[str, Any] = {}
         for key, place in PLACES.items():
             section, field = key.split(".")
@@ -668,7 +671,7 @@ class Config(Section):
         return self.changed({**changes, "sweep.space": space})
 
     def changed(self, updates: Mapping[str, Any]) -> Config:
-        """A copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
+        """Copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
         data = self.model_dump(mode="json")
         for key, value in updates.items():
             _set(data, key, value)
@@ -676,14 +679,14 @@ class Config(Section):
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
-    """A text, or each text of a list, changed; anything else as it is."""
+    """Change a text, or each text of a list, and leave anything else as it is."""
     if isinstance(value, list):
         return [_each(one, change) for one in value]
     return change(value) if isinstance(value, str) else value
 
 
 def fields_of() -> dict[str, FieldInfo]:
-    """Every setting by its dotted key."""
+    """List every setting by its dotted key."""
     sections = (
         (name, getattr(section.annotation, "model_fields", {})) for name, section in Config.model_fields.items()
     )
@@ -691,7 +694,7 @@ def fields_of() -> dict[str, FieldInfo]:
 
 
 def within(field: FieldInfo) -> Iterator[Any]:
-    """A setting's type, and the types and marks that it is made of."""
+    """Yield a setting's type, and the types and marks that it is made of."""
     parts = [field.annotation, *field.metadata]
     while parts:
         yield (part := parts.pop())
@@ -705,9 +708,9 @@ PLACES = {key: mark for key, field in fields_of().items() for mark in within(fie
 def load(
     file: str | None = None, overrides: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
 ) -> Config:
-    """Settings of a recipe (or none) by dotted key, then a YAML file, then dotted overrides.
+    """Load the settings of a recipe by dotted key, then of a YAML file, then dotted overrides; later ones win.
 
-    Whoever gives epochs means no steps that stand below. ConfigError says file, key, rule.
+    Given epochs override `train.max_steps` of what stands below. Raises ConfigError that names file, key and rule.
     """
     data: dict[str, Any] = {}
     for key, value in (recipe or {}).items():
@@ -726,12 +729,12 @@ def load(
 
 
 def parse(text: bytes, source: str) -> Config:
-    """Settings from the text of a YAML file, wherever it was read."""
+    """Parse the text of a YAML file, which may come from anywhere."""
     return validate(_sections(text, source), source)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """'train.epochs=3' → ("train.epochs", 3); the value is YAML."""
+    """Parse 'train.epochs=3' to ("train.epochs", 3). The value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: give key=value, such as train.epochs=3.")
@@ -739,7 +742,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def validate(data: Mapping[str, Any], source: str) -> Config:
-    """Plain data → Config; the first problem as one line."""
+    """Make a Config of plain data. Raises ConfigError with the first problem as one line."""
     try:
         return Config(**data)
     except ValidationError as error:
@@ -767,7 +770,7 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def _nearest_key(path: list[str]) -> str:
-    """The hint for an unknown key, among the keys that stand beside it."""
+    """Suggest a key for an unknown one, among those of its section."""
     siblings: Any = Config
     for part in path[:-1]:
         siblings = siblings.model_fields[part].annotation
@@ -776,7 +779,7 @@ def _nearest_key(path: list[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML silently keeps the last."""
+    """A SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -126,7 +126,7 @@ class ImageRow(metrics.Packed):
 def evaluate(
     config: Config, *, overwrite: bool = False, on_frame: Callable[[int, int], None] = lambda done, total: None
 ) -> Evaluation:
-    """Score `evaluate.model`, a model or finished labels; what scores.json then holds. on_frame gets (done, of all).
+    """Score `evaluate.model`, a model or finished labels. Returns what scores.json holds. on_frame gets (done, of all).
 
     Classes of prediction and truth are matched by name (core.classmaps); the truth's that are not among the predicted
     are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
@@ -209,7 +209,7 @@ def _evaluate(
 
 
 def open_source(config: Config) -> ModelFrames | LabelFrames:
-    """What the settings score: frames are listed and classes matched; none is read and no model loaded yet."""
+    """Open what the settings score: list frames and match classes. No frame is read and no model loaded yet."""
     section, place = config.evaluate, config.evaluate.given_model()
     labels = is_labels(place)
     if labels and section.calibrate:
@@ -342,7 +342,7 @@ def choose(rows: Sequence[ImageRow], count: int) -> None:
 
 
 def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
-    """The frames by their ids as images.parquet has them."""
+    """Index the frames by their ids in images.parquet."""
     return {storage.printable(ref.sample_id): ref for ref in source.refs}
 
 
@@ -373,7 +373,7 @@ def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
 
 
 def draw(uri: str, lines: Sequence[Line]) -> None:
-    """Lines of pictures with their captions → one PNG."""
+    """Draw lines of pictures with their captions as one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -389,7 +389,7 @@ def draw(uri: str, lines: Sequence[Line]) -> None:
 
 
 def write_reliability(uri: str, curve: list[Bin]) -> None:
-    """Accuracy over confidence, bin by bin, and below it the share of pixels in each."""
+    """Draw accuracy over confidence by bin, and below it the share of pixels in each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

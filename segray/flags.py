@@ -1,4 +1,4 @@
-"""A stage's settings as options of its command: flags, --config, --set, --dry-run, --resume → the resolved Config."""
+"""Settings as options of a command: flags, --config, --set, --recipe and --resume give the resolved Config."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ SET = "Any setting of docs/settings.md, such as train.epochs=3. Repeat the flag 
 
 
 class Setting(click.Option):
-    """A flag whose help is what the settings say of theirs; read when it is shown, as they take a moment to load."""
+    """A flag whose help is its setting's description, which is looked up when help is shown: settings load slowly."""
 
     def __init__(self, *args: Any, setting: str, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -97,10 +97,10 @@ def stage(
     recipe: bool = False,
     resume: bool = False,
 ) -> Callable[[Callable[[Config, bool], None]], Run]:
-    """Options of a command that runs a stage; the function gets the resolved Config, and `overwrite`.
+    """Give a command the options of a stage. Its function is called with the resolved Config, and `overwrite`.
 
-    preview: what --dry-run shows after the settings. recipe: whether --recipe gives settings by name. resume: whether
-    --resume takes the settings that --out has saved.
+    preview: shows more after the settings of --dry-run. recipe: whether there is --recipe. resume: whether there is
+    --resume, which takes the settings saved in --out.
     """
 
     def decorate(function: Callable[[Config, bool], None]) -> Run:
@@ -146,7 +146,7 @@ def stage(
 def settings(
     file: str | None, sets: tuple[str, ...], resume: bool = False, recipe: str | None = None, **given: Any
 ) -> Config:
-    """The Config of a recipe, then a file (or with `resume` the one that the sweep saved), then flags, then --set."""
+    """Resolve settings: those of a recipe, then of a file (with `resume`, those that the sweep saved), flags, --set."""
     from segray.config import load, parse_override
     from segray.errors import ConfigError
     from segray.recipes import named
@@ -182,7 +182,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _choices(text: str) -> tuple[str, Any]:
-    """'train.loss=dice,ohem' → ("train.loss", ["dice", "ohem"]); a YAML list or a range stays as it is."""
+    """Parse 'train.loss=dice,ohem' to ("train.loss", ["dice", "ohem"]); a YAML list or a range stays as it is."""
     from segray.config import parse_override
 
     key, value = parse_override(text)

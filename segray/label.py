@@ -37,13 +37,13 @@ Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
 
 class Watch(Protocol):
-    """What a caller may want to see of a run."""
+    """What a caller can watch of a run."""
 
     def found(self, files: int) -> None:
-        """So many input files were listed."""
+        """Hear how many input files were listed so far."""
 
     def planned(self, rows: int) -> None:
-        """The output will have so many rows."""
+        """Hear how many rows the output will have."""
 
     def done(self, receipt: Receipt) -> None:
         """A shard is done; first come those that were there before."""
@@ -53,7 +53,7 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """Looks away."""
+    """Watches nothing."""
 
     def found(self, files: int) -> None: ...
 
@@ -65,7 +65,7 @@ class Unwatched:
 
 
 def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> Summary:
-    """Label every input in `label.out`, or go on with what is not labelled yet; what `_SUCCESS` then says.
+    """Label every input into `label.out`, or resume with what is not labelled yet. Returns what `_SUCCESS` then says.
 
     Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
     than `label.max_error_rate` of the rows are errors.
@@ -112,7 +112,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
 
 
 def with_bundle(config: Config) -> GivenLabelSection:
-    """The settings of labelling with the folder of the model's bundle, also where a ready model was named."""
+    """Give the settings with the folder of the model's bundle, also where a ready model was named."""
     model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     return GivenLabelSection(**{**config.label.model_dump(), "model": model})
 

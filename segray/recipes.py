@@ -161,7 +161,7 @@ RECIPES = {
 
 
 def named(name: str) -> Recipe:
-    """ConfigError with the nearest names for an unknown one."""
+    """Find a recipe. Raises ConfigError with the nearest names for an unknown one."""
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe.{nearest(name, RECIPES)}")
     return RECIPES[name]

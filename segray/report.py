@@ -61,7 +61,7 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
 
 
 def render(folders: Sequence[str]) -> str:
-    """The whole page as text."""
+    """Render the whole page as text."""
     env = Environment(
         loader=PackageLoader("segray"),
         autoescape=True,

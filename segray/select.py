@@ -41,7 +41,7 @@ class Chosen(_Labelled):
 
 
 def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]:
-    """The `count` frames with the highest scores, best first.
+    """Choose the `count` frames with the highest scores, best first.
 
     uncertainty is mean entropy, flicker the share of pixels that differ from the frame before, rare-class the mean
     over classes of the frame's share over that of all frames (1 is an average frame). No two frames of a video are
@@ -68,7 +68,7 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
 
 
 def write(rows: Sequence[Chosen], out: str) -> None:
-    """The frames as .jsonl or .parquet."""
+    """Write the frames as .jsonl or .parquet."""
     kept = [{key: value for key, value in row.items() if key in (*COLUMNS, "score")} for row in rows]
     if out.endswith(".parquet"):
         sink = io.BytesIO()
@@ -80,7 +80,7 @@ def write(rows: Sequence[Chosen], out: str) -> None:
 
 
 def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[str]:
-    """Each frame beside itself under its mask, as <rank>.png; the reasons why some could not be drawn."""
+    """Draw each frame beside itself under its mask, as <rank>.png. Returns why some could not be drawn."""
     labelled = LabelFolder.open(labels)
     space, with_masks = labelled.space, labelled.plans[0].settings["mask_format"] != "none"
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ This page is written by `python -m segray.settings_reference > docs/settings.md`
 
 
 def page() -> str:
-    """docs/settings.md: a table for each section."""
+    """Write docs/settings.md, with a table for each section."""
     fields = fields_of()
     parts = [HEAD]
     for section, outer in Config.model_fields.items():
@@ -35,7 +35,7 @@ def page() -> str:
 
 
 def help_of(key: str) -> str:
-    """What --help says of a setting: its meaning, and its default where that is no `Default: …` of the meaning."""
+    """Give the help of a flag: the description of its setting, and the default that this does not tell."""
     field = fields_of()[key]
     default = field.get_default(call_default_factory=True)
     shown = "" if default is None or isinstance(default, bool) or default in ([], {}) else _default(field)
@@ -53,7 +53,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    """A default as YAML has it; a loss alone by its name."""
+    """Write a default as YAML does, and a single loss as its name."""
     default = field.get_default(call_default_factory=True)
     if default is None or default in ([], {}):
         return ""
@@ -64,7 +64,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(annotation: Any, marks: Sequence[Any] = ()) -> str:
-    """A type in words: `list[Annotated[float, Gt(0)]]` → list of numbers > 0."""
+    """Put a type into words: `list[Annotated[float, Gt(0)]]` is a list of numbers > 0."""
     for mark in marks:
         if isinstance(mark, Words | Located):
             return mark.words if isinstance(mark, Located) else str(mark)
@@ -84,7 +84,7 @@ def _type(annotation: Any, marks: Sequence[Any] = ()) -> str:
 
 
 def _bounds(marks: Sequence[Any]) -> str:
-    """' ≥ 0 and < 1' of the numbers that a type allows."""
+    """Put the bounds of a number into words, such as ' ≥ 0 and < 1'."""
     found = [
         f"{sign} {getattr(mark, name):g}" for mark in marks for name, sign in BOUNDS.items() if hasattr(mark, name)
     ]

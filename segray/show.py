@@ -25,7 +25,7 @@ WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
 
 
 def show(place: str, config: Config, out: str) -> list[str]:
-    """The segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
+    """Write the segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
 
     place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read.
     """
@@ -52,7 +52,7 @@ def show(place: str, config: Config, out: str) -> list[str]:
 def overlay_video(
     labels: str, out: str, name: str | None = None, on_frame: Callable[[int], None] = lambda total: None
 ) -> int:
-    """A labelled video's frames under their masks, at their own times, as H.264 in `out`; how many frames there are.
+    """Write a labelled video's frames under their masks, at their own times, as H.264. Returns how many there are.
 
     name: the end of the video's path, where the labels hold several. Frames that have no mask are left out. on_frame
     gets the number of all frames whenever one is done. Raises DataError where the labels hold no such video.

@@ -40,7 +40,7 @@ class Status:
 
 
 def status(out: str) -> Status:
-    """How far the run in `out` is. DataError when there is none."""
+    """Say how far the run in `out` is. Raises DataError where there is none."""
     out = storage.absolute(out)
     if plans := load_plans(out):
         return _label(plans)

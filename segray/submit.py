@@ -50,7 +50,7 @@ class Sent:
 
 
 def job_settings(name: str, args: Sequence[str]) -> tuple[Config, list[str]]:
-    """The resolved settings of jobs.NAME with these arguments, and the flags that stay: it is asked by --dry-run."""
+    """Ask jobs.NAME by --dry-run for its resolved settings with these arguments, and give the flags that remain."""
     if not Path(*name.split(".")).with_suffix(".py").is_file():
         raise ConfigError(f"{name.replace('.', '/')}.py is not here; run this in the folder that holds jobs/.")
     asked = subprocess.run([sys.executable, "-m", name, *args, "--dry-run"], capture_output=True, text=True)
@@ -65,7 +65,7 @@ def job_settings(name: str, args: Sequence[str]) -> tuple[Config, list[str]]:
 
 
 def for_cluster(config: Config) -> Config:
-    """The settings with absolute paths. ConfigError for an address: a job runs on the cluster that it is sent to."""
+    """Make paths absolute. Raises ConfigError for an address: a job runs on the cluster that it is sent to."""
     if config.cluster.address:
         raise ConfigError(
             f"cluster.address is {config.cluster.address}, and a job runs on the cluster that it is sent to; "
@@ -251,14 +251,14 @@ def job_info(client: Any, job: str) -> Any:
 
 
 def jobs(client: Any) -> list[Any]:
-    """The jobs that were sent, the newest first; programs that joined by themselves are none."""
+    """List the jobs that were sent, newest first, without programs that joined by themselves."""
     with _one_line(client.get_address()):
         found = [info for info in client.list_jobs() if info.submission_id]
     return sorted(found, key=lambda info: info.start_time or 0, reverse=True)
 
 
 def logs(client: Any, job: str) -> str:
-    """All that a job wrote so far."""
+    """Give all that a job wrote so far."""
     with _one_line(client.get_address(), job):
         return str(client.get_job_logs(job))
 

@@ -37,7 +37,7 @@ console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner on a terminal; elsewhere nothing."""
+    """Show a spinner on a terminal, and nothing elsewhere."""
     with console.status(what) if console.is_terminal else _nothing():
         yield
 
@@ -50,7 +50,7 @@ class Advance(Protocol):
 
 @contextmanager
 def counting(what: str, total: int | None = None) -> Iterator[Advance]:
-    """A bar with the time left on a terminal, else a line every ten seconds."""
+    """Show a progress bar with the time left on a terminal, else a line every ten seconds."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -77,7 +77,7 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
 
 
 class LabelProgress:
-    """label's Watch on a terminal or in a log: files found, frames done of all, speed, errors, and the bottleneck."""
+    """The Watch of `label`, on a terminal or in a log: files found, frames done, speed, errors and the bottleneck."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -103,7 +103,7 @@ class LabelProgress:
         say(text)
 
     def _bottleneck(self) -> str:
-        """The stage that takes longest; shards that wait do so for the model."""
+        """Name the stage that takes longest. Waiting counts as the model's, as that is what shards wait for."""
         work = dict(self._seconds)
         if not work:
             return ""
@@ -113,18 +113,18 @@ class LabelProgress:
 
 @contextmanager
 def labelling() -> Iterator[LabelProgress]:
-    """Progress of `label`, as its watch."""
+    """Show the progress of `label`: give its watch."""
     with counting("frames") as advance:
         yield LabelProgress(advance)
 
 
 def say(text: str) -> None:
-    """A line, as it is; names that are no UTF-8 with their bytes as escapes."""
+    """Print a line as it is; names that are not UTF-8 get escapes for their bytes."""
     console.print(_encodable(text), markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns of text and numbers; numbers stand on the right, and names of the first column in one line."""
+    """Print columns of text and numbers. Numbers are aligned right, and names of the first column are not folded."""
     console.print(_table(title, columns, rows))
 
 
@@ -145,7 +145,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
 
 
 def text(cell: object) -> str:
-    """A cell: three decimals for shares and scores, a dash for what is not known."""
+    """Format a cell: three decimals for shares and scores, a dash for what is not known."""
     if cell is None or cell != cell:
         return "–"
     if isinstance(cell, float):
@@ -180,7 +180,7 @@ def moment(unix_s: float) -> str:
 
 
 def epoch_line(row: EpochRow, epochs: int) -> str:
-    """A row of history as a line: epoch, loss, scores, speed, time left."""
+    """Format a row of history as a line: epoch, loss, scores, speed and time left."""
     from segray.core.checkpoint import is_evaluated
 
     left = (epochs - row["epoch"]) * row["seconds"]
@@ -207,14 +207,14 @@ KEPT = (
 
 
 def show_sweep(result: SweepResult) -> None:
-    """Its table, why trials failed, what to take, and how far it is."""
+    """Print the leaderboard of a sweep, why trials failed, its advice and its progress."""
     show_leaderboard(result.leaderboard)
     say(result.advice)
     say(result.state)
 
 
 def show_leaderboard(rows: Sequence[LeaderboardRow]) -> None:
-    """The sweep's trials, best first; * is the Pareto front of mIoU and labelling speed."""
+    """Print the trials of a sweep, best first; * marks the Pareto front of mIoU and labelling speed."""
     console.print(leaderboard_table(rows))
     for row in rows:
         if row.error:
@@ -260,7 +260,7 @@ def _width(drawn: Table) -> int:
 
 @contextmanager
 def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
-    """sweep's on_row: on a terminal a leaderboard that lives, elsewhere a line an epoch."""
+    """Give the on_row of `sweep`: on a terminal a live leaderboard, elsewhere a line per epoch."""
     from segray.core import storage
     from segray.core.checkpoint import read_settings
     from segray.errors import StorageError
@@ -294,7 +294,7 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
 
 
 def show_labels(out: str, summary: Summary) -> None:
-    """What a labelling run came to, and its scores where there was truth."""
+    """Print the result of a labelling run, and its scores where there is ground truth."""
     errors = summary["rows"] - summary["ok"]
     if summary["scores"]:
         scores = summary["scores"]
@@ -312,7 +312,7 @@ def show_labels(out: str, summary: Summary) -> None:
 
 
 def show_status(out: str, found: Status) -> None:
-    """How far a run is, as one sentence."""
+    """Print the progress of a run as one sentence."""
     facts = [f"{found.done:,} of {found.of:,} {found.unit}"]
     facts += [f"{found.frames:,} frames"] if found.frames is not None else []
     facts += [f"{found.errors:,} errors"] if found.errors else []

@@ -78,7 +78,7 @@ class _TensorBoard:
 
 
 def _mlflow(config: Config, out: str, history: History) -> Track:
-    """A run of the experiment `segray`, named as the folder; its id is kept beside the run."""
+    """Log to a run of the experiment `segray`, named as the folder. Its id is kept beside the run."""
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -97,7 +97,7 @@ def _mlflow(config: Config, out: str, history: History) -> Track:
 
 
 def _logged(client: Any, config: Config, out: str, history: History) -> Track:
-    """A run that has the settings and all rows so far, and will have those that come."""
+    """Log the settings and all rows so far to a run, and give a function that logs those that come."""
     kept = storage.join(out, MLFLOW_RUN)
     if history and storage.exists(kept):
         run_id = storage.read_bytes(kept).decode()
