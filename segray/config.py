@@ -6,6 +6,7 @@ error that names the nearest valid one; the resolved settings are saved beside w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from segray.errors import ConfigError, nearest
+
+log = logging.getLogger("segray")
 
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
 MAX_YAML_BYTES = 1 << 20  # a config is a page; anchors that multiply would need room
@@ -275,6 +278,7 @@ RATES = {  # optimizer → peak learning rate and weight decay, where none are g
     "adam": (1e-3, 0.0),  # Kingma & Ba 2015; its decay, an L2 penalty scaled by the second moment, is another thing
     "sgd": (1e-2, 5e-4),  # mmsegmentation's schedules, as DeepLab's
 }
+RATE_KEYS = ("train.learning_rate", "train.weight_decay")  # as RATES has them
 
 LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 
@@ -710,12 +714,14 @@ def load(
 ) -> Config:
     """Load the settings of a recipe by dotted key, then of a YAML file, then dotted overrides; later ones win.
 
-    Given epochs override `train.max_steps` of what stands below. Raises ConfigError that names file, key and rule.
+    Given epochs override `train.max_steps` of what stands below, and another optimizer a recipe's rates. Raises
+    ConfigError that names file, key and rule.
     """
     data: dict[str, Any] = {}
     for key, value in (recipe or {}).items():
         _set(data, key, deepcopy(value))
-    for section, values in (_read_yaml(file) if file is not None else {}).items():
+    sections = _read_yaml(file) if file is not None else {}
+    for section, values in sections.items():
         if isinstance(values, dict) and "epochs" in values and isinstance(data.get(section), dict):
             data[section].pop("max_steps", None)
         data[section] = data.get(section, {}) | values if isinstance(values, dict) else values
@@ -725,7 +731,27 @@ def load(
         data["train"].pop("max_steps", None)
     for key, value in (overrides or {}).items():
         _set(data, key, value)
+    if recipe and isinstance(train := data.get("train"), dict) and isinstance(own := sections.get("train", {}), dict):
+        given = {*(overrides or {}), *(f"train.{key}" for key in own)}
+        _leave_rates(data, train, [key for key in RATE_KEYS if key in recipe and key not in given], recipe)
     return validate(data, file or "settings")
+
+
+def _leave_rates(data: dict[str, Any], train: dict[str, Any], keys: list[str], recipe: Mapping[str, Any]) -> None:
+    """Take a recipe's rates out of `train` where the optimizer is another by now; ConfigError where it is varied."""
+    own, now = recipe.get("train.optimizer"), train.get("optimizer")
+    sweep = data.get("sweep")
+    space = sweep.get("space") if isinstance(sweep, dict) else None
+    if isinstance(space, dict) and "train.optimizer" in space and "train.weight_decay" in keys:
+        if "train.weight_decay" not in space:
+            raise ConfigError(
+                f"train.optimizer is varied, and the recipe's train.weight_decay is for {own} alone. Give one for all, "
+                "--set train.weight_decay=1e-2, or vary it too."
+            )
+    elif keys and own != now and now in RATES:
+        usual = dict(zip(RATE_KEYS, RATES[now], strict=True))
+        told = [f"{key} is {usual[key]:g}, not {train.pop(key.removeprefix('train.')):g}" for key in keys]
+        log.warning(f"The recipe's rates are for {own}, and train.optimizer is {now}: {' and '.join(told)}.")
 
 
 def parse(text: bytes, source: str) -> Config:

@@ -40,6 +40,42 @@ def test_epochs_that_are_given_take_the_place_of_a_recipes_steps(tmp_path):
         assert (config.train.epochs, config.train.max_steps) == (2, None)
 
 
+def rates(config):
+    return config.train.optimizer, config.train.peak_rate, config.train.decay
+
+
+def test_a_recipes_rates_go_with_its_optimizer(tmp_path, caplog):
+    (tmp_path / "c.yaml").write_text("train: {optimizer: adamw}\n")
+    (tmp_path / "own.yaml").write_text("train: {optimizer: adamw, learning_rate: 0.0002}\n")
+    assert rates(settings(None, (), recipe="camvid-cnn")) == ("sgd", 0.01, 5e-4)
+    assert not caplog.records
+    for file, more in ((None, ("train.optimizer=adamw",)), (str(tmp_path / "c.yaml"), ())):
+        caplog.clear()
+        assert rates(settings(file, more, recipe="camvid-cnn")) == ("adamw", 1e-3, 1e-2)
+        assert caplog.messages == [
+            "The recipe's rates are for sgd, and train.optimizer is adamw: "
+            "train.learning_rate is 0.001, not 0.01 and train.weight_decay is 0.01, not 0.0005."
+        ]
+    given = settings(str(tmp_path / "own.yaml"), ("train.weight_decay=0.3",), recipe="camvid-cnn")
+    assert rates(given) == ("adamw", 2e-4, 0.3)
+    assert rates(settings(str(tmp_path / "c.yaml"), ("train.optimizer=sgd",), recipe="camvid-cnn")) == (
+        "sgd",
+        0.01,
+        5e-4,
+    )
+
+
+def test_a_recipes_decay_is_not_that_of_optimizers_that_are_tried_against_each_other():
+    varied = {"sweep__space": ("train.optimizer=sgd,adamw",)}
+    with pytest.raises(ConfigError) as error:
+        settings(None, (), recipe="camvid-cnn", **varied)
+    assert str(error.value) == (
+        "train.optimizer is varied, and the recipe's train.weight_decay is for sgd alone. Give one for all, "
+        "--set train.weight_decay=1e-2, or vary it too."
+    )
+    assert settings(None, ("train.weight_decay=0.1",), recipe="camvid-cnn", **varied).train.decay == 0.1
+
+
 @pytest.mark.parametrize(("steps", "frames", "epochs"), [(80_000, 2975, 216), (3, 4, 2), (1, 1000, 1), (10, 1, 10)])
 def test_steps_are_the_whole_epochs_that_come_nearest(steps, frames, epochs):
     config = load(None, {"train.max_steps": steps, "train.batch_size": 8 if frames == 2975 else 2})
