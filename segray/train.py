@@ -353,7 +353,16 @@ def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Conf
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
     if frames is not None:
         storage.replace(storage.join(out, FRAMES), frames)
-    return config
+    return with_kept_pixels(config)
+
+
+def with_kept_pixels(config: Config) -> Config:
+    """Take mean and standard deviation from the run's best bundle, where this version might choose others."""
+    best, model = storage.join(config.train.out, BEST), config.model
+    if (model.mean and model.std) or not storage.exists(best):
+        return config
+    info = read_info(best)
+    return config.changed({"model.mean": model.mean or info.mean, "model.std": model.std or info.std})
 
 
 def changed_frames(out: str, frames: bytes | None) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run's folder keeps of its settings, and what a command that fails leaves of it; no Ray."""
 
+import json
 import shutil
 from contextlib import nullcontext
 from io import StringIO
@@ -74,6 +75,17 @@ def test_large_frames_are_cropped_in_new_runs_and_not_in_those_that_began_whole(
     whole = claim(load(None, old), False, of(1024, 2048)).augment
     assert (whole.crop, whole.scale) == (None, (0.5, 2.0))
     assert claim(load(None, {"train.out": str(tmp_path / "small")}), False, of(360, 480)).augment.crop is None
+
+
+def test_a_run_goes_on_with_the_pixels_of_its_bundle_whatever_this_version_would_choose(config, tmp_path):
+    train(config)
+    info = tmp_path / "run" / "best" / "segray.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"mean": [0.5, 0.5, 0.5]}))  # an earlier version's choice
+    more = claim(config.changed({"train.epochs": 2}), overwrite=False).model
+    assert (more.mean, more.std) == ((0.5, 0.5, 0.5), (0.229, 0.224, 0.225))
+    assert claim(config.changed({"train.epochs": 3}), overwrite=False).model == more
+    with pytest.raises(OutputExists, match=r"model\.mean was None, is \[0\.0, 0\.0, 0\.0\]"):
+        claim(config.changed({"model.mean": [0, 0, 0]}), overwrite=False)
 
 
 def test_a_run_without_an_epoch_hands_its_folder_to_the_next_command(tmp_path):
