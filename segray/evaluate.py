@@ -132,7 +132,7 @@ def evaluate(
     are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
     temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
-    config = config.absolute()
+    named, config = config.evaluate.given_model(), config.absolute()
     section, out = config.evaluate, config.evaluate.out
     source = open_source(config)
     if section.calibrate and isinstance(source, ModelFrames):
@@ -142,18 +142,19 @@ def evaluate(
         claims.claim(out, KIND, overwrite, lambda: different(read_settings(out).absolute(), config, SECTIONS[:-1]))
         storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
         start(source, config)
-        return _evaluate(config, source, table, out, on_frame)
+        return _evaluate(config, named, source, table, out, on_frame)
 
 
 def _evaluate(
     config: Config,
+    model: str,
     source: ModelFrames | LabelFrames,
     table: conditions.Table,
     out: str,
     on_frame: Callable[[int, int], None],
 ) -> Evaluation:
-    """The scores of all frames, in memory and in the folder."""
-    section, model = config.evaluate, config.evaluate.given_model()
+    """Score all frames, and write the folder. model: as it was named."""
+    section = config.evaluate
     predicted, protocol = source.space.names, protocol_of(source.truth_space, source.space.names)
     confusion = np.zeros((len(protocol.names), len(protocol.names) + 1), np.int64)  # the last column: undecided
     boundary = np.zeros((len(predicted), 2), np.int64)
@@ -168,7 +169,7 @@ def _evaluate(
         drawn.append(frame.drawn)
         on_frame(len(rows), len(source.refs))
     if not confusion.any():
-        raise DataError(f"No pixel of {source.what} is labelled with a class that {model} knows.")
+        raise DataError(f"No pixel of the ground truth of {source.what} has a class that {model} knows.")
     kept = [predicted.index(name) for name in protocol.names]
     curve, calibrated = _calibration(config, source, drawn)
     table = table or conditions.cities([row["sample_id"] for row in rows])

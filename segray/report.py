@@ -21,23 +21,26 @@ from segray.errors import ConfigError, OutputExists
 from segray.views import share_of, view_of
 
 AVERAGES = {  # scores in the order of the page → what each is
-    "miou": ("mIoU", "mean of the classes' IoU, from all frames' summed pixels"),
-    "image_miou": ("Mean of image mIoU", "each frame's own mIoU first, then their mean"),
-    "micro_iou": ("Micro IoU", "the classes' pixels summed first"),
-    "fw_iou": ("Frequency-weighted IoU", "each class's IoU by its share of the true pixels"),
-    "boundary_miou": ("Boundary mIoU", "of the pixels near the outlines alone"),
-    "pixel_accuracy": ("Pixel accuracy", "share of pixels that are right"),
-    "image_pixel_accuracy": ("Mean of image pixel accuracy", "each frame's own first"),
-    "mean_f1": ("Mean F1", "F1 of a class is its Dice"),
-    "image_mean_f1": ("Mean of image mean F1", "each frame's own first"),
-    "mean_sensitivity": ("Mean sensitivity", "of the classes' pixels found; also recall, or class accuracy"),
-    "image_mean_sensitivity": ("Mean of image mean sensitivity", "each frame's own first"),
-    "mean_specificity": ("Mean specificity", "of the pixels of other classes left alone"),
-    "image_mean_specificity": ("Mean of image mean specificity", "each frame's own first"),
-    "mean_precision": ("Mean precision", "of the pixels called a class, those that are it"),
-    "foreground_iou": ("Foreground IoU", "of the foreground alone"),
-    "foreground_dice": ("Foreground Dice", "of the foreground alone"),
-    "ece": ("Expected calibration error", "mean distance of confidence and accuracy; 0 is perfectly calibrated"),
+    "miou": ("mIoU", "the mean of the classes' IoU, over the summed pixels of all frames"),
+    "image_miou": ("Mean of image mIoU", "the mean of the frames' own mIoU"),
+    "micro_iou": ("Micro IoU", "the IoU over the summed pixels of all classes"),
+    "fw_iou": ("Frequency-weighted IoU", "the classes' IoU, weighted by their share of the ground truth"),
+    "boundary_miou": ("Boundary mIoU", "the mIoU of the pixels near outlines alone"),
+    "pixel_accuracy": ("Pixel accuracy", "the share of pixels that are right"),
+    "image_pixel_accuracy": ("Mean of image pixel accuracy", "the mean of the frames' own pixel accuracy"),
+    "mean_f1": ("Mean F1", "the mean of the classes' F1, which is also called Dice"),
+    "image_mean_f1": ("Mean of image mean F1", "the mean of the frames' own mean F1"),
+    "mean_sensitivity": (
+        "Mean sensitivity",
+        "the share of a class's pixels that is found; also called recall",
+    ),
+    "image_mean_sensitivity": ("Mean of image mean sensitivity", "the mean of the frames' own mean sensitivity"),
+    "mean_specificity": ("Mean specificity", "the share of other classes' pixels that is left alone"),
+    "image_mean_specificity": ("Mean of image mean specificity", "the mean of the frames' own mean specificity"),
+    "mean_precision": ("Mean precision", "the share of the pixels predicted as a class that are of it"),
+    "foreground_iou": ("Foreground IoU", "the IoU of the foreground class alone"),
+    "foreground_dice": ("Foreground Dice", "the Dice score of the foreground class alone"),
+    "ece": ("Expected calibration error", "the mean distance of confidence and accuracy; 0 is perfectly calibrated"),
 }
 
 

@@ -36,11 +36,11 @@ LISTED_COLUMNS = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells"
 WIDE_PX = 1280  # of compare's picture
 STAGES = {  # of labelling, in the order of the work → what each is
     "fetch": "reading files",
-    "decode": "to pixels of the model's size",
-    "wait": "for a turn at the model, which other shards have",
+    "decode": "decoding, and resizing to the model's size",
+    "wait": "waiting for the model, which other shards use",
     "model": "inference",
-    "encode": "masks and metrics",
-    "write": "parts",
+    "encode": "encoding masks and computing metrics",
+    "write": "writing parts",
 }
 
 

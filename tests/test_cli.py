@@ -6,9 +6,10 @@ from PIL import Image
 
 from segray import __version__, cli
 from segray.config import load
+from segray.core.parts import Receipt
 from segray.flags import FLAGS
 from segray.submit import AT_ADDRESS
-from segray.terminal import say, table
+from segray.terminal import LabelProgress, say, table
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
@@ -99,6 +100,15 @@ def test_a_name_that_is_no_utf8_can_be_said(capsys):
     say("a/\udcff.png [bold]")
     table("Files", ("name",), [("\udcff.png",)])
     assert capsys.readouterr().out.split("\n")[0] == "a/\\udcff.png [bold]"
+
+
+def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
+    told = []
+    watch = LabelProgress(lambda count, note="", total=None: told.append((count, note.partition(", ")[2], total)))
+    watch.planned(8)
+    watch.done(Receipt(shard=0, rows=4, errors=1, created=True, seconds={"decode": 3.0, "model": 1.0, "wait": 1.0}))
+    watch.done(Receipt(shard=1, rows=4, errors=0, created=True, seconds={"decode": 0.5, "model": 1.0, "wait": 2.0}))
+    assert told[1:] == [(4, "1 errors, bottleneck: decode", 8), (4, "1 errors, bottleneck: model", 8)]
 
 
 def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):

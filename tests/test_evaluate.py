@@ -14,6 +14,7 @@ from segray import cli, terminal, wording
 from segray.compare import compare
 from segray.config import load
 from segray.core import calibration, images, metrics, storage
+from segray.core.checkpoint import read_settings
 from segray.core.datasets import open_dataset, read_sample, split_refs, streets
 from segray.core.models import bundle
 from segray.core.models.info import read_info
@@ -39,8 +40,11 @@ def config(town, tiny_bundle, tmp_path):
     return load(None, values | {"evaluate.batch_size": 2})
 
 
-def test_scores_are_those_of_the_predicted_masks(config, tmp_path):
-    result = evaluate(config)
+def test_scores_are_those_of_the_predicted_masks(config, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_bundle.parent)
+    result = evaluate(config.changed({"evaluate.model": "best"}))
+    # The page names the model as it was given, and the settings say where it is.
+    assert (result["model"], read_settings(config.evaluate.out).evaluate.model) == ("best", str(tiny_bundle))
     predictor = Predictor(config.evaluate.model)
     dataset = open_dataset(config.data)
     confusion = 0
@@ -114,7 +118,7 @@ def test_classes_without_a_common_name_are_one_line(config):
 
 
 def test_an_evaluation_that_fails_leaves_nothing_that_refuses_the_corrected_command(config, tmp_path):
-    with pytest.raises(DataError, match=r"^No pixel of .* is labelled"):
+    with pytest.raises(DataError, match=r"^No pixel of the ground truth of streets val has a class"):
         evaluate(config.changed({"data.id_map": dict.fromkeys(range(11), 255)}))
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -472,11 +472,11 @@ def test_evaluation_shows_classes_averages_conditions_and_frames(tmp_path):
     page = page_of(tmp_path, write_evaluation(tmp_path / "scored", labelled_images(tmp_path / "frames", 4)))
     rows = table_rows(page)
     assert ["road", "", "84.2%", "91.4%", "88.9%", "83.3%", "25.0%", "75.0%"] in rows
-    assert ["Mean of image mIoU", "50.0%", "each frame&#39;s own mIoU first, then their mean"] in rows
+    assert ["Mean of image mIoU", "50.0%", "the mean of the frames&#39; own mIoU"] in rows
     assert [
         "Expected calibration error",
         "12.5%",
-        "mean distance of confidence and accuracy; 0 is perfectly calibrated",
+        "the mean distance of confidence and accuracy; 0 is perfectly calibrated",
     ] in rows
     assert ["weather", "rain", "2", "", "25.0%", "50.0%"] in rows
     assert "Lowest 70.0%, quartiles" in page
