@@ -683,10 +683,10 @@ class Config(Section):
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
-    """Change a text, or each text of a list, and leave anything else as it is."""
+    """Change a text, or each text of a list; what is empty or anything else stays as it is."""
     if isinstance(value, list):
         return [_each(one, change) for one in value]
-    return change(value) if isinstance(value, str) else value
+    return change(value) if isinstance(value, str) and value else value
 
 
 def fields_of() -> dict[str, FieldInfo]:

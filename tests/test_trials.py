@@ -49,6 +49,14 @@ def test_a_grid_is_every_combination_of_any_settings():
     assert trials[3].settings["train.seed"] == 8
 
 
+def test_trials_of_models_in_deep_folders_have_short_names_of_their_own():
+    deep = [f"/{'projects/' * 40}{name}/best" for name in "ab"]
+    config = load(None, {"sweep.learning_rates": [1e-3], "sweep.space": {"train.teacher": deep}})
+    first, second = (trial.name for trial in list_trials(config))
+    assert first != second
+    assert re.fullmatch(r"unet-resnet18-lr1\.0e-03-teacherbest-[0-9a-f]{6}", first)
+
+
 def test_random_points_lie_in_their_ranges_and_are_the_seeds_own():
     space = {"train.weight_decay": "1e-4..1e-1", "augment.flip": [0, 0.5]}
     given = {"sweep__search": "random", "sweep__space": space, "sweep__trials": 20}

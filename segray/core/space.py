@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from segray.config import Config
+from segray.config import PLACES, Config
+from segray.core import storage
 from segray.core.extras import extra
 from segray.errors import ConfigError
 
@@ -198,5 +200,13 @@ def _name(config: Config, settings: dict[str, Any]) -> str:
     there = config.changed(settings)
     more = {key: value for key, value in settings.items() if key not in NAMED}
     parts = [there.model.arch, there.model.encoder, f"lr{there.train.learning_rate:.1e}"]
-    parts += [f"{key.rpartition('.')[2]}{json.dumps(value)}" for key, value in more.items()]
+    parts += [f"{key.rpartition('.')[2]}{_told_apart(key, value)}" for key, value in more.items()]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
+
+
+def _told_apart(key: str, value: Any) -> str:
+    """A value in a trial's name; a path by its last part and a hash of it all, as names of folders end at 255 bytes."""
+    place = PLACES.get(key)
+    if place is None or not isinstance(value, str) or place.is_name(value):
+        return json.dumps(value)
+    return f"{storage.name_of(value)}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"

@@ -137,6 +137,10 @@ def test_a_name_is_no_path_though_it_has_a_slash(key, name):
     assert getattr(getattr(load(None, {key: name}).absolute(), section), field) == name
 
 
+def test_an_empty_text_is_no_path():
+    assert load(None, {"train.mlflow": "", "label.truth": ""}).absolute().label.truth == ""
+
+
 def test_paths_that_a_sweep_tries_are_absolute_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {"model.encoder_weights": ["imagenet", "own.pth"], "train.loss": ["dice"], "augment.flip": "0.1..0.5"}
