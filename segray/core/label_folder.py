@@ -177,16 +177,20 @@ def mask_place(row: Any) -> str:
 def part_totals(uri: str) -> Totals:
     """What a part's footer says of its rows."""
     with tables.opened(uri) as file:
-        return totals_in(file.schema_arrow)
+        return totals_in(file.schema_arrow, uri)
 
 
-def totals_in(schema: pa.Schema) -> Totals:
-    return Totals.from_dict(json.loads(schema.metadata[b"segray"])["totals"])
+def totals_in(schema: pa.Schema, uri: str) -> Totals:
+    """What a part's schema says of its rows. DataError for one that is damaged."""
+    try:
+        return Totals.from_dict(json.loads(schema.metadata[b"segray"])["totals"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{uri} has no totals that can be read. Remove it and run again what wrote it.") from error
 
 
 def _part_totals(uri: str) -> tuple[Totals, pa.Table]:
     with tables.opened(uri) as file:
-        counts = totals_in(file.schema_arrow)
+        counts = totals_in(file.schema_arrow, uri)
         if not counts.errors:
             return counts, ROW_SCHEMA.empty_table().select(ERROR_COLUMNS)
         rows = file.read(columns=[*ERROR_COLUMNS, "status"]).replace_schema_metadata()

@@ -150,10 +150,14 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
         problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command resumes")
     elif not problems:
         said: dict[str, object] = {**folder.summary}
+        try:
+            counted = folder.totals()[0].to_dict()
+        except DataError as error:
+            return [str(error).rstrip(".")]
         problems += [
-            f"_SUCCESS says {key} {said[key]}, the parts {value}"
-            for key, value in folder.totals()[0].to_dict().items()
-            if said[key] != value
+            f"_SUCCESS says {key} {said.get(key)}, the parts {value}"
+            for key, value in counted.items()
+            if said.get(key) != value
         ]
     return problems
 
@@ -164,12 +168,14 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
         with storage.open_read(plan.part_uri(shard)) as file:
             table = pq.ParquetFile(file).read()
         rows = table.to_pylist()
-        known = table.schema.equals(ROW_SCHEMA) and b"segray" in (table.schema.metadata or {})
-        counted = totals_in(table.schema) if known else None
-    except (OSError, ValueError, KeyError, TypeError, SegrayError) as error:
+    except (OSError, ValueError, pa.ArrowException, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]
-    if counted is None:
-        return [f"{name} has other columns than a part, or no totals"]
+    if not table.schema.equals(ROW_SCHEMA):
+        return [f"{name} has other columns than a part"]
+    try:
+        counted = totals_in(table.schema, name)
+    except DataError as error:
+        return [str(error).rstrip(".")]
     if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
         return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
     seen = np.zeros_like(counted.class_pixels)

@@ -171,7 +171,7 @@ def make_plan(
     """
     before = before or []
     found = _again(failed) if failed else inputs.find_inputs(settings["inputs"], on_found, on_note)
-    files = found if failed else _not_planned(found, before)
+    files = found if failed else _not_planned(found, before, on_note)
     if not len(files):
         if before:
             return None
@@ -241,13 +241,30 @@ def _write_rows(out: str, shards: Iterator[list[PlanRow]], about: bytes) -> _Fro
     return frozen
 
 
-def _not_planned(files: pa.Table, before: list[Plan]) -> pa.Table:
-    """The files of which no earlier plan has a row."""
-    for plan in before:
-        known = PlanReader(plan).columns(["uri", "raw"])
-        names = pc.coalesce(known["raw"], known["uri"].cast(pa.binary()))
-        files = files.filter(pc.invert(pc.is_in(files["name"], pc.unique(names))))
-    return files
+def _not_planned(files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> pa.Table:
+    """The files of which no earlier plan has a row. Those that are others by now than they were then are said."""
+    if not before:
+        return files
+    planned = pa.concat_tables([_names_and_stamps(plan) for plan in before])
+    is_known = pc.is_in(files["name"], planned["name"])
+    there = files.filter(is_known)
+    changed = there.filter(pc.is_in(there["name"], planned.filter(pc.not_equal(planned["stamp"], ""))["name"])).join(
+        planned, ["name", "stamp"], join_type="left anti"
+    )
+    if len(changed):
+        first = _printable(pc.min(changed["name"]).as_py())
+        on_note(
+            f"Changed since they were planned, and not labelled again: {len(changed)}, such as {first}. "
+            "Another --out labels them as they are now."
+        )
+    return files.filter(pc.invert(is_known))
+
+
+def _names_and_stamps(plan: Plan) -> pa.Table:
+    """Each file of a plan, once: its name, as inputs.FILES has it, and its stamp."""
+    rows = PlanReader(plan).columns(["uri", "raw", "stamp"])
+    names = pc.coalesce(rows["raw"], rows["uri"].cast(pa.binary()))
+    return pa.table({"name": names, "stamp": rows["stamp"]}).group_by(["name", "stamp"]).aggregate([])
 
 
 def _again(failed: Mapping[str, PlanRow]) -> pa.Table:

@@ -622,6 +622,24 @@ def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):
     assert storage.read_bytes(first.part_uri(0)) == before
 
 
+def test_an_input_that_changed_since_it_was_planned_is_said(tmp_path):
+    """Of two that are there still, one is another picture by now; one that was not there then is no other."""
+    folder, out, notes = tmp_path / "in", str(tmp_path / "out"), []
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(picture(1))
+    (tmp_path / "list.txt").write_text("in/a.png\nin/b.png\nin/late.png\n")
+    first = make_plan(out, settings_of([tmp_path / "list.txt"]), SPACE)
+    for name in ("b.png", "late.png", "new.png"):
+        (folder / name).write_bytes(picture(2))
+    second = make_plan(out, settings_of([folder]), SPACE, [first], on_note=notes.append)
+    assert [row["uri"] for row in plan_rows(second)] == [f"{folder}/new.png"]
+    assert notes == [
+        f"Changed since they were planned, and not labelled again: 1, such as {folder}/b.png. "
+        "Another --out labels them as they are now."
+    ]
+
+
 def test_of_two_extensions_that_race_both_find_their_inputs_planned(tmp_path, monkeypatch):
     out, folders = str(tmp_path / "out"), [tmp_path / name for name in "abc"]
     for folder in folders:
