@@ -269,19 +269,27 @@ def train(config: Config, overwrite: bool) -> None:
       segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
     """
     from segray.core import storage
-    from segray.core.checkpoint import read_settings
+    from segray.core.checkpoint import read_history, read_settings
     from segray.terminal import epoch_line, say, waiting
-    from segray.train import train
+    from segray.train import random_start, train
+
+    out = storage.absolute(config.train.out)
+    resumes = bool(read_history(out)) and not overwrite
+
+    def started(device: str) -> None:
+        say(f"Training on {device}.")
+        if not resumes and (hint := random_start(config)):
+            say(hint)
 
     def epochs() -> int:  # which may come of steps
-        return read_settings(storage.absolute(config.train.out)).train.epochs
+        return read_settings(out).train.epochs
 
     with waiting("Starting"):
         result = train(
             config,
             overwrite=overwrite,
             on_row=lambda row: say(epoch_line(row, epochs())),
-            on_start=lambda device: say(f"Training on {device}."),
+            on_start=started,
         )
     best = result.best_row
     if len(result.history) < epochs():

@@ -31,7 +31,7 @@ from segray.core.checkpoint import (
 from segray.core.datasets import FileSamples, MemorySamples, input_size, open_dataset, split_refs
 from segray.core.datasets.frame_list import FRAMES, differences, frame_list
 from segray.core.frame_cache import FrameCache
-from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights
+from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights, has_imagenet
 from segray.core.models.info import read_info
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
@@ -165,6 +165,13 @@ def note_rate(train: TrainSection, history: History, frames: int) -> None:
             f"Epoch {len(history)} ended at a learning rate of {last:.3g}; by the schedule of now {train.epochs} "
             f"epochs the next one begins at {begins:.3g}."
         )
+
+
+def random_start(config: Config) -> str | None:
+    """Say that a new run's encoder starts from random weights, where pretrained ones are published; None elsewhere."""
+    if config.model.encoder_weights != "none" or not has_imagenet(config.model):
+        return None
+    return f"{config.model.encoder} starts from random weights; --weights imagenet starts it from pretrained ones."
 
 
 def note_frames(out: str, plan: DataPlan) -> None:

@@ -94,15 +94,6 @@ def test_a_run_without_an_epoch_hands_its_folder_to_the_next_command(tmp_path):
     assert kept(tmp_path) == ("adamw", 1e-3, 1e-2)
 
 
-def test_training_that_fails_at_a_mask_leaves_nothing_and_the_mended_command_runs(config, town, tmp_path):
-    broken = streets.write(tmp_path / "town", train=4, val=2, size=(32, 48), video_s=0)
-    Image.new("L", (48, 32), 77).save(next((broken / "trainannot").iterdir()))
-    with pytest.raises(DataError, match="77"):
-        train(config.changed({"data.root": str(broken), "train.loss": "dice"}))
-    assert not any((tmp_path / "run").iterdir())
-    assert len(train(config).history) == 1
-
-
 def test_a_second_run_in_the_folder_of_one_that_trains_is_refused(config, tmp_path):
     def second(row):
         with pytest.raises(OutputExists, match=rf"^A training run is running in {tmp_path}/run \(process \d+\); wait"):

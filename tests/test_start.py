@@ -64,6 +64,18 @@ def test_a_run_that_fails_before_its_first_epoch_leaves_nothing_that_refuses_the
     assert len(result.history) == 1
 
 
+def test_a_new_run_from_random_weights_says_that_there_are_pretrained_ones(settings):
+    unet = settings(model__arch="unet", model__options={})
+    line = "resnet18 starts from random weights; --weights imagenet starts it from pretrained ones."
+    assert stage.random_start(unet) == line
+    for other in (
+        settings(),
+        unet.changed({"model.encoder_weights": "imagenet"}),
+        unet.changed({"model.encoder": "dpn92"}),
+    ):
+        assert stage.random_start(other) is None
+
+
 def test_to_freeze_random_weights_is_refused_with_what_to_do(settings, tmp_path):
     with pytest.raises(ModelError) as error:
         stage.train(settings(model__arch="unet", model__options={}, train__freeze_encoder=True))

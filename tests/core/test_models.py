@@ -20,6 +20,7 @@ from segray.core.models import (
     encoder_weights,
     forward,
     forward_all,
+    has_imagenet,
     load_encoder,
     preprocessing,
     ready,
@@ -183,6 +184,23 @@ def test_channel_attention_by_hand():
 def resnet18():
     torch.manual_seed(5)
     return encoder_of(build(ModelSection(encoder="resnet18"), 2)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "there"),
+    [
+        ("unet", "resnet18", True),
+        ("unet", "dpn92", False),  # has weights of ImageNet-5k alone
+        ("unet", "tu-convnext_atto", True),
+        ("unet", "tu-resnet200", False),
+        ("unet", "tu-nope", False),
+        ("unet", "nope", False),
+        ("deeplabv3-torchvision", "mobilenet_v3_large", True),
+        ("unet-plain", "resnet18", False),
+    ],
+)
+def test_whether_imagenet_weights_are_published_is_known_without_a_network(arch, encoder, there):
+    assert has_imagenet(ModelSection(arch=arch, encoder=encoder)) == there
 
 
 def test_encoder_weights_come_from_a_folder_a_store_or_a_file(resnet18, tmp_path, s3):

@@ -18,7 +18,7 @@ from segray.config import ModelSection
 from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
 from segray.errors import ModelError, nearest
 
-encoder_weights, preprocessing = weights.encoder_weights, weights.preprocessing
+encoder_weights, preprocessing, has_imagenet = weights.encoder_weights, weights.preprocessing, weights.has_imagenet
 STRIDE = 32  # sides of an input must be multiples of the deepest features' stride; 32 suits every one
 NO_ENCODER = ("none",)
 TIMM = re.compile(r"tu-[\w.-]+")  # no colon: timm reads tu-hf-hub:… from the network and tu-local-dir:… from the disk

@@ -54,6 +54,27 @@ def encoder_weights(config: ModelSection) -> Weights | None:
     return _timm_file(config, uri) if config.encoder.startswith("tu-") else _read(uri)
 
 
+def has_imagenet(config: ModelSection) -> bool:
+    """Whether ImageNet weights are published for the encoder; nothing is fetched."""
+    if config.arch == "unet-plain":
+        return False
+    if config.encoder.startswith("tu-"):
+        import timm
+
+        about: Any = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
+        return bool(about and about.has_weights)
+    return "imagenet" in (_published(config.encoder) or ())
+
+
+def _published(encoder: str) -> tuple[str, ...] | None:
+    """The names of an encoder's pretrained weights; None where smp lists none, as of timm's."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    if encoder == OF_TORCHVISION:
+        return ("imagenet",)
+    return tuple(encoders[encoder]["pretrained_settings"]) if encoder in encoders else None
+
+
 def file_name(config: ModelSection) -> str:
     return f"{config.encoder}.{config.encoder_weights}.safetensors"
 
@@ -188,10 +209,7 @@ def _beginnings(weights: Weights) -> set[tuple[float, ...]]:
 
 def _library(config: ModelSection) -> Weights:
     """Through smp's own loader (timm's for tu- encoders), so that a cached file is used without the network."""
-    from segmentation_models_pytorch.encoders import encoders
-
-    pretrained = {OF_TORCHVISION: ("imagenet",)} | {name: row["pretrained_settings"] for name, row in encoders.items()}
-    known = pretrained.get(config.encoder)
+    known = _published(config.encoder)
     if known is not None and config.encoder_weights not in known:
         raise ModelError(
             f"model.encoder_weights {config.encoder_weights!r} is none of {config.encoder}'s: "
