@@ -455,7 +455,10 @@ def verify(out: str) -> None:
     if problems:
         say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {folder.shards} parts.")
         raise SystemExit(1)
-    say(f"All {sum(plan.rows for plan in folder.plans)} rows are there once, in {folder.shards} whole parts.")
+    say(
+        f"All {sum(plan.rows for plan in folder.plans)} rows are there exactly once, "
+        f"in {folder.shards} undamaged parts."
+    )
 
 
 def note_unfinished(labels: str) -> None:

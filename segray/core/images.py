@@ -173,7 +173,7 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
     if tags is not None and image.mode == "L" and 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
         raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
     if _has_pages(image):
-        raise DataError(f"{source} has several pages or frames; a mask is one.")
+        raise DataError(f"{source} has several pages or frames; a mask has one.")
 
 
 def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> None:

@@ -127,9 +127,9 @@ class Untaken:
         counts += [f"{count} {what}" for what, count in self.others.items()]
         if self.hidden:
             counts.append(f"{self.hidden.total()} folders of systems and tools ({_some(self.hidden)})")
-        notes = [f"Not taken: {', '.join(counts)}."] if counts else []
+        notes = [f"Skipped: {', '.join(counts)}."] if counts else []
         if self.written:
-            notes.append(f"Not taken, as segray wrote them: {_some(self.written)}.")
+            notes.append(f"Skipped, as segray wrote them: {_some(self.written)}.")
         if self.unlisted:
             more = f" So are {len(self.unlisted) - 1} more folders." if len(self.unlisted) > 1 else ""
             notes.append(f"{self.unlisted[0]} What is in it is not labelled.{more}")

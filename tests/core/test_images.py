@@ -784,7 +784,7 @@ def test_a_black_and_white_gif_may_be_white_alone():
 def test_a_mask_of_several_frames_is_refused(kind):
     first, second = Image.new("L", (4, 4), 1), Image.new("L", (4, 4), 2)
     options = {"lossless": True} if kind == "WEBP" else {}
-    with pytest.raises(DataError, match=r"^m has several pages or frames; a mask is one\.$"):
+    with pytest.raises(DataError, match=r"^m has several pages or frames; a mask has one\.$"):
         decode_mask(encoded(first, kind, save_all=True, append_images=[second], **options), "m")
 
 

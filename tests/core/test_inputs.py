@@ -86,7 +86,7 @@ def test_a_folder_that_segray_wrote_is_no_input_wherever_it_lies(root, mark):
         storage.create(f"{root}/b/out/{name}", picture())
     names, notes = [f"{root}/{name}" for name in ("a.png", "b/c.JPG", "b/d d.png", "e/f.mp4")], []
     assert found(root, notes=notes) == names
-    assert notes[-1] == f"Not taken, as segray wrote them: {root}/b/out."
+    assert notes[-1] == f"Skipped, as segray wrote them: {root}/b/out."
     assert found(f"{root}/**/*.png") == [f"{root}/a.png", f"{root}/b/d d.png"]
     assert found(f"{root}/b/out/A.png") == [f"{root}/b/out/A.png"]  # what is named is taken
     with pytest.raises(DataError, match=f"^{root}/b/out was written by segray and is no input; give the folder"):
@@ -102,7 +102,7 @@ def test_the_labels_of_an_output_are_no_input(root, place):
     says = "was written by segray and is no input; give the folder of the images themselves."
     assert str(error.value) == f"{root}/out/{place} {says}"
     assert found(f"{root}/out/*/*.parquet", notes=(notes := [])) == []
-    assert notes[-1] == f"Not taken, as segray wrote them: {root}/out."
+    assert notes[-1] == f"Skipped, as segray wrote them: {root}/out."
 
 
 def test_labels_that_a_list_names_have_a_row_that_says_what_they_are(tmp_path):
@@ -176,8 +176,8 @@ def test_what_a_folder_holds_and_is_not_taken_is_counted_in_a_line(root, tmp_pat
     names = ["a.png", "b/c.JPG", "b/d d.png", "e/f.mp4"]
     assert found(root, notes=notes) == [f"{root}/{name}" for name in names]
     (note,) = notes
-    assert note.startswith("Not taken: 2 .heic, ")
-    assert set(note.removeprefix("Not taken: ").removesuffix(".").split(", ", 5)) == {
+    assert note.startswith("Skipped: 2 .heic, ")
+    assert set(note.removeprefix("Skipped: ").removesuffix(".").split(", ", 5)) == {
         "2 .heic", "1 .jxl", "1 without suffix", "1 .md", "1 hidden files",
         "2 folders of systems and tools (.ipynb_checkpoints, @eaDir)",
     }  # fmt: skip
@@ -210,8 +210,8 @@ def test_what_is_said_can_be_printed(tmp_path):
     assert [note.replace(str(tmp_path), "") for note in notes] == [
         "/in holds nothing to label.",
         r"/in/\udcff holds nothing to label.",
-        r"Not taken: 2 without suffix, 1 folders of systems and tools (.\udcff).",
-        r"Not taken, as segray wrote them: /in/\udcffout.",
+        r"Skipped: 2 without suffix, 1 folders of systems and tools (.\udcff).",
+        r"Skipped, as segray wrote them: /in/\udcffout.",
     ]
 
 
@@ -222,7 +222,7 @@ def test_files_of_names_with_many_suffixes_do_not_fill_the_line(tmp_path):
     (tmp_path / "a.png").touch()
     notes = []
     found(tmp_path, notes=notes)
-    assert notes[0].startswith("Not taken: 40 without suffix, 1 .x")
+    assert notes[0].startswith("Skipped: 40 without suffix, 1 .x")
     assert notes[0].endswith(", 29 with other suffixes.")
 
 
@@ -233,7 +233,7 @@ def test_a_named_place_that_holds_nothing_is_said(root):
     assert notes == [
         f"{root}/notes holds nothing to label.",
         f"{root}/*.jgp holds nothing to label.",
-        "Not taken: 1 .md.",
+        "Skipped: 1 .md.",
     ]
 
 
@@ -251,7 +251,7 @@ def test_links_to_nothing_pipes_and_links_to_what_is_listed_anyway_are_counted(t
         f"{tmp_path}/in/{name}" for name in ("a.png", "day1/a.png", "day2/b.png")
     ]
     counts = "1 pipes, sockets or devices, 2 links to nothing, 1 links to folders that are listed anyway"
-    assert sorted(notes[0].removeprefix("Not taken: ").removesuffix(".").split(", ")) == sorted(
+    assert sorted(notes[0].removeprefix("Skipped: ").removesuffix(".").split(", ")) == sorted(
         [*counts.split(", "), "1 folders of systems and tools (.store)"]
     )
 
@@ -390,7 +390,7 @@ def test_a_parquet_column_may_hold_paths_in_any_type(tmp_path, column, name):
         None,
         f"{tmp_path}/gone.png is listed in list.parquet row 2 and does not exist.",
     ]
-    assert notes == ["Not taken: 1 empty cells of list.parquet."]
+    assert notes == ["Skipped: 1 empty cells of list.parquet."]
 
 
 def test_the_hubs_struct_with_bytes_holds_images_and_a_line_of_it_names_one(tmp_path):

@@ -309,7 +309,7 @@ def test_without_a_network_the_file_and_its_place_are_named(monkeypatch):
     with pytest.raises(ModelError) as error:
         encoder_weights(ModelSection(encoder_weights="imagenet"))
     assert str(error.value) == (
-        "The imagenet weights of resnet18 cannot be fetched (no route to host). Without internet, put its file as "
+        "The imagenet weights of resnet18 could not be downloaded (no route to host). Without internet, put its file as "
         "resnet18.imagenet.safetensors into a folder and name it: --weights-dir FOLDER."
     )
 
@@ -401,7 +401,7 @@ def test_a_hub_model_takes_any_size_its_encoders_pixels_and_a_store(tmp_path, mo
         assert torch.allclose(forward(model, image), published(image), atol=1e-5)
         assert forward(model, torch.randn(1, 3, 70, 50)).shape == (1, 150, 70, 50)
     with pytest.raises(
-        ModelError, match=r"^smp-hub/other could not be downloaded \(s3://.*/other/config.json cannot be read"
+        ModelError, match=r"^smp-hub/other could not be read \(s3://.*/other/config.json cannot be read"
     ):
         ready.resolve("smp-hub/other", f"{s3}/hub")
 
@@ -428,9 +428,7 @@ def test_an_encoders_name_reaches_neither_network_nor_disk(encoder, tmp_path, ti
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     (tmp_path / "unet" / "model.safetensors").symlink_to(tiny_bundle / "model.safetensors")
-    with pytest.raises(
-        ModelError, match=rf"^smp-hub/unet could not be downloaded \(model\.encoder '{encoder}' is unknown"
-    ):
+    with pytest.raises(ModelError, match=rf"^smp-hub/unet could not be read \(model\.encoder '{encoder}' is unknown"):
         ready.resolve("smp-hub/unet", str(tmp_path))
 
 

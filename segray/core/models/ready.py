@@ -90,13 +90,17 @@ def _weights(ready: Ready, weights_dir: str | None) -> weights.Weights:
             data = kept.read_bytes()
     except (StorageError, OSError) as error:
         raise ModelError(
-            f"{ready.file} could not be downloaded ({str(error).rstrip('.')}). Fetch {ready.url}, put it into a "
-            "folder, and name that: --weights-dir FOLDER."
+            f"{ready.file} could not be {_fetched(weights_dir)} ({str(error).rstrip('.')}). Fetch {ready.url}, put it "
+            "into a folder, and name that: --weights-dir FOLDER."
         ) from error
     if not hashlib.sha256(data).hexdigest().startswith(ready.file.split("-")[-1].removesuffix(".pth")):
         raise ModelError(f"{ready.file} is not the published file (its sha256 differs); fetch {ready.url} again.")
     state: weights.Weights = torch.load(io.BytesIO(data), "cpu", weights_only=True)
     return state
+
+
+def _fetched(weights_dir: str | None) -> str:
+    return "downloaded" if weights_dir is None else "read"
 
 
 def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, BundleInfo]:
@@ -121,7 +125,7 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
         model.load_state_dict(state)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name
         raise ModelError(
-            f"{name} could not be downloaded ({weights.first_words(error)}). Put its config.json and model.safetensors "
+            f"{name} could not be {_fetched(weights_dir)} ({weights.first_words(error)}). Put its config.json and model.safetensors "
             f"into FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
         ) from error
     side = re.search(r"(\d+)x\d+", name)

@@ -221,7 +221,7 @@ def _library(config: ModelSection) -> Weights:
     except Exception as error:  # what fails differs with the loader: connection, cache, hub, hash
         where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
         raise ModelError(
-            f"The {config.encoder_weights} weights of {config.encoder} cannot be fetched ({first_words(error)}). "
+            f"The {config.encoder_weights} weights of {config.encoder} could not be downloaded ({first_words(error)}). "
             f"Without internet, put {where}."
         ) from error
 
