@@ -125,8 +125,8 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
         model.load_state_dict(state)
     except Exception as error:  # what fails differs with the hub's client: connection, cache, name
         raise ModelError(
-            f"{name} could not be {_fetched(weights_dir)} ({weights.first_words(error)}). Put its config.json and model.safetensors "
-            f"into FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
+            f"{name} could not be {_fetched(weights_dir)} ({weights.first_words(error)}). Put its config.json and "
+            f"model.safetensors into FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."
         ) from error
     side = re.search(r"(\d+)x\d+", name)
     info = _info(section, _hub_classes(name, classes), int(side[1]) if side else 512)
