@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core import metrics, storage
-from segray.core.datasets.pairs import ends, frame_name, is_elsewhere, own_folder, parts_of, read_text
+from segray.core.datasets.pairs import check_columns, ends, frame_name, is_elsewhere, own_folder, parts_of, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -184,6 +184,7 @@ def _read(place: str) -> list[dict[str, Any]]:
             return rows
         if name.endswith(".csv"):
             table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+            check_columns(table.fieldnames or (), place)
             return [{name: _Cell(value) for name, value in row.items() if name and value} for row in table]
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{place} cannot be read: {storage.reason(error)}.") from None

@@ -306,6 +306,22 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+def orientation(data: bytes, source: str = "image") -> int | None:
+    """What EXIF says of an encoded image, a key of TURNS or 1; None where a damaged EXIF block does not tell."""
+    image = _open(data, source)
+    if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
+        return 1
+    try:
+        if image.format == "TIFF":
+            tag: int = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
+            return tag
+        if image.format == "PNG":  # whose EXIF may stand behind the pixels
+            image.load()
+        return _orientation(image)
+    except BROKEN:
+        return None
+
+
 def _is_whole(exif: bytes) -> bool:
     """Whether the block has all the tags of its first directory; Pillow passes over those that it lacks."""
     exif = exif.removeprefix(b"Exif\0\0")
@@ -358,18 +374,10 @@ def upright(data: bytes, source: str = "image") -> bytes:
     A reader that passes over EXIF then sees what its mask was made of. JPEGs are written with quality 95, and
     so are WebPs, but for lossless ones. DataError for one that has to be turned and cannot be decoded.
     """
-    image = _open(data, source)
-    if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
-        return data
-    try:
-        if image.format == "PNG":  # whose EXIF may stand behind the pixels
-            image.load()
-        tag = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
-        turned = tag if image.format == "TIFF" else _orientation(image)
-    except BROKEN:
-        return data
+    turned = orientation(data, source)
     if turned not in TURNS:
         return data
+    image = _open(data, source)
     sink, kept = io.BytesIO(), {"icc_profile": image.info.get("icc_profile")}
     if image.format == "WEBP":
         kept["lossless"] = _is_lossless_webp(data)

@@ -544,11 +544,16 @@ class _S3File(io.RawIOBase):
         return data
 
 
+def temporary_beside(target: Path) -> Path:
+    """A name that no other attempt takes; of a long one the beginning, as a name has 255 bytes at most."""
+    return target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
+
+
 def _write_beside(target: Path, data: bytes) -> Path:
-    """A synced temporary file in the target's folder; its name is unique to this attempt, and not a .parquet."""
+    """A synced temporary file in the target's folder, of a name of its own, which is not a .parquet's."""
     with _one_line(str(target), "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        temporary = temporary_beside(target)
         try:
             with temporary.open("xb") as file:
                 file.write(data)

@@ -127,3 +127,26 @@ def test_ids_in_the_red_channel_are_recognised(tmp_path):
     masks = [Image.fromarray(np.dstack([mask, mask * 0, mask * 0])) for mask in MASKS]
     result, _ = checked(tmp_path, masks)
     assert result.problems[-1].endswith("(colours of red alone may hold ids: --set data.mask_channel=red)")
+
+
+def test_ids_in_shades_of_grey_of_colour_masks_are_recognised(tmp_path):
+    result, _ = checked(tmp_path, [Image.fromarray(np.dstack([mask] * 3)) for mask in MASKS])
+    assert result.problems[-1].endswith(" (shades of grey may be ids: --set data.mask_channel=red)")
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tif"])
+def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind):
+    """By 180°, a mask has its image's size either way. That which is turned with its image is right."""
+    exif, mask = Image.Exif(), Image.new("L", (8, 6))
+    exif[274] = 3
+    for name, masks_exif in (("a", None), ("b", exif)):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+        mask.convert("RGB").save(tmp_path / "images" / "train" / f"{name}.{kind}", exif=exif, lossless=True)
+        mask.save(tmp_path / "masks" / "train" / f"{name}.png", exif=masks_exif)
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert check(dataset, ()).notes == [
+        f"EXIF turns 1 images by 180° or mirrors them, such as {tmp_path}/images/train/a.{kind}, and not their masks: "
+        "these have to be drawn on the picture as a viewer shows it"
+    ]

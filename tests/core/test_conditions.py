@@ -165,6 +165,7 @@ def test_a_row_is_no_other_folders(tmp_path):
         ("image,x\na/0001,1\nb/0001,2\n", "No row of {} is of a scored frame: its image is such as a/0001, a frame's"),
         ("image,x\nday1/0001,1\nday1/0001,2\n", "{} has two rows for 0001; give the full image, such as day1/0001."),
         ("image,x\nday1/0001,1\n,2\n", "Row 2 of {} has no image; it names the row's image."),
+        ("image,x,x\n00,1,2\n", "{} has 2 columns called x; rename all but one of them."),
         ("name,x\na,1\n", "{} has no column image, file_name or sample_id; one of them names each row's image."),
         (f"image,x\na,{'b' * 200_000}\n", "{} cannot be read: field larger than field limit (131072)."),
     ],

@@ -283,6 +283,12 @@ def test_columns_that_are_not_read_are_said(tmp_path):
     assert notes == (f"{tmp_path}/classes.yaml: not read: colour; what is read is called name, id, color, scored",)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,id,Id\nroad,0,7\n")
+    with pytest.raises(DataError, match=r"classes\.csv has 2 columns called id; rename all but one of them\.$"):
+        folder.read_classes(str(tmp_path / "classes.csv"))
+
+
 def test_a_colour_of_two_channels_is_refused(tmp_path):
     (tmp_path / "classes.csv").write_text("name,id,r,g\nroad,0,1,2\n")
     with pytest.raises(DataError, match=r"classes\.csv: .*; id, r, g and b are whole numbers from 0 to 255\.$"):

@@ -89,6 +89,7 @@ def test_listing_is_all_below_a_folder_in_order(root):
 
 
 ODD = ["🚗.png", "a b+c.png", "a#b.png", "a%20b.png", "a?b.png", "x*y.png", "=cmd.png", "[1].png", "<script>.png"]
+ODD += ["x" * 251 + ".png", "ü" * 125 + ".png"]  # as long as a disk takes them
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -288,7 +289,7 @@ def test_a_disk_that_says_no_is_one_line_and_leaves_nothing(tmp_path):
     assert one_line(storage.replace, folder, b"") == f"{folder} cannot be written: Is a directory."
     assert one_line(storage.create, f"{file}/below", b"") == f"{file}/below cannot be written: File exists."
     assert one_line(storage.list_files, f"{file}/below") == f"{file}/below cannot be listed: Not a directory."
-    assert one_line(storage.create, long, b"") == f"{long} cannot be written: File name too long."
+    assert one_line(storage.create, long, b"") == f"{long} cannot be created exclusively: File name too long."
     assert one_line(storage.list_files, long) == f"{long} cannot be listed: File name too long."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from segray.core import storage
-from segray.core.datasets.places import read_image, read_mask_and_palette
+from segray.core.datasets.places import orientation, read_image, read_mask_and_palette
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
 
@@ -19,6 +19,7 @@ KEPT_IDS = 256  # unknown ids of one mask that are counted each: a mask that was
 LISTED_IDS = 20  # that have a line of their own
 BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few, of thin things
 LEAST_BOUNDARIES = 50
+SAME_SIZE = (2, 3, 4)  # EXIF's rotations and mirrors after which an image is as large as before
 ROWS = 256  # of a mask that are looked at together: a mask may be larger than what memory has for its differences
 NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
 
@@ -28,6 +29,7 @@ class CheckResult:
     """problems: each stops training, one line each. notes: worth knowing. pixels: id in mask files → count.
 
     other_pixels: of unknown ids that are not in `pixels`, as their masks have more than KEPT_IDS of them.
+    turned: images that EXIF turns and whose masks it does not, though their sizes are the same.
     boundaries: (neighbours but one that differ, how many of them have a pixel of an id or colour in between).
     """
 
@@ -36,6 +38,7 @@ class CheckResult:
     other_pixels: int = 0
     frames_with: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    turned: list[str] = field(default_factory=list)
     boundaries: tuple[int, int] = (0, 0)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -57,6 +60,7 @@ class _Finding:
     size: tuple[int, int] | None = None
     counts: dict[int, int] = field(default_factory=dict)
     other_pixels: int = 0
+    turned: bool = False
     boundaries: tuple[int, int] = (0, 0)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -96,6 +100,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     try:
         image_hwc = read_image(ref.image, notes.append)
         raw_hw, palette = read_mask_and_palette(ref.mask, space.mask_channel)
+        turned = orientation(ref.image) in SAME_SIZE and orientation(ref.mask) == 1
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -110,7 +115,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     if odd := _other_colors(palette, found, space):
         notes.append(f"{ref.mask} {odd}")
     others = raw_hw.size - sum(found.values())
-    return _Finding(ref, (height, width), found, others, boundaries(raw_hw), notes, problem)
+    return _Finding(ref, (height, width), found, others, turned, boundaries(raw_hw), notes, problem)
 
 
 def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
@@ -156,6 +161,8 @@ def _add(result: CheckResult, finding: _Finding, space: LabelSpace, unknown: dic
     if finding.error:
         result.problems.append(finding.error)
     result.notes += [note.rstrip(".") for note in finding.notes]
+    if finding.turned:
+        result.turned.append(finding.ref.image)
     if finding.size:
         result.sizes[finding.size] += 1
     result.pixels.update(finding.counts)
@@ -187,8 +194,11 @@ def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: Label
         )
     if unknown.keys() >= {255} and len(unknown) == 1:
         problems[-1] += " (masks of 0 and 255 are binary: map 255 to class 1)"
-    elif unknown and (channel := _channel_of(unknown)) and min(unknown) >= COLOR:
-        problems[-1] += f" (colours of {channel} alone may hold ids: --set data.mask_channel={channel})"
+    elif unknown and min(unknown) >= COLOR:
+        if channel := _channel_of(unknown):
+            problems[-1] += f" (colours of {channel} alone may hold ids: --set data.mask_channel={channel})"
+        elif _is_grey(unknown):
+            problems[-1] += " (shades of grey may be ids: --set data.mask_channel=red)"
     return problems
 
 
@@ -217,6 +227,11 @@ def _channel_of(ids: Iterable[int]) -> str | None:
     """The one channel in which all these colours differ from black."""
     lit = _rgb(ids).any(axis=0)
     return CHANNELS[int(lit.argmax())] if lit.sum() == 1 else None
+
+
+def _is_grey(ids: Iterable[int]) -> bool:
+    colors = _rgb(ids)
+    return bool(colors.any() and (colors == colors[:, :1]).all())
 
 
 def _rgb(ids: Iterable[int]) -> np.ndarray:
@@ -249,6 +264,11 @@ def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
     if len(result.sizes) > 1:
         sizes = ", ".join(f"{h}×{w} ({n})" for (h, w), n in result.sizes.most_common(4))
         notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size")
+    if result.turned:
+        notes.append(
+            f"EXIF turns {len(result.turned)} images by 180° or mirrors them, such as {result.turned[0]}, and not "
+            "their masks: these have to be drawn on the picture as a viewer shows it"
+        )
     if result.pixels.keys() == {0, 255}:
         notes.append("every mask holds 0 and 255 alone: a binary mask, 255 may be meant as class 1, not void")
     if result.blended and all(raw < COLOR for raw in result.pixels):

@@ -19,7 +19,7 @@ import yaml
 
 from segray.config import DataSection
 from segray.core import storage
-from segray.core.datasets.pairs import check_root, find_images, pair_found, read_text, split_by_lists
+from segray.core.datasets.pairs import check_columns, check_root, find_images, pair_found, read_text, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 
@@ -102,6 +102,7 @@ def _csv(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     try:
         table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
+        check_columns(names, uri)
         rows = list(table)
     except csv.Error as error:
         raise DataError(f"{uri} is no table: {error}.") from None

@@ -229,6 +229,12 @@ def read_text(uri: str) -> str:
         raise DataError(f"{uri} is not UTF-8 text; save it as UTF-8.") from None
 
 
+def check_columns(names: Sequence[str], uri: str) -> None:
+    """DataError where two columns of a table have one name: one of them would be passed over."""
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{uri} has {names.count(twice[0])} columns called {twice[0]}; rename all but one of them.")
+
+
 def check_root(root: str | None, layout: str) -> str:
     """The data folder, absolute. DataError when none was given, or it is not there."""
     if root is None:

@@ -93,6 +93,13 @@ def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndar
     return images.decode_image(storage.read_bytes(place), place, note)
 
 
+def orientation(place: str) -> int | None:
+    """What EXIF says of a file, as images.orientation() has it; 1 of what is no file of its own."""
+    if any(inside.fullmatch(place) for inside in (FRAME, CELL, ROW)):
+        return 1
+    return images.orientation(storage.read_bytes(place), place)
+
+
 def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     """The ids that stand in the mask, or in that channel of it, unsigned [H, W].
 
