@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from segray.cli import main
-from segray.terminal import say
+from segray.cli.terminal import say
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = """# Measured

@@ -17,13 +17,13 @@ import click
 
 from benchmarks.measure import print_machine
 from segray.cli import main
+from segray.cli.terminal import say, table
 from segray.config import Config, load
-from segray.core import loop
-from segray.core.checkpoint import EpochRow
-from segray.core.datasets import MemorySamples
+from segray.core.data import MemorySamples
 from segray.core.samples import TrainData
-from segray.core.workers import LocalWorker
-from segray.terminal import say, table
+from segray.core.training import loop
+from segray.core.training.checkpoint import EpochRow
+from segray.core.training.workers import LocalWorker
 from segray.train import DataPlan, plan_data
 
 COLORS = {"augment.brightness": 0.125, "augment.contrast": 0.3, "augment.saturation": 0.3}

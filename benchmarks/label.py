@@ -43,7 +43,7 @@ import numpy as np
 from benchmarks.measure import medians, memory_mib, print_machine, rounds, spread, verdict
 from benchmarks.rivals import RIVALS
 from segray.cli import main
-from segray.terminal import table
+from segray.cli.terminal import table
 
 KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
 NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
@@ -141,7 +141,7 @@ def set_up(root: Path, kind: str, net: str, frames: int) -> dict[str, Any]:
         video = root / f"{frames}.mp4"
         if not video.exists():
             write_video(video, size, frames)
-        from segray.core.video import index_video
+        from segray.core.io.video import index_video
 
         index = index_video(str(video))
         starts = [*(index.keys[i] for i in index.keyframes), index.keys[-1] + 1]
@@ -157,7 +157,7 @@ def set_up(root: Path, kind: str, net: str, frames: int) -> dict[str, Any]:
 def write_images(files: Sequence[Path], size: tuple[int, int]) -> None:
     from PIL import Image
 
-    from segray.core.datasets import streets
+    from segray.core.data import streets
 
     files[0].parent.mkdir(parents=True)
     for i, file in enumerate(files):
@@ -171,7 +171,7 @@ def write_video(file: Path, size: tuple[int, int], frames: int) -> None:
     """H.264 of a street, forth and back."""
     import av
 
-    from segray.core.datasets import streets
+    from segray.core.data import streets
 
     drawn = [streets.draw(0, size, i / 10).image_hwc for i in range(4 * DRAWN)]
     drawn += drawn[-2:0:-1]
@@ -191,7 +191,7 @@ def bundle_of(root: Path, net: str, seen: tuple[int, int], classes: int | None =
     import torch
 
     from segray.config import ModelSection
-    from segray.core.datasets import streets
+    from segray.core.data import streets
     from segray.core.models import build, bundle, forward
     from segray.core.models.info import BundleInfo
     from segray.core.samples import LabelSpace
@@ -218,7 +218,7 @@ def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> Non
     import torch
     from torch.nn.functional import cross_entropy
 
-    from segray.core.datasets import streets
+    from segray.core.data import streets
     from segray.core.samples import IGNORE_INDEX
     from segray.core.transforms import normalize, to_float
 
@@ -295,9 +295,9 @@ def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any
 @label.command(hidden=True)
 @click.argument("job")
 def plan_once(job: str) -> None:
-    from segray.core import inputs, storage
+    from segray.core.io import inputs, storage
+    from segray.core.labels.plan import make_plan
     from segray.core.models.info import read_info
-    from segray.core.plan import make_plan
 
     told = json.loads(job)
     space = read_info(told["uri"]).space
@@ -316,11 +316,11 @@ def plan_once(job: str) -> None:
 @click.option("--frames", default=10_000, show_default=True)
 def memory(frames: int) -> None:
     """Memory of one process that labels shard after shard, null model: after the first, and after all."""
-    from segray.core import parts
+    from segray.core.infer.label_rows import label_rows
+    from segray.core.infer.predictor import Predictor
+    from segray.core.labels import parts
+    from segray.core.labels.plan import PlanReader, make_plan
     from segray.core.models.info import read_info
-    from segray.core.plan import PlanReader, make_plan
-    from segray.core.predictor import Predictor
-    from segray.core.rows import label_rows
 
     print_machine()
     found = []

@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.label import bundle_of
 from benchmarks.measure import print_machine
 from segray.cli import main
+from segray.cli.terminal import say, table
 from segray.errors import ConfigError
-from segray.terminal import say, table
 
 SIZE, SEEN, FRAMES, BATCH = (360, 480), (352, 480), 16, 8
 LEAST_S = 4.0
@@ -54,11 +54,11 @@ def forward(uri: str, net: str, device: str) -> None:
 
     from segray.config import InferSection
     from segray.core import metrics
-    from segray.core.datasets import streets
+    from segray.core.data import streets
+    from segray.core.infer.predictor import Predictor, side_by_side
     from segray.core.models import bundle
     from segray.core.models import forward as run
     from segray.core.models.fold import fold_batch_norm
-    from segray.core.predictor import Predictor, side_by_side
 
     drawn = [streets.draw(100 + i, SIZE) for i in range(FRAMES)]
     truth = np.stack([np.where(one.mask_hw == streets.VOID_ID, 255, one.mask_hw) for one in drawn])
@@ -117,8 +117,9 @@ def forward(uri: str, net: str, device: str) -> None:
 def pixels() -> None:
     from PIL import Image
 
-    from segray.core import images, transforms
-    from segray.core.datasets import streets
+    from segray.core import transforms
+    from segray.core.data import streets
+    from segray.core.io import images
 
     size, half = (1024, 2048), (512, 1024)
     drawn = streets.draw(0, size)

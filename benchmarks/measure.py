@@ -19,7 +19,7 @@ from typing import Any
 import click
 import psutil
 
-from segray.terminal import say
+from segray.cli.terminal import say
 
 LOOK_S = 0.5  # between looks at the processes
 WEIGH_EVERY = 8  # looks; their memory is dear: the kernel walks all their pages

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.measure import print_machine, rounds, spread, verdict
 from segray.cli import main
-from segray.terminal import table
+from segray.cli.terminal import table
 
 DRAWN = 4
 RATIOS = {"first_per_s": 1.0, "images_per_s": 2.0}  # of segray to torch's DataLoader, what is aimed at
@@ -72,7 +72,7 @@ def readers(frames: int, size: str, crop: str, kind: str, epochs: int, batch: in
 def write(folder: Path, frames: int, size: tuple[int, int], kind: str) -> None:
     from PIL import Image
 
-    from segray.core.datasets import streets
+    from segray.core.data import streets
 
     drawn = [streets.draw(seed, size) for seed in range(DRAWN)]
     for name in ("images", "masks"):
@@ -103,7 +103,7 @@ def dataloader(job: Job) -> dict[str, float]:
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
-    from segray.core.datasets.streets import LABEL_SPACE
+    from segray.core.data.streets import LABEL_SPACE
 
     classes = np.full(256, 255, np.uint8)
     classes[list(LABEL_SPACE.id_map)] = list(LABEL_SPACE.id_map.values())
@@ -133,11 +133,11 @@ def crop(job: Job) -> tuple[slice, slice]:
 def segray(job: Job, limit: int | None = None) -> dict[str, float]:
     import torch
 
-    from segray.core.batches import read_batches
-    from segray.core.datasets import FileSamples
-    from segray.core.datasets.streets import LABEL_SPACE
-    from segray.core.frame_cache import FrameCache
+    from segray.core.data import FileSamples
+    from segray.core.data.frame_cache import FrameCache
+    from segray.core.data.streets import LABEL_SPACE
     from segray.core.samples import SampleRef
+    from segray.core.training.batches import read_batches
 
     torch.set_num_threads(job["cpus"])
     refs, size = tuple(SampleRef(image, image, mask) for image, mask in files(job)), tuple(job["size"])

@@ -15,8 +15,8 @@ import click
 import torch
 
 from segray.cli import main
+from segray.cli.terminal import say, table
 from segray.config import load
-from segray.terminal import say, table
 from segray.train import train
 
 SMALL = {

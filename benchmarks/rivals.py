@@ -237,7 +237,7 @@ def idiom(job: Job) -> Result:
     import ray.data
     from PIL import Image
 
-    from segray import cluster
+    from segray.cluster import connect
     from segray.config import ClusterSection
 
     gpu, size, batch = job["device"] == "cuda", job["input_size"][::-1], job["batch"]
@@ -259,13 +259,13 @@ def idiom(job: Job) -> Result:
         for i, image in enumerate(span(job["files"][0], row["first"], row["last"])):
             yield {"path": f"{row['first']}+{i}", "image": small(image)}
 
-    with cluster.connected(ClusterSection()):
+    with connect.connected(ClusterSection()):
         ray.data.DataContext.get_current().enable_progress_bars = False
         if job["spans"]:
             rows = ray.data.from_items([{"first": a, "last": b} for a, b in job["spans"]]).flat_map(decode_span)
         else:
             rows = ray.data.read_binary_files(job["files"], include_paths=True).map(decode_image)
-        cluster.hush()
+        connect.hush()
         # One CPU is the actor's, so that of two one is left for tasks; torch has the threads of all.
         actor = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 1, "num_gpus": int(gpu)}
         masks = rows.map_batches(Model, fn_constructor_args=(job,), batch_size=batch, **actor)
@@ -283,8 +283,8 @@ def idiom(job: Job) -> Result:
 def model(job: Job) -> Result:
     import torch
 
-    from segray.core import images
-    from segray.core.predictor import Predictor, side_by_side
+    from segray.core.infer.predictor import Predictor, side_by_side
+    from segray.core.io import images
 
     torch.set_num_threads(job["cpus"])
     predictor, size = Predictor(job["model"], job["device"]), tuple(job["size"])
@@ -335,7 +335,7 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
     """What Predictor.predict does to a batch, step by step."""
     import torch
 
-    from segray.core.predictor import _ids, _metrics
+    from segray.core.infer.predictor import _ids, _metrics
     from segray.core.transforms import normalize, to_float
 
     info = predictor.info
@@ -352,9 +352,9 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
 
 
 def segray(job: Job) -> Result:
-    from segray import cluster
+    from segray.cluster import connect
     from segray.config import Config
-    from segray.core.predictor import side_by_side
+    from segray.core.infer.predictor import side_by_side
     from segray.label import Watch, label
 
     class Stamps(Watch):
@@ -374,7 +374,7 @@ def segray(job: Job) -> Result:
     config = Config().changed({f"label.{key}": value for key, value in given.items()})
     config = config.changed({"cluster.gpu": job["device"] == "cuda"})
     watch, imported = Stamps(), time.time()
-    with cluster.connected(config.cluster):
+    with connect.connected(config.cluster):
         connected = time.time()
         summary = label(config, watch=watch)
     assert summary["ok"] == job["frames"], summary["ok"]

@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.label import make_tree, settings_of
 from benchmarks.measure import memory_mib, print_machine
 from segray.cli import main
-from segray.terminal import table
+from segray.cli.terminal import table
 
 MINUTE_S = 60.0
 SPREAD = 0.25  # standard deviation of the logarithm of a shard's seconds
@@ -72,12 +72,12 @@ def driver(shards: str, actors: str) -> None:
 @click.argument("shards", type=int)
 @click.argument("actors", type=int)
 def driver_once(shards: int, actors: int) -> None:
-    from segray import cluster
+    from segray.cluster import connect
+    from segray.cluster.resources import WorkerShape
     from segray.config import ClusterSection
     from segray.label import spread
-    from segray.shapes import WorkerShape
 
-    with cluster.connected(ClusterSection()):
+    with connect.connected(ClusterSection()):
         before_mib, started, at = memory_mib()[0], time.perf_counter(), []
         for _ in spread([(0, i) for i in range(shards)], Nothing, (), WorkerShape(actors, 0.1, 0), at_once=16):
             at.append(time.perf_counter())
@@ -107,9 +107,9 @@ def resume(parts: str) -> None:
 @scale.command(hidden=True)
 @click.argument("job")
 def resume_once(job: str) -> None:
-    from segray.core.label_folder import LabelFolder
+    from segray.core.labels.folder import LabelFolder
+    from segray.core.labels.plan import load_plans, make_plan
     from segray.core.models.info import read_info
-    from segray.core.plan import load_plans, make_plan
 
     told = json.loads(job)
     made = make_plan(told["out"], told["settings"], read_info(told["uri"]).space)

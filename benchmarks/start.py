@@ -21,7 +21,7 @@ import click
 from benchmarks.label import bundle_of, write_images
 from benchmarks.measure import medians, print_machine, run
 from segray.cli import main
-from segray.terminal import table
+from segray.cli.terminal import table
 
 PROGRAMS = {
     "python -c pass": "pass",
@@ -31,7 +31,9 @@ PROGRAMS = {
         "import ray; ray.init('local', log_to_driver=False); A = ray.remote(type('A', (), {'f': lambda self: 1})); "
         "ray.get(A.remote().f.remote()); ray.shutdown()"
     ),
-    "what an actor imports: PyTorch, smp, segray": "import segray.label, segray.core.predictor, segray.core.rows",
+    "what an actor imports: PyTorch, smp, segray": (
+        "import segray.label, segray.core.infer.predictor, segray.core.infer.label_rows"
+    ),
 }
 EPOCHS = ("--epochs", "1", "--batch-size", "8", "--encoder", "resnet18")
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks.measure import print_machine, rounds, spread, verdict
 from segray.cli import main
-from segray.terminal import table
+from segray.cli.terminal import table
 
 RATIOS = {  # of two contenders → the least that is aimed at
     ("segray", "plain"): 1.2,
@@ -63,7 +63,7 @@ Job = dict[str, Any]
 def train(frames: int, size: str, epochs: int, batch: int, count: int, device: str, only: str) -> None:
     """Images a second of training."""
     from segray.config import parse_size
-    from segray.core.datasets import streets
+    from segray.core.data import streets
 
     print_machine()
     names = only.split(",") if only else list(CONTENDERS)
@@ -150,7 +150,7 @@ def parts() -> tuple[Any, Callable[..., Any]]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from segray.core.datasets.streets import LABEL_SPACE, VOID_ID
+    from segray.core.data.streets import LABEL_SPACE, VOID_ID
 
     torch.manual_seed(0)
     model = smp.Unet("resnet18", encoder_weights=None, classes=LABEL_SPACE.num_classes)
@@ -277,10 +277,10 @@ def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
 
 
 def beside_ray(job: Job) -> dict[str, Any]:
-    from segray import cluster
+    from segray.cluster import connect
     from segray.config import Config
 
-    with cluster.connected(Config().cluster):
+    with connect.connected(Config().cluster):
         return segray_with(0)(job)
 
 

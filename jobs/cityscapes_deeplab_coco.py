@@ -10,8 +10,8 @@ import torch
 
 from jobs.common import job, score
 from segray.config import Config, ModelSection
-from segray.core import storage
-from segray.core.datasets import voc
+from segray.core.data import voc
+from segray.core.io import storage
 from segray.core.models import build, bundle
 from segray.core.models.info import BundleInfo
 

@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from segray.cli import main
+from segray.cli.terminal import counting, epoch_line, say, show_scores, table, waiting
 from segray.config import Config, load, parse_override
-from segray.core import storage
-from segray.core.checkpoint import read_history
-from segray.core.datasets import streets
+from segray.core.data import streets
+from segray.core.io import storage
+from segray.core.training.checkpoint import read_history
 from segray.evaluate import evaluate
 from segray.report import report
-from segray.terminal import counting, epoch_line, say, show_scores, table, waiting
 from segray.train import train
 
 Variants = Mapping[str, Mapping[str, Any]]

@@ -12,9 +12,11 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from segray.core import bootstrap, metrics, storage, tables
-from segray.core.checkpoint import read_settings
-from segray.core.images import colorize
+from segray.core import metrics
+from segray.core.io import parquet, storage
+from segray.core.io.images import colorize
+from segray.core.scoring import bootstrap
+from segray.core.training.checkpoint import read_settings
 from segray.errors import DataError, SegrayError
 from segray.evaluate import (
     IMAGES,
@@ -79,7 +81,7 @@ def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, 
     """Compare two evaluations, by their --out. Returns what compare.json then holds.
 
     A verdict is 1 where B is better, −1 where A is, 0 where the 95 % interval of the difference holds 0 (a paired
-    bootstrap over images, core.bootstrap), None where a score is undefined. DataError that names what differs, where
+    bootstrap over images, scoring.bootstrap), None where a score is undefined. DataError that names what differs, where
     the two did not score the same frames by the same classes and truth.
     """
     a, b = _read(run_a), _read(run_b)
@@ -113,7 +115,7 @@ def _read(run: str) -> Run:
     scores, images = (storage.join(storage.absolute(run), name) for name in (SCORES, IMAGES))
     if not (storage.exists(scores) and storage.exists(images)):
         raise DataError(f"{run} holds no {SCORES} and {IMAGES}; give the --out of segray evaluate.")
-    table = tables.read(images)
+    table = parquet.read(images)
     if "cells" not in table.column_names:
         raise DataError(
             f"{run} was made by an older segray, without each image's counts; evaluate again with --overwrite."

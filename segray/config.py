@@ -114,7 +114,7 @@ class Located:
 
     def absolute(self, text: str) -> str:
         """Give the path that means the same in every folder; a name stays as it is."""
-        from segray.core import storage  # half a second, for clients of S3
+        from segray.core.io import storage  # half a second, for clients of S3
 
         return text if self.is_name(text) else storage.absolute(text)
 
@@ -826,7 +826,7 @@ def _safe_load(text: str, source: str) -> Any:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    from segray.core import storage  # half a second, for clients of S3
+    from segray.core.io import storage  # half a second, for clients of S3
 
     try:  # a local one may be a pipe, as of <(segray recipes NAME)
         with storage.open_read(file) if storage.is_s3(file) else Path(file).expanduser().open("rb") as opened:

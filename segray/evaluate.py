@@ -19,21 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.config import Config
-from segray.core import calibration, claims, conditions, images, metrics, storage
-from segray.core.calibration import Bin
-from segray.core.checkpoint import SETTINGS, command_of, read_settings
-from segray.core.conditions import Conditions
-from segray.core.datasets.places import read_image
-from segray.core.digest import PICKS
-from segray.core.label_folder import is_labels
+from segray.core import metrics
+from segray.core.infer.predictor import Predictor
+from segray.core.io import claims, images, storage
+from segray.core.io.locators import read_image
+from segray.core.labels.digest import PICKS
+from segray.core.labels.folder import is_labels
+from segray.core.labels.schema import Picture
 from segray.core.models import bundle, ready
 from segray.core.models.info import read_info
-from segray.core.predictor import Predictor
-from segray.core.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.schema import Picture
-from segray.core.scored import Drawn, LabelFrames, ModelFrames, Scored
-from segray.core.workers import local_device
+from segray.core.scoring import calibration, conditions
+from segray.core.scoring.calibration import Bin
+from segray.core.scoring.conditions import Conditions
+from segray.core.scoring.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
+from segray.core.scoring.sources import Drawn, LabelFrames, ModelFrames, Scored
+from segray.core.training.checkpoint import SETTINGS, command_of, read_settings
+from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.train import different
 
@@ -128,9 +130,10 @@ def evaluate(
 ) -> Evaluation:
     """Score `evaluate.model`, a model or finished labels. Returns what scores.json holds. on_frame gets (done, of all).
 
-    Classes of prediction and truth are matched by name (core.classmaps); the truth's that are not among the predicted
-    are reported as not covered. core.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
-    temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
+    Classes of prediction and truth are matched by name (scoring.classmaps); the truth's that are not among the
+    predicted are reported as not covered. scoring.protocols says which are scored. With `evaluate.calibrate`, the
+    bundle gets the temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that
+    cannot be used.
     """
     named, config = config.evaluate.given_model(), config.absolute()
     section, out = config.evaluate, config.evaluate.out

@@ -22,17 +22,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segray.core import claims, images, storage, tables
-from segray.core.ahead import ahead
 from segray.core.formats import FORMATS
 from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, Writer, replacing
 from segray.core.formats.names import Names
-from segray.core.frames import encoded
-from segray.core.label_folder import LabelFolder, Part
+from segray.core.infer.decode import encoded
+from segray.core.io import claims, images, parquet, storage
+from segray.core.labels.folder import LabelFolder, Part
+from segray.core.labels.plan import PlanReader, PlanRow
+from segray.core.labels.schema import METRICS, LabelRow
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
-from segray.core.plan import PlanReader, PlanRow
-from segray.core.schema import METRICS, LabelRow
+from segray.core.prefetch import ahead
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
 MARK = f"{STATE}/export.json"
@@ -162,7 +162,7 @@ def _piece(part: Part) -> str:
 
 def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
     """The files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
-    status = tables.read(task.part.uri, ["input_id", "status"]).to_pylist()
+    status = parquet.read(task.part.uri, ["input_id", "status"]).to_pylist()
     wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
     errors = [row["input_id"] for row in status if row["status"] == "error"]
     with replacing(job.out / STATE / _piece(task.part)) as piece:
@@ -200,7 +200,7 @@ def _upright(picture: bytes | DataError | None, uri: str) -> bytes | None:
 
 
 def _rows(uri: str) -> Iterator[LabelRow]:
-    for batch in tables.batches(uri, ROWS, COLUMNS):
+    for batch in parquet.batches(uri, ROWS, COLUMNS):
         yield from batch.to_pylist()
 
 

@@ -2,7 +2,7 @@
 
 A row of the Ray Data dataset is a shard. An actor that holds the model fetches, decodes, infers, encodes and
 creates the shard's part itself, and returns a small receipt: a retry is harmless, and no array crosses the
-object store. The protocol is core.parts'.
+object store. The protocol is core.labels.parts'.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from contextlib import closing
 from itertools import chain
 from typing import Any, Protocol
 
-from segray import cluster, shapes
+from segray.cluster import connect, resources
+from segray.cluster.access import check_places
+from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
+from segray.cluster.signals import held
+from segray.cluster.telemetry import Gauges, event
 from segray.config import Config, GivenLabelSection, InferSection
-from segray.connecting import check_places
-from segray.core import claims, parts, storage
-from segray.core.cost import engine_speeds
-from segray.core.label_folder import LabelFolder, read_summary
+from segray.core.infer.cost import engine_speeds
+from segray.core.infer.predictor import side_by_side
+from segray.core.io import claims, storage
+from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder, read_summary
+from segray.core.labels.parts import Receipt
+from segray.core.labels.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of
+from segray.core.labels.totals import Speed, Summary
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info
-from segray.core.parts import Receipt
-from segray.core.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of
-from segray.core.predictor import side_by_side
-from segray.core.totals import Speed, Summary
 from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
-from segray.labeller import Labeller, Lost, Sickness, read_answer
-from segray.signals import held
-from segray.telemetry import Gauges, event
 
 ROUNDS = 3  # in which no shard was labelled, before a run is given up
 
@@ -79,7 +80,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         return _label(config, section, watch)
     if plans := load_plans(section.out):  # all parts of an output are of one engine
         return _label(config.changed({"infer.engine": plans[0].settings["engine"]}), section, watch)
-    with cluster.connected(config.cluster, section.actors or 1) as has:
+    with connect.connected(config.cluster, section.actors or 1) as has:
         engine = _faster_engine(config, section, has, watch)
         return _label(config.changed({"infer.engine": engine}), section, watch)  # by the same Ray
 
@@ -133,7 +134,7 @@ def plan_settings(section: GivenLabelSection, infer: InferSection, info: BundleI
     }
 
 
-def _faster_engine(config: Config, section: GivenLabelSection, has: shapes.Resources, watch: Watch) -> str:
+def _faster_engine(config: Config, section: GivenLabelSection, has: resources.Resources, watch: Watch) -> str:
     """By a probe where an actor would run."""
     import ray
 
@@ -144,7 +145,7 @@ def _faster_engine(config: Config, section: GivenLabelSection, has: shapes.Resou
     try:
         speeds = ray.get(measure.remote(section.model, config.infer, shape.cpus))
     except ray.exceptions.RayError as error:
-        raise cluster.explain(error) from error
+        raise connect.explain(error) from error
     best = max(speeds, key=speeds.__getitem__)
     several = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
     watch.note(f"Engine: {best} ({several} images/s here).")
@@ -152,12 +153,12 @@ def _faster_engine(config: Config, section: GivenLabelSection, has: shapes.Resou
 
 
 def _shape(
-    config: Config, section: GivenLabelSection, has: shapes.Resources, most: int = sys.maxsize
-) -> shapes.WorkerShape:
+    config: Config, section: GivenLabelSection, has: resources.Resources, most: int = sys.maxsize
+) -> resources.WorkerShape:
     """The actors, at most so many."""
-    use_gpu = shapes.uses_gpus(config.cluster, has)
+    use_gpu = resources.uses_gpus(config.cluster, has)
     actors = min(section.actors or (has.gpus if use_gpu else 1), most)
-    shape = shapes.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
+    shape = resources.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
     shape.check(has)
     return shape
 
@@ -174,7 +175,7 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
     if not plans:
         parts.check_empty(section.out)
         _check_store(section, watch)
-        cluster.check_address(config.cluster)  # a plan would stay behind
+        connect.check_address(config.cluster)  # a plan would stay behind
         make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
     elif section.retry_errors:
         if read_summary(plans) is None:
@@ -214,7 +215,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
         return
     processes = min(section.actors or 1, len(todo))
     with (
-        cluster.connected(config.cluster, processes) as has,
+        connect.connected(config.cluster, processes) as has,
         closing(Gauges(section.out)) as gauges,
         claims.begun(section.out, parts.KIND, not done),  # another model or engine is not refused for a plan alone
     ):
@@ -273,19 +274,19 @@ def _label_shards(
     section: GivenLabelSection,
     plans: list[Plan],
     todo: list[Shard],
-    has: shapes.Resources,
-    shape: shapes.WorkerShape,
+    has: resources.Resources,
+    shape: resources.WorkerShape,
     careful: bool,
 ) -> Generator[Receipt | Lost]:
     """What became of the shards, as it is known."""
-    cluster.hush()
+    connect.hush()
     at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # while one has a GPU, others decode
     given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
 
 
 def spread(
-    todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: shapes.WorkerShape, at_once: int
+    todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: resources.WorkerShape, at_once: int
 ) -> Iterator[Receipt | Lost]:
     """What became of the shards in a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
     with held():
@@ -311,7 +312,7 @@ def spread(
         max_restarts=-1,
         max_task_retries=1,  # an input that ends its actor ends it twice, and no more
     )
-    cluster.hush()  # Ray Data sets its loggers up anew when a dataset is made
+    connect.hush()  # Ray Data sets its loggers up anew when a dataset is made
     found: Any = receipts.iter_rows()
     with closing(iter(found)) as rows:
         for row in rows:

@@ -15,10 +15,11 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segray import __version__, charts, wording
-from segray.core import storage
+from segray import __version__
+from segray.core.io import storage
 from segray.errors import ConfigError, OutputExists
-from segray.views import share_of, view_of
+from segray.pages import charts, formatting
+from segray.pages.folders import share_of, view_of
 
 AVERAGES = {  # scores in the order of the page → what each is
     "miou": ("mIoU", "the mean of the classes' IoU, over the summed pixels of all frames"),
@@ -66,14 +67,14 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
 def render(folders: Sequence[str]) -> str:
     """Render the whole page as text."""
     env = Environment(
-        loader=PackageLoader("segray"),
+        loader=PackageLoader("segray.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup | int | float) else wording.clean(value),
+        finalize=lambda value: value if isinstance(value, Markup | int | float) else formatting.clean(value),
     )
-    env.filters |= {name: getattr(wording, name) for name in ("pct", "short", "number", "count", "duration")}
+    env.filters |= {name: getattr(formatting, name) for name in ("pct", "short", "number", "count", "duration")}
     env.globals |= {"averages": AVERAGES, "matrix_classes": charts.MATRIX_CLASSES, "series": charts.SERIES}
     views = [view_of(place, share_of(len(folders))) for place in folders]
     of_kind = {kind: [view for view in views if view["kind"] == kind] for kind in ("run", "labels", "evaluation")}
@@ -90,4 +91,4 @@ def render(folders: Sequence[str]) -> str:
 
 
 def asset(name: str) -> str:
-    return (resources.files("segray") / "templates" / name).read_text()
+    return (resources.files("segray.pages") / "templates" / name).read_text()

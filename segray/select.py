@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from segray.core import images, storage
-from segray.core.datasets import places
-from segray.core.datasets.places import FrameOf
-from segray.core.label_folder import LabelFolder, mask_place
+from segray.core.io import images, locators, storage
+from segray.core.io.locators import FrameOf
+from segray.core.labels.folder import LabelFolder, mask_place
 from segray.errors import ConfigError, DataError, nearest
 
 # What makes a frame worth looking at: the column that says so; rare classes are found from all frames' shares.
@@ -88,8 +87,8 @@ def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[st
     for rank, row in enumerate(rows, 1):
         try:
             with storage.reading_input(row["uri"]):
-                image = places.read_image(places.image_place(row))
-            overlay = [images.overlay(image, places.read_mask(mask_place(row)), space.colors)] if with_masks else []
+                image = locators.read_image(locators.image_place(row))
+            overlay = [images.overlay(image, locators.read_mask(mask_place(row)), space.colors)] if with_masks else []
         except DataError as error:
             problems.append(str(error))
             continue

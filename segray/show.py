@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.config import Config
-from segray.core import images, storage
-from segray.core.datasets import places
-from segray.core.label_folder import LabelFolder, mask_place
-from segray.core.plan import frame_key
+from segray.core.io import images, locators, storage
+from segray.core.io.video import read_frames
+from segray.core.labels.folder import LabelFolder, mask_place
+from segray.core.labels.plan import frame_key
 from segray.core.samples import LabelSpace
-from segray.core.video import read_frames
 from segray.errors import DataError
 
 TICKS = 90_000  # a second, as MPEG counts it
@@ -29,14 +28,14 @@ def show(place: str, config: Config, out: str) -> list[str]:
 
     place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read.
     """
+    from segray.core.infer.predictor import Predictor
     from segray.core.models import ready
-    from segray.core.predictor import Predictor
-    from segray.core.workers import local_device
+    from segray.core.training.workers import local_device
 
     model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     predictor = Predictor(model, local_device(config.cluster), config.infer, threshold=config.infer.threshold)
     with storage.reading_input(place):
-        image_hwc = places.read_image(storage.absolute(place))
+        image_hwc = locators.read_image(storage.absolute(place))
     mask_hw = predictor.predict([predictor.prepare(image_hwc)], [image_hwc.shape[:2]])[0].mask_hw
     space = predictor.label_space
     name = storage.name_of(place).replace("#", "-").replace("=", "")
@@ -84,7 +83,7 @@ def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.nda
         first = next(iter(row_of.values()))
         for frame in read_frames(first["video_uri"], list(row_of), by_index=first["pts"] is None):
             row = row_of[frame.key]
-            yield row["time_s"], images.overlay(frame.image_hwc, places.read_mask(mask_place(row)), space.colors)
+            yield row["time_s"], images.overlay(frame.image_hwc, locators.read_mask(mask_place(row)), space.colors)
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:

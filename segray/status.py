@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from segray.config import Config
-from segray.core import storage
-from segray.core.checkpoint import HISTORY, SETTINGS, History, is_finished, read_history, read_settings, scores_of
-from segray.core.plan import Plan, load_plans
+from segray.core.io import storage
+from segray.core.labels.plan import Plan, load_plans
+from segray.core.training.checkpoint import (
+    HISTORY,
+    SETTINGS,
+    History,
+    is_finished,
+    read_history,
+    read_settings,
+    scores_of,
+)
 from segray.errors import DataError
-from segray.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
+from segray.trials.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
 
 RECENT_S = 600.0  # what speed is taken over
 READS = 32  # footers of parts at once: each is a round trip
@@ -51,7 +59,7 @@ def status(out: str) -> Status:
 
 
 def _label(plans: list[Plan]) -> Status:
-    from segray.core.label_folder import LabelFolder, part_totals
+    from segray.core.labels.folder import LabelFolder, part_totals
 
     folder = LabelFolder(plans)
     there = sorted(folder.parts, key=attrgetter("modified_s"))

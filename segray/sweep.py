@@ -17,11 +17,18 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-from segray import cluster, shapes
+from segray.cluster import connect, resources
+from segray.cluster.access import check_places
 from segray.config import Config
-from segray.connecting import check_places
-from segray.core import claims, storage
-from segray.core.checkpoint import (
+from segray.core.data.frame_list import FRAMES
+from segray.core.extras import extra
+from segray.core.infer.cost import labelling_cost, training_step_s
+from segray.core.io import claims, storage
+from segray.core.models import bundle, check_names, encoder_weights
+from segray.core.samples import TrainData
+from segray.core.search.pareto import Cost
+from segray.core.search.space import Trial, choices_of, list_trials
+from segray.core.training.checkpoint import (
     BEST,
     HISTORY,
     SETTINGS,
@@ -32,29 +39,8 @@ from segray.core.checkpoint import (
     read_history,
     read_settings,
 )
-from segray.core.cost import labelling_cost, training_step_s
-from segray.core.datasets.frame_list import FRAMES
-from segray.core.extras import extra
-from segray.core.models import bundle, check_names, encoder_weights
-from segray.core.pareto import Cost
-from segray.core.samples import TrainData
-from segray.core.space import Trial, choices_of, list_trials
-from segray.core.workers import local_device
+from segray.core.training.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
-from segray.leaderboard import (
-    ROWS,
-    TABLE,
-    TRIALS,
-    LeaderboardRow,
-    SweepResult,
-    known_costs,
-    leaderboard,
-    planned,
-    read_sweep,
-    trial_config,
-    trial_out,
-    write_leaderboard,
-)
 from segray.train import (
     DataPlan,
     as_begun,
@@ -69,7 +55,21 @@ from segray.train import (
     run,
     stored,
 )
-from segray.turns import OnRow, Turns
+from segray.trials.leaderboard import (
+    ROWS,
+    TABLE,
+    TRIALS,
+    LeaderboardRow,
+    SweepResult,
+    known_costs,
+    leaderboard,
+    planned,
+    read_sweep,
+    trial_config,
+    trial_out,
+    write_leaderboard,
+)
+from segray.trials.queue import OnRow, Turns
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
 MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
@@ -100,9 +100,9 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     config = in_epochs(config, len(plan.train))
     with claims.held(out, KIND):
         config = _claim(config, overwrite, plan)
-        with cluster.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
+        with connect.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
-            worker = shapes.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
+            worker = resources.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
             check_places(read_places(config), [storage.join(out, SETTINGS)])
             worker.tell_if_busy()
             with ExitStack() as stack:
@@ -110,9 +110,9 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
                 if turns.are_left():
                     data = stored(config, plan, has)
                     stack.enter_context(data.kept)
-                    cluster.wait_for(lambda: _tune(config, turns, data, worker), [turns.poll])
+                    connect.wait_for(lambda: _tune(config, turns, data, worker), [turns.poll])
             names = [entry.trial for entry in turns.entries.values()]
-            costs = cluster.wait_for(lambda: _costs(config, names, shapes.shape(config.cluster, has)), [])
+            costs = connect.wait_for(lambda: _costs(config, names, resources.shape(config.cluster, has)), [])
         board = leaderboard(config, list(turns.entries.values()), costs)
         if not board or board[0].miou is None:
             first = board[0].error or board[0].status if board else "not run"
@@ -146,10 +146,10 @@ def _check(config: Config) -> DataPlan:
     return plan
 
 
-def concurrent(config: Config, has: shapes.Resources, trials: int) -> int:
+def concurrent(config: Config, has: resources.Resources, trials: int) -> int:
     """Trials at once: as many as the cluster's nodes hold, so that none waits inside Ray for another's workers."""
     narrow = config.cluster.model_copy(update={"cpus_per_worker": config.cluster.cpus_per_worker or 1})
-    one = shapes.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
+    one = resources.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
     return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, _most(config)))
 
 
@@ -170,7 +170,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
     return trials, hours
 
 
-def _tune(config: Config, turns: Turns, data: TrainData, worker: shapes.WorkerShape) -> None:
+def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.WorkerShape) -> None:
     """Give each trial its turn, under ASHA."""
     from ray import tune
 
@@ -179,7 +179,7 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: shapes.WorkerSh
         config=config.model_dump(mode="json"),
         data=data,
         worker=worker,
-        weights={_start(one): cluster.put(encoder_weights(one.model)) for one in _encoders(config)},
+        weights={_start(one): connect.put(encoder_weights(one.model)) for one in _encoders(config)},
     )
     scheduler = _scheduler(config, turns, worker.gpus * worker.count)
     state = storage.join(config.sweep.out, ".tune")
@@ -194,7 +194,7 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: shapes.WorkerSh
         ),
         run_config=tune.RunConfig(
             name=storage.name_of(state),
-            storage_path=cluster.ray_path(config.sweep.out),
+            storage_path=connect.ray_path(config.sweep.out),
             # Of drivers that are lost, as with their node; what fails in a trial's workers is Ray Train's to try again.
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             verbose=0,
@@ -203,7 +203,7 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: shapes.WorkerSh
     results: Any = tuner.fit()  # their type does not say that one may go through them
     for result in results:
         if result.error:
-            turns.ended(result.config["trial"]["name"], str(cluster.explain(result.error)))
+            turns.ended(result.config["trial"]["name"], str(connect.explain(result.error)))
     storage.remove(state)
 
 
@@ -211,7 +211,7 @@ def _drive(
     params: dict[str, Any],
     config: dict[str, Any],
     data: TrainData,
-    worker: shapes.WorkerShape,
+    worker: resources.WorkerShape,
     weights: dict[str, Any],
 ) -> None:
     """One trial, in a process of Tune's. That it failed, and why, is reported: raised, Tune would try it again."""
@@ -223,10 +223,10 @@ def _drive(
         _train(trial, data, worker, weights[_start(trial)])
     except Exception as error:
         scores = {"epoch": len(read_history(trial.train.out)), "miou": float("nan")}
-        tune.report({**scores, "failed": str(cluster.explain(error))})
+        tune.report({**scores, "failed": str(connect.explain(error))})
 
 
-def _train(trial: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any) -> None:
+def _train(trial: Config, data: TrainData, worker: resources.WorkerShape, weights: Any) -> None:
     """Train from the last whole epoch; once more where the loss became no number on a GPU.
 
     A GPU's sums differ a little from run to run. A CPU's do not: it would meet the same number again.
@@ -254,9 +254,9 @@ def _encoders(config: Config) -> Iterator[Config]:
         yield config.changed(dict(zip(keys, values, strict=True)))
 
 
-def _room(config: Config, worker: shapes.WorkerShape) -> int:
+def _room(config: Config, worker: resources.WorkerShape) -> int:
     """Trials that may run at once now: a node that comes later has some too."""
-    return max(1, min(cluster.resources().fits(worker.cpus, worker.gpus) // worker.count, _most(config)))
+    return max(1, min(connect.resources().fits(worker.cpus, worker.gpus) // worker.count, _most(config)))
 
 
 def _most(config: Config) -> int:
@@ -357,7 +357,7 @@ def _named(name: str) -> tuple[Any, Any]:
     return None, SimpleNamespace(trial_id=name)
 
 
-def _costs(config: Config, trials: list[Trial], worker: shapes.WorkerShape) -> dict[str, Cost]:
+def _costs(config: Config, trials: list[Trial], worker: resources.WorkerShape) -> dict[str, Cost]:
     """By trial, one model after another in a process of its own; models that differ in weights alone cost the same."""
     import ray
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from segray.config import Config
-from segray.core import storage
-from segray.core.checkpoint import EpochRow, History, read_history
+from segray.core.io import storage
+from segray.core.training.checkpoint import EpochRow, History, read_history
 from segray.errors import ConfigError, shortened
 
 TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"

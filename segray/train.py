@@ -1,4 +1,4 @@
-"""Labelled frames and settings → a model bundle, trained data-parallel by Ray Train around core.loop.fit."""
+"""Labelled frames and settings → a model bundle, trained data-parallel by Ray Train around core.training.loop.fit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from segray import cluster, shapes, trackers
+from segray import trackers
+from segray.cluster import connect, resources
+from segray.cluster.access import check_places
 from segray.config import Config, TrainSection
-from segray.connecting import check_places
-from segray.core import claims, loop, optim, storage
-from segray.core.checkpoint import (
+from segray.core.data import FileSamples, MemorySamples, input_size, open_dataset, split_refs
+from segray.core.data.frame_cache import FrameCache
+from segray.core.data.frame_list import FRAMES, differences, frame_list
+from segray.core.io import claims, storage
+from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights, has_imagenet
+from segray.core.models.info import read_info
+from segray.core.models.weights import Weights
+from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
+from segray.core.training import loop, optim
+from segray.core.training.checkpoint import (
     BEST,
     HISTORY,
     SETTINGS,
@@ -28,15 +37,8 @@ from segray.core.checkpoint import (
     read_history,
     read_settings,
 )
-from segray.core.datasets import FileSamples, MemorySamples, input_size, open_dataset, split_refs
-from segray.core.datasets.frame_list import FRAMES, differences, frame_list
-from segray.core.frame_cache import FrameCache
-from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights, has_imagenet
-from segray.core.models.info import read_info
-from segray.core.models.weights import Weights
-from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
+from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
-from segray.core.workers import LocalWorker, local_device
 from segray.errors import ConfigError, DataError, ModelError
 
 log = logging.getLogger("segray")
@@ -53,7 +55,7 @@ CHOSEN = (  # where they are not given
     "augment.brightness", "augment.contrast", "augment.saturation",
 )  # fmt: skip
 MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
-MADE = (SETTINGS, FRAMES, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, cluster.RUN)
+MADE = (SETTINGS, FRAMES, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, connect.RUN)
 KIND = claims.Kind("training run", SETTINGS, MADE, has_results, lambda out: command_of(out) == "train")
 
 OnRow = Callable[[EpochRow], object]
@@ -143,14 +145,14 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
         with data.kept:
             loop.fit(_Reporter(local_device(config.cluster), on_row, on_start), config, data, weights)
         return
-    with cluster.connected(config.cluster, config.cluster.workers) as has:
-        worker = shapes.shape(config.cluster, has)
+    with connect.connected(config.cluster, config.cluster.workers) as has:
+        worker = resources.shape(config.cluster, has)
         check_places(read_places(config), [storage.join(out, SETTINGS)])
         worker.tell_if_busy()
-        data, stored_weights = stored(config, plan, has), cluster.put(weights)
+        data, stored_weights = stored(config, plan, has), connect.put(weights)
         polls = new_start(out, on_start), new_rows(out, on_row)
         with data.kept:
-            cluster.wait_for(lambda: run(config, data, worker, stored_weights), polls)
+            connect.wait_for(lambda: run(config, data, worker, stored_weights), polls)
 
 
 def note_rate(train: TrainSection, history: History, frames: int) -> None:
@@ -270,20 +272,20 @@ def in_memory(plan: DataPlan) -> TrainData:
     )
 
 
-def stored(config: Config, plan: DataPlan, has: shapes.Resources) -> TrainData:
+def stored(config: Config, plan: DataPlan, has: resources.Resources) -> TrainData:
     """The plan's frames for every worker of every run in this session: decoded once where the object store of each
     node holds them, else as they are asked for."""
-    if not cluster.fits_stores(plan.decoded_bytes, has):
+    if not connect.fits_stores(plan.decoded_bytes, has):
         return plan.from_files(config.cluster.cache_gib)
     return plan.with_samples(
-        *(cluster.store_samples(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+        *(connect.store_samples(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
     )
 
 
 def run(
-    config: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
+    config: Config, data: TrainData, worker: resources.WorkerShape, weights: Any, callbacks: tuple[Any, ...] = ()
 ) -> None:
-    """Run core.loop.fit in Ray Train's processes, with weights from cluster.put. Blocks; needs a connected Ray.
+    """Run training.loop.fit in Ray Train's processes, with weights from connect.put. Blocks; needs a connected Ray.
 
     Processes that die are started again, `train.max_failures` times, and go on after the last whole epoch. An error
     of ours that one of them raises ends them all, and is raised here.
@@ -297,16 +299,16 @@ def run(
                 _fit(api, config, data, worker, weights, callbacks)
                 break
             except api.WorkerGroupError as error:  # Ray's own tries again would meet an error of ours again
-                if ours := cluster.own_error(error):
+                if ours := connect.own_error(error):
                     raise ours from error
                 if not left:
                     raise
     finally:
-        storage.remove(storage.join(config.train.out, cluster.RUN))
+        storage.remove(storage.join(config.train.out, connect.RUN))
 
 
 def _fit(
-    api: Any, config: Config, data: TrainData, worker: shapes.WorkerShape, weights: Any, callbacks: tuple[Any, ...]
+    api: Any, config: Config, data: TrainData, worker: resources.WorkerShape, weights: Any, callbacks: tuple[Any, ...]
 ) -> None:
     import ray.train.torch
 
@@ -323,8 +325,8 @@ def _fit(
             num_workers=worker.count, use_gpu=worker.gpus > 0, resources_per_worker=per_worker
         ),
         run_config=api.RunConfig(
-            name=cluster.RUN,
-            storage_path=cluster.ray_path(config.train.out),
+            name=connect.RUN,
+            storage_path=connect.ray_path(config.train.out),
             failure_config=api.FailureConfig(max_failures=0),
             logging_config=api.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
@@ -340,7 +342,7 @@ def _loop(given: dict[str, Any]) -> None:
     config = Config(**given["config"])
     data: TrainData = given["data"]
     with data.kept:
-        loop.fit(cluster.RayWorker(config.train.out), config, data, cluster.get(given["weights"]))
+        loop.fit(connect.RayWorker(config.train.out), config, data, connect.get(given["weights"]))
 
 
 def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Config:
@@ -409,7 +411,7 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
 
 def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
     """A poll that calls on_start once, when the workers of a run that begins now have said what they compute on."""
-    place = storage.join(out, cluster.RUN, cluster.STARTED)
+    place = storage.join(out, connect.RUN, connect.STARTED)
     storage.remove(place)  # of a run that was killed
     told = False
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from segray.config import ModelSection
-from segray.core.datasets.streets import LABEL_SPACE
+from segray.core.data.streets import LABEL_SPACE
 from segray.core.models import build, bundle
 from segray.core.models.info import BundleInfo
 

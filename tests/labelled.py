@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from segray.core import parts
-from segray.core.plan import PlanReader
-from segray.core.rows import label_rows
+from segray.core.infer.label_rows import label_rows
+from segray.core.labels import parts
+from segray.core.labels.plan import PlanReader
 
 
 def settings_of(inputs, truth=None, every=1, shard_size=4, **more):

@@ -8,11 +8,12 @@ from io import StringIO
 import pytest
 from PIL import Image
 
-from segray import demo, evaluate, label, sweep
+from segray import evaluate, label, sweep
+from segray.cli import demo
 from segray.config import load
-from segray.core.checkpoint import read_history, read_settings
-from segray.core.claims import alone
-from segray.core.datasets import streets
+from segray.core.data import streets
+from segray.core.io.claims import alone
+from segray.core.training.checkpoint import read_history, read_settings
 from segray.errors import ClusterError, DataError, OutputExists, SegrayError
 from segray.train import DataPlan, claim, train
 
@@ -117,7 +118,7 @@ def test_a_sweep_that_finds_no_ray_leaves_nothing(config, tmp_path, monkeypatch)
     def connected(*_, **__):
         raise ClusterError("No Ray answers")
 
-    monkeypatch.setattr(sweep.cluster, "connected", connected)
+    monkeypatch.setattr(sweep.connect, "connected", connected)
     config = config.changed({"sweep.out": str(tmp_path / "sweep"), "sweep.learning_rates": [1e-3]})
     for rate in (1e-3, 1e-2):
         with pytest.raises(ClusterError, match="No Ray answers"):
@@ -164,7 +165,7 @@ def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model
     def check_places(*_):
         raise ClusterError("a node does not see it")
 
-    monkeypatch.setattr(label.cluster, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(label.connect, "connected", lambda *_: nullcontext())
     monkeypatch.setattr(label, "check_places", check_places)
     monkeypatch.setattr(label, "Gauges", lambda _: StringIO())
     for every in (1, 2):

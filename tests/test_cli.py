@@ -5,11 +5,12 @@ import pytest
 from PIL import Image
 
 from segray import __version__, cli
+from segray.cli.cluster import submitted
+from segray.cli.flags import FLAGS
+from segray.cli.terminal import LabelProgress, say, table
+from segray.cluster.submit import AT_ADDRESS
 from segray.config import load
-from segray.core.parts import Receipt
-from segray.flags import FLAGS
-from segray.submit import AT_ADDRESS
-from segray.terminal import LabelProgress, say, table
+from segray.core.labels.parts import Receipt
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
@@ -261,7 +262,7 @@ def test_a_bucket_that_may_not_be_used_is_one_line(monkeypatch, capsys, places, 
 
 def test_a_job_gets_a_ready_model_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, _, _ = cli.submitted("label", ["--model", "smp-hub/upernet-convnext-tiny", "--input", "drives/"])
+    config, _, _ = submitted("label", ["--model", "smp-hub/upernet-convnext-tiny", "--input", "drives/"])
     assert (config.label.model, config.label.inputs) == ("smp-hub/upernet-convnext-tiny", [f"{tmp_path}/drives"])
 
 

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segray import cli, terminal
+from segray import cli
+from segray.cli import terminal
 from segray.compare import compare
-from segray.core import bootstrap, images, metrics
+from segray.core import metrics
+from segray.core.io import images
+from segray.core.scoring import bootstrap
 from segray.errors import DataError
 
 CLASSES = ("road", "car", "sky")
@@ -110,7 +113,7 @@ def test_the_command_prints_the_verdict(tmp_path, monkeypatch, capsys):
 
 def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp_path, tiny_bundle):
     from segray.config import load
-    from segray.core.datasets import streets
+    from segray.core.data import streets
     from segray.evaluate import evaluate
 
     town = streets.write(tmp_path / "town", train=1, val=3, size=(48, 64), video_s=0)

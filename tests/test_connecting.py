@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 from ray._private.utils import check_version_info
 
-from segray import cluster, connecting, submit, train
+from segray import train
+from segray.cluster import access, connect, submit
+from segray.cluster.access import check_folder
+from segray.cluster.resources import Resources, WorkerShape, shape
 from segray.config import ClusterSection, Config, load
-from segray.connecting import check_folder
-from segray.core import storage
-from segray.core.datasets import FileSamples, streets
+from segray.core.data import FileSamples, streets
+from segray.core.io import storage
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
 from segray.label import label
-from segray.shapes import Resources, WorkerShape, shape
 
 
 @pytest.fixture
@@ -33,12 +34,12 @@ def rights(path):
 
 
 def test_a_token_is_made_once_and_is_its_owners_alone(home):
-    connecting.keep_token()
+    access.keep_token()
     path = home / ".ray" / "auth_token"
     token = path.read_text()
-    assert (len(token), rights(path), connecting.token()) == (64, 0o600, token)
+    assert (len(token), rights(path), access.token()) == (64, 0o600, token)
     path.chmod(0o644)  # as Ray writes it
-    connecting.keep_token()
+    access.keep_token()
     assert (path.read_text(), rights(path)) == (token, 0o600)
     assert [found.name for found in path.parent.iterdir()] == ["auth_token"]
 
@@ -46,43 +47,43 @@ def test_a_token_is_made_once_and_is_its_owners_alone(home):
 def test_no_token_is_made_beside_one_that_is_given_or_where_there_is_to_be_none(home, monkeypatch):
     for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
-        connecting.keep_token()
+        access.keep_token()
         assert not (home / ".ray").exists()
         monkeypatch.delenv(name)
 
 
 def test_a_token_is_taken_from_where_ray_takes_it(home, monkeypatch):
-    assert connecting.token() is None
+    assert access.token() is None
     (home / "file").write_text("from-file\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "file"))
-    assert connecting.token() == "from-file"
+    assert access.token() == "from-file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "from-variable")
-    assert connecting.token() == "from-variable"
+    assert access.token() == "from-variable"
 
 
 def test_an_address_is_tried_before_ray_tries_it_for_a_minute():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"http://127.0.0.1:{port}/"):
-            connecting.check_answers(address, "Next.")
+            access.check_answers(address, "Next.")
     for address, reason in (
         (f"127.0.0.1:{port}", "Connection refused"),
         ("127.0.0.1:99999", "connect_tcp"),
         ("no.such.host.invalid:6379", "Name or service not known"),
     ):
         with pytest.raises(ClusterError) as error:
-            connecting.check_answers(address, "Next.")
+            access.check_answers(address, "Next.")
         assert str(error.value).startswith(f"No Ray answers at {address}: ")
         assert str(error.value).endswith(". Next.")
         assert reason in str(error.value) or reason == "connect_tcp"
     with pytest.raises(ClusterError, match=r"^head is not HOST:PORT\. Next\.$"):
-        connecting.check_answers("head", "Next.")
+        access.check_answers("head", "Next.")
 
 
 def test_another_version_is_named_with_what_to_install():
     with pytest.raises(RuntimeError) as told:
         check_version_info({"ray_version": "2.9.0", "python_version": "3.9.18"}, "process 1", raise_on_mismatch=True)
-    line = str(connecting.refusal(told.value, "10.0.0.1:6379"))
+    line = str(access.refusal(told.value, "10.0.0.1:6379"))
     assert line.startswith("10.0.0.1:6379 runs Ray 2.9.0 on Python 3.9.18, and here are Ray 2.")
     assert line.endswith(". Use the cluster's versions, or send the command there with segray submit --python PATH.")
 
@@ -114,18 +115,18 @@ MIB = 2**20
 )
 def test_decoded_frames_go_to_the_object_store_where_each_node_has_room_for_a_copy(stores_mib, frames, fits):
     nodes = [{"CPU": 4.0, "object_store_memory": mib * MIB} for mib in stores_mib]
-    assert cluster.fits_stores(frames * 4 * MIB, cluster.resources_of(nodes)) == fits
+    assert connect.fits_stores(frames * 4 * MIB, connect.resources_of(nodes)) == fits
 
 
 def test_a_head_without_cpus_needs_no_room_for_frames():
     nodes = [{"object_store_memory": 1 * MIB}, {"CPU": 8.0, "GPU": 2.0, "object_store_memory": 80 * MIB}]
-    assert cluster.resources_of(nodes) == Resources(8, 2, 80 * MIB, ((0, 0), (8, 2)))
-    assert cluster.resources_of([]).object_store_bytes == 0
+    assert connect.resources_of(nodes) == Resources(8, 2, 80 * MIB, ((0, 0), (8, 2)))
+    assert connect.resources_of([]).object_store_bytes == 0
 
 
 def test_both_splits_share_the_room(monkeypatch):
     stored = []
-    monkeypatch.setattr(cluster, "store_samples", lambda refs, space, size: stored.append(len(refs)))
+    monkeypatch.setattr(connect, "store_samples", lambda refs, space, size: stored.append(len(refs)))
     has = Resources(4, 0, 80 * MIB, ((4, 0),))
     for train_frames, val_frames in ((6, 4), (6, 5), (10, 10)):
         refs = [tuple(SampleRef(f"{i}", f"{i}.jpg", f"{i}.png") for i in range(n)) for n in (train_frames, val_frames)]
@@ -182,10 +183,10 @@ def test_with_a_gpu_in_the_cluster_each_worker_has_one_or_a_line_says_why_not():
 )
 def test_an_autoscaler_is_asked_for_what_the_run_will_use(monkeypatch, gpu, before, asked):
     told, cluster_s = [], iter([before, has((4, 0), (8, 1)), has((4, 0), (8, 2))])
-    monkeypatch.setattr(cluster, "SCALE_POLL_S", 0)
-    monkeypatch.setattr(cluster, "resources", lambda: next(cluster_s))
+    monkeypatch.setattr(connect, "SCALE_POLL_S", 0)
+    monkeypatch.setattr(connect, "resources", lambda: next(cluster_s))
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles))
-    cluster._holding(ClusterSection(gpu=gpu, wait=60), 2)
+    connect._holding(ClusterSection(gpu=gpu, wait=60), 2)
     assert told == [*([bundle] * 2 for bundle in asked), []]
 
 
@@ -200,18 +201,18 @@ def test_a_mistyped_address_leaves_no_plan_of_labelling_behind(plain_bundle, tmp
 
 def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):
     place = f"{s3}/Läufe 1/a+b"
-    _, path = pyarrow.fs.FileSystem.from_uri(cluster.ray_path(place))
+    _, path = pyarrow.fs.FileSystem.from_uri(connect.ray_path(place))
     assert path == place.removeprefix("s3://")
-    assert cluster.ray_path("/Läufe 1") == "/Läufe 1"
+    assert connect.ray_path("/Läufe 1") == "/Läufe 1"
 
 
 def test_what_ray_says_at_length_is_cut():
     """Some errors hold a whole tensor, or a page of HTML."""
     said = "x" * 100_000
     lines = [
-        str(cluster.explain(ValueError(f"Trace\n{said}"))),
-        str(connecting.not_started(Exception(said))),
-        str(connecting.refusal(ConnectionError(said), "10.0.0.1:6379")),
+        str(connect.explain(ValueError(f"Trace\n{said}"))),
+        str(access.not_started(Exception(said))),
+        str(access.refusal(ConnectionError(said), "10.0.0.1:6379")),
         storage.reason(OSError(said)),
     ]
     assert lines[0] == f"ValueError: {'x' * 300}…"

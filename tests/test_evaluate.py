@@ -10,17 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from segray import cli, terminal, wording
+from segray import cli
+from segray.cli import terminal
 from segray.compare import compare
 from segray.config import load
-from segray.core import calibration, images, metrics, storage
-from segray.core.checkpoint import read_settings
-from segray.core.datasets import open_dataset, read_sample, split_refs, streets
+from segray.core import metrics
+from segray.core.data import open_dataset, read_sample, split_refs, streets
+from segray.core.infer.predictor import Predictor
+from segray.core.io import images, storage
 from segray.core.models import bundle
 from segray.core.models.info import read_info
-from segray.core.predictor import Predictor
+from segray.core.scoring import calibration
+from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.evaluate import evaluate
+from segray.pages import formatting
 from segray.report import report
 
 
@@ -92,7 +96,7 @@ def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tm
     page = Path(report([config.evaluate.out], str(tmp_path / "page.html"))).read_text()
     shown = {title: 1 for row in rows for title in row["shown"]}
     assert all(f"<h4>{title}</h4>" in page for title in shown)
-    assert wording.pct(result["scores"]["miou"]) in page
+    assert formatting.pct(result["scores"]["miou"]) in page
     assert page.count("<img") == 5 * sum(row["shown"] != [] for row in rows)
 
 

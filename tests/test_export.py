@@ -23,9 +23,8 @@ from PIL import ExifTags, Image
 
 from segray.cli import cli
 from segray.config import load
-from segray.core import images, quality
-from segray.core.datasets import camvid, cityscapes, open_dataset, read_sample, streets, voc
-from segray.core.datasets.folder import read_classes
+from segray.core.data import camvid, cityscapes, open_dataset, read_sample, streets, voc
+from segray.core.data.folder import read_classes
 from segray.core.formats import FORMATS
 from segray.core.formats.coco import INSTANCES, PANOPTIC, instances, segment_runs
 from segray.core.formats.cvat import own_colors
@@ -34,12 +33,14 @@ from segray.core.formats.label_studio import encode_brush
 from segray.core.formats.masks import Png
 from segray.core.formats.names import Names
 from segray.core.formats.things import things
-from segray.core.label_folder import LabelFolder
+from segray.core.infer.predictor import Predictor
+from segray.core.io import images
+from segray.core.labels import quality
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.plan import PlanReader, make_plan
+from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.models import bundle
-from segray.core.plan import PlanReader, make_plan
-from segray.core.predictor import Predictor
 from segray.core.samples import LabelSpace
-from segray.core.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, StorageError
 from segray.export import export, push, to_onnx
 
@@ -606,7 +607,7 @@ def test_error_rows_are_left_out_and_retried_ones_come_once(tiny_bundle, tmp_pat
 
 
 def test_labels_and_images_may_be_on_s3(tiny_bundle, tmp_path, s3):
-    from segray.core import storage
+    from segray.core.io import storage
 
     town = streets.write(tmp_path / "town", train=0, val=2, size=(32, 48), video_s=0)
     for path in (town / "val").iterdir():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from segray.config import load
-from segray.core import storage
+from segray.core.io import storage
 
 ROOT = Path(__file__).parent.parent
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import ray
 
-from segray import labeller
+from segray.cluster import labeller
+from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
 from segray.config import InferSection, LabelSection
-from segray.core.parts import Receipt
+from segray.core.labels.parts import Receipt
 from segray.errors import ClusterError, StorageError, in_a_line
-from segray.labeller import Labeller, Lost, Sickness, read_answer
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
 SAID = "RuntimeError: CUDA error: an illegal memory access was encountered"

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from segray import terminal
+from segray.cli import terminal
 from segray.config import load
-from segray.core import storage
-from segray.core.checkpoint import write_history
-from segray.core.claims import alone
-from segray.core.pareto import Cost
-from segray.core.space import list_trials
+from segray.core.io import storage
+from segray.core.io.claims import alone
+from segray.core.search.pareto import Cost
+from segray.core.search.space import list_trials
+from segray.core.training.checkpoint import write_history
 from segray.errors import DataError, OutputExists
-from segray.leaderboard import Entry, leaderboard, read_sweep, write_entries, write_leaderboard
 from segray.sweep import SECTIONS
+from segray.trials.leaderboard import Entry, leaderboard, read_sweep, write_entries, write_leaderboard
 
 STATES = ("finished", "stopped", "failed", "running", "running", "waiting")
 EPOCHS = (3, 1, 0, 2, 0, 0)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from segray.core.parts import Receipt
-from segray.telemetry import Gauges, LabelCounters, tag
+from segray.cluster.telemetry import Gauges, LabelCounters, tag
+from segray.core.labels.parts import Receipt
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from segray import cli
-from segray.core import storage
-from segray.core.datasets import streets
+from segray.core.data import streets
+from segray.core.io import storage
 
 TINY = ("--arch", "unet-plain", "--set", "model.options={channels: 4}", "--epochs", "1", "--batch-size", "4")
 

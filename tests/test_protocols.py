@@ -9,13 +9,13 @@ from labelled import label_all, settings_of
 from PIL import Image
 
 from segray.config import load
-from segray.core import parts
-from segray.core.datasets import camvid, carvana, cityscapes, voc
-from segray.core.label_folder import LabelFolder
-from segray.core.plan import make_plan
-from segray.core.predictor import Prediction
-from segray.core.protocols import more_scores, protocol_of, scored_counts
+from segray.core.data import camvid, carvana, cityscapes, voc
+from segray.core.infer.predictor import Prediction
+from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.plan import make_plan
 from segray.core.samples import LabelSpace
+from segray.core.scoring.protocols import more_scores, protocol_of, scored_counts
 from segray.errors import ConfigError, DataError
 from segray.evaluate import confusion_of, evaluate
 

@@ -9,7 +9,8 @@ import click
 import pytest
 
 from segray import cli
-from segray.core.space import list_trials
+from segray.cli.cluster import submitted
+from segray.core.search.space import list_trials
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,13 +42,13 @@ def test_a_readme_command_parses(line, monkeypatch):
     given = command.make_context(args[place - 1], args[place:]).params
     if command.name == "submit":
         monkeypatch.chdir(ROOT)
-        cli.submitted(given["command"], list(given["args"]))
+        submitted(given["command"], list(given["args"]))
 
 
 def test_every_layout_loss_architecture_and_job_is_on_a_page():
-    from segray.core.datasets import FORMATS
-    from segray.core.losses import LOSSES
+    from segray.core.data import FORMATS
     from segray.core.models import ARCHITECTURES
+    from segray.core.training.losses import LOSSES
 
     jobs = [path.stem for path in (ROOT / "jobs").glob("*.yaml")]
     for name in (*FORMATS, *LOSSES, *ARCHITECTURES, *jobs):

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
+from segray.cli.flags import settings
 from segray.config import load
-from segray.core.datasets import streets
+from segray.core.data import streets
 from segray.errors import ConfigError
-from segray.flags import settings
 from segray.recipes import RECIPES, named
 from segray.train import in_epochs, train
 

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segray import charts, gallery, views, wording
-from segray.core import digest, images, metrics
+from segray.core import metrics
+from segray.core.io import images
+from segray.core.labels import digest
+from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.samples import LabelSpace
-from segray.core.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError, OutputExists
+from segray.pages import charts, folders, formatting, gallery
 from segray.report import report
 
 SPACE = LabelSpace(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -439,7 +441,7 @@ def test_names_and_messages_from_outside_are_inert(tmp_path):
 def test_trial_names_do_not_lead_out_of_the_folder(tmp_path):
     write_run(tmp_path / "secret", epochs=9)
     sweep = write_sweep(tmp_path / "sweep", trials=("unet-a", "../../secret"))
-    assert views.read_run(sweep).histories["../../secret"] == []
+    assert folders.read_run(sweep).histories["../../secret"] == []
 
 
 def test_only_masks_of_the_gallery_are_decoded(tmp_path, monkeypatch):
@@ -463,7 +465,7 @@ def test_page_stays_below_ten_megabytes_with_the_worst_of_pictures(tmp_path):
     scores = ("miou", "pixel_accuracy", "entropy_mean")
     rows = [ok_row(f"f-{i}", np.roll(ids, i + 1), **places, **dict.fromkeys(scores, (i + 1) / 10)) for i in range(9)]
     page = page_of(tmp_path, *(write_labels(tmp_path / f"labels-{i}", rows) for i in range(3)))
-    assert views.PICTURE_BYTES / 2 < len(page) < 10e6
+    assert folders.PICTURE_BYTES / 2 < len(page) < 10e6
     shown = galleries(page)
     assert {"Best frames", "Worst frames"} <= set(shown)  # the room is shared out over the galleries
 
@@ -587,14 +589,14 @@ def test_folders_and_the_page_may_be_in_ones_home_and_the_page_has_them_as_given
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
-        (wording.pct(0.4123), "41.2%"),
-        (wording.pct(None), "–"),
-        (wording.pct(float("nan")), "–"),
-        (wording.count(14328354), "14,328,354"),
-        (wording.short(14328354), "14.3\N{NO-BREAK SPACE}million"),
-        (wording.number(0.001), "0.001"),
-        (wording.duration(3725), "1 h 02 min"),
-        (wording.clean("a\u202eb\x00\udc80"), "ab"),
+        (formatting.pct(0.4123), "41.2%"),
+        (formatting.pct(None), "–"),
+        (formatting.pct(float("nan")), "–"),
+        (formatting.count(14328354), "14,328,354"),
+        (formatting.short(14328354), "14.3\N{NO-BREAK SPACE}million"),
+        (formatting.number(0.001), "0.001"),
+        (formatting.duration(3725), "1 h 02 min"),
+        (formatting.clean("a\u202eb\x00\udc80"), "ab"),
     ],
 )
 def test_numbers_and_names_as_text(shown, text):

@@ -9,10 +9,10 @@ import pytest
 from labelled import label_all, settings_of
 from PIL import Image
 
-from segray.core.datasets import streets
-from segray.core.plan import make_plan
-from segray.core.predictor import Predictor
-from segray.core.schema import ROW_SCHEMA
+from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
+from segray.core.labels.plan import make_plan
+from segray.core.labels.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError
 from segray.select import select, write, write_pictures
 

@@ -7,8 +7,8 @@ import click
 import pytest
 
 from segray import cli, settings_reference
+from segray.cli.flags import FLAGS, RENAMED
 from segray.config import fields_of
-from segray.flags import FLAGS, RENAMED
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 

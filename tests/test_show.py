@@ -9,10 +9,10 @@ from PIL import Image
 from videos import KINDS, straight
 
 from segray.config import load
-from segray.core import images
-from segray.core.datasets import places, streets
-from segray.core.plan import make_plan
-from segray.core.predictor import Predictor
+from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
+from segray.core.io import images, locators
+from segray.core.labels.plan import make_plan
 from segray.errors import DataError
 from segray.show import overlay_video, show
 
@@ -32,7 +32,7 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
     place = f"{town}/video.mp4#frame=3"
     map_, over = show(place, load(None, {"label.model": str(tiny_bundle)}), str(tmp_path))
     assert map_ == f"{tmp_path}/video.mp4-frame3-map.png"
-    mask_hw, frame = np.asarray(Image.open(map_)), places.read_image(place)
+    mask_hw, frame = np.asarray(Image.open(map_)), locators.read_image(place)
     assert mask_hw.shape == (64, 96)
     assert mask_hw.max() < len(COLORS)
     assert np.array_equal(np.asarray(Image.open(over)), images.overlay(frame, mask_hw, COLORS))
@@ -48,7 +48,7 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
         times = [float(frame.time) for frame in container.decode(video=0)][::2]
     assert [time for time, _ in frames] == pytest.approx([time - times[0] for time in times], abs=1e-3)
     predictor = Predictor(str(tiny_bundle))
-    source = places.read_image(f"{town}/video.mp4#frame=4")
+    source = locators.read_image(f"{town}/video.mp4#frame=4")
     (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
     expected = images.overlay(source, found.mask_hw, COLORS).astype(int)
     differences = [np.abs(picture.astype(int) - expected).mean() for _, picture in frames]
@@ -71,7 +71,7 @@ def test_a_video_whose_stamps_name_no_frames_is_labelled_and_shown_by_the_number
     assert {row["pts"] for row in rows[1]} == {None}
     assert [row["time_s"] for row in rows[1]] == pytest.approx([i / 25 for i in range(30)])
     assert [i for i, row in enumerate(rows[1]) if row["flicker_share"] is None] == [0]
-    assert np.array_equal(places.read_image(f"{video}#frame=20"), straight(str(video))[20])
+    assert np.array_equal(locators.read_image(f"{video}#frame=20"), straight(str(video))[20])
     assert overlay_video(str(tmp_path / "1"), str(tmp_path / "over.mp4")) == 30
 
 

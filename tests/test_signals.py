@@ -7,16 +7,17 @@ import time
 
 import pytest
 
-from segray import cli, cluster
+from segray.cli import app
+from segray.cluster import connect
+from segray.cluster.signals import held
 from segray.config import ClusterSection
 from segray.errors import Terminated
-from segray.signals import held
 
 
 @pytest.fixture
 def terminating():
     """SIGTERM raises Terminated, as in a command."""
-    before = signal.signal(signal.SIGTERM, cli._terminate)
+    before = signal.signal(signal.SIGTERM, app._terminate)
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -109,7 +110,7 @@ def send_and_swallow(sent):
 @pytest.mark.usefixtures("terminating")
 def test_a_signal_while_ray_starts_stops_the_run_and_ray_is_shut_down(fake_ray, sent):
     calls = fake_ray(lambda: send_and_swallow(sent))
-    with pytest.raises(KeyboardInterrupt), cluster.connected(ClusterSection()):
+    with pytest.raises(KeyboardInterrupt), connect.connected(ClusterSection()):
         calls.append("labelled")
     assert calls == ["init", "shutdown"]
 
@@ -117,8 +118,8 @@ def test_a_signal_while_ray_starts_stops_the_run_and_ray_is_shut_down(fake_ray, 
 @pytest.mark.usefixtures("terminating")
 def test_a_signal_while_ray_ends_waits_for_the_end(fake_ray, monkeypatch):
     calls = fake_ray(lambda: None)
-    monkeypatch.setattr(cluster, "_end_readers", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Terminated), cluster.connected(ClusterSection()):
+    monkeypatch.setattr(connect, "_end_readers", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated), connect.connected(ClusterSection()):
         calls.append("labelled")
     assert calls == ["init", "labelled", "shutdown"]
 
@@ -135,7 +136,7 @@ SLOW = Exception("The current node timed out during startup. This could happen b
 
 def test_a_start_that_takes_too_long_is_tried_again(fake_ray):
     calls = fake_ray(fail(SLOW), lambda: None)
-    with cluster.connected(ClusterSection()):
+    with connect.connected(ClusterSection()):
         calls.append("labelled")
     assert calls == ["init", "shutdown", "init", "labelled", "shutdown"]
 
@@ -156,7 +157,7 @@ def test_a_start_that_takes_too_long_is_tried_again(fake_ray):
 )
 def test_a_ray_that_does_not_start_is_one_line(fake_ray, errors, line):
     calls = fake_ray(*map(fail, errors))
-    with pytest.raises(cluster.ClusterError) as told, cluster.connected(ClusterSection()):
+    with pytest.raises(connect.ClusterError) as told, connect.connected(ClusterSection()):
         calls.append("labelled")
     assert str(told.value) == line
     assert calls.count("init") == len(errors)
@@ -164,9 +165,9 @@ def test_a_ray_that_does_not_start_is_one_line(fake_ray, errors, line):
 
 
 def test_whatever_ray_raises_as_a_cluster_is_joined_is_one_line(fake_ray, monkeypatch):
-    monkeypatch.setattr(cluster, "check_join", lambda address: None)
+    monkeypatch.setattr(connect, "check_join", lambda address: None)
     calls = fake_ray(fail(Exception("No node info found for head node in GCS. Did the head node start?")))
-    with pytest.raises(cluster.ClusterError) as told, cluster.connected(ClusterSection(address="10.0.0.1:6379")):
+    with pytest.raises(connect.ClusterError) as told, connect.connected(ClusterSection(address="10.0.0.1:6379")):
         pass
     assert str(told.value) == (
         "10.0.0.1:6379 cannot be joined: No node info found for head node in GCS. "

@@ -8,8 +8,8 @@ from PIL import Image
 
 from segray import train as stage
 from segray.config import load
-from segray.core import loop
-from segray.core.datasets import streets
+from segray.core.data import streets
+from segray.core.training import loop
 from segray.errors import DataError, ModelError
 
 

@@ -8,15 +8,16 @@ import pytest
 from labelled import label_shard, plan_rows, settings_of
 
 from segray.config import load
-from segray.core import parts, storage
-from segray.core.datasets import streets
-from segray.core.datasets.streets import LABEL_SPACE
-from segray.core.plan import make_plan
-from segray.core.predictor import Predictor
-from segray.core.space import list_trials
+from segray.core.data import streets
+from segray.core.data.streets import LABEL_SPACE
+from segray.core.infer.predictor import Predictor
+from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.plan import make_plan
+from segray.core.search.space import list_trials
 from segray.errors import DataError
-from segray.leaderboard import Entry, write_entries
 from segray.status import status
+from segray.trials.leaderboard import Entry, write_entries
 
 
 @pytest.fixture(scope="module")

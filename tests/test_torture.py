@@ -11,9 +11,10 @@ import torture
 from faultproxy import FaultProxy
 from torture import FAULTS, Found, World, round_
 
-from segray.core import parts, storage
-from segray.core.label_folder import LabelFolder
-from segray.core.plan import load_plans
+from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.plan import load_plans
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from segray.config import load
-from segray.core.checkpoint import write_history
+from segray.core.training.checkpoint import write_history
 from segray.errors import ConfigError
 from segray.trackers import tracking
 

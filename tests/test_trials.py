@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from segray.config import load
-from segray.core.checkpoint import write_history
-from segray.core.pareto import Cost, pareto_front
-from segray.core.space import Outcome, list_trials, propose
+from segray.core.search.pareto import Cost, pareto_front
+from segray.core.search.space import Outcome, list_trials, propose
+from segray.core.training.checkpoint import write_history
 from segray.errors import ConfigError
-from segray.leaderboard import Entry, LeaderboardRow, advice, cheapest, leaderboard
+from segray.trials.leaderboard import Entry, LeaderboardRow, advice, cheapest, leaderboard
 
 
 def config(**more):

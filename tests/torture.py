@@ -31,12 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from labelled import settings_of
 
-from segray.core import parts, storage
-from segray.core.datasets import streets
-from segray.core.label_folder import LabelFolder, read_summary, success_uri
-from segray.core.plan import PlanReader, load_plans, make_plan
-from segray.core.predictor import Prediction
-from segray.core.rows import label_rows
+from segray.core.data import streets
+from segray.core.infer.label_rows import label_rows
+from segray.core.infer.predictor import Prediction
+from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder, read_summary, success_uri
+from segray.core.labels.plan import PlanReader, load_plans, make_plan
 
 PLANS = 3
 KILLS = 8  # of a writer, at most; then it may finish
@@ -50,7 +51,7 @@ FAULTS = {
 }
 CRASHED = 9
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["segray.core.parts", "s3fs", "duckdb"])
+PROCESSES.set_forkserver_preload(["segray.core.labels.parts", "s3fs", "duckdb"])
 
 
 class Hashed:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from segray.core.decoding import metadata_options
+from segray.core.io.decoding import metadata_options
 
 HEIGHT, WIDTH = 48, 64
 TICKS = 90_000  # a second of MPEG's clock

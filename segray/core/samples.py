@@ -140,7 +140,7 @@ def ids_text(ids: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """One labelled frame on disk: a stable id and the places of its image and mask (core.datasets.places)."""
+    """One labelled frame on disk: a stable id and the places of its image and mask (core.io.locators)."""
 
     sample_id: str
     image: str

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from segray.config import PLACES, READY_MODELS, Config, load, parse_override
-from segray.core import storage
+from segray.core.io import storage
 from segray.errors import ConfigError
 
 

@@ -3,9 +3,9 @@
 import crashing
 import pytest
 
-from segray import cluster
+from segray.cluster import connect
 from segray.config import ClusterSection, load
-from segray.core.datasets import streets
+from segray.core.data import streets
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +13,7 @@ def ray_session(s3, tmp_path_factory):
     """Its processes know the S3 server, and crash on the images that are made for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", crashing.env(tmp_path_factory.mktemp("site"))["PYTHONPATH"])
-        with cluster.connected(ClusterSection(), sweeps=True) as has:
+        with connect.connected(ClusterSection(), sweeps=True) as has:
             yield has
 
 

@@ -11,11 +11,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import ray
-from segray import cluster
+from segray.cluster import connect
 from segray.config import ClusterSection
 
 folder = Path(sys.argv[1])
-with cluster.connected(ClusterSection(object_store_gib=0.1, spill_dir=str(folder))) as has:
+with connect.connected(ClusterSection(object_store_gib=0.1, spill_dir=str(folder))) as has:
     kept = [ray.put(np.full(20 << 20, i, np.uint8)) for i in range(8)]
     values = [int(ray.get(one)[0]) for one in kept]
     spilled = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -24,10 +24,11 @@ from faultproxy import FaultProxy
 
 from segray import cli
 from segray.config import load
-from segray.core import parts, storage
-from segray.core.datasets import streets
-from segray.core.label_folder import read_summary
-from segray.core.plan import load_plans
+from segray.core.data import streets
+from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.folder import read_summary
+from segray.core.labels.plan import load_plans
 from segray.label import Watch, label
 
 SLOW_S = "0.3"  # a frame, so that there is time to strike
@@ -110,7 +111,7 @@ def on_cluster(config, seed, strikes):
     import ray
     from ray.cluster_utils import Cluster
 
-    from segray.cluster import QUIET
+    from segray.cluster.connect import QUIET
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)

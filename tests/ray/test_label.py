@@ -12,13 +12,14 @@ import pytest
 from crashing import CRASH
 
 from segray import cli
+from segray.cluster.labeller import Labeller
 from segray.config import load
-from segray.core import parts, storage
-from segray.core.label_folder import read_summary
-from segray.core.plan import load_plans
+from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.folder import read_summary
+from segray.core.labels.plan import load_plans
 from segray.errors import ClusterError, OutputExists, StorageError, TooManyErrors
 from segray.label import Watch, _check_store, label
-from segray.labeller import Labeller
 
 
 def options(bundle, town, out, **more):
@@ -151,7 +152,7 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
 
     class Sick(Labeller):
         def __init__(self, *given):
-            from segray import labeller
+            from segray.cluster import labeller
 
             labeller.REST_S = 1.0
             super().__init__(*given)

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from segray.config import Config
-from segray.core import storage
-from segray.core.checkpoint import read_history
+from segray.core.io import storage
 from segray.core.models import bundle
-from segray.leaderboard import read_entries, read_sweep
+from segray.core.training.checkpoint import read_history
 from segray.train import train
+from segray.trials.leaderboard import read_entries, read_sweep
 
 NODES = 3
 
@@ -86,7 +86,7 @@ def on_cluster(stage, config, change):
     from ray.cluster_utils import Cluster
 
     from segray import label, sweep, train
-    from segray.cluster import QUIET
+    from segray.cluster.connect import QUIET
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)

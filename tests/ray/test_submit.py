@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from heads import TOKEN, new_head
 
-from segray import submit
-from segray.connecting import TOKEN_HINT
-from segray.core import parts
-from segray.core.plan import load_plans
+from segray.cluster import submit
+from segray.cluster.access import TOKEN_HINT
+from segray.core.labels import parts
+from segray.core.labels.plan import load_plans
 from segray.errors import ClusterError
 
 pytestmark = pytest.mark.long
@@ -218,12 +218,12 @@ def test_a_ray_that_runs_on_this_machine_is_neither_joined_nor_stopped(head):
     """Where ray.init() without an address does join it, as its folder says."""
     code = """
 import ray
-from segray import cluster
+from segray.cluster import connect
 from segray.config import ClusterSection
 ray.init(log_to_driver=False)
 print(ray.get_runtime_context().gcs_address)
 ray.shutdown()
-with cluster.connected(ClusterSection()):
+with connect.connected(ClusterSection()):
     print(ray.get_runtime_context().gcs_address)
 """
     done = subprocess.run([sys.executable, "-c", code], env=head.ray_env, capture_output=True, text=True, timeout=120)

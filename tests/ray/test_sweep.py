@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segray import cluster, shapes
+from segray.cluster import connect, resources
 from segray.config import load
-from segray.core import checkpoint
-from segray.core.space import Trial
+from segray.core.search.space import Trial
+from segray.core.training import checkpoint
 from segray.errors import ClusterError, OutputExists, TrainingDiverged
-from segray.leaderboard import Entry, read_entries, read_sweep, write_entries
 from segray.sweep import _scheduler, _train, concurrent, sweep
-from segray.turns import Turns
+from segray.trials.leaderboard import Entry, read_entries, read_sweep, write_entries
+from segray.trials.queue import Turns
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_is_tried_again_on_a_gpu_alone(settings, monkey
     for gpus, count in ((0, 1), (0.5, 2)):
         tries.clear()
         with pytest.raises(TrainingDiverged):
-            _train(settings(), None, shapes.WorkerShape(1, 1, gpus), None)
+            _train(settings(), None, resources.WorkerShape(1, 1, gpus), None)
         assert len(tries) == count
 
 
@@ -193,25 +193,25 @@ def test_a_loss_that_is_no_number_is_tried_again_on_a_gpu_alone(settings, monkey
 def test_trials_at_once_are_what_the_nodes_hold(nodes, workers, cpus, per_gpu, at_once, each):
     values = {"cluster.workers": workers, "cluster.cpus_per_worker": cpus, "sweep.trials_per_gpu": per_gpu}
     config = load(None, values)
-    has = shapes.Resources(*map(sum, zip(*nodes, strict=True)), 10**9, tuple(nodes))
+    has = resources.Resources(*map(sum, zip(*nodes, strict=True)), 10**9, tuple(nodes))
     assert concurrent(config, has, 100) == at_once
-    worker = shapes.shape(config.cluster, has, at_once, per_gpu)
+    worker = resources.shape(config.cluster, has, at_once, per_gpu)
     assert worker.cpus == each
     assert has.fits(worker.cpus, worker.gpus) >= at_once * workers
 
 
 def test_a_worker_that_no_node_can_hold_is_said_at_once():
-    has = shapes.Resources(8, 0, 10**9, ((4, 0), (4, 0)))
-    assert shapes.shape(load().cluster, has).cpus == 4
+    has = resources.Resources(8, 0, 10**9, ((4, 0), (4, 0)))
+    assert resources.shape(load().cluster, has).cpus == 4
     with pytest.raises(ClusterError, match="1 × 6 CPUs asked, which do not fit on nodes of 4 CPUs and 0 GPUs"):
-        shapes.shape(load(None, {"cluster.cpus_per_worker": 6}).cluster, has)
+        resources.shape(load(None, {"cluster.cpus_per_worker": 6}).cluster, has)
 
 
 # A sweep that is killed, on a Ray of its own: this file as a program.
 
 
 def on_one_gpu(config):
-    os.environ.update(cluster.QUIET)
+    os.environ.update(connect.QUIET)
     import ray
 
     ray.init("local", num_cpus=2, num_gpus=1, log_to_driver=False, runtime_env={"worker_process_setup_hook": pretend})

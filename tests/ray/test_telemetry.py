@@ -15,9 +15,9 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
+from segray.cluster.telemetry import COUNTERS, GAUGES, Gauges, tag
 from segray.config import load
 from segray.label import label
-from segray.telemetry import COUNTERS, GAUGES, Gauges, tag
 from segray.train import train
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())

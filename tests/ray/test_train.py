@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from segray import cluster
+from segray.cluster import connect
 from segray.config import ModelSection
-from segray.core import checkpoint, storage
-from segray.core.checkpoint import EpochRow
-from segray.core.datasets import open_dataset, read_sample, split_refs
+from segray.core.data import open_dataset, read_sample, split_refs
+from segray.core.io import storage
 from segray.core.models import build, bundle, encoder_of
 from segray.core.models.info import BundleInfo, read_info
 from segray.core.samples import LabelSpace
+from segray.core.training import checkpoint
+from segray.core.training.checkpoint import EpochRow
 from segray.errors import ClusterError, DataError, ModelError, OutputExists, SegrayError
 from segray.train import train
 
@@ -115,7 +116,7 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
 @pytest.mark.timeout(300)
 def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, town, tmp_path, monkeypatch):
     """The other one waits for its share of the evaluation, for half an hour if nobody ends it."""
-    monkeypatch.setattr(cluster, "STORE_SHARE", 0.0)  # each frame is read by the worker that needs it
+    monkeypatch.setattr(connect, "STORE_SHARE", 0.0)  # each frame is read by the worker that needs it
     root = tmp_path / "camvid"
     shutil.copytree(town / "train", root / "train")
     shutil.copytree(town / "trainannot", root / "trainannot")

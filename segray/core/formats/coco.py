@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segray.core import images, quality
 from segray.core.extras import extra
 from segray.core.formats.frame import Frame, Job, Writer, replacing, write_object
 from segray.core.formats.things import things
+from segray.core.io import images
+from segray.core.labels import quality
 
 # As COCO's own files are called, with the subset `default`: by these names datumaro and CVAT find them.
 INSTANCES, PANOPTIC = "annotations/instances_default.json", "annotations/panoptic_default"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from segray.core import images
 from segray.core.formats.frame import Frame, Job, Writer, replacing
+from segray.core.io import images
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 

@@ -13,13 +13,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segray.core import storage
-from segray.core.datasets.places import mask_in
+from segray.core.io import storage
+from segray.core.io.locators import mask_in
 from segray.core.samples import LabelSpace
 from segray.errors import StorageError
 
 if TYPE_CHECKING:
-    from segray.core.schema import LabelRow
+    from segray.core.labels.schema import LabelRow
 
 STATE = "_export"  # folder of OUT: what the export is of, and a piece a finished part
 TOTALS = '{"totals": '  # begins the last line of a piece

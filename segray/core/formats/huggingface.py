@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core import images
 from segray.core.formats.frame import Frame, Job, Writer, replacing
-from segray.core.schema import IMAGE, METRICS, ROW_SCHEMA
+from segray.core.io import images
+from segray.core.labels.schema import IMAGE, METRICS, ROW_SCHEMA
 
 ROWS = 16  # of a row group: some 50 MB of frames
 COPIED = ("height_px", "width_px", "frame_index", "time_s", "class_shares", *METRICS, "model_id")

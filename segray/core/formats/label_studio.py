@@ -9,8 +9,8 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from segray.core.datasets.places import image_place
 from segray.core.formats.frame import Frame, Job, Writer, replacing, write_items
+from segray.core.io.locators import image_place
 
 BITS = np.array([3, 4, 8, 16])  # sizes that the length of a run can have
 WORD = 8  # bits of a value

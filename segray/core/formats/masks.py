@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from segray.core import images
-from segray.core.classmaps import match
-from segray.core.datasets.cityscapes import LABELS
-from segray.core.datasets.folder import is_void
+from segray.core.data.cityscapes import LABELS
+from segray.core.data.folder import is_void
 from segray.core.formats.frame import Frame, Job, Writer, replacing
+from segray.core.io import images
+from segray.core.scoring.classmaps import match
 from segray.errors import DataError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.core.plan import Plan, PlanReader
+from segray.core.labels.plan import Plan, PlanReader
 
 
 class Names:

@@ -23,7 +23,7 @@ import torch
 
 from segray import __version__
 from segray.config import ModelSection
-from segray.core import storage
+from segray.core.io import storage
 from segray.core.models import build
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS, BundleInfo, model_id_of, read_info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segray.core import storage
+from segray.core.io import storage
 from segray.core.models.info import BundleInfo
 
 SCORES = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from segray.config import PLACES, ModelSection, Size
-from segray.core import storage
+from segray.core.io import storage
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError

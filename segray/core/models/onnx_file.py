@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from segray.core import storage
-from segray.core.datasets import streets
+from segray.core.data import streets
 from segray.core.extras import extra
+from segray.core.io import storage
 from segray.core.models import STRIDE, bundle, forward
 from segray.core.models.info import BundleInfo
 from segray.errors import ModelError

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from segray.config import HUB, ModelSection, is_ready_model
-from segray.core import storage
-from segray.core.datasets import cityscapes, voc
+from segray.core.data import cityscapes, voc
+from segray.core.io import storage
 from segray.core.models import build, bundle, weights
 from segray.core.models.info import CONFIG, INFO, WEIGHTS, BundleInfo
 from segray.core.samples import LabelSpace

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from segray.config import WEIGHT_FILES, ModelSection, Rgb
-from segray.core import storage
+from segray.core.io import storage
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
 

@@ -1,0 +1,5 @@
+"""`python -m segray.cli`."""
+
+from segray.cli import main
+
+main()

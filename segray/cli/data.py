@@ -1,0 +1,188 @@
+"""Commands about data and models: data check, draw, formats, get; models; recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from segray.cli.app import Examples, cli
+from segray.cli.flags import Setting
+
+if TYPE_CHECKING:
+    from segray.core.data.check import CheckResult
+    from segray.core.samples import LabelSpace
+
+
+@cli.group(cls=Examples)
+def data() -> None:
+    """Check, download or draw data sets."""
+
+
+@data.command("check")
+@click.argument("root", required=False)
+@click.option("--format", "format_", cls=Setting, setting="data.format")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
+def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
+    """Decode all frames and masks and say whether training can start.
+
+    The exit code is 1 if it cannot.
+
+    \b
+    Example:
+      segray data check --format camvid camvid/
+    """
+    from segray.cli.terminal import counting, say
+    from segray.config import load, parse_override
+    from segray.core.data import open_dataset
+    from segray.core.data.check import check, frames_of
+
+    config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
+    dataset = open_dataset(config)
+    with counting("frames", len(frames_of(dataset))) as advance:
+        result = check(dataset, (config.train_split, config.val_split), lambda: advance(1))
+    show_check(result, dataset.label_space)
+    if not result.ok:
+        say(f"Training cannot start: {len(result.problems)} problem{'s' * (len(result.problems) > 1)}.")
+        raise SystemExit(1)
+    say("Training can start.")
+
+
+def show_check(result: CheckResult, space: LabelSpace) -> None:
+    from segray.cli.terminal import say, table
+    from segray.core.samples import id_text
+
+    total, frames = result.pixels.total() + result.other_pixels, sum(result.sizes.values())
+    unknown = sorted(result.pixels.keys() - space.id_map.keys(), key=lambda raw: -result.pixels[raw])
+    rows = []
+    for raw in sorted(result.pixels.keys() - set(unknown[20:])):
+        pixels = result.pixels[raw]
+        label = space.id_map.get(raw)
+        name = "unknown" if label is None else "void" if label == space.ignore_index else space.names[label]
+        shares = (f"{pixels / total:.2%}", f"{result.frames_with[raw] / max(1, frames):.0%}")
+        rows.append((id_text(raw), name, pixels, *shares))
+    splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
+    table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
+    if others := sum(result.pixels[raw] for raw in unknown[20:]) + result.other_pixels:
+        say(f"… and {len(unknown[20:])} more unknown ids, in {others / total:.2%} of the pixels.")
+    for height, width in list(result.sizes)[:1]:
+        if len(result.sizes) == 1:
+            say(f"Every frame is {height}×{width} (height × width).")
+    for note in result.notes[:20]:
+        say(f"Note: {note}.")
+    if len(result.notes) > 20:
+        say(f"… and {len(result.notes) - 20} more notes.")
+    for problem in result.problems[:20]:
+        say(f"Problem: {problem.rstrip('.')}.")
+    if len(result.problems) > 20:
+        say(f"… and {len(result.problems) - 20} more.")
+
+
+@data.command("draw")
+@click.argument("root")
+@click.option("--train", type=click.IntRange(0), default=48, show_default=True, help="Number of training frames.")
+@click.option("--val", type=click.IntRange(0), default=16, show_default=True, help="Number of validation frames.")
+@click.option("--size", default="180x240", show_default=True, help="Height x width of the frames.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the town; another seed draws another town.",
+)
+def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
+    """Draw labelled streets and a video, in CamVid's layout.
+
+    \b
+    Example:
+      segray data draw streets/ --train 200 --size 360x480
+    """
+    from segray.cli.terminal import say, waiting
+    from segray.config import load
+    from segray.core.data import streets
+    from segray.core.io import storage
+
+    pixels = load(None, {"data.size": size}).data.size or (180, 240)
+    with waiting("Drawing streets"):
+        streets.write(storage.local(root, "a drawn town"), train=train, val=val, size=pixels, seed=seed)
+    say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
+
+
+@data.command("formats")
+def data_formats() -> None:
+    """List the layouts of labelled frames that --format knows.
+
+    \b
+    Example:
+      segray data formats
+    """
+    from segray.cli.terminal import table
+    from segray.core.data import FORMATS
+
+    table("Layouts", ("--format", "below --data"), [(name, row.layout) for name, row in FORMATS.items()])
+
+
+@data.command("get")
+@click.argument("name")
+@click.argument("root")
+@click.option("--url", help="URL of a mirror, or path of the archive.")
+def data_get(name: str, root: str, url: str | None) -> None:
+    """Download a published data set: camvid or voc.
+
+    Other data sets need an account with their owners.
+
+    \b
+    Example:
+      segray data get camvid camvid/
+    """
+    from segray.cli.terminal import counting, say
+    from segray.core.data.download import SOURCES, get
+    from segray.core.io import storage
+
+    with counting("bytes") as advance:
+        get(name, storage.local(root, "a download"), url, lambda new, total: advance(new, total=total))
+    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
+
+
+@cli.command()
+@click.argument("text", default="")
+def models(text: str) -> None:
+    """List architectures, encoders and ready models. TEXT filters them by name; tu-… searches the encoders of timm.
+
+    \b
+    Example:
+      segray models resnet
+      segray models tu-convnext
+    """
+    from segray.cli.terminal import say, table, waiting
+    from segray.core.models.listing import list_models
+
+    with waiting("Counting parameters"):
+        found = list_models(text)
+    for title, columns, rows in found:
+        if rows:
+            table(title, columns, rows)
+    if not any(rows for _, _, rows in found):
+        say(f"Nothing is called {text!r}. Encoders of timm begin with tu-, such as tu-convnext_tiny.")
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes that --recipe knows, or print one.
+
+    With NAME, its settings are printed as YAML for --config.
+
+    \b
+    Example:
+      segray recipes
+      segray recipes cityscapes-cnn > city.yaml
+    """
+    from segray.recipes import RECIPES, named
+
+    if name is not None:
+        click.echo(named(name).to_yaml(), nl=False)
+        return
+    from segray.cli.terminal import table
+
+    table("Recipes", ("--recipe", "for", "from"), [(key, row.about, row.source) for key, row in RECIPES.items()])

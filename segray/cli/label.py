@@ -1,0 +1,241 @@
+"""Commands about labels: label, verify, select, show, overlay, export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segray.cli.app import cli
+from segray.cli.flags import Setting, stage
+
+if TYPE_CHECKING:
+    from segray.config import Config
+
+
+@cli.command()
+@stage(
+    "--model", "--input", "--truth", "--every", "--fps", "--limit", "--sample", "--extend", "--retry-errors",
+    "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
+    out="label.out", sections=("infer", "label", "cluster"),
+)  # fmt: skip
+def label(config: Config, overwrite: bool) -> None:
+    """Label images and videos: write masks and metrics as Parquet. The same command again resumes.
+
+    \b
+    Example:
+      segray label --model runs/sweep/best --input drive.mp4 --every 10 --out labels/drive
+      segray label --model runs/sweep/best --input camvid/val --truth camvid/valannot --out labels/val
+      segray label --model runs/sweep/best --input s3://drives/2026/ --sample 0.01 --out s3://labels/look
+      segray label --model runs/sweep/best --input s3://drives/2026/ --extend --out s3://labels/all
+    """
+    from segray.cli.terminal import labelling, show_labels
+    from segray.label import label
+
+    with labelling() as watch:
+        summary = label(config, overwrite=overwrite, watch=watch)
+    show_labels(config.label.out, summary)
+
+
+@cli.command()
+@click.argument("out")
+def verify(out: str) -> None:
+    """Check that finished labels are complete and undamaged.
+
+    Every planned row must be there exactly once, with a whole mask. The exit code is 1 if that is not so.
+
+    \b
+    Example:
+      segray verify labels/val
+    """
+    from segray.cli.terminal import counting, say
+    from segray.core.labels import parts
+    from segray.core.labels.folder import LabelFolder
+
+    folder = LabelFolder.open(out)
+    with counting("parts", folder.shards) as advance:
+        problems = parts.verify(folder.plans, lambda: advance(1))
+    for problem in problems[:20]:
+        say(f"Problem: {problem}.")
+    if problems:
+        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {folder.shards} parts.")
+        raise SystemExit(1)
+    say(
+        f"All {sum(plan.rows for plan in folder.plans)} rows are there exactly once, "
+        f"in {folder.shards} undamaged parts."
+    )
+
+
+def note_unfinished(labels: str) -> None:
+    """Say what is missing of labels that may be looked at before their run is finished."""
+    from segray.cli.terminal import say
+    from segray.core.labels.folder import LabelFolder
+
+    if left := LabelFolder.open(labels).unfinished:
+        say(f"{labels} is not finished: {left}")
+
+
+@cli.command()
+@click.argument("labels")
+@click.option(
+    "--by", default="uncertainty", show_default=True, help="Order of the frames: uncertainty, flicker or rare-class."
+)
+@click.option("--count", default=20, show_default=True, help="Number of frames to list.")
+@click.option(
+    "--apart",
+    default=2.0,
+    show_default=True,
+    help="Smallest distance of two frames, in seconds of a video or files of a folder.",
+)
+@click.option("--out", help="File for the list, .jsonl or .parquet, local or on s3://.")
+@click.option("--pictures", help="Folder for a picture of each frame beside its mask.")
+def select(labels: str, by: str, count: int, apart: float, out: str | None, pictures: str | None) -> None:
+    """List the frames of labels that are most worth a person's look.
+
+    They are spread over videos and folders, and may be of labels that are not finished.
+
+    \b
+    Example:
+      segray select labels/drives --by uncertainty --count 50 --pictures look/
+      segray select s3://labels/all --by rare-class --count 500 --out annotate.jsonl
+    """
+    from segray.cli.terminal import say, table
+    from segray.core.io import storage
+    from segray.errors import ConfigError
+    from segray.select import OUT_SUFFIXES, select, write, write_pictures
+
+    folder = None if pictures is None else storage.local(pictures, "a folder of pictures")
+    if out is not None and not out.endswith(OUT_SUFFIXES):
+        raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
+    rows = select(labels, by, count, apart)
+    note_unfinished(labels)
+    cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
+    table(f"{len(rows)} frames by {by}", ("rank", "score", "file", "frame", "time s"), cells)
+    if out is not None:
+        write(rows, out)
+        say(f"They are listed in {out}.")
+    if folder is not None:
+        for problem in write_pictures(rows, labels, folder):
+            say(f"Problem: {problem}")
+        say(f"Pictures are in {pictures}.")
+
+
+@cli.command()
+@click.argument("place", metavar="IMAGE|VIDEO#frame=N")
+@click.option("--model", required=True, cls=Setting, setting="label.model")
+@click.option("--out", default=".", show_default=True, help="Folder for the two pictures, local or on s3://.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
+def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
+    """Write the segmentation map and the overlay of one frame.
+
+    \b
+    Example:
+      segray show frame.png --model runs/sweep/best --out look/
+      segray show 'drive.mp4#frame=120' --model deeplabv3-coco
+    """
+    from segray.cli.terminal import say
+    from segray.config import load, parse_override
+    from segray.show import show
+
+    config = load(None, {"label.model": model, **dict(map(parse_override, sets))})
+    for picture in show(place, config, out):
+        say(picture)
+
+
+@cli.command()
+@click.argument("labels")
+@click.option("--video", "out", required=True, metavar="OUT.mp4", help="The H.264 video to write.")
+@click.option("--input", "name", help="End of the video's path, for labels of several videos.")
+@click.option("--overwrite", is_flag=True, help="Replace the video if it exists.")
+def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
+    """Render a labelled video with its masks over it.
+
+    \b
+    Example:
+      segray overlay labels/street --video street.mp4
+      segray overlay s3://labels/2026 --input drives/0412.mp4 --video 0412.mp4
+    """
+    from segray.cli.terminal import counting, say
+    from segray.core.io import storage
+    from segray.errors import OutputExists
+    from segray.show import overlay_video
+
+    if storage.local(out, "a video").exists() and not overwrite:
+        raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
+    with counting("frames") as advance:
+        count = overlay_video(labels, out, name, lambda total: advance(1, total=total))
+    note_unfinished(labels)
+    say(f"{count} frames are in {out}.")
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--to", required=True, help="Format, from the list above.")
+@click.option("--out", help="Folder of the export; for onnx the file.")
+@click.option("--images", is_flag=True, help="Also write the images, below OUT/images; video frames become PNG.")
+@click.option("--min-area", default=64, show_default=True, help="Size of the smallest instance in pixels, for coco.")
+@click.option(
+    "--image-root", default="", help="URL before the image names, for label-studio. Default: the paths of the images."
+)
+@click.option("--repo", help="Repository OWNER/NAME, for hub. A new one is private.")
+@click.option("--dry-run", is_flag=True, help="Say what would be uploaded and exit, for hub.")
+@click.option("--overwrite", is_flag=True, help="Delete the results of an earlier export in --out first.")
+def export(
+    source: str, to: str, out: str | None, repo: str | None, dry_run: bool, overwrite: bool, **given: Any
+) -> None:
+    """Export labels or a model bundle to the formats of other tools. The same command again resumes.
+
+    \b
+    Of labels:  png            masks and classes.csv; with --images what --format folder trains on
+                cityscapes     results of labelIds, for cityscapesScripts and its benchmark
+                coco           instances, a region of one class each
+                coco-panoptic  panoptic PNGs, a segment a region of things, and a stuff
+                cvat           zip of "Segmentation mask 1.1"
+                label-studio   tasks with predictions as brush strokes
+                huggingface    dataset folder with images, masks and metrics
+    Of a model: onnx           one file, checked against the model
+                hub            upload to the Hugging Face Hub, with a card
+
+    \b
+    Example:
+      segray export labels/drives --to cvat --out for-cvat
+      segray export labels/drives --to png --images --out corrected
+      segray export runs/sweep/best --to onnx --out model.onnx
+      segray export runs/sweep/best --to hub --repo OWNER/NAME --dry-run
+    """
+    from segray import export as exports
+    from segray.cli.terminal import counting, say, waiting
+    from segray.core.formats.frame import Options
+    from segray.errors import ConfigError
+
+    exports.check_format(to)
+    if to == "hub":
+        if repo is None:
+            raise ConfigError("--repo is not given; name the repository: --repo OWNER/NAME.")
+        with waiting("Uploading"):
+            address, sizes = exports.push(source, repo, dry_run=dry_run)
+        files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+        say(f"{'Nothing is uploaded. It would be' if dry_run else 'Uploaded'}: {files}, to {address}.")
+        return
+    if dry_run or repo is not None:
+        raise ConfigError(f"--repo and --dry-run are for --to hub, not {to}; leave them out.")
+    if out is None:
+        raise ConfigError("--out is not given; name where the export goes.")
+    if to == "onnx":
+        with waiting("Writing and checking"):
+            check = exports.to_onnx(source, out, overwrite=overwrite)
+        say(f"The model is {out}: {'any' if check.dynamic else 'this one'} height and width, any batch.")
+        say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
+        return
+    with counting("parts") as advance:
+        done = exports.export(
+            source, to, out, Options(**given), overwrite=overwrite, on_part=lambda of: advance(1, total=of)
+        )
+    there = "" if done.new else " It was there already."
+    say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
+    if done.parts < done.of:
+        say(f"{done.parts} of {done.of} parts are labelled so far; when more are, the same command exports them.")
+    for reason in done.lost[:20]:
+        say(f"Left out: {reason}")
+    if len(done.lost) > 20:
+        say(f"… and {len(done.lost) - 20} more frames whose images cannot be read.")

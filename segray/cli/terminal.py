@@ -1,0 +1,401 @@
+"""What people see while they wait: a live bar or spinner on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from segray.compare import Compared, Comparison
+    from segray.core.labels.parts import Receipt
+    from segray.core.labels.totals import Summary
+    from segray.core.training.checkpoint import EpochRow
+    from segray.evaluate import Evaluation
+    from segray.status import Status
+    from segray.trials.leaderboard import LeaderboardRow, SweepResult
+
+LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
+
+WIDTH = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))  # in a log, tables need not fold
+LONGEST_NAME = 40  # characters of a name that is not folded
+console = Console(highlight=False, soft_wrap=True, width=WIDTH)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show a spinner on a terminal, and nothing elsewhere."""
+    with console.status(what) if console.is_terminal else _nothing():
+        yield
+
+
+class Advance(Protocol):
+    """Told that `count` more are done; `total` when it becomes known, and a note that stands beside."""
+
+    def __call__(self, count: int, note: str = "", total: int | None = None) -> None: ...
+
+
+@contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Advance]:
+    """Show a progress bar with the time left on a terminal, else a line every ten seconds."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+            task = progress.add_task(what, total=total, note="")
+            yield lambda count, note="", total=None: progress.update(task, advance=count, note=note, total=total)
+        return
+    done, before, last = 0, 0, time.monotonic()
+
+    def advance(count: int, note: str = "", total: int | None = total) -> None:
+        nonlocal done, before, last
+        done += count
+        if (seconds := time.monotonic() - last) >= LINE_EVERY_S:
+            # By the speed since the line before: what an earlier run did took this one no time.
+            left = f", {duration(seconds * (total - done) / (done - before))} left" if total and done > before else ""
+            before, last = done, time.monotonic()
+            say(f"{what} {done}{f' of {total}' if total else ''}  {note}{left}".rstrip())
+
+    yield advance
+
+
+class LabelProgress:
+    """The Watch of `label`, on a terminal or in a log: files found, frames done, speed, errors and the bottleneck."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._new = self._errors = self._total = 0
+        self._started = 0.0
+        self._seconds: Counter[str] = Counter()
+
+    def found(self, files: int) -> None:
+        self._advance(0, f"{files} files found")
+
+    def planned(self, rows: int) -> None:
+        self._total, self._started = rows, time.monotonic()
+        self._advance(0, "", rows)
+
+    def done(self, receipt: Receipt) -> None:
+        self._errors += receipt.errors
+        self._new += receipt.rows * receipt.created
+        self._seconds.update(receipt.seconds)
+        speed = self._new / max(1e-9, time.monotonic() - self._started)
+        self._advance(receipt.rows, f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}", self._total)
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def _bottleneck(self) -> str:
+        """Name the stage that takes longest. Waiting counts as the model's, as that is what shards wait for."""
+        work = dict(self._seconds)
+        if not work:
+            return ""
+        work["model"] = work.get("model", 0) + work.pop("wait", 0)
+        return f", bottleneck: {max(work, key=work.__getitem__)}"
+
+
+@contextmanager
+def labelling() -> Iterator[LabelProgress]:
+    """Show the progress of `label`: give its watch."""
+    with counting("frames") as advance:
+        yield LabelProgress(advance)
+
+
+def say(text: str) -> None:
+    """Print a line as it is; names that are not UTF-8 get escapes for their bytes."""
+    console.print(_encodable(text), markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print columns of text and numbers. Numbers are aligned right, and names of the first column are not folded."""
+    console.print(_table(title, columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    drawn = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    rows = [list(row) for row in rows]
+    for i, name in enumerate(columns):
+        numeric = any(isinstance(row[i], int | float) for row in rows)
+        # What people copy (a job, a trial) stands first.
+        whole = i == 0 and all(len(text(row[i])) <= LONGEST_NAME for row in rows)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+    for row in rows:
+        drawn.add_row(*(text(cell) for cell in row))
+    return drawn
+
+
+def text(cell: object) -> str:
+    """Format a cell: three decimals for shares and scores, a dash for what is not known."""
+    if cell is None or cell != cell:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if 0.001 <= abs(cell) < 1000 or cell == 0 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else _encodable(str(cell))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '3 min 20 s', '2 h 5 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: int) -> str:
+    """'812 bytes', '1.3 MiB'."""
+    units = ("bytes", "KiB", "MiB", "GiB")
+    power = min(len(units) - 1, max(0, count.bit_length() - 1) // 10)
+    return f"{count / 1024**power:.3g} {units[power]}"
+
+
+def moment(unix_s: float) -> str:
+    """Local time to the second."""
+    return datetime.fromtimestamp(unix_s).isoformat(" ", "seconds")
+
+
+def epoch_line(row: EpochRow, epochs: int) -> str:
+    """Format a row of history as a line: epoch, loss, scores, speed and time left."""
+    from segray.core.training.checkpoint import is_evaluated
+
+    left = (epochs - row["epoch"]) * row["seconds"]
+    scores = ""
+    if is_evaluated(row):
+        miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
+        loss = "undefined" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
+        scores = f"val loss {loss}  mIoU {miou}  "
+    return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {scores}{row['images_per_s']:.1f} images/s" + (
+        f"  {duration(left)} left" if left else ""
+    )
+
+
+# Of the leaderboard: title → field, as they stand; the later in KEPT, the sooner one is left out for want of room.
+COLUMNS = {
+    "": "pareto", "trial": "trial", "mIoU": "miou", "mean": "miou_mean", "±": "miou_spread", "epochs": "epochs",
+    "status": "status", "parameters": "parameters", "G mult-adds": "gmacs", "labels/s": "label_images_per_s",
+    "MiB": "peak_memory_mib", "a million": "cost_per_million",
+}  # fmt: skip
+LEAST = ("", "trial", "mIoU", "status")
+KEPT = (
+    *LEAST, "labels/s", "mean", "±", "a million", "epochs", "parameters", "MiB", "G mult-adds",
+)  # fmt: skip
+
+
+def show_sweep(result: SweepResult) -> None:
+    """Print the leaderboard of a sweep, why trials failed, its advice and its progress."""
+    show_leaderboard(result.leaderboard)
+    say(result.advice)
+    say(result.state)
+
+
+def show_leaderboard(rows: Sequence[LeaderboardRow]) -> None:
+    """Print the trials of a sweep, best first; * marks the Pareto front of mIoU and labelling speed."""
+    console.print(leaderboard_table(rows))
+    for row in rows:
+        if row.error:
+            say(f"{row.trial} failed: {row.error}")
+
+
+def leaderboard_table(rows: Sequence[LeaderboardRow]) -> RenderableType:
+    """As many columns as have something to say and room; names without room stand above, by their numbers."""
+    fields = COLUMNS | {"mean": "miou_spread"}  # without a spread the mean is the score itself
+    known = [title for title in KEPT if title in LEAST or any(getattr(row, fields[title]) is not None for row in rows)]
+    fewer = [known[:count] for count in range(len(known), len(LEAST) - 1, -1)]
+    for titles in fewer:
+        if _width(drawn := _leaderboard(rows, titles, "trial")) <= console.width:
+            return drawn
+    drawn = next(
+        (d for d in (_leaderboard(rows, titles, "rank") for titles in fewer) if _width(d) <= console.width), drawn
+    )
+    return Group(_folded("\n".join(f"{row.rank}  {row.trial}" for row in rows)), drawn)
+
+
+def _folded(text: str) -> Text:
+    """Text that is not cut at the terminal's edge."""
+    return Text(text, no_wrap=False, overflow="fold")
+
+
+def _leaderboard(rows: Sequence[LeaderboardRow], titles: Sequence[str], name: str) -> Table:
+    fields = {title: name if title == "trial" else field for title, field in COLUMNS.items() if title in titles}
+    cells = [[_cell(row, field) for field in fields.values()] for row in rows]
+    return _table("Leaderboard; * on the Pareto front of mIoU and speed", list(fields), cells)
+
+
+def _cell(row: LeaderboardRow, field: str) -> object:
+    value = getattr(row, field)
+    if field == "peak_memory_mib" and value is not None:
+        return round(value)
+    return "*" * value if field == "pareto" else value
+
+
+def _width(drawn: Table) -> int:
+    """Of a table whose cells do not fold."""
+    return console.measure(drawn, options=console.options.update_width(10_000)).maximum
+
+
+@contextmanager
+def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
+    """Give the on_row of `sweep`: on a terminal a live leaderboard, elsewhere a line per epoch."""
+    from segray.core.io import storage
+    from segray.core.training.checkpoint import read_settings
+    from segray.errors import StorageError
+    from segray.trials.leaderboard import TRIALS, read_sweep
+
+    out = storage.absolute(out)
+    devices: set[str] = set()
+
+    def line(row: EpochRow) -> str:
+        if (device := row.get("device")) and device not in devices:  # an older run's rows have none
+            devices.add(device)
+            say(f"Trials train on {device}.")
+        return epoch_line(row, read_settings(out).train.epochs)
+
+    if not console.is_terminal:
+        yield lambda trial, row: say(f"{trial}  {line(row)}")
+        return
+    last = _folded("")
+    drawn: RenderableType = Spinner("dots", "Starting")
+
+    def draw() -> RenderableType:
+        nonlocal drawn
+        with suppress(StorageError):  # a store that is away for a moment
+            if storage.exists(storage.join(out, TRIALS)):
+                now = read_sweep(out)
+                drawn = Group(leaderboard_table(now.leaderboard), _folded(now.state), last)
+        return drawn
+
+    with Live(get_renderable=draw, refresh_per_second=1, transient=True, console=console):
+        yield lambda trial, row: setattr(last, "plain", f"{trial}\n{line(row)}")
+
+
+def show_labels(out: str, summary: Summary) -> None:
+    """Print the result of a labelling run, and its scores where there is ground truth."""
+    errors = summary["rows"] - summary["ok"]
+    if summary["scores"]:
+        scores = summary["scores"]
+        rows = [("mIoU", scores["miou"]), ("pixel accuracy", scores["pixel_accuracy"])]
+        rows += [("mean F1 (Dice)", scores["mean_f1"]), ("mean sensitivity", scores["mean_sensitivity"])]
+        table(
+            "Scores against ground truth",
+            ("score", "value"),
+            [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
+        )
+    codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
+    say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and metrics are in {out}/labels/*.parquet")
+    for code, count in summary.get("notes", {}).items():
+        say(f"Labelled, with a note in their rows: {count} frames ({code}).")
+
+
+def show_status(out: str, found: Status) -> None:
+    """Print the progress of a run as one sentence."""
+    facts = [f"{found.done:,} of {found.of:,} {found.unit}"]
+    facts += [f"{found.frames:,} frames"] if found.frames is not None else []
+    facts += [f"{found.errors:,} errors"] if found.errors else []
+    facts += [f"{found.images_per_s:.1f} images/s"] if found.images_per_s else []
+    facts += [f"best mIoU {found.miou:.3f}"] if found.miou is not None else []
+    facts += [f"the last {duration(found.age_s)} ago"] if found.age_s is not None else []
+    say(f"{out}: {found.kind}, {'finished' if found.finished else 'not finished'}: {', '.join(facts)}.")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def show_scores(result: Evaluation) -> None:
+    """What `evaluate` found: a line a class (F1 is Dice, boundary is boundary IoU), then averages by their names."""
+    scores = result["scores"]
+    columns = {  # of classes, and their mean
+        "IoU": (scores["class_iou"], scores["miou"]),
+        "precision": (scores["class_precision"], scores["mean_precision"]),
+        "sensitivity": (scores["class_sensitivity"], scores["mean_sensitivity"]),
+        "specificity": (scores["class_specificity"], scores["mean_specificity"]),
+        "F1": (scores["class_f1"], scores["mean_f1"]),
+        "boundary": (scores["class_boundary"], scores["boundary_miou"]),
+    }
+    rows = [[name, *(values[i] for values, _ in columns.values())] for i, name in enumerate(result["classes"])]
+    table(
+        f"{result['frames']} frames of {result['scored']}; protocol {result['protocol']}: {result['rule']}",
+        ("class", *columns),
+        [*rows, ["mean", *(mean for _, mean in columns.values())]],
+    )
+    say(
+        f"Pixel accuracy {text(scores['pixel_accuracy'])}, frequency-weighted IoU {text(scores['fw_iou'])}, "
+        f"micro IoU {text(scores['micro_iou'])}; mean of the frames' own mIoU {text(scores['image_miou'])}; "
+        f"the best constant guess has mIoU {text(result['baseline_miou'])}."
+    )
+    if "foreground_iou" in scores:
+        say(f"Foreground alone: IoU {text(scores['foreground_iou'])}, Dice {text(scores['foreground_dice'])}.")
+    if "category_iou" in scores:
+        say("By category: " + ", ".join(f"{name} {text(iou)}" for name, iou in scores["category_iou"].items()) + ".")
+    if scores["ece"] is None:
+        say("Calibration is undefined: these labels hold no confidence maps (label.confidence_maps).")
+    else:
+        say(f"Expected calibration error {text(scores['ece'])}: how far confidence is from accuracy.")
+    if "calibration" in result:
+        fit = result["calibration"]
+        table(
+            f"Calibrated on {fit['split']}; the model's id is now {fit['model_id']}",
+            ("temperature", "error before", "error after", "pixels"),
+            [(fit["temperature"], fit["ece_before"], fit["ece_after"], fit["pixels"])],
+        )
+    if result["undecided_share"]:
+        say(f"Undecided: {result['undecided_share']:.1%} of the labelled pixels.")
+    for name, values in result["conditions"].items():
+        groups = [(value, one["frames"], one["miou"], one["pixel_accuracy"]) for value, one in values.items()]
+        table(f"By {name}", (name, "frames", "mIoU", "pixel accuracy"), groups)
+    for note in result["notes"]:
+        say(note)
+    if result["missing"]:
+        say(
+            f"Ground truth without a label, not scored: {len(result['missing'])} frames, "
+            f"such as {result['missing'][0]}."
+        )
+    if result["not_covered"]:
+        say(f"Classes that this model does not know, not scored: {', '.join(result['not_covered'])}.")
+
+
+def show_comparison(result: Comparison) -> None:
+    """What `compare` found: the mean and each class with their intervals, then the images that changed most."""
+    verdicts = {None: "undefined", 0: "within noise", 1: "B is better", -1: "A is better"}
+
+    def cells(name: str, one: Compared) -> tuple[object, ...]:
+        interval = None if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
+        return name, one["a"], one["b"], one["difference"], interval, one["b_better"], verdicts[one["verdict"]]
+
+    rows = [cells(name, one) for name, one in result["classes"].items()]
+    columns = ("class", "A", "B", "B − A", "95 % interval", "draws: B better", "")
+    table(f"{result['frames']} frames, IoU", columns, [*rows, cells("mean", result["miou"])])
+    changed = [(one["sample_id"], one["a"], one["b"], one["difference"]) for one in result["images"]]
+    if changed:
+        table("The images that changed most, mIoU", ("image", "A", "B", "B − A"), changed)
+    if (mean := result["miou"])["verdict"] is not None:
+        say(
+            f"mIoU {text(mean['a'])} against {text(mean['b'])}: {verdicts[mean['verdict']]} "
+            f"({mean['difference']:+.4f}, 95 % interval {mean['low']:+.4f} to {mean['high']:+.4f})."
+        )

@@ -1,0 +1,183 @@
+"""Commands about models: train, sweep, evaluate, compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from segray.cli.app import Examples, cli
+from segray.cli.flags import stage
+
+if TYPE_CHECKING:
+    from segray.config import Config
+
+
+def preview_sweep(config: Config) -> None:
+    from segray.cli.terminal import say, table, waiting
+    from segray.sweep import preview
+
+    with waiting("Trying a step of each model"):
+        trials, hours = preview(config)
+    rows = [(trial.name, hours[trial.name]) for trial in trials]
+    about = "; TPE chooses its own as scores come in, these are random ones" if config.sweep.search == "tpe" else ""
+    table(f"{len(trials)} trials{about}", ("trial", "hours on this device"), rows)
+    say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
+
+
+@cli.command()
+@stage(
+    "--format", "--data", "--size", "--arch", "--encoder", "--weights", "--weights-dir", "--freeze-encoder",
+    "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
+    out="train.out", sections=("data", "model", "augment", "train", "cluster"), recipe=True,
+)  # fmt: skip
+def train(config: Config, overwrite: bool) -> None:
+    """Train one model. The same command again resumes after the last complete epoch.
+
+    \b
+    Example:
+      segray train --format camvid --data camvid/ --arch unet --encoder mobilenet_v2 \\
+                   --size 180x240 --epochs 3 --out runs/camvid
+      segray train --format cityscapes --data cityscapes/ --arch deeplabv3plus --encoder resnet50 \\
+                   --weights imagenet --set augment.crop=512x1024 --set train.ema=0.999
+      segray train --format camvid --data camvid/ --recipe small-data --epochs 100 --out runs/small
+      segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
+    """
+    from segray.cli.terminal import epoch_line, say, waiting
+    from segray.core.io import storage
+    from segray.core.training.checkpoint import read_history, read_settings
+    from segray.train import random_start, train
+
+    out = storage.absolute(config.train.out)
+    resumes = bool(read_history(out)) and not overwrite
+
+    def started(device: str) -> None:
+        say(f"Training on {device}.")
+        if not resumes and (hint := random_start(config)):
+            say(hint)
+
+    def epochs() -> int:  # which may come of steps
+        return read_settings(out).train.epochs
+
+    with waiting("Starting"):
+        result = train(
+            config,
+            overwrite=overwrite,
+            on_row=lambda row: say(epoch_line(row, epochs())),
+            on_start=started,
+        )
+    best = result.best_row
+    if len(result.history) < epochs():
+        say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")
+    miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
+    say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
+    say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
+
+
+@cli.group(cls=Examples, invoke_without_command=True)
+@stage(
+    "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
+    "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
+    "--workers", "--address",
+    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
+    recipe=True, resume=True,
+)  # fmt: skip
+def sweep(config: Config, overwrite: bool) -> None:
+    """Search over encoders, learning rates and any other settings.
+
+    Trials are compared by score and cost, and poor ones stop early. The same command again resumes; so does
+    --resume with --out alone.
+
+    \b
+    Example:
+      segray sweep --format camvid --data camvid/ --encoder resnet18 --encoder mobilenet_v2 \\
+                   --lr 1e-4..1e-2 --trials 4 --epochs 3 --out runs/sweep
+      segray sweep --format camvid --data camvid/ --lr 1e-3 --vary model.arch=unet,fpn \\
+                   --vary train.loss=cross_entropy,dice --seeds 3 --time 8h --price 1.20 --objective pareto:0.9
+      segray sweep --format camvid --data camvid/ --search tpe --trials 30 --lr 1e-4..1e-1 \\
+                   --vary train.loss=dice,ohem --out runs/tpe
+      segray sweep --resume --out runs/tpe
+      segray sweep show runs/tpe
+    """
+    from segray.cli.terminal import say, show_sweep, sweeping
+    from segray.sweep import sweep
+
+    with sweeping(config.sweep.out) as on_row:
+        result = sweep(config, overwrite=overwrite, on_row=on_row)
+    show_sweep(result)
+    say(f"The best model is in {config.sweep.out}/best.")
+    say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
+
+
+@sweep.command("show")
+@click.argument("out")
+def sweep_show(out: str) -> None:
+    """Print the leaderboard and the progress of a sweep.
+
+    They are read from its files, also while it runs.
+
+    \b
+    Example:
+      segray sweep show runs/sweep
+    """
+    from segray.cli.terminal import show_sweep
+    from segray.trials.leaderboard import read_sweep
+
+    show_sweep(read_sweep(out))
+
+
+@cli.command()
+@click.argument("evaluate__model", metavar="MODEL|LABELS", required=False)
+@stage(
+    "--format", "--data", "--split", "--masks", "--conditions", "--window", "--flip", "--calibrate", "--weights-dir",
+    out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
+)  # fmt: skip
+def evaluate(config: Config, overwrite: bool) -> None:
+    """Score a model or finished labels against ground truth.
+
+    Frames are scored at their own size: by class, by frame and by condition, with pictures.
+
+    \b
+    Example:
+      segray evaluate runs/camvid/best --format camvid --data camvid/ --out runs/camvid-val
+      segray evaluate runs/city/best --format cityscapes --data cityscapes/ --window 512x1024 --flip \\
+                      --set infer.scales='[0.75, 1, 1.25]'
+      segray evaluate deeplabv3-coco --format cityscapes --data cityscapes/
+      segray evaluate runs/camvid/best --format camvid --data camvid/ --calibrate --out runs/camvid-calibrated
+      segray evaluate labels/val --truth camvid/valannot --conditions weather.csv --out runs/labels-val
+    """
+    from segray.cli.terminal import counting, say, show_scores
+    from segray.evaluate import PICTURES, evaluate
+
+    with counting("frames") as advance:
+        result = evaluate(config, overwrite=overwrite, on_frame=lambda done, total: advance(1, total=total))
+    show_scores(result)
+    out = config.evaluate.out
+    say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
+
+
+@cli.command()
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--out", help="Folder for compare.json and a picture of the images that changed most.")
+@click.option("--images", default=10, show_default=True, help="Number of images to list that changed most.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> None:
+    """Say whether two evaluations differ by more than noise.
+
+    Both are of the same frames; mIoU and each class are compared.
+
+    \b
+    Example:
+      segray compare runs/resnet18-val runs/mobilenet-val
+      segray compare runs/resnet18-val runs/mobilenet-val --images 5 --out runs/compared
+    """
+    from segray.cli.terminal import say, show_comparison, waiting
+    from segray.compare import compare
+
+    with waiting("Drawing images"):
+        result = compare(run_a, run_b, out=out, count=images, seed=seed)
+    show_comparison(result)
+    if out is not None:
+        pictured = "" if result["no_picture"] else f", those images in {out}/changed.png"
+        say(f"The comparison is in {out}/compare.json{pictured}.")

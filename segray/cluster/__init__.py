@@ -1,0 +1,1 @@
+"""The Ray side: connecting, resources, jobs, telemetry, and the actor that labels."""

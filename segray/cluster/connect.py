@@ -1,0 +1,409 @@
+"""The Ray side: connect or start, samples in its store, the Worker of the training loop, and Ray's errors as ours.
+
+Ray is told to be quiet: progress is printed by segray, and full logs stay in Ray's session folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import segray
+from segray.cluster.access import check_folder, check_join, keep_token, not_started, refusal
+from segray.cluster.resources import Resources, least
+from segray.cluster.signals import held
+from segray.cluster.telemetry import Gauges, event
+from segray.config import ClusterSection
+from segray.core.io import storage
+from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
+from segray.core.training.checkpoint import EpochRow, plain
+from segray.errors import ClusterError, SegrayError, shortened
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's 2 s are felt in short epochs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box and a path, however silent it is told to be
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that outlives our Ray, as after Ctrl-C, starts another
+    "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns of four times as many processes
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+# With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
+UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
+LOCAL = "local"  # a Ray of our own, to ray.init
+STARTS = 2  # tries to start one: on a busy machine the first may take longer than Ray waits
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
+SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
+READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
+BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
+STORE_SHARE = 0.5  # of a node's object store that decoded samples may take, all splits together
+RUN, STARTED = ".ray", "device.txt"  # Ray Train's folder in a run's; in it, what the run computes on
+
+log = logging.getLogger("segray")
+
+
+@contextmanager
+def connected(config: ClusterSection, processes: int | None = None, *, sweeps: bool = False) -> Iterator[Resources]:
+    """A Ray to work on: the one that this process has, else the address given, else one of our own.
+
+    A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
+    processes: how many it must hold, at once or within `cluster.wait`; ClusterError when it does not.
+    sweeps: training runs will be stopped before their end; its processes then start more slowly.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    if _address(config) != LOCAL:
+        # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
+    if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
+        raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
+    with held():
+        import ray  # which reads some of them as it is imported
+    if ray.is_initialized():
+        yield _holding(config, processes)
+        return
+    # Started by a thread: in the main one Ray would put its own answer to SIGTERM in the place of ours. It lives as
+    # long as this block, as Linux ends Ray's processes with the thread that began them.
+    with ThreadPoolExecutor(1) as starter:
+        try:
+            with held():
+                _start_or_join(config, sweeps, starter)
+            hush()
+            yield _holding(config, processes)
+        finally:
+            with held():  # what is left of a Ray that is cut off in its shutdown waits for a quarter of a minute
+                _end_readers()
+                ray.shutdown()
+
+
+def _end_readers() -> None:
+    """Wait for Ray Data's threads that read ahead. One that drops its references after the shutdown ends this process,
+    exit code 1 and not a word, as a run that stops at an error did now and then."""
+    for name in READERS:
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(READER_S)
+
+
+def _address(config: ClusterSection) -> str:
+    # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
+    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check_address(config: ClusterSection) -> None:
+    """ClusterError where no Ray answers at the address that `connected` will join."""
+    ray: Any = sys.modules.get("ray")  # to import it is for connected(), which sets what it reads then
+    if (address := _address(config)) != LOCAL and not (ray and ray.is_initialized()):
+        check_join(address)
+
+
+def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> None:
+    import ray
+
+    address = _address(config)
+    more: dict[str, Any] = {}
+    if address == LOCAL:
+        keep_token()
+        if sweeps:
+            more["runtime_env"] = {"worker_process_setup_hook": _know_address}
+        if config.object_store_gib:
+            more["object_store_memory"] = int(config.object_store_gib * 2**30)
+        if config.spill_dir:
+            check_folder(config.spill_dir, "cluster.spill_dir")
+            more["object_spilling_directory"] = config.spill_dir
+    else:
+        check_join(address)
+        if RAY_JOB not in os.environ:  # a job brings its own; a driver's workers get the code that it runs itself
+            more["runtime_env"] = {"py_modules": [str(Path(segray.__file__).parent)]}
+    # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
+    more |= {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job()}
+    with _silent_stderr():
+        for left in reversed(range(STARTS)):
+            try:
+                starter.submit(ray.init, address, **more).result()
+                return
+            except Exception as error:  # Ray also raises Exception itself, as when a node starts slowly
+                if address != LOCAL:
+                    raise refusal(error, address) from error
+                ray.shutdown()
+                if not left or isinstance(error, ValueError):
+                    raise not_started(error) from error
+
+
+def _holding(config: ClusterSection, processes: int | None) -> Resources:
+    """What the cluster has; ClusterError when it does not hold so many processes, also not after the time to wait."""
+    has = resources()
+    if processes is None:
+        return has
+    if config.wait and not least(config, processes, has).fits(has):
+        has = _scaled(config, processes, has)
+    least(config, processes, has).check(has)
+    return has
+
+
+def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources:
+    """Ask an autoscaler for nodes that hold the processes; what the cluster has when they are there, or time is over.
+
+    It is asked anew when a first GPU comes, as each process then takes one.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    end, asked = time.monotonic() + config.wait, None
+    try:
+        while not (wanted := least(config, processes, has)).fits(has) and (left_s := end - time.monotonic()) > 0:
+            if wanted != asked:
+                there = f"{has.cpus} CPUs and {has.gpus} GPUs are there"
+                log.warning(f"Waiting up to {left_s / 60:.3g} min for nodes: {wanted} asked, {there}.")
+                request_resources(bundles=[{"CPU": wanted.cpus, "GPU": wanted.gpus}] * wanted.count)
+                asked = wanted
+            time.sleep(SCALE_POLL_S)
+            has = resources()
+    finally:
+        request_resources(bundles=[])  # which else holds the nodes for ever
+    return has
+
+
+def _know_address() -> None:
+    """In each process of a Ray of our own: by this Ray Train looks for the driver of a run that was stopped.
+
+    Without it, where several Rays run on a machine, it finds none of them, and keeps the run's CPUs and GPUs.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _job() -> Any:
+    """Lines in the logs of Ray's processes end with what segray.cluster.telemetry says of them.
+
+    RAY_LOGGING_CONFIG_ENCODING=JSON makes each an object instead, and this process's own, on stderr, too.
+    """
+    import ray
+    from ray.job_config import JobConfig
+
+    job = JobConfig()
+    job.set_py_logging_config(ray.LoggingConfig())
+    return job
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ core says on stderr that its log level was set; what goes wrong is raised."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def hush() -> None:
+    """Keep Ray's loggers and deprecation notes out of the terminal; its log files stay."""
+    warnings.filterwarnings("ignore", module=r"(ray|segray)\..*", category=DeprecationWarning)
+    for name in ("ray.data", "ray.train", "ray.tune", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of each process that dies Ray prints a line, with log_to_driver=False too; it has no public switch for that.
+    printer: Any = sys.modules.get("ray._private.worker")
+    if hasattr(printer, "_worker_logs_enabled"):
+        printer._worker_logs_enabled = False
+
+
+def resources() -> Resources:
+    import ray
+
+    return resources_of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def resources_of(nodes: Sequence[Mapping[str, float]]) -> Resources:
+    """What nodes have, as Ray lists it for each. A node without CPUs, as some heads are, holds no worker."""
+    shapes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
+    stores = [int(node.get("object_store_memory", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    return Resources(sum(c for c, _ in shapes), sum(g for _, g in shapes), min(stores, default=0), shapes)
+
+
+class StoredSamples:
+    """Samples decoded once into Ray's object store, read by position from any process without a copy.
+
+    Blocks are kept mapped after their first use, so they stay in the store as long as a run goes on.
+    """
+
+    def __init__(self, blocks: list[Any], count: int) -> None:
+        self.blocks, self.count = blocks, count
+        self._mapped: dict[int, list[Sample]] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        import ray
+
+        block, offset = divmod(index, BLOCK)
+        if block not in self._mapped:
+            self._mapped[block] = ray.get(self.blocks[block])
+        return self._mapped[block][offset]
+
+
+def fits_stores(decoded_bytes: int, has: Resources) -> bool:
+    """Whether the object store of each node has room for a copy of all frames: every worker reads them all."""
+    return decoded_bytes <= STORE_SHARE * has.object_store_bytes
+
+
+def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> Samples:
+    """Samples for every worker, decoded once into the object store; see fits_stores().
+
+    Plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
+    workers, to start an executor anew each epoch, and to hang on two CPUs; this order is the seed's alone.
+    """
+    import ray
+
+    from segray.core.data import read_sample
+
+    # The pixels stay where they were decoded; this process gets word of each block, or its error, alone.
+    @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
+    def decode(block: tuple[SampleRef, ...]) -> tuple[list[Sample], int]:
+        return [read_sample(ref, space, size) for ref in block], len(block)
+
+    made: list[Any] = [decode.remote(refs[i : i + BLOCK]) for i in range(0, len(refs), BLOCK)]
+    try:
+        for _, decoded in made:
+            ray.get(decoded)
+    except ray.exceptions.RayError as error:
+        raise explain(error) from error
+    return StoredSamples([block for block, _ in made], len(refs))
+
+
+def put(value: Any) -> Any:
+    """A value for `get` in other processes, kept once in the object store; None stays None."""
+    import ray
+
+    return None if value is None else [ray.put(value)]  # in a list, or Ray would hand over the value itself
+
+
+def get(stored: Any) -> Any:
+    import ray
+
+    return None if stored is None else ray.get(stored[0])
+
+
+class RayWorker:
+    """The loop's Worker inside a Ray Train process of the run that writes to `out`."""
+
+    def __init__(self, out: str) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.out, self.gauges = out, Gauges(out) if self.rank == 0 else None
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        import ray.train.torch
+
+        # A static graph also lets parameters be that no output hangs on, as some encoders' last stages.
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
+
+    def started(self, device: str) -> None:
+        if self.rank == 0:
+            storage.replace(storage.join(self.out, RUN, STARTED), device.encode())
+
+    def report(self, row: EpochRow) -> None:
+        import ray.train
+
+        if self.gauges:
+            self.gauges.set_epoch(row)
+            event("epoch ended", self.out, **plain(row))
+        ray.train.report(dict(row))
+
+
+def ray_path(out: str) -> str:
+    """A run's folder as Ray Train and Tune take it: they parse s3:// as a URI, in which a space or an ü is encoded.
+
+    >>> ray_path("s3://runs/Straße 1"), ray_path("/runs/Straße 1")
+    ('s3://runs/Stra%C3%9Fe%201', '/runs/Straße 1')
+    """
+    return f"s3://{quote(out.removeprefix('s3://'))}" if storage.is_s3(out) else out
+
+
+def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s: float = 0.3) -> T:
+    """Run `work` in a thread and `polls` in this one until it ends; Ctrl-C reaches the caller at once.
+
+    Ray installs handlers for Ctrl-C only where its own code runs in the main thread.
+    """
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(every_s)
+        for poll in polls:
+            poll()
+    for poll in polls:
+        poll()
+    if failures:
+        raise explain(failures[0]) from failures[0]
+    return results[0]
+
+
+def explain(error: BaseException) -> SegrayError:
+    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says."""
+    if ours := own_error(error):
+        return ours
+    bottom = _wrapped(error)[-1]
+    text = str(bottom).strip().splitlines() or [""]
+    return ClusterError(f"{type(bottom).__name__}: {shortened(text[-1])}")
+
+
+def own_error(error: BaseException) -> SegrayError | None:
+    """The SegrayError that lies at the bottom of Ray's wrappers, if there is one.
+
+    A RayTaskError is of its cause's class as well, with a traceback as its text: what has a cause is not the bottom.
+    """
+    return next((one for one in reversed(_wrapped(error)) if isinstance(one, SegrayError)), None)
+
+
+def _wrapped(error: BaseException) -> list[BaseException]:
+    """The error and all that it wraps, the innermost last."""
+    seen: list[BaseException] = []
+    found: Sequence[BaseException] = [error]
+    while found:
+        seen += found
+        found = [inner for one in found for inner in _inner(one) if inner not in seen]
+    return seen
+
+
+def _inner(error: BaseException) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", {}).values()
+    named = (getattr(error, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__"))
+    return [inner for inner in (*failures, *named) if isinstance(inner, BaseException)]

@@ -1,0 +1,215 @@
+"""The actor that labels: a model in one of Ray's processes, and the shards that it is given.
+
+A call answers with a line of JSON: a shard's receipt, why the run ends, or why this shard comes back unlabelled. A
+process whose device or model fails says so, and then ends, so that Ray starts another; until then it holds on to what
+it is given, as one that fails in milliseconds would take the shards from those that work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from segray import errors
+from segray.cluster.telemetry import LabelCounters, event
+from segray.config import GivenLabelSection, InferSection
+from segray.core.clock import Clock
+from segray.core.infer.isolated import Careful, Unfit
+from segray.core.infer.label_rows import label_rows
+from segray.core.infer.predictor import Predictor, is_of_device
+from segray.core.labels import parts
+from segray.core.labels.parts import Receipt
+from segray.core.labels.plan import Plan, PlanReader, PlanRow
+from segray.core.labels.schema import Labelled
+from segray.errors import ClusterError, SegrayError, in_a_line
+
+REST_S = 10.0  # that a process which failed lives on, so that it takes few shards
+END_S = 1.0  # after that, so that what was answered is heard
+FAILS = 3  # times in a row after which a process is given up
+
+Answer = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A shard that came back unlabelled. sick: by its process's fault, which the inputs have no part in.
+
+    actor: who worked on it, in which process; Ray starts one after the other for the same actor. node: their address.
+    """
+
+    plan: int
+    shard: int
+    reason: str
+    sick: bool
+    actor: str
+    process: int
+    node: str
+
+
+class Labeller:
+    """An actor of Ray Data's pool: the model, and the shards that it is given."""
+
+    def __init__(
+        self,
+        section: GivenLabelSection,
+        infer: InferSection,
+        plans: list[Plan],
+        threads: int,
+        device: str,
+        careful: bool,
+    ) -> None:
+        import ray
+
+        self.threads, self.careful, self.batch_size = threads, careful, section.batch_size
+        self.options: dict[str, Any] = {
+            "uri": section.model,
+            "device": device,
+            "infer": infer,
+            "confidence_maps": section.confidence_maps,
+        }
+        self.actor, self.node = ray.get_runtime_context().get_actor_id() or "", ray.util.get_node_ip_address()
+        self.plans, self.readers, self.lock = plans, dict[int, PlanReader](), threading.Lock()
+        self.out, self.counters = section.out, LabelCounters(section.out)
+        self.unfit: SegrayError | None = None  # what ends the run
+        self.sick: str | None = None  # what ends this process
+        self.ends_at: float | None = None
+        self.predictor: Predictor | None = None
+        self.label: Callable[[Plan, list[PlanRow], Clock], Labelled] | None = None
+
+    def _load(self) -> None:
+        """With the first shard: Ray starts an actor that dies in its constructor again and again, without end."""
+        if self.careful:
+            self.label = Careful(self.threads, **self.options)
+            return
+        torch.set_num_threads(self.threads)
+        try:
+            self.predictor = Predictor(**self.options)
+        except SegrayError as error:  # raised here, it would come out wrapped in Ray's
+            self.unfit = error
+        except Exception as error:
+            event("a process cannot label", self.out, level=logging.ERROR, reason=traceback.format_exc())
+            self.sick = in_a_line(error)
+        else:
+            self.label = partial(label_rows, predictor=self.predictor, batch_size=self.batch_size)
+
+    def __call__(self, batch: dict[str, Any]) -> Answer:
+        with self.lock:
+            if not (self.label or self.unfit or self.sick):
+                self._load()
+        if self.unfit:
+            return _failure(self.unfit)
+        plan, shard = self.plans[int(batch["plan"][0])], int(batch["shard"][0])
+        if self.sick or self.label is None:
+            return self._give_back(plan, shard)
+        about: dict[str, Any] = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
+        event("shard begun", **about)  # the last line of a process that dies names what it had in hand
+        try:
+            receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
+        except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
+            event("shard failed", **about, level=logging.ERROR, reason=str(error))
+            return _failure(error)
+        except Exception as error:
+            event("shard failed", **about, level=logging.ERROR, reason=traceback.format_exc())
+            if not self._is_sick(error):
+                return self._lost(plan, shard, in_a_line(error), sick=False)
+            self.sick = in_a_line(error)
+            return self._give_back(plan, shard)
+        self.counters.add(receipt)
+        text = "shard labelled" if receipt.created else "shard was there"
+        seconds = {stage: round(value, 4) for stage, value in receipt.seconds.items()}
+        event(text, **about, rows=receipt.rows, errors=receipt.errors, seconds=seconds)
+        return {"receipt": [json.dumps(asdict(receipt))]}
+
+    def _rows(self, plan: Plan, shard: int) -> list[PlanRow]:
+        with self.lock:
+            if plan.number not in self.readers:
+                self.readers[plan.number] = PlanReader(plan)
+            return self.readers[plan.number].shard(shard)
+
+    def _is_sick(self, error: Exception) -> bool:
+        """Whether this process is at fault and not the shard: its device failed, or not even a black frame works."""
+        if self.predictor is None:
+            return isinstance(error, Unfit)
+        if is_of_device(error):
+            return True
+        try:
+            self.predictor.check()
+        except Exception:
+            return True
+        return False
+
+    def _give_back(self, plan: Plan, shard: int) -> Answer:
+        """The first shard at once, so that it is known; others when the process is about to end."""
+        with self.lock:
+            first = self.ends_at is None
+            if self.ends_at is None:
+                self.ends_at = time.monotonic() + REST_S
+                end = threading.Timer(REST_S + END_S, self._end)
+                end.daemon = True
+                end.start()
+        if not first:
+            left = self.ends_at - time.monotonic()
+            time.sleep(left if left > 0 else REST_S)  # what comes later still is tried again where Ray starts this anew
+        return self._lost(plan, shard, self.sick or "", sick=True)
+
+    def _end(self) -> None:
+        os._exit(1)  # an actor that leaves by itself would not be started again
+
+    def _lost(self, plan: Plan, shard: int, reason: str, *, sick: bool) -> Answer:
+        lost = Lost(plan.number, shard, reason, sick, self.actor, os.getpid(), self.node)
+        return {"receipt": [json.dumps({"lost": asdict(lost)})]}
+
+
+def _failure(error: SegrayError) -> Answer:
+    """What ends the run, in a receipt's place."""
+    return {"receipt": [json.dumps({"failure": str(error), "kind": type(error).__name__})]}
+
+
+def read_answer(line: str) -> Receipt | Lost:
+    """What a call answered; raises what ends the run."""
+    answer = json.loads(line)
+    if "failure" in answer:
+        raise getattr(errors, answer["kind"])(answer["failure"])
+    return Lost(**answer["lost"]) if "lost" in answer else Receipt(**answer)
+
+
+class Sickness:
+    """What the driver hears of processes that fail: says each reason once, ends the run when all of them are sick."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, set[tuple[str, str]]()
+        self._failed: defaultdict[str, set[int]] = defaultdict(set)  # processes by actor, since anything was labelled
+        self.last = ""  # reason that was heard
+
+    def labelled(self) -> None:
+        self._failed.clear()
+
+    def lost(self, lost: Lost, actors: int) -> None:
+        """ClusterError when so many actors had FAILS processes that failed, and none labelled a shard meanwhile."""
+        self.last = lost.reason
+        failed = f"failed on {lost.node} ({lost.reason})."
+        if (lost.node, lost.reason) not in self._said:
+            self._said.add((lost.node, lost.reason))
+            self._say(
+                f"A labelling process {failed} It is started again; its shards go to others."
+                if lost.sick
+                else f"Shard {lost.shard} {failed} Its inputs are labelled one by one later."
+            )
+        if lost.sick:
+            self._failed[lost.actor].add(lost.process)
+            if sum(len(processes) >= FAILS for processes in self._failed.values()) >= actors:
+                raise ClusterError(
+                    f"Every labelling process failed {FAILS} times in a row, the last on {lost.node} ({lost.reason}). "
+                    "Look at that machine's GPU, and at Ray's logs for the traceback. Then the same command resumes."
+                )

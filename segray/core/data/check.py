@@ -1,0 +1,285 @@
+"""A data set → what stands in its masks, and everything that would spoil training, with the files that hold it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from segray.core.io import storage
+from segray.core.io.locators import orientation, read_image, read_mask_and_palette
+from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
+from segray.errors import SegrayError
+
+KEPT_IDS = 256  # unknown ids of one mask that are counted each: a mask that was a JPEG has ten thousand
+LISTED_IDS = 20  # that have a line of their own
+BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few, of thin things
+LEAST_BOUNDARIES = 50
+SAME_SIZE = (2, 3, 4)  # EXIF's rotations and mirrors after which an image is as large as before
+ROWS = 256  # of a mask that are looked at together: a mask may be larger than what memory has for its differences
+NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
+
+
+@dataclass
+class CheckResult:
+    """problems: each stops training, one line each. notes: worth knowing. pixels: id in mask files → count.
+
+    other_pixels: of unknown ids that are not in `pixels`, as their masks have more than KEPT_IDS of them.
+    turned: images that EXIF turns and whose masks it does not, though their sizes are the same.
+    boundaries: (neighbours but one that differ, how many of them have a pixel of an id or colour in between).
+    """
+
+    frames: dict[str, int]
+    pixels: Counter[int] = field(default_factory=Counter)
+    other_pixels: int = 0
+    frames_with: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    turned: list[str] = field(default_factory=list)
+    boundaries: tuple[int, int] = (0, 0)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def blended(self) -> bool:
+        """Whether masks look resized with interpolation, or drawn with smooth edges."""
+        count, between = self.boundaries
+        return count >= LEAST_BOUNDARIES and between > BLENDED * count
+
+
+@dataclass(frozen=True)
+class _Finding:
+    ref: SampleRef
+    size: tuple[int, int] | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    other_pixels: int = 0
+    turned: bool = False
+    boundaries: tuple[int, int] = (0, 0)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class _Unknown:
+    """An id that no class has: the first mask with it, and how many there are."""
+
+    file: str
+    masks: int = 0
+
+
+def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None] = lambda: None) -> CheckResult:
+    """Decode every frame and mask once. needed: splits that training asks for; on_frame is called a frame."""
+    result = CheckResult({split: len(refs) for split, refs in dataset.splits.items()})
+    refs = frames_of(dataset)
+    unknown: dict[int, _Unknown] = {}
+    with ThreadPoolExecutor(4) as pool:
+        for finding in pool.map(partial(_look, space=dataset.label_space), refs):
+            on_frame()
+            _add(result, finding, dataset.label_space, unknown)
+    result.problems += [f"no frames in split {split!r}" for split in needed if not dataset.splits.get(split)]
+    result.problems += [f"{uri} has no partner" for uri in dataset.unpaired]
+    result.problems += _unknown_ids(result, unknown, dataset.label_space)
+    result.notes += [*dataset.notes, *_shared(dataset, needed), *_notes(result, dataset)]
+    return result
+
+
+def frames_of(dataset: Dataset) -> list[SampleRef]:
+    """Every frame once, also where splits share some, as VOC's trainval does."""
+    return list(dict.fromkeys(ref for refs in dataset.splits.values() for ref in refs))
+
+
+def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
+    notes: list[str] = []
+    try:
+        image_hwc = read_image(ref.image, notes.append)
+        raw_hw, palette = read_mask_and_palette(ref.mask, space.mask_channel)
+        turned = orientation(ref.image) in SAME_SIZE and orientation(ref.mask) == 1
+    except SegrayError as error:
+        return _Finding(ref, error=str(error))
+    ids, counts = np.unique(raw_hw, return_counts=True)
+    order = np.argsort(counts)[::-1]
+    known = [i for i in order.tolist() if int(ids[i]) in space.id_map]
+    kept = known + [i for i in order.tolist() if int(ids[i]) not in space.id_map][:KEPT_IDS]
+    found = {int(ids[i]): int(counts[i]) for i in kept}
+    height, width = image_hwc.shape[:2]
+    problem = None
+    if raw_hw.shape != (height, width):
+        problem = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
+    if odd := _other_colors(palette, found, space):
+        notes.append(f"{ref.mask} {odd}")
+    others = raw_hw.size - sum(found.values())
+    return _Finding(ref, (height, width), found, others, turned, boundaries(raw_hw), notes, problem)
+
+
+def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
+    """What a palette says of the ids where it shows most of them in other classes' colours: they may be no ids."""
+    shown = {raw: space.id_map.get(color_id(*palette[raw])) for raw in ids if raw in palette}
+    known = {raw: label for raw, label in shown.items() if label is not None and raw in space.id_map}
+    other = [raw for raw, label in known.items() if label != space.id_map[raw]]
+    if len(other) < 2 or 2 * len(other) <= len(known):
+        return None
+    names = [*space.names, *["void"] * (space.ignore_index + 1 - space.num_classes)]
+    return (
+        f"shows id {other[0]}, {names[space.id_map[other[0]]]}, in the colour of {names[known[other[0]]]} "
+        f"({len(other)} such ids): its palette may be of colours in any order, and not of ids; store it as RGB"
+    )
+
+
+def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
+    """(pairs of pixels with one between them that differ by 2 or more, how many have one with a value between).
+
+    >>> boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]]))
+    (4, 1)
+    """
+    count = between = 0
+    for top in range(0, len(raw_hw), ROWS):
+        values_hwc = raw_hw[top : top + ROWS + 2, :, None].astype(np.int32)
+        if values_hwc.max() >= COLOR:
+            values_hwc = values_hwc >> np.array([16, 8, 0]) & 255
+        rows = values_hwc[:ROWS]
+        for first, middle, last in (
+            (rows[:, :-2], rows[:, 1:-1], rows[:, 2:]),
+            (values_hwc[:-2], values_hwc[1:-1], values_hwc[2:]),
+        ):
+            low, high = np.minimum(first, last), np.maximum(first, last)
+            apart = (high - low).max(-1) >= 2
+            inside = ((low <= middle) & (middle <= high)).all(-1)
+            inside &= (middle != first).any(-1) & (middle != last).any(-1)
+            count += int(apart.sum())
+            between += int((apart & inside).sum())
+    return count, between
+
+
+def _add(result: CheckResult, finding: _Finding, space: LabelSpace, unknown: dict[int, _Unknown]) -> None:
+    if finding.error:
+        result.problems.append(finding.error)
+    result.notes += [note.rstrip(".") for note in finding.notes]
+    if finding.turned:
+        result.turned.append(finding.ref.image)
+    if finding.size:
+        result.sizes[finding.size] += 1
+    result.pixels.update(finding.counts)
+    result.other_pixels += finding.other_pixels
+    result.frames_with.update(finding.counts.keys())
+    count, between = result.boundaries
+    result.boundaries = (count + finding.boundaries[0], between + finding.boundaries[1])
+    for raw in finding.counts.keys() - space.id_map.keys():
+        unknown.setdefault(raw, _Unknown(finding.ref.mask)).masks += 1
+
+
+def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: LabelSpace) -> list[str]:
+    if len(unknown) > LISTED_IDS:
+        first = max(unknown, key=result.pixels.__getitem__)
+        more = " or more" if result.other_pixels else ""
+        share = (sum(result.pixels[raw] for raw in unknown) + result.other_pixels) / max(
+            1, result.pixels.total() + result.other_pixels
+        )
+        return [
+            f"{len(unknown)}{more} ids are unknown, in {share:.1%} of the pixels, such as {id_text(first)} in "
+            f"{unknown[first].file}; the label space knows {ids_text(space.id_map)}. {_cause(result, unknown, space)}"
+        ]
+    problems = []
+    for raw, found in sorted(unknown.items()):
+        more = f" and {found.masks - 1} more" if found.masks > 1 else ""
+        problems.append(
+            f"id {id_text(raw)} is unknown; the label space knows {ids_text(space.id_map)}. In {found.file}{more}. "
+            f"Map it: --set data.id_map.{id_text(raw)}=CLASS, or 255 for void"
+        )
+    if unknown.keys() >= {255} and len(unknown) == 1:
+        problems[-1] += " (masks of 0 and 255 are binary: map 255 to class 1)"
+    elif unknown and min(unknown) >= COLOR:
+        if channel := _channel_of(unknown):
+            problems[-1] += f" (colours of {channel} alone may hold ids: --set data.mask_channel={channel})"
+        elif _is_grey(unknown):
+            problems[-1] += " (shades of grey may be ids: --set data.mask_channel=red)"
+    return problems
+
+
+def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> str:
+    """What made so many ids, and what to do."""
+    if (channel := _channel_of(unknown)) and min(unknown) >= COLOR:
+        return f"Their colours are of {channel} alone, which may hold ids: --set data.mask_channel={channel}"
+    colors, seen = (_rgb([raw for raw in ids if raw >= COLOR]) for ids in (space.id_map, unknown))
+    if len(colors) and len(seen):
+        near = np.array([np.abs(colors - one).max(1).min() <= NEAR for one in seen])
+        pixels = np.array([result.pixels[raw] for raw in unknown if raw >= COLOR])
+        if pixels[near].sum() > pixels.sum() / 2:
+            return (
+                "Most are close to the colour of a class: the masks were JPEGs once, which changes colours. "
+                "Export them again as PNG"
+            )
+    if result.blended:
+        return (
+            "Pixels between two classes have ids or colours between theirs: the masks were resized with interpolation, "
+            "or drawn with smooth edges. Resize them with nearest neighbour, and draw them without anti-aliasing"
+        )
+    return "Give them classes in data.id_map, or 255 for void; or is it another layout's data?"
+
+
+def _channel_of(ids: Iterable[int]) -> str | None:
+    """The one channel in which all these colours differ from black."""
+    lit = _rgb(ids).any(axis=0)
+    return CHANNELS[int(lit.argmax())] if lit.sum() == 1 else None
+
+
+def _is_grey(ids: Iterable[int]) -> bool:
+    colors = _rgb(ids)
+    return bool(colors.any() and (colors == colors[:, :1]).all())
+
+
+def _rgb(ids: Iterable[int]) -> np.ndarray:
+    """Colours' ids → int [N, 3]."""
+    colors: np.ndarray = np.array(list(ids), np.int64).reshape(-1, 1) >> np.array([16, 8, 0]) & 255
+    return colors
+
+
+def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
+    """Frames, and else folders of them, that are trained on and validated on."""
+    splits = [dataset.splits.get(split, ()) for split in dict.fromkeys(needed)]
+    if len(splits) != 2:
+        return []
+    where = " and in ".join(needed)
+    trained = {storage.real(ref.image) for ref in splits[0]}
+    if both := [ref for ref in splits[1] if storage.real(ref.image) in trained]:
+        first = min(ref.sample_id for ref in both)
+        return [f"{len(both)} frames are in {where}, such as {first}: their scores are those of training"]
+    train, val = ({ref.sample_id.rpartition("/")[0] for ref in refs} for refs in splits)
+    if not (folders := sorted(train & val - {""})):
+        return []
+    return [
+        f"frames of {len(folders)} folders are in {where}, such as {folders[0]}: where a folder is a drive, its frames "
+        "look alike, and scores are better than on another drive; keep each folder in one split"
+    ]
+
+
+def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
+    notes = []
+    if len(result.sizes) > 1:
+        sizes = ", ".join(f"{h}×{w} ({n})" for (h, w), n in result.sizes.most_common(4))
+        notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size")
+    if result.turned:
+        notes.append(
+            f"EXIF turns {len(result.turned)} images by 180° or mirrors them, such as {result.turned[0]}, and not "
+            "their masks: these have to be drawn on the picture as a viewer shows it"
+        )
+    if result.pixels.keys() == {0, 255}:
+        notes.append("every mask holds 0 and 255 alone: a binary mask, 255 may be meant as class 1, not void")
+    if result.blended and all(raw < COLOR for raw in result.pixels):
+        count, between = result.boundaries
+        notes.append(
+            f"at {between / count:.0%} of the boundaries a pixel has an id between those beside it: the ids may have "
+            "been made by resizing with interpolation; resize masks with nearest neighbour"
+        )
+    space = dataset.label_space
+    present = {space.id_map.get(raw) for raw in result.pixels}
+    missing = [name for label, name in enumerate(space.names) if label not in present]
+    if missing:
+        notes.append(f"never seen: {', '.join(missing)}")
+    return notes

@@ -1,0 +1,1 @@
+"""A model applied to frames: masks, label rows, and what they cost."""

@@ -1,0 +1,132 @@
+"""What a model costs: as a labeller its speed, memory and multiply-adds on this device, in training its seconds a step.
+
+Measured on random pixels: neither speed nor memory hangs on what a frame shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segray.config import Config, InferSection
+from segray.core.infer.predictor import Predictor, side_by_side
+from segray.core.models import build, bundle, forward, forward_all
+from segray.core.search.pareto import Cost
+from segray.core.training import losses, optim
+from segray.core.training.workers import autocast
+from segray.core.transforms import augment
+from segray.errors import ConfigError, ModelError
+
+REPEATS, BATCH = 3, 8
+ENGINES = ("torch", "onnx")  # of infer.engine
+STATUS = Path("/proc/self/status")  # Linux's account of a process
+
+
+def labelling_cost(uri: str, device: str, threads: int) -> Cost:
+    """Label batches of the bundle's input size as `segray label` does, in as many threads.
+
+    The process should be a fresh one, for the memory's sake.
+    """
+    torch.set_num_threads(threads)
+    before_mib = _reset_peak(device)
+    predictor = Predictor(uri, device)
+    rate = _images_per_s(predictor, predictor.info.input_size)
+    peak_mib = _peak(device)
+    grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
+    gmacs = multiply_adds(predictor.model, predictor.info.input_size) / 1e9
+    return Cost(rate, grown, gmacs, bundle.count_parameters(uri))
+
+
+def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, float]:
+    """Images a second on this CPU of each engine that can be had for the bundle, at the size that it will see."""
+    torch.set_num_threads(threads)
+    speeds = {}
+    for engine in ENGINES:
+        try:
+            predictor = Predictor(uri, infer=infer.model_copy(update={"engine": engine}))
+        except (ConfigError, ModelError):  # not installed, not for this precision, or no ONNX of this architecture
+            if engine == ENGINES[0]:
+                raise
+        else:
+            speeds[engine] = _images_per_s(predictor, infer.window or predictor.info.input_size)
+    return speeds
+
+
+def _images_per_s(predictor: Predictor, size: tuple[int, int]) -> float:
+    frames = list(np.random.default_rng(0).integers(0, 256, (BATCH, *size, 3), np.uint8))
+    callers = side_by_side(torch.get_num_threads()) if predictor.device.type == "cpu" else 1
+    with ThreadPoolExecutor(callers) as pool:
+        each = partial(predictor.predict, sizes=[size] * BATCH)
+        return callers * BATCH / _seconds(lambda: list(pool.map(each, [frames] * callers)))
+
+
+def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
+    """Of one frame's forward pass, half of the floating-point operations that PyTorch's own counter sees."""
+    parameter = next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(model, torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
+    return float(counter.get_total_flops()) / 2
+
+
+def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
+    """Seconds of a step over one worker's batch as training takes it, in its precision; without reading frames."""
+    train, there = config.train, torch.device(device)
+    batch = max(2, train.batch_size // max(1, config.cluster.workers))
+    model = build(config.model, classes).to(device).to(memory_format=torch.channels_last)
+    optim.freeze(model, optim.is_frozen(train, 1))
+    optimizer = optim.make_optimizer(model, train)
+    loss, generator = losses.combine(train, None), torch.Generator()
+    frames = torch.randint(256, (batch, *size, 3), dtype=torch.uint8, device=device)
+    truths = torch.randint(classes, (batch, *size), dtype=torch.uint8, device=device)
+
+    def step() -> None:
+        images, masks = augment(frames, truths, config.augment, generator)
+        with autocast(train, there):
+            outputs = forward_all(model, images)
+        torch.stack([loss(output, masks) for output in outputs]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _seconds(step)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of some calls, after one to warm up."""
+    took = []
+    for _ in range(1 + REPEATS):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+    return median(took[1:])
+
+
+def _reset_peak(device: str) -> float | None:
+    """MiB that are held now; what was held before does not count from here on."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0.0
+    if not STATUS.exists():
+        return None
+    STATUS.with_name("clear_refs").write_text("5")  # proc(5): resets the high-water mark VmHWM
+    return _status_mib("VmRSS")
+
+
+def _peak(device: str) -> float | None:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _status_mib("VmHWM") if STATUS.exists() else None
+
+
+def _status_mib(key: str) -> float:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) / 2**10

@@ -1,0 +1,151 @@
+"""A model in a process of its own, row by row: an input that ends the process costs its own row alone.
+
+Slow, and so only for shards whose actor died. The child is a program and no fork, as a fork of a process with
+threads can hang; row and answer are pickled through a pipe that both ends of this module own.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from segray.core.clock import Clock
+from segray.core.infer.label_rows import label_rows, lost_row
+from segray.core.infer.predictor import Predictor
+from segray.core.labels.plan import Plan, PlanRow
+from segray.core.labels.schema import Labelled, LabelRow
+from segray.errors import ModelError, SegrayError, in_a_line
+
+TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
+START_S = 900.0  # to import torch and load the model, on a machine that is short of both time and memory
+TRIES = 2  # of a row that raises what nothing expects: the device may have been at fault
+
+
+class Unfit(Exception):
+    """A process of its own cannot label at all; its text says why."""
+
+
+class Careful:
+    """What label_shard calls instead of label_rows. options: Predictor's arguments by name."""
+
+    def __init__(self, threads: int, **options: Any) -> None:
+        self.threads, self.options = threads, options
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection
+        self._lock = threading.Lock()
+
+    def __call__(self, plan: Plan, rows: list[PlanRow], clock: Clock) -> Labelled:
+        done: list[LabelRow] = []
+        confusion = _nothing(plan)
+        for row in rows:
+            with self._lock, clock("model"):
+                one = self._label(plan, row)
+            done += one.rows
+            confusion += one.confusion
+        return Labelled(done, confusion)
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._pipe.close()
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+    def _label(self, plan: Plan, row: PlanRow) -> Labelled:
+        for _ in range(TRIES):
+            answer = self._ask(plan, row)
+            if isinstance(answer, Labelled):
+                return answer
+            self.close()
+        message = f"{row['uri']} cannot be labelled ({answer}); look at the file, and at the machine's memory."
+        return Labelled([lost_row(plan, row, "worker_crash", message)], _nothing(plan))
+
+    def _ask(self, plan: Plan, row: PlanRow) -> Labelled | str:
+        """The row from the child, one that is lost where the child ended or hung; text is what it raised."""
+        child = self._child or self._start()
+        try:
+            self._pipe.send((plan, row))
+            if self._pipe.poll(TIMEOUT_S):
+                answer: Labelled | str = self._received()
+                return answer
+            code, what = "worker_timeout", f"took more than {TIMEOUT_S:.0f} s"
+        except (EOFError, OSError):
+            ended = child.wait()
+            how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+            code, what = "worker_crash", f"ended the process that labelled it ({how})"
+        self.close()
+        message = f"{row['uri']} {what}; look at the file, and at the machine's memory."
+        return Labelled([lost_row(plan, row, code, message)], _nothing(plan))
+
+    def _received(self) -> Any:
+        """The child's answer; raises what ends the run, such as a store that is gone."""
+        answer = self._pipe.recv()
+        if isinstance(answer, SegrayError):
+            self.close()
+            raise answer
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        self._child = child = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+        try:
+            self._pipe.send((self.threads, self.options))
+            waited = not self._pipe.poll(START_S)
+            problem = f"it did not start within {START_S:.0f} s" if waited else self._received()
+        except (EOFError, OSError):  # of a child that ended before it read what it was sent, a connection reset
+            self.close()
+            raise ModelError(
+                f"{self.options['uri']} cannot be loaded in a process of its own, after labelling processes died; "
+                "there may be too little memory."
+            ) from None
+        if problem is not None:
+            self.close()
+            raise Unfit(problem)
+        return child
+
+
+def _nothing(plan: Plan) -> np.ndarray:
+    return np.zeros((plan.label_space.num_classes,) * 2, np.int64)
+
+
+def serve(pipe: Connection) -> None:
+    """The child: load the model and try it, then answer each row, until the pipe is closed.
+
+    An exception is answered, and ends the child: what it broke is not known.
+    """
+    import torch
+
+    threads, options = pipe.recv()
+    torch.set_num_threads(threads)
+    try:
+        predictor = Predictor(**options)
+        predictor.check()
+        pipe.send(None)
+        for plan, row in _asked(pipe):
+            pipe.send(label_rows(plan, [row], Clock(), predictor, batch_size=1))
+    except SegrayError as error:
+        pipe.send(error)
+    except Exception as error:
+        pipe.send(in_a_line(error))
+
+
+def _asked(pipe: Connection) -> Iterator[tuple[Plan, PlanRow]]:
+    while True:
+        try:
+            yield pipe.recv()
+        except EOFError:
+            return
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,383 @@
+"""A model bundle and decoded frames of any size → class ids at source size, with metrics of confidence."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from segray.config import InferSection
+from segray.core.models import bundle, forward
+from segray.core.models.fold import fold_batch_norm
+from segray.core.samples import IGNORE_INDEX
+from segray.core.training.workers import DTYPES, cpu_has_bf16, fast_dtype
+from segray.core.transforms import fit, normalize, to_float
+from segray.errors import ConfigError, ModelError
+
+LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
+WINDOWS_AT_ONCE = 4
+# Pixels that a CPU has in work at once: 9.5 frames/s of 352×480 one by one, 6.1 by eight, whose layers outgrow caches.
+CPU_PX = 1 << 18
+LEAST_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE = 2, 16
+BAND_ROWS = {"cpu": 32, "cuda": 512}  # of logits that are worked on at once: near what a CPU's cache holds
+AT_ONCE_PX = 1 << 15
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Prediction(NamedTuple):
+    """mask_hw: uint8 [H, W] at source size. The metrics are means over the pixels that the model sees.
+
+    confidence_mean: of the highest class probability. entropy_mean: of the entropy, as a share of log C.
+    low_margin_share: share of pixels where first minus second probability is below 0.5.
+    confidence_hw: uint8 [H, W] at source size, 255 × the highest probability, where it was asked for.
+    logits_nc: float32 [N, C] at the points that were asked for.
+    """
+
+    mask_hw: np.ndarray
+    confidence_mean: float
+    entropy_mean: float
+    low_margin_share: float
+    confidence_hw: np.ndarray | None = None
+    logits_nc: np.ndarray | None = None
+
+
+class _Job(NamedTuple):
+    """A frame: the pixels that the model sees, the size of its mask, and the points whose logits are wanted."""
+
+    seen_hwc: np.ndarray
+    size: tuple[int, int]
+    points: np.ndarray | None
+
+
+class Predictor:
+    """The model on its device, ready for batches; frames of different sizes may share one.
+
+    infer.engine onnx is ONNX Runtime on a CPU: the same labels but at ties. auto is torch here: label() resolves it.
+
+    Without a window, a frame is resized to the model's input size, as in training. With one, the window slides
+    over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
+    mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
+
+    Several threads may share one. On a GPU their batches take turns. Of a CPU each has its part of the threads that
+    PyTorch had when the predictor was made: a layer's threads wait for the slowest, callers for nobody (Unet over
+    resnet18 on 2 cores: 9.5 frames/s against 7.7). It has no more when it is alone, as logits differ in the last bits
+    with the number of threads. Where a GPU's memory does not hold a batch, it goes in halves, from then on.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        device: str = "cpu",
+        infer: InferSection | None = None,
+        *,
+        threshold: float | None = None,
+        confidence_maps: bool = False,
+    ) -> None:
+        self.infer = infer or InferSection()
+        self.device = torch.device(device)
+        self.dtype = _dtype(self.infer.precision, self.device)
+        model, self.info = bundle.load(uri)
+        model = fold_batch_norm(model)
+        self.label_space = self.info.space
+        self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
+        self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
+        self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))
+        self.threshold, self.confidence_maps = threshold, confidence_maps
+        self.session = self._session(model) if self.infer.engine == "onnx" else None
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+
+    def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The forward pass in ONNX Runtime. ConfigError for a device or precision that it is not for."""
+        from segray.core.models import onnx_file
+
+        if self.device.type != "cpu" or self.dtype is not None:
+            asked = "a GPU" if self.device.type != "cpu" else f"infer.precision {self.infer.precision}"
+            raise ConfigError(f"infer.engine onnx is for CPUs and fp32, not for {asked}; take torch, or auto.")
+        threads = 1 if self._threads == 1 else torch.get_num_threads()
+        any_size = bool(self.infer.window) or self.infer.scales != [1.0] or self.info.resize == "short_side"
+        return onnx_file.session(model, self.info, threads, any_size=any_size)
+
+    def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
+        """A decoded frame → the pixels that the model sees, uint8: as it is for a window, else resized."""
+        if self.infer.window:
+            return image_hwc
+        size = self.info.input_size
+        if self.info.resize == "short_side":
+            scale = min(size) / min(image_hwc.shape[:2])
+            height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
+            size = height, width
+        return fit(image_hwc, size)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        prepared: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        points: Sequence[np.ndarray] | None = None,
+    ) -> list[Prediction]:
+        """A batch of prepared frames, and the (height, width) of their sources, in the same order.
+
+        points: for each frame int [N, 2], rows and columns of source pixels whose logits are wanted too.
+        ModelError where a single frame is too large for the GPU's memory.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, pixels in enumerate(prepared):
+            groups.setdefault(pixels.shape, []).append(i)
+        wanted: Sequence[np.ndarray | None] = [None] * len(prepared) if points is None else points
+        found: dict[int, Prediction] = {}
+        with self.lock, self._own_threads():
+            for members in groups.values():  # one shape at a time
+                jobs = [_Job(prepared[i], sizes[i], wanted[i]) for i in members]
+                found |= zip(members, self._predict(jobs), strict=True)
+        return [found[i] for i in range(len(prepared))]
+
+    def check(self) -> None:
+        """Predict a black frame, which nothing but the model and its device can fail at."""
+        size = self.infer.window or self.info.input_size
+        self.predict([self.prepare(np.zeros((*size, 3), np.uint8))], [size])
+
+    @contextmanager
+    def _own_threads(self) -> Iterator[None]:
+        """This thread with its part of the processors, where they compute."""
+        before = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _predict(self, jobs: Sequence[_Job]) -> list[Prediction]:
+        try:
+            if window := self.infer.window:
+                return [self._finish(self._slide(job.seen_hwc, window), [job])[0] for job in jobs]
+            return list(self._as_fits(jobs, jobs[0].seen_hwc[..., 0].size, self._see))
+        except torch.OutOfMemoryError as error:
+            height, width = jobs[0].seen_hwc.shape[:2]
+            raise ModelError(
+                f"{self.info.model.arch} over {self.info.model.encoder} does not fit into the memory of {self.device} "
+                f"with a single frame of {height}×{width} (height × width). Give it smaller windows, such as "
+                "--window 256x512, or a GPU that nothing else uses."
+            ) from error
+
+    def _as_fits(
+        self, items: Sequence[Item], px: int, work: Callable[[Sequence[Item]], Iterable[Result]]
+    ) -> Iterator[Result]:
+        """work() over as many items of `px` pixels at once as memory holds, or a CPU's caches.
+
+        Its OutOfMemoryError passes where one is too much.
+        """
+        most = max(1, CPU_PX // px) if self.device.type == "cpu" else len(items)
+        start = 0
+        while start < len(items):
+            some = items[start : start + min(self.most_at_once, most)]
+            try:
+                results = work(some)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                self.most_at_once = len(some) // 2
+            else:
+                yield from results
+                start += len(some)
+                continue
+            torch.cuda.empty_cache()  # only here has the traceback let go of its tensors
+
+    def _see(self, jobs: Sequence[_Job]) -> list[Prediction]:
+        return self._finish(self._logits(self._normal(np.stack([job.seen_hwc for job in jobs]))), jobs)
+
+    def _normal(self, images_bhwc: np.ndarray) -> torch.Tensor:
+        return normalize(to_float(torch.from_numpy(images_bhwc).to(self.device)), self.info.mean, self.info.std)
+
+    def _logits(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W]: the model's own, or the logarithm of probabilities that are averaged over scales and flip."""
+        if self.infer.scales == [1.0] and not self.infer.flip:
+            return self._forward(batch)
+        views = list(self._views(batch))
+        return torch.stack(views).mean(0).clamp_min(1e-12).log()
+
+    def _views(self, batch: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Probabilities at the batch's size, for each scale and mirror."""
+        height, width = batch.shape[-2:]
+        for scale in self.infer.scales:
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            seen = batch if scale == 1 else functional.interpolate(batch, size, mode="bilinear", antialias=True)
+            for mirrored in (False, True) if self.infer.flip else (False,):
+                logits = self._forward(seen.flip(-1)).flip(-1) if mirrored else self._forward(seen)
+                yield _resize(logits, (height, width)).softmax(1)
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if self.session is not None:
+            logits = self.session(batch)
+        else:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                logits = forward(self.model, batch).float()
+        return logits if self.info.temperature == 1 else logits / self.info.temperature
+
+    def _slide(self, image_hwc: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
+        """Logarithm of the mean probabilities of all windows, [1, C, H, W]."""
+        height, width = image_hwc.shape[:2]
+        tall, wide = min(height, window[0]), min(width, window[1])
+        corners = [(top, left) for top in _starts(height, tall, self.infer.overlap)
+                   for left in _starts(width, wide, self.infer.overlap)]  # fmt: skip
+        total = torch.zeros(1, self.label_space.num_classes, height, width, device=self.device)
+        seen = torch.zeros(1, 1, height, width, device=self.device)
+
+        def look(some: Sequence[tuple[int, int]]) -> torch.Tensor:
+            views = np.stack([image_hwc[top : top + tall, left : left + wide] for top, left in some])
+            return self._logits(self._normal(views)).softmax(1)
+
+        for (top, left), probabilities in zip(corners, self._as_fits(corners, tall * wide, look), strict=True):
+            total[0, :, top : top + tall, left : left + wide] += probabilities
+            seen[0, :, top : top + tall, left : left + wide] += 1
+        return total.div_(seen).clamp_min_(1e-12).log_()
+
+    def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Prediction]:
+        logits = logits.contiguous()  # class by class: a CPU finds the highest faster
+        metrics = _metrics(logits).tolist()
+        return [
+            self._prediction(one, job.size, job.points, metric)
+            for one, job, metric in zip(logits, jobs, metrics, strict=True)
+        ]
+
+    def _prediction(
+        self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
+    ) -> Prediction:
+        """From the logits [C, H, W]: they are interpolated to `size`, so that edges stay smooth."""
+        ids, confidence = _ids(logits, size), None
+        if self.confidence_maps or self.threshold is not None:
+            tops = torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
+            if self.threshold is not None:
+                ids[tops <= self.threshold] = IGNORE_INDEX
+            if self.confidence_maps:
+                confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
+        at = None if points is None else _at(logits, size, points).cpu().numpy()
+        confidence_mean, entropy_mean, low_margin_share = metrics
+        return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether an exception is a GPU's: what the process computes after it cannot be trusted, nor tried again there."""
+    return isinstance(error, torch.AcceleratorError) or any(name in str(error) for name in ("CUDA", "cuDNN", "CUDNN"))
+
+
+def side_by_side(cpus: int) -> int:
+    """How many threads should give work to a predictor that has so many processors; two at least, as one may read."""
+    return min(MOST_SIDE_BY_SIDE, max(LEAST_SIDE_BY_SIDE, cpus))
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None is float32. ConfigError for what this device is slow at or lacks."""
+    if precision == "auto":
+        return fast_dtype(device) if device.type == "cuda" else None
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError("infer.precision fp16 needs a GPU; take fp32, or auto.")
+    if precision == "bf16" and device.type != "cuda" and not cpu_has_bf16():
+        raise ConfigError("infer.precision bf16: this CPU lacks the instructions and would be ten times slower; "
+                          "take fp32, or auto.")  # fmt: skip
+    return DTYPES[precision]
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin so that they cover a side: evenly, overlapping by at least `overlap` of a window."""
+    stride = max(1, int(window * (1 - overlap)))
+    count = 1 + -(-(length - window) // stride)
+    return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
+
+
+def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits [C, H, W] → the highest class of _resize()'s at `size`, uint8.
+
+    Where the four pixels that one lies between have the same class, so has it; only the others are interpolated.
+    """
+    if len(logits) == 2:  # the sign of their difference says as much, in a tenth to two thirds of the time
+        return (_resize((logits[1:] - logits[:1])[None], size)[0, 0] > 0).to(torch.uint8)
+    height, width = logits.shape[1:]
+    coarse = logits.max(0).indices.to(torch.uint8)  # argmax() is several times as slow on a CPU
+    if size == (height, width):
+        return coarse
+    (upper, lower, down), (left, right, along) = (
+        [values.to(logits.device) for values in _between(*sides)] for sides in zip((height, width), size, strict=True)
+    )
+    lefts, rights = coarse.index_select(1, left), coarse.index_select(1, right)
+    ids = lefts.index_select(0, upper)
+    torn = ids != rights.index_select(0, upper)
+    for corner in (lefts, rights):
+        torn |= ids != corner.index_select(0, lower)
+    pixels = logits.flatten(1)
+    for y, x in zip(*(index.split(AT_ONCE_PX) for index in torn.nonzero(as_tuple=True)), strict=True):
+        above, below = (
+            torch.lerp(
+                pixels.index_select(1, row[y] * width + left[x]),
+                pixels.index_select(1, row[y] * width + right[x]),
+                along[x],
+            )
+            for row in (upper, lower)
+        )
+        ids[y, x] = torch.lerp(above, below, down[y]).max(0).indices.to(torch.uint8)
+    return ids
+
+
+def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Logits [C, H, W] → as _resize() gives them at `size`, some rows at a time: never whole in memory."""
+    height, width = logits.shape[1:]
+    upper, lower, share = _between(height, size[0])
+    share = share.view(-1, 1).to(logits.device)
+    step = BAND_ROWS[logits.device.type]
+    for start in range(0, size[0], step):
+        rows = slice(start, start + step)
+        if size == (height, width):
+            yield logits[:, rows]
+            continue
+        first, last = int(upper[rows][0]), int(lower[rows][-1]) + 1
+        wide = _resize(logits[None, :, first:last], (last - first, size[1]))[0]
+        above, below = (wide.index_select(1, (row[rows] - first).to(wide.device)) for row in (upper, lower))
+        yield above.lerp_(below, share[rows])
+
+
+def _between(length: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For `wanted` pixels along a side of `length`: the two that each lies between, and how far it is to the second."""
+    at = ((torch.arange(wanted) + 0.5) * (length / wanted) - 0.5).clamp_min_(0)  # half-pixel centres
+    first = at.long()
+    return first, (first + 1).clamp_max_(length - 1), at - first
+
+
+def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torch.Tensor:
+    """Logits [C, H, W] interpolated at some pixels of `size` alone: [N, 2] rows and columns → [N, C]."""
+    shares = (torch.from_numpy(points).float() + 0.5) / torch.tensor(size)
+    grid = (shares.flip(-1) * 2 - 1).view(1, 1, -1, 2).to(logits.device)
+    found = functional.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found[0, :, 0].T
+
+
+def _metrics(logits: torch.Tensor) -> torch.Tensor:
+    """[B, 3]: mean confidence, mean relative entropy, low-margin share."""
+    step = BAND_ROWS[logits.device.type]
+    sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)
+    return (sums / logits[0, 0].numel()).cpu()
+
+
+def _figure_sums(logits: torch.Tensor) -> torch.Tensor:
+    """Below the highest logit by d: probability exp(d) / s, with s their sum; entropy log(s) − Σ d exp(d) / s."""
+    top, label = logits.max(1, keepdim=True)
+    down = logits - top
+    parts = down.exp()
+    total = parts.sum(1)
+    entropy = (total.log() - parts.mul_(down).sum(1) / total) / max(np.log(logits.shape[1]), 1e-9)
+    second = down.scatter_(1, label, -torch.inf).amax(1).exp()  # topk() is slower on a CPU
+    columns = (1 / total, entropy, (1 - second) / total < LOW_MARGIN)
+    return torch.stack([column.double().sum(dim=(1, 2)) for column in columns], dim=1)

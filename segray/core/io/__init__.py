@@ -1,0 +1,1 @@
+"""Bytes from outside: stores, images, video, what users name as inputs, and whose folder is whose."""

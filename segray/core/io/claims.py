@@ -1,0 +1,159 @@
+"""Whose is this folder? What a command asks before it writes to --out, who else is at work there, and what is tidied.
+
+A folder is a run's by its mark, the file that says what the run is of. A run that has made nothing yet refuses nobody:
+its folder goes to the next command, whatever its settings. What is no run of the same kind is never written to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from segray.core.io import storage
+from segray.errors import OutputExists, SegrayError, StorageError
+
+TRY_FOR_S = 0.5  # who only looks whether a run is live holds the lock for an instant
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a command makes of a folder.
+
+    name: as messages have it. mark: the file that says whose the folder is. made: all that the command writes there,
+    which is all that --overwrite deletes. has_results: whether a folder holds something that would be lost. is_ours:
+    whether a mark is of this kind, where others have the same file.
+    """
+
+    name: str
+    mark: str
+    made: tuple[str, ...]
+    has_results: Callable[[str], bool]
+    is_ours: Callable[[str], bool] = lambda out: True
+
+    def marks(self, out: str) -> bool:
+        return storage.exists(storage.join(out, self.mark)) and self.is_ours(out)
+
+    def began(self, out: str) -> bool:
+        """Whether such a run has made something in `out`, with which it goes on."""
+        return self.marks(out) and self.has_results(out)
+
+
+def claim(out: str, kind: Kind, overwrite: bool, changed: Callable[[], list[str]] = list) -> None:
+    """Find that `out` is free for a run of this kind, or holds one with the same settings; its mark is the caller's.
+
+    changed: the settings that differ from those of the run in `out`, as `key was a, is b`. overwrite deletes what such
+    a run makes, and nothing else. OutputExists for any other folder that holds files.
+    """
+    if not kind.marks(out):
+        check_free(out, kind.name)
+    elif overwrite:
+        for name in kind.made:
+            storage.remove(storage.join(out, name))
+    elif kind.has_results(out) and (lines := changed()):
+        raise OutputExists(
+            f"{out} holds {_a(kind.name)} with other settings ({'; '.join(lines)}). "
+            "Give another --out, or --overwrite to begin anew."
+        )
+
+
+def check_free(out: str, name: str, ours: Callable[[str], bool] = lambda uri: False) -> None:
+    """OutputExists when a folder without a mark holds files: they are not ours. ours: of which files that is known."""
+    if any(not ours(entry.uri) for entry in storage.iter_files(out)):
+        raise OutputExists(f"{out} holds files that are no {name}; give another --out.")
+
+
+def is_empty(out: str) -> bool:
+    return not any(storage.iter_files(out))
+
+
+@contextmanager
+def held(out: str, kind: Kind) -> Iterator[None]:
+    """Be alone in `out`, in which claim() is asked next; a run that fails without results leaves nothing there."""
+    with alone(out, kind.name), begun(out, kind, is_empty(out)):
+        yield
+
+
+@contextmanager
+def begun(out: str, kind: Kind, fresh: bool) -> Iterator[None]:
+    """A run that fails without results leaves nothing. fresh: whether all that is of this kind in `out` is its own."""
+    try:
+        yield
+    except SegrayError:
+        with suppress(StorageError):  # what failed may be the store
+            if fresh and not kind.has_results(out):
+                for name in kind.made:
+                    storage.remove(storage.join(out, name))
+        raise
+
+
+@contextmanager
+def alone(out: str, name: str) -> Iterator[None]:
+    """Hold the folder: two runs in one would write each other's checkpoints. OutputExists while another has it.
+
+    S3 has no locks, nor have some file systems that machines share: there it is left to who starts them.
+    """
+    if not storage.is_s3(out) and not storage.exists(out):
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{out} cannot be made: {storage.reason(error)}. Give another --out.") from error
+    with _locked(out, fcntl.LOCK_EX, TRY_FOR_S) as free:
+        if not free:
+            raise OutputExists(
+                f"{_a(name).capitalize()} is running in {out}{_holder(out)}; wait for its end, or give another --out."
+            )
+        yield
+
+
+def is_live(out: str) -> bool:
+    """Whether a run holds the folder now, as far as a lock tells."""
+    with _locked(out, fcntl.LOCK_SH) as free:
+        return not free
+
+
+@contextmanager
+def _locked(folder: str, kind: int, try_for_s: float = 0.0) -> Iterator[bool]:
+    """Whether the folder could be locked. The system lets go of it when the process ends, killed or not."""
+    if storage.is_s3(folder):
+        yield True
+        return
+    handle: int | None = None
+    free, end = True, time.monotonic() + try_for_s
+    try:
+        with suppress(OSError):  # a file system without locks
+            handle = os.open(folder, os.O_RDONLY)
+            while not (free := _lock(handle, kind)) and time.monotonic() < end:
+                time.sleep(0.05)
+        yield free
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(folder: str) -> str:
+    """Who has locked the folder, as ' (process 4711)'; '' where Linux does not say, as of another machine's process."""
+    with suppress(OSError):
+        info = os.stat(folder)  # noqa: PTH116
+        place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():  # 1: FLOCK ADVISORY WRITE 4711 fe:00:2237254 0 EOF
+            _, how, _, access, pid, where, *_ = line.split()
+            if (how, access, where) == ("FLOCK", "WRITE", place) and int(pid) > 0:
+                return f" (process {pid})"
+    return ""
+
+
+def _a(name: str) -> str:
+    return name if name.endswith("s") else f"a{'n' * name.startswith(('a', 'e', 'i', 'o'))} {name}"

@@ -1,0 +1,198 @@
+"""A frame's place → its pixels: an image file, a row of label Parquet, or a frame of a video.
+
+frames/a.png                     a file
+labels/part.parquet#row=17       a mask in a row; with `,0.8`, pixels below that confidence are void
+drive.mp4#frame=120              a video frame, by its index in presentation order
+images.parquet#image=5           an encoded image in a row
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from threading import Lock
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+
+from segray.core.io import images, inputs, parquet, storage
+from segray.core.io.video import VideoIndex, index_video, read_frames
+from segray.core.samples import IGNORE_INDEX, MaskChannel
+from segray.errors import DataError, StorageError
+
+ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
+FRAME = re.compile(r"(.*)#frame=(\d+)")
+CELL = re.compile(r"(.*)#image=(\d+)")
+ROW_COLUMNS = ("mask", "mask_rle", "confidence", "height_px", "width_px")
+ROWS_AT_ONCE, BUFFER = 64, 1 << 20  # of a part that is read
+INDICES = 256  # of videos, which are made by reading all of a file; one of ten minutes at 30 frames/s takes 1.3 MB
+
+
+class FrameOf(TypedDict):
+    """Which frame a label row is of."""
+
+    input_id: str
+    uri: str
+    video_uri: str | None
+    frame_index: int | None
+
+
+def image_place(row: Mapping[str, Any]) -> str:
+    """Where the frame of a label row is."""
+    if row["frame_index"] is None:
+        return str(row["uri"])
+    return f"{row['uri']}#{'frame' if row['video_uri'] else 'image'}={row['frame_index']}"
+
+
+def file_of(place: str) -> str:
+    """The file that a place is in.
+
+    >>> file_of("drive.mp4#frame=120"), file_of("frames/a.png")
+    ('drive.mp4', 'frames/a.png')
+    """
+    found = ROW.fullmatch(place) or FRAME.fullmatch(place) or CELL.fullmatch(place)
+    return found[1] if found else place
+
+
+def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
+    """Class ids uint8 [H, W] that a label row holds as a PNG or as runs; None where it holds none."""
+    if row["mask"] is not None:
+        return images.decode_mask(row["mask"]["bytes"], source)
+    if row["mask_rle"] is None:
+        return None
+    lengths = np.array(row["mask_rle"]["lengths"], np.int64)
+    if (lengths < 0).any() or lengths.sum() != row["height_px"] * row["width_px"]:
+        raise DataError(f"{source} has runs of {lengths.sum()} pixels, not {row['height_px']}×{row['width_px']}.")
+    flat = np.repeat(np.array(row["mask_rle"]["values"], np.uint8), lengths)
+    return flat.reshape(row["height_px"], row["width_px"])
+
+
+def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
+    """mask_of() a row that has one. DataError where it holds none."""
+    mask_hw = mask_of(row, source)
+    if mask_hw is None:
+        raise DataError(f"{source} is not there; the row holds metrics alone, or an error.")
+    return mask_hw
+
+
+def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
+    """uint8 RGB [H, W, 3]. note: as images.decode_image has it. DataError for what cannot be decoded."""
+    if found := FRAME.fullmatch(place):
+        index, number = _index(found[1]), int(found[2])
+        keys = index.keys[number : number + 1] if number not in index.lost else ()
+        for frame in read_frames(found[1], keys, by_index=index.pts is None):
+            return frame.image_hwc
+        raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
+    if found := CELL.fullmatch(place):
+        return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
+    return images.decode_image(storage.read_bytes(place), place, note)
+
+
+def orientation(place: str) -> int | None:
+    """What EXIF says of a file, as images.orientation() has it; 1 of what is no file of its own."""
+    if any(inside.fullmatch(place) for inside in (FRAME, CELL, ROW)):
+        return 1
+    return images.orientation(storage.read_bytes(place), place)
+
+
+def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
+    """The ids that stand in the mask, or in that channel of it, unsigned [H, W].
+
+    DataError for what cannot be decoded.
+    """
+    if not (found := ROW.fullmatch(place)):
+        return images.decode_mask(storage.read_bytes(place), place, channel)
+    row = _rows_of(os.getpid()).read(found[1], int(found[2]))
+    mask_hw = mask_in(row, place)
+    if found[3]:
+        if row.get("confidence") is None:  # also labels from before there was the column
+            raise DataError(
+                f"{place} has no confidence map for data.min_pixel_confidence; "
+                "label again with --set label.confidence_maps=true."
+            )
+        confidence_hw = images.decode_mask(row["confidence"]["bytes"], place)
+        mask_hw[confidence_hw < 255 * float(found[3])] = IGNORE_INDEX
+    return mask_hw
+
+
+def read_mask_and_palette(
+    place: str, channel: MaskChannel | None = None
+) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
+    """What read_mask gives, and id → its colour of a mask file with a palette, {} of any other."""
+    if ROW.fullmatch(place):
+        return read_mask(place), {}
+    data = storage.read_bytes(place)
+    return images.decode_mask(data, place, channel), images.palette_of(data, place)
+
+
+def read_confidence(place: str) -> np.ndarray | None:
+    """Each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
+    found = ROW.fullmatch(place)
+    if found is None:
+        return None
+    row = _rows_of(os.getpid()).read(found[1], int(found[2]))
+    return images.decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
+
+
+class _Rows:
+    """Label rows by part and number: a part is read once, and its rows go to a file of this process's own.
+
+    Masks stay encoded there, and memory holds where each row begins alone. The file has no name: the system removes it
+    with the process, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = tempfile.TemporaryFile(prefix="segray-rows-", buffering=0)  # noqa: SIM115
+        self._spans: dict[str, np.ndarray] = {}  # where each row of a part begins and ends, [N, 2]
+        self._schemas: dict[str, pa.Schema] = {}
+        self._reading: defaultdict[str, Lock] = defaultdict(Lock)
+        self._appending, self._end = Lock(), 0
+
+    def read(self, part: str, number: int) -> dict[str, Any]:
+        with self._reading[part]:
+            if part not in self._spans:
+                self._spans[part] = self._copy(part)
+        begin, end = self._spans[part][number].tolist()
+        encoded = pa.py_buffer(os.pread(self._file.fileno(), end - begin, begin))
+        row: dict[str, Any] = pa.ipc.read_record_batch(encoded, self._schemas[part]).to_pylist()[0]
+        return row
+
+    def _copy(self, part: str) -> np.ndarray:
+        spans = []
+        with parquet.opened(part, buffer_size=BUFFER) as file:
+            columns = [name for name in ROW_COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                self._schemas[part] = batch.schema
+                spans += [self._append(part, batch.slice(i, 1).serialize()) for i in range(len(batch))]
+        return np.array(spans, np.int64)
+
+    def _append(self, part: str, row: pa.Buffer) -> tuple[int, int]:
+        with self._appending:
+            begin, self._end = self._end, self._end + row.size
+        try:
+            view, at = memoryview(row), begin
+            while view:  # a disk that is nearly full takes a part, and no error tells
+                taken = os.pwrite(self._file.fileno(), view, at)
+                view, at = view[taken:], at + taken
+        except OSError as error:
+            raise StorageError(
+                f"{tempfile.gettempdir()} cannot hold the masks of {part}: {storage.reason(error)}. Give segray "
+                "another folder for what it keeps for a while: TMPDIR=FOLDER."
+            ) from error
+        return begin, begin + row.size
+
+
+@lru_cache(maxsize=1)
+def _rows_of(process: int) -> _Rows:
+    """This process's; one that was forked begins anew."""
+    return _Rows()
+
+
+@lru_cache(maxsize=INDICES)
+def _index(uri: str) -> VideoIndex:
+    return index_video(uri)

@@ -1,0 +1,103 @@
+"""A video file → the bytes that it lacks at its end, by what its container says of itself.
+
+Whoever copies or records a file may stop before its end, and FFmpeg reads what is there without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from typing import Any
+
+from segray.core.io import storage
+
+HEAD = 1 << 16  # bytes in which a header that tells the length stands
+
+ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # File Properties (ASF specification, 3.2)
+BROADCAST = 1  # its flag: the length was not known when the header was written
+NEVER_SO_LONG = 0x7FFFFFFF  # what writers of AVI that cannot go back put for a length
+
+
+def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
+    """How many bytes the file is too short; 0 where it is whole or does not tell. stream: all of it was read."""
+    with storage.open_read(uri) as file:
+        size: int = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(HEAD)
+        match format_name:
+            case "mov,mp4,m4a,3gp,3g2,mj2":
+                end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+            case "matroska,webm":
+                end = _segment_end(head)
+            case "avi":
+                end = _riff_end(file)
+            case "asf":
+                end = _asf_size(head)
+            case "flv":
+                end = _flv_size(head)
+            case "mpegts":
+                end = _ts_end(file, head, size)
+            case _:
+                end = 0
+    return max(0, end - size)
+
+
+def _segment_end(head: bytes) -> int:
+    """Of Matroska: behind the EBML header stands one element, the segment, that holds all others."""
+    at, size = _ebml_size(head, 4)
+    if size is None or head[at + size : at + size + 4] != b"\x18\x53\x80\x67":
+        return 0
+    at, size = _ebml_size(head, at + size + 4)
+    return 0 if size is None else at + size
+
+
+def _ebml_size(head: bytes, at: int) -> tuple[int, int | None]:
+    """Where the size that begins at `at` ends, and the size; None: not known (RFC 8794, 4 and 6.2)."""
+    length = 9 - head[at].bit_length()
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(head[at : at + length], "big") & unknown
+    return at + length, None if size == unknown else size
+
+
+def _riff_end(file: Any) -> int:
+    """Of AVI: a RIFF for each gigabyte or so, one behind the other."""
+    at = end = 0
+    while file.seek(at) == at and (chunk := file.read(8))[:4] == b"RIFF" and len(chunk) == 8:
+        size = int.from_bytes(chunk[4:], "little")
+        if size >= NEVER_SO_LONG:
+            return 0
+        end = at + 8 + size
+        at = end + size % 2
+    return end
+
+
+def _asf_size(head: bytes) -> int:
+    at = head.find(ASF_FILE)
+    if at < 0 or len(head) < at + 92 or struct.unpack_from("<I", head, at + 88)[0] & BROADCAST:
+        return 0
+    return int(struct.unpack_from("<Q", head, at + 40)[0])
+
+
+def _flv_size(head: bytes) -> int:
+    """A number in its onMetaData."""
+    at = head.find(b"\0\x08filesize\0")
+    if at < 0 or len(head) < at + 19:
+        return 0
+    size = struct.unpack_from(">d", head, at + 11)[0]
+    return int(size) if math.isfinite(size) else 0
+
+
+def _ts_end(file: Any, head: bytes, size: int) -> int:
+    """Of a transport stream: of its last packet, where that has begun; what else stands at the end is no packet."""
+    packet = _ts_packet(head)
+    begun = size - size % packet
+    file.seek(begun + packet % 188)  # m2ts has 4 bytes of time before a packet
+    return begun + packet if file.read(1) == b"G" else 0
+
+
+def _ts_packet(head: bytes) -> int:
+    """Bytes in a packet, each of which begins with 0x47, in m2ts behind 4 bytes of time; 1 where none is seen."""
+    if head[0:1] == head[188:189] == b"G":
+        return 188
+    return 192 if head[4:5] == head[196:197] == b"G" else 1

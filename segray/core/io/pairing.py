@@ -1,0 +1,436 @@
+"""Folders of images beside folders of masks: files pair by their path without suffix."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+from segray.config import DataSection
+from segray.core.io import storage
+from segray.core.io.images import IMAGE_SUFFIXES
+from segray.core.samples import SampleRef
+from segray.errors import DataError
+
+# What published sets put behind a frame's name, for its image or its mask.
+SUFFIXES = ("_leftImg8bit", "_gtFine_labelIds", "_gtCoarse_labelIds", "_mask", "_L")
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+SEPARATOR = re.compile(r"[\s,;]+")  # of the columns of a list
+IMAGE_NAME = re.compile(f"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
+COLUMN = re.compile(f"{IMAGE_NAME.pattern[:-1]}{SEPARATOR.pattern}", re.IGNORECASE)  # a column that is an image's
+LONGEST = 4096  # characters of a path
+MOST_COLUMNS = 64  # of a line: a longer one is prose, or a table
+OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not labels' ids
+
+
+def pair_key(stem: str) -> str:
+    """A frame's name, from its image's or its mask's; an accent is one sign, though macOS writes it as two.
+
+    >>> pair_key("aachen_000000_000019_gtFine_labelIds")
+    'aachen_000000_000019'
+    """
+    stem = unicodedata.normalize("NFC", stem)
+    return next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), stem)
+
+
+def frame_name(path: str) -> str:
+    """A frame's path without what is no part of its name: an image's suffix, what pair_key cuts, empty steps.
+
+    >>> frame_name("./day1/0001_mask.PNG"), frame_name("1623173424.123456")
+    ('day1/0001', '1623173424.123456')
+    """
+    path = _steps(path)
+    stem, dot, suffix = path.rpartition(".")
+    return pair_key(stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else path)
+
+
+def _steps(path: str) -> str:
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def drive_of(ref: SampleRef) -> str:
+    """The drive that a frame is of: its name up to the last underscore, else its folder, else the frame alone.
+
+    day1/seq_0001 is of day1/seq, day1/0001 of day1, 0001 of 0001.
+    """
+    folder, _, name = ref.sample_id.rpartition("/")
+    start = name.rpartition("_")[0]
+    return "/".join(part for part in (folder, start) if part) or name
+
+
+def find_images(folder: str) -> dict[str, str]:
+    """Path below `folder`, as pair_key, → URI, for every image file; DataError where two share it."""
+    found: dict[str, str] = {}
+    folder = storage.absolute(folder)
+    for entry in storage.list_files(folder, storage.not_hidden):
+        name = entry.uri[len(folder) + 1 :]
+        stem, dot, suffix = name.rpartition(".")
+        if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or storage.is_hidden(storage.name_of(name)):
+            continue
+        if OTHER_MASKS.search(stem):
+            continue
+        key = pair_key(stem)
+        if key in found:
+            raise DataError(f"{entry.uri} and {found[key]} share a stem; keep one of them.")
+        found[key] = entry.uri
+    return found
+
+
+class Matched(NamedTuple):
+    """key_of: image → key of its mask. notes: what pairs rest on and which masks are not used, in sentences."""
+
+    key_of: dict[str, str]
+    notes: list[str]
+
+
+def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> Matched:
+    """Pair masks with images by path, else by file name where one mask and one image alone have it.
+
+    masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
+    A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
+    ends in a/b. An image in or below a folder of which there are masks pairs with none of another folder, and a mask
+    of a folder of images with none outside it.
+    """
+    masks_named = Counter(storage.name_of(key) for key in masks)
+    images_named: dict[str, list[tuple[str, str]]] = {}
+    folders: set[str] = set()
+    first = last = ""
+    for place, path in images:
+        first, last = min(path, first or path), max(path, last)
+        folders.add(storage.folder_of(path))
+        if (name := storage.name_of(path)) in masks_named:
+            images_named.setdefault(name, []).append((place, path))
+    mask_folders = {storage.folder_of(key) for key in masks} - {""}
+    image_folders = parts_of(folders)
+    root = common_folder(first, last)
+    key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
+    taken, alone, elsewhere, unclear = set(key_of.values()), [], [], []
+    for key in masks:
+        same = images_named.get(storage.name_of(key), [])
+        if key in taken or all(place in key_of for place, _ in same):
+            continue
+        if len(same) != 1 or masks_named[storage.name_of(key)] != 1:
+            unclear.append(masks[key])
+        elif is_elsewhere(same[0][1], storage.folder_of(key), mask_folders, image_folders):
+            elsewhere.append(f"{masks[key]} with {same[0][0]}")
+        else:
+            key_of[same[0][0]] = key
+            alone.append(f"{masks[key]} with {same[0][0]}")
+    notes = []
+    if alone:
+        notes.append(f"Masks that pair by file name alone, as their folders differ: {len(alone)}, such as {alone[0]}.")
+    if elsewhere:
+        said = "Masks that do not pair with the image of their file name, as its folder or theirs is on both sides"
+        notes.append(
+            f"{said}: {len(elsewhere)}, such as {elsewhere[0]}. Put masks into folders as their images lie in."
+        )
+    if unclear:
+        said = f"Masks that pair with no image, as several images or masks have their file name: {len(unclear)}"
+        notes.append(f"{said}, such as {unclear[0]}. Put masks into folders as their images lie in.")
+    return Matched(key_of, notes)
+
+
+def common_folder(first: str, last: str) -> str:
+    """The folder that holds all paths of which these are first and last in order; it ends in a slash.
+
+    >>> common_folder("in/day1/0001", "in/day2/0001")
+    'in/'
+    """
+    return posixpath.commonprefix([first, last]).rpartition("/")[0] + "/"
+
+
+def frame_path(uri: str) -> str:
+    """A frame's path without suffix, as the keys of find_images() end.
+
+    >>> frame_path("val/aachen/aachen_000000_000019_leftImg8bit.png")
+    'val/aachen/aachen_000000_000019'
+    """
+    return pair_key(uri.removesuffix(storage.name_of(uri)) + storage.stem_of(uri))
+
+
+def _keys_by_path(
+    masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str, folders: set[str]
+) -> dict[str, str]:
+    """Image → key of the mask at its path, of several the longest; none of another of the masks' folders than its own.
+
+    A mask that several images claim is that one's which lies at it below `root`.
+    """
+    claims: dict[str, list[tuple[bool, str]]] = {}
+    for place, path in images:
+        below = path.removeprefix(root)
+        key = next((end for end in (*ends(path)[:-1], below) if end in masks), None)
+        if key is not None and own_folder(path, folders) == storage.folder_of(key):
+            claims.setdefault(key, []).append((len(key) >= len(below), place))
+    found = {}
+    for key, claimants in claims.items():
+        best = [place for exact, place in claimants if exact] or [place for _, place in claimants]
+        if len(best) == 1:
+            found[best[0]] = key
+    return found
+
+
+def own_folder(path: str, folders: Collection[str]) -> str:
+    """Of these folders the one that a path lies in or deepest below, as far as their ends tell; '' for none.
+
+    >>> own_folder("/in/day1/cam/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
+    ('day1', '')
+    """
+    above = _folders_above(path) if folders else []
+    return next((end for folder in above for end in ends(folder) if end in folders), "")
+
+
+def is_elsewhere(path: str, folder: str, folders: Collection[str], image_folders: Collection[str]) -> bool:
+    """Whether what lies in `folder` is of another folder than the image at `path`, though they share a file name.
+
+    folders: of all that are to be paired with images. image_folders: parts_of() all images' folders.
+    """
+    own = own_folder(path, folders)
+    return own != folder and (own != "" or folder in image_folders)
+
+
+def parts_of(folders: Iterable[str]) -> set[str]:
+    """'a/b/c' → 'a/b/c', 'b/c', 'c', 'a/b', 'b', 'a'."""
+    return {end for folder in set(folders) for above in _folders_above(f"{folder}/") for end in ends(above)}
+
+
+def _folders_above(path: str) -> list[str]:
+    """'a/b/c' → 'a/b', 'a'."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], list[str]]:
+    """(frames with a mask, files without a partner), both in order of name; ids are `prefix` + stem."""
+    return pair_found(find_images(images), find_images(masks), prefix)
+
+
+def pair_found(
+    image_uris: Mapping[str, str], mask_uris: Mapping[str, str], prefix: str = ""
+) -> tuple[list[SampleRef], list[str]]:
+    """pair() of what find_images() gave."""
+    refs = [
+        SampleRef(prefix + stem, image_uris[stem], mask_uris[stem])
+        for stem in sorted(image_uris.keys() & mask_uris.keys())
+    ]
+    lonely = image_uris.keys() ^ mask_uris.keys()
+    return refs, sorted(image_uris.get(stem) or mask_uris[stem] for stem in lonely)
+
+
+def read_text(uri: str) -> str:
+    """A small UTF-8 file, with or without a byte order mark. DataError for another encoding."""
+    try:
+        return storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{uri} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def check_columns(names: Sequence[str], uri: str) -> None:
+    """DataError where two columns of a table have one name: one of them would be passed over."""
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{uri} has {names.count(twice[0])} columns called {twice[0]}; rename all but one of them.")
+
+
+def check_root(root: str | None, layout: str) -> str:
+    """The data folder, absolute. DataError when none was given, or it is not there."""
+    if root is None:
+        raise DataError(f"No data folder given; the layout {layout} needs --data FOLDER.")
+    root = storage.absolute(root)
+    if not storage.exists(root):
+        raise DataError(f"{root} does not exist; give the folder that holds {layout}.")
+    return root
+
+
+def split(
+    refs: Sequence[SampleRef], config: DataSection, group: Callable[[SampleRef], str] = lambda ref: ref.sample_id
+) -> dict[str, tuple[SampleRef, ...]]:
+    """Frames by split: by their first folder where any is called as a split is, else as their group's hash says.
+
+    The hash is the same on every machine; frames of one group stay together. Of two groups or more, val has one
+    at least, and so has train. DataError for frames beside the folders of splits.
+    """
+    splits: dict[str, list[SampleRef]] = {}
+    folders = {ref.sample_id.partition("/")[0] for ref in refs if "/" in ref.sample_id}
+    has_folders = any(name.lower() in SPLIT_NAMES or name in (config.train_split, config.val_split) for name in folders)
+    if has_folders and (beside := [ref for ref in refs if "/" not in ref.sample_id]):
+        raise DataError(
+            f"{beside[0].image} lies beside the folders {', '.join(sorted(folders))} ({len(beside)} such frames), and "
+            "so belongs to no split; move it into one of them."
+        )
+    draws = {name: _draw(name) for name in map(group, refs)}
+    limit = config.val_share * 2**32
+    if len(draws) > 1:  # few groups, such as three drives, can all fall on one side
+        limit = min(max(limit, min(draws.values()) + 1), max(draws.values()))
+    for ref in refs:
+        drawn = config.val_split if draws[group(ref)] < limit else config.train_split
+        splits.setdefault(ref.sample_id.split("/")[0] if has_folders else drawn, []).append(ref)
+    return {key: tuple(members) for key, members in splits.items()}
+
+
+def _draw(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:4])
+
+
+def split_by_lists(
+    root: str,
+    refs: Sequence[SampleRef],
+    images: Iterable[str],
+    config: DataSection,
+    group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
+) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
+    """Splits as read_lists() finds them at the root, else as split() makes them; and what is worth knowing of lists.
+
+    Lists of other names alone, such as all.txt, make no splits.
+    """
+    splits, notes = read_lists(root, refs, images, config)
+    if splits.keys() & {*SPLIT_NAMES, config.train_split, config.val_split}:
+        return splits, tuple(notes)
+    return split(refs, config, group), (*notes, *(f"{root}/{name}.txt is of no split by its name" for name in splits))
+
+
+def read_lists(
+    folder: str, refs: Sequence[SampleRef], images: Iterable[str], config: DataSection
+) -> tuple[dict[str, tuple[SampleRef, ...]], list[str]]:
+    """(frames by the lists in `folder`, train.txt and so on; what is worth knowing of the lists). {} without a list.
+
+    images: the names of all images, also of those without a mask. A line is a frame's path or the end of it, with or
+    without suffix and folders above, and may have further columns; one that names a mask names the frame's own.
+    A frame that a list repeats is taken once. DataError for a line that two frames answer to, for two lines that mean
+    one frame, for one that means none, and for one with another mask, in the lists of train and val; other lists with
+    such a line are passed over, as of frames whose masks were not published.
+    """
+    frames = _Frames(refs, images)
+    splits: dict[str, tuple[SampleRef, ...]] = {}
+    notes: list[str] = []
+    empty: list[str] = []
+    for entry in storage.list_files(folder, deep=False):
+        name = storage.name_of(entry.uri)
+        listed, _, suffix = name.rpartition(".")
+        if entry.uri != storage.join(folder, name) or storage.is_hidden(name):
+            continue
+        needed = listed in (config.train_split, config.val_split)
+        if suffix.lower() != "txt":
+            if needed:
+                notes.append(f"{entry.uri} is not read: a list of a split is a .txt with a frame a line")
+            continue
+        lines = {
+            n: line for n, text in enumerate(re.split(r"\r\n|\r|\n", read_text(entry.uri)), 1) if (line := text.strip())
+        }
+        try:
+            members = frames.members(entry.uri, lines)
+        except DataError as error:
+            if needed:
+                raise
+            if frames.knows_any(lines.values()):
+                notes.append(f"{error} So {listed} is no split here")
+            continue
+        if repeated := len(lines) - len(members):
+            notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
+        if members:
+            splits[listed] = tuple(members)
+        elif needed:
+            empty.append(entry.uri)
+    if empty and not splits:
+        raise DataError(f"{empty[0]} lists no frame; give it some, or delete all lists.")
+    return splits, notes
+
+
+class _Frames:
+    """Frames by what a list may call them."""
+
+    def __init__(self, refs: Sequence[SampleRef], images: Iterable[str]) -> None:
+        self.ref_of: dict[str, SampleRef | None] = {_steps(name): None for name in images}
+        self.ref_of |= {_steps(ref.sample_id): ref for ref in refs}
+        self.folders = {end for name in self.ref_of if (end := storage.folder_of(name))}
+        self.by_end: dict[str, list[str]] = {}
+        for name in self.ref_of:
+            for end in ends(name):
+                self.by_end.setdefault(end, []).append(name)
+
+    def members(self, source: str, lines: Mapping[int, str]) -> list[SampleRef]:
+        """The frames that a list names, each once. lines: by their numbers."""
+        line_of: dict[SampleRef, str] = {}
+        missing: list[str] = []
+        for number, line in lines.items():
+            where = f"{source} line {number}"
+            name, end = self._named(line, where)
+            if name is None or (ref := self.ref_of[name]) is None:
+                what = "of which there is no image" if name is None else "whose image has no mask"
+                missing.append(f"{where} lists {line}, {what}")
+                continue
+            if other := self._other(line[end:], ref):
+                raise DataError(
+                    f"{where} lists {other} beside {line[:end]}, which is not the frame's mask, {ref.mask}. List "
+                    "images alone, or put the masks that are meant where the others lie."
+                )
+            if line_of.setdefault(ref, line) != line:
+                raise DataError(f"{source} lists {line_of[ref]} and {line}, which are one frame, {ref.image}.")
+        if missing:
+            raise DataError(f"{missing[0]} ({len(missing)} such lines).")
+        return list(line_of)
+
+    def knows_any(self, lines: Iterable[str]) -> bool:
+        """Whether this may be a list of frames at all, and is no text of another kind."""
+        return any(storage.name_of(frame_name(SEPARATOR.split(line)[0])) in self.by_end for line in lines)
+
+    def _named(self, line: str, where: str) -> tuple[str | None, int]:
+        """(frame of a line, where what names it ends): all of it, as names may hold spaces, or its first columns."""
+        for end in _cuts(line):
+            if name := self._found(line[:end], where):
+                return name, end
+        one_path = len(line) < LONGEST and IMAGE_NAME.search(line) is not None
+        return (self._found(line, where, one_path=True) if one_path else None), len(line)
+
+    def _found(self, path: str, where: str, *, one_path: bool = False) -> str | None:
+        """The frame of a path. one_path: folders above the frame's name may hold spaces, and so end no column."""
+        for name in (frame_name(path), _steps(path)):
+            if name in self.ref_of:
+                return name
+            if len(found := self.by_end.get(name, [])) > 1:
+                raise DataError(
+                    f"{where} lists {path}, and {len(found)} frames end so, such as {found[0]} and {found[1]}; "
+                    "list their paths."
+                )
+            if found:
+                return found[0]
+            end = next((end for end in ends(name) if end in self.ref_of), None)
+            if end is None or own_folder(name, self.folders) != storage.folder_of(end):
+                continue
+            above = name.removesuffix(end)
+            if not SEPARATOR.search(above) or (one_path and not COLUMN.search(above) and not set(",;") & set(above)):
+                return end
+        return None
+
+    def _other(self, columns: str, ref: SampleRef) -> str | None:
+        """What stands behind a frame's name and is a file that is neither its image nor its mask."""
+        below = ref.sample_id.count("/") + 2  # from the folder of all images, or of all masks, on
+        own = ["/".join(frame_name(uri).split("/")[-below:]) for uri in (ref.image, ref.mask)]
+        named = columns.lstrip(" \t,;")
+        if any(
+            name in ends(one) or one in ends(name)
+            for end in _cuts(named)
+            for one in own
+            if (name := frame_name(named[:end]))
+        ):
+            return None
+        return next((one for one in SEPARATOR.split(named) if IMAGE_NAME.search(one) or self._is_path(one)), None)
+
+    def _is_path(self, column: str) -> bool:
+        name = frame_name(column)
+        return "/" in name and storage.name_of(name) in self.by_end
+
+
+def _cuts(line: str) -> list[int]:
+    """Where a line may end that has further columns, or none, the longest first; of a long one the first columns."""
+    starts = [match.start() for match in islice(SEPARATOR.finditer(line), MOST_COLUMNS + 1)]
+    return [*([len(line)] if len(starts) <= MOST_COLUMNS else []), *reversed(starts)]
+
+
+def ends(name: str) -> list[str]:
+    """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
+    parts = name.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -1,0 +1,36 @@
+"""Parquet files to read from, where what is wrong with one is a DataError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.core.io import storage
+from segray.errors import DataError
+
+
+@contextmanager
+def opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file. DataError for one that is torn, also where that shows only while it is read."""
+    try:
+        with storage.open_read(uri) as file:
+            yield pq.ParquetFile(file, **options)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{uri} cannot be read: {reason}. Remove it and run again what wrote it.") from error
+
+
+def read(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read columns, or all, of a whole file."""
+    with opened(uri) as file:
+        return file.read(columns=columns).replace_schema_metadata()
+
+
+def batches(uri: str, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read columns, or all, of so many rows at a time."""
+    with opened(uri) as file:
+        yield from file.iter_batches(rows, columns=columns)

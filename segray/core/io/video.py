@@ -1,0 +1,428 @@
+"""Video files: which frames there are, and the frames themselves, in the order in which a player shows them.
+
+A frame is named by its index in that order. Where a file's time stamps (pts) can be trusted they are the key by which
+any frame is found after a seek, and a listing of the packets tells all of them without decoding one. Where they cannot
+(a packet has none, two have the same, they go back, a container keeps none or keeps them in the order of decoding), the
+video is decoded from its beginning, once to number the frames and again for each span of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from segray.core.io import storage
+from segray.core.io.decoding import (
+    DAMAGE,
+    SEEK_EARLY_S,
+    Damage,
+    Run,
+    Start,
+    Upright,
+    check_moves,
+    checksum,
+    decode_around,
+    decode_fast,
+    find_damage,
+    frames_of,
+    number_frames,
+    open_video,
+    start,
+    start_at,
+    video_stream,
+    video_streams,
+)
+from segray.core.io.missing_bytes import missing_bytes
+from segray.errors import DataError
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv"}
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
+)
+
+TRUSTED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"})  # keep times of presentation
+BY_DECODING_TIME = frozenset({"avi", "asf"})  # keep one time a packet: right where frames are not reordered
+
+PROBE = 16  # packets that are decoded to see whether stamps name frames: as many as H.264 and HEVC can reorder
+
+LOST_FRAME = "this frame cannot be decoded; it is damaged, or refers to a frame that is."  # of a row, after its file
+
+NEVER_SO_MANY = 1 << 29  # what writers of AVI that cannot go back put for the number of frames
+SHORTER_S = 2.0  # by which a stated length may exceed the frames
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Every frame in the order of presentation; keyframes and lost are indices into it.
+
+    times_s: from the first frame.
+    pts: in the stream's ticks; None where stamps do not name the frames, which are then found by their index.
+    lost: frames that are known to be damaged already.
+    starts: keyframes of such a video from which frames up to the first lost one can be decoded, but for the first.
+    damage: what is missing after the last frame, where the file says or shows that it was longer.
+    streams: so many videos the file holds; these are the frames of one.
+    """
+
+    times_s: tuple[float, ...]
+    keyframes: tuple[int, ...]
+    pts: tuple[int, ...] | None
+    lost: frozenset[int] = frozenset()
+    starts: tuple[Start, ...] = ()
+    damage: str | None = None
+    streams: int = 1
+
+    def start_of(self, frame: int) -> Start | None:
+        """Where to begin for a frame of a video without usable stamps; None: at the beginning."""
+        if not self.starts or frame >= min(self.lost, default=len(self.times_s)):
+            return None  # behind damage a decoder that began elsewhere may count otherwise
+        at = bisect_right(self.starts, frame, key=lambda start: start.frame)
+        return self.starts[at - 1] if at else None
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """What read_frames finds each frame by."""
+        return range(len(self.times_s)) if self.pts is None else self.pts
+
+
+class Frame(NamedTuple):
+    """key as in the index; image_hwc uint8 RGB [H, W, 3], upright."""
+
+    key: int
+    image_hwc: np.ndarray
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_corrupt: bool
+
+
+@dataclass
+class _Listing:
+    """What a file tells without being decoded, but for its first packets.
+
+    rises: times of decoding never go back, as they do where a recording begins behind another.
+    unsure: so many frames at the end of a cut file may stand behind one that is missing, or lack a part.
+    """
+
+    packets: list[_Packet]
+    format: str
+    time_base: float
+    step_s: float
+    reorders: bool
+    rises: bool
+    agrees: bool
+    begins_cut: bool
+    unsure: int
+    damage: str | None
+    streams: int
+
+
+def index_video(uri: str) -> VideoIndex:
+    """List the frames of the video stream, up to the first damage of the container, if any.
+
+    DataError when there is no video stream, or no frame in it.
+    """
+    listing = _list(uri)
+    stamps = [packet.pts for packet in listing.packets]
+    if len(stamps) < 2:  # FFmpeg takes some pictures for a video of one frame
+        check_moves(uri)
+    if not stamps:
+        raise DataError(f"{uri} holds no video frame.")
+    starts: list[Start] = []
+    in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
+    if in_order and listing.agrees and listing.rises and _name_frames(stamps):
+        torn = _torn(listing)
+        shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
+    else:
+        shown, starts = _number(uri, listing.begins_cut)
+        if not shown:
+            check_moves(uri)
+            raise DataError(f"{uri} holds no video frame that can be decoded.")
+        in_order = listing.format in TRUSTED or (listing.format in BY_DECODING_TIME and not listing.reorders)
+        sound = [pts for pts, is_sound in shown if is_sound]
+        in_order = in_order and _name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
+        if in_order:
+            shown.sort()
+    keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
+    lost = frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure)
+    starts = [] if in_order else [at for at in starts if at.frame < min(lost, default=len(shown))]
+    by_index = (0, *(at.frame for at in starts))
+    return VideoIndex(
+        times_s=tuple(_times_s([pts for pts, _ in shown], listing)),
+        keyframes=tuple(i for i, (pts, _) in enumerate(shown) if pts in keys) if in_order else by_index,
+        pts=tuple(pts for pts, _ in shown) if in_order else None,
+        lost=lost,
+        starts=tuple(starts),
+        damage=listing.damage,
+        streams=listing.streams,
+    )
+
+
+def _name_frames(stamps: Sequence[int | None]) -> bool:
+    return None not in stamps and len(set(stamps)) == len(stamps)
+
+
+def _torn(listing: _Listing) -> set[int | None]:
+    """The stamps of packets that lack a part, and of those up to the next keyframe."""
+    torn: set[int | None] = set()
+    lost, cut, restart = False, listing.begins_cut, None
+    for packet in listing.packets:
+        if packet.is_corrupt or cut:
+            lost = True
+        elif packet.is_keyframe and lost:
+            lost, restart = False, packet.pts
+        cut = packet.is_corrupt
+        if lost or (restart is not None and packet.pts is not None and packet.pts < restart):
+            torn.add(packet.pts)
+    return torn
+
+
+def _list(uri: str) -> _Listing:
+    packets: list[_Packet] = []
+    ends_s: list[float] = []
+    probe, damage = _Probe(), None
+    with open_video(uri) as container:
+        stream = video_stream(container, uri, threads="NONE")
+        try:
+            for packet in container.demux(stream if stream.duration else _timed(container)):
+                if packet.pts is not None and packet.time_base:
+                    ends_s.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is not stream or not packet.size:
+                    continue
+                if len(packets) < PROBE:
+                    probe.feed(packet)
+                if not packet.is_discard:
+                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt))
+        except DAMAGE as error:  # the frames before it are good
+            damage = f"{uri} cannot be read to its end: {storage.reason(error)}."
+        rate = stream.average_rate or stream.guessed_rate
+        step_s = float(1 / rate) if rate else 1 / 25
+        if packets and damage is None:
+            damage = _shorter(container, stream, packets, max(ends_s, default=0.0), step_s, uri) or _cut(
+                uri, container.format.name, stream
+            )
+        reorders = bool(stream.codec_context.has_b_frames)
+        is_ts = container.format.name == "mpegts"
+        dts = [packet.dts for packet in packets if packet.dts is not None]
+        return _Listing(
+            packets=packets,
+            format=container.format.name,
+            time_base=float(stream.time_base),
+            step_s=step_s,
+            reorders=reorders,
+            rises=all(before <= after for before, after in pairwise(dts)),
+            agrees=probe.agrees(stream),
+            begins_cut=is_ts and _begins_cut(uri),
+            unsure=_held_back(packets, reorders) + is_ts if damage else 0,  # of a .ts also the last may lack a part
+            damage=damage,
+            streams=len(video_streams(container)),
+        )
+
+
+def _held_back(packets: list[_Packet], reorders: bool) -> int:
+    """How many frames at most stand in the file before one that is shown before them; with a B-pyramid two."""
+    if not reorders:
+        return 0
+    stamps = [packet.pts for packet in packets if packet.pts is not None]
+    in_turn = sorted(range(len(stamps)), key=stamps.__getitem__)
+    # Where the stamps of joined recordings begin again, as many as a decoder may hold back.
+    return min(PROBE, max(2, max((number - turn for turn, number in enumerate(in_turn)), default=0)))
+
+
+def _cut(uri: str, format_name: str, stream: Any) -> str | None:
+    """A sentence when the file has fewer bytes than it should."""
+    missing = missing_bytes(uri, format_name, stream)
+    end = "its last packet" if format_name == "mpegts" else "the file that its header states"
+    return f"{uri} ends {missing:,} byte{'s' * (missing > 1)} before the end of {end}; it was cut." if missing else None
+
+
+def _begins_cut(uri: str) -> bool:
+    """Whether a .ts has lost packets of its first frame: of that one FFmpeg tells where it does not look for frames."""
+    with open_video(uri, fflags="+noparse") as container, suppress(*DAMAGE, StopIteration):
+        return bool(next(container.demux(video_stream(container, uri))).is_corrupt)
+    return False
+
+
+class _Probe:
+    """Decode the first packets: does each give the frame of its stamp, and in the order of their stamps?"""
+
+    def __init__(self) -> None:
+        self.stamps: list[int | None] = []
+        self.shown: list[int | None] = []
+        self.interlaced = self.failed = False
+
+    def feed(self, packet: Any) -> None:
+        if self.failed:
+            return
+        if not packet.is_discard:
+            self.stamps.append(packet.pts)
+        try:
+            self._see(frames_of(packet.stream, packet))
+        except av.FFmpegError:
+            self.failed = True
+
+    def agrees(self, stream: Any) -> bool:
+        try:
+            self._see(frames_of(stream, None))
+        except av.FFmpegError:
+            return False
+        if self.failed:
+            return False  # damage tells nothing of the stamps
+        if self.interlaced and stream.codec_context.name == "h264":
+            return False  # at any place two packets may be the two fields of a frame
+        return None not in self.stamps and sorted(pts for pts in self.stamps if pts is not None) == self.shown
+
+    def _see(self, frames: list[Any]) -> None:
+        self.shown += [frame.pts for frame in frames]
+        self.interlaced |= any(frame.interlaced_frame for frame in frames)
+
+
+def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[Start]]:
+    """The stamp of each frame, by decoding from the beginning, and whether the frame is sound; and known starts."""
+    starts: list[Start] = []
+    if not begins_cut:
+        with open_video(uri) as container:
+            stamps, starts, is_whole = number_frames(container, video_stream(container, uri))
+        with open_video(uri) as container:
+            if starts and start_at(container, video_stream(container, uri), starts[-1]) is None:
+                starts = []  # a container without an index
+            if is_whole:
+                return [(pts, True) for pts in stamps], starts
+    damage = find_damage(uri, begins_cut=begins_cut)
+    with open_video(uri) as container:
+        stream = video_stream(container, uri, threads="NONE", strict=False)
+        shown = decode_around(stream, Run(container.demux(stream)), damage)
+        return [(pts, frame is not None) for frame, pts, _ in shown], starts
+
+
+def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
+    """Seconds from the first frame. Where stamps repeat, go back or are absent, frames follow at the usual rate."""
+    if not _name_frames(stamps):
+        dts = [packet.dts for packet in listing.packets]
+        if _name_frames(dts) and len(dts) == len(stamps):
+            stamps = dts
+    if listing.rises and _name_frames(stamps):
+        given = sorted(stamp for stamp in stamps if stamp is not None)
+        return [(stamp - given[0]) * listing.time_base for stamp in given]
+    times: list[float] = []
+    shift: float | None = None
+    for stamp in stamps:
+        after = times[-1] + listing.step_s if times else 0.0
+        if stamp is None:
+            times.append(after)
+            continue
+        if shift is None or stamp * listing.time_base + shift < after - listing.step_s / 2:
+            shift = after - stamp * listing.time_base
+        times.append(stamp * listing.time_base + shift)
+    return times
+
+
+def _timed(container: Any) -> list[Any]:
+    return [stream for stream in container.streams if stream.type in ("video", "audio", "subtitle")]
+
+
+def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, step_s: float, uri: str) -> str | None:
+    """A sentence when the frames end long before the length that the file's header states.
+
+    FFmpeg reads a file that was cut without a word (of an mkv's 60 frames, 19 came and no error). end_s: of the last
+    packet of any stream.
+    """
+    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+    tick = float(stream.time_base)
+    slack_s = max((after - before for before, after in pairwise(stamps)), default=0) * tick
+    if container.format.name == "avi":  # the length that FFmpeg tells of is that of the file as it is
+        if stream.frames >= NEVER_SO_MANY:
+            return None
+        found_s, stated_s = len(packets) * step_s, stream.frames * step_s
+    elif stream.duration:
+        found_s, stated_s = end_s - stamps[0] * tick if stamps else 0.0, stream.duration * tick
+    elif container.format.name in ("matroska,webm", "flv", "asf"):  # of the longest stream, as sound may be
+        found_s, stated_s = end_s, (container.duration or 0) / av.time_base
+    else:
+        return None
+    if stated_s - found_s <= max(SHORTER_S, 0.02 * stated_s, 1.5 * slack_s):
+        return None
+    return f"{uri} ends at {found_s:.1f} s of the {stated_s:.1f} s that its header states; it was cut."
+
+
+class _Outcome(Enum):
+    DONE = auto()
+    MISSED = auto()  # the first frames wanted were not there: an earlier seek may find them
+    DAMAGED = auto()
+
+
+def read_frames(
+    uri: str, keys: Sequence[int], *, by_index: bool = False, begin: Start | None = None
+) -> Iterator[Frame]:
+    """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
+
+    Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
+    keyframe: what lies between refers to what is lost. DataError when the file cannot be opened as a video.
+
+    by_index: keys are indices, and decoding starts at `begin`, as the index has it for the first of them, or at the
+    beginning. Frames that the index calls lost are not asked.
+    """
+    wanted = set(keys)
+    if not wanted:
+        return
+    tries: tuple[Start | float | None, ...] = SEEK_EARLY_S
+    if by_index:
+        tries = (begin, None) if begin else (None,)
+    for where in tries:
+        outcome = yield from _read(uri, wanted, by_index, where)
+        if outcome is _Outcome.DAMAGED:
+            damage = Damage() if by_index or isinstance(where, Start) else find_damage(uri, wanted, where)
+            outcome = yield from _read(uri, wanted, by_index, where, damage)
+        if outcome is _Outcome.DONE:
+            return  # the caller sees which frames are missing, and writes a row for each
+
+
+def _read(
+    uri: str, wanted: set[int], by_index: bool, where: Start | float | None, damage: Damage | None = None
+) -> Generator[Frame, None, _Outcome]:
+    """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
+    latest: int | None = None  # that was found
+    first, last, upright = min(wanted), max(wanted), Upright()
+    begin = where if isinstance(where, Start) else None
+    index = None if begin else 0  # of the next frame
+    with open_video(uri) as container:
+        stream = video_stream(container, uri, threads="NONE" if damage else "AUTO", strict=damage is None)
+        run = start_at(container, stream, where) if isinstance(where, Start) else start(container, stream, first, where)
+        if run is None:
+            return _Outcome.MISSED
+        shown = decode_around(stream, run, damage) if damage else decode_fast(stream, run)
+        hurt = bool(damage and damage.hurt)
+        try:
+            for frame, pts, number in shown:
+                if index is None and begin:  # what is shown before the keyframe is another run's
+                    if number != 0:
+                        continue
+                    if frame is None or checksum(frame) != begin.checksum:
+                        return _Outcome.MISSED
+                    index = begin.frame
+                key = index if by_index else pts
+                index = None if index is None else index + 1
+                if frame is None or key is None:
+                    continue
+                if latest is None and not hurt and where is not None and key > first:
+                    return _Outcome.MISSED
+                if key in wanted and (latest is None or key > latest):  # a damaged file was seen to go back in time
+                    latest = key
+                    wanted.discard(key)
+                    yield Frame(key, upright(frame))
+                if not wanted or key > last:
+                    return _Outcome.DONE
+        except DAMAGE:
+            wanted -= {key for key in wanted if latest is not None and key < latest}  # its turn is over
+            return _Outcome.DAMAGED if wanted else _Outcome.DONE
+    return _Outcome.MISSED if latest is None and not hurt else _Outcome.DONE

@@ -1,0 +1,210 @@
+"""One shard of a plan → one Parquet part; finishing a run; verifying one. What reads them is label_folder.
+
+The promise: every row of the plan is written exactly once. A part is absent or complete and never changes,
+because it is built in memory and created exclusively. `_SUCCESS` means that all parts are there.
+
+    OUT/labels/part-00042-of-05000-<plan8>.parquet   all rows of shard 42, ok and error
+    OUT/errors.parquet                               the error rows again, without masks
+    OUT/summary.json, OUT/_SUCCESS                   totals, scores, the list of parts
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.core.io import claims, storage
+from segray.core import metrics
+from segray.core.labels import quality
+from segray.core.clock import Clock
+from segray.core.io.locators import mask_of
+from segray.core.labels.folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
+from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans
+from segray.core.labels.schema import ROW_SCHEMA, Labelled, LabelRow
+from segray.core.labels.totals import Speed, Summary, Totals
+from segray.errors import DataError, SegrayError
+
+HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
+LEFTOVER_S = 3600.0  # no part takes that long to be written
+KIND = claims.Kind(
+    "labels",
+    "_segray",
+    ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray"),
+    lambda out: any(storage.iter_files(storage.join(out, "labels"))),
+)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a shard came to. created: False when another run had made the part before.
+
+    seconds: of fetch, decode, model, encode and write; `wait` is how long the shard waited for its turns at the model.
+    """
+
+    shard: int
+    rows: int
+    errors: int
+    created: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def label_shard(
+    plan: Plan, rows: list[PlanRow], shard: int, label: Callable[[Plan, list[PlanRow], Clock], Labelled]
+) -> Receipt:
+    """Label the rows of one shard and create its part. StorageError when it cannot be written.
+
+    label: rows.label_rows with its model, or what calls it in another process.
+    """
+    if storage.exists(plan.part_uri(shard)):  # another run's, or that of a task whose answer was lost
+        return done_receipt(plan, shard)
+    clock = Clock()
+    done, confusion = label(plan, rows, clock)
+    totals = Totals.of(done, confusion)
+    with clock("write"):
+        created = storage.create(plan.part_uri(shard), _to_parquet(done, plan, totals))
+    return Receipt(shard, len(done), totals.errors.total(), created, dict(clock.seconds))
+
+
+def done_receipt(plan: Plan, shard: int) -> Receipt:
+    """The receipt of a part that is there, from its footer."""
+    totals = part_totals(plan.part_uri(shard))
+    return Receipt(shard, totals.rows, totals.errors.total(), created=False)
+
+
+def finish(plans: list[Plan], speed: Speed, on_part: Callable[[], None] = lambda: None) -> Summary:
+    """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says.
+
+    A row that a later plan repeats is out of the counts and out of errors.parquet.
+    """
+    out, first = plans[0].out, plans[0]
+    totals, errors = LabelFolder(plans).totals(on_part)
+    scored = bool(totals.confusion.any())
+    summary: Summary = {
+        "plans": [plan.plan_id for plan in plans],
+        "model_id": first.model_id,
+        "classes": list(first.label_space.names),
+        **totals.to_dict(),
+        "scores": metrics.scores(totals.confusion).to_dict() if scored else None,
+        "baseline_miou": metrics.majority_baseline(totals.confusion).miou if scored else None,
+        "parts": [storage.name_of(plan.part_uri(shard)) for plan in plans for shard in range(plan.shards)],
+        **speed,
+    }
+    if len(load_plans(out)) > len(plans):
+        return summary  # another run planned more meanwhile: what is written here speaks of all plans
+    sink = pa.BufferOutputStream()
+    pq.write_table(errors, sink)
+    storage.replace(storage.join(out, "errors.parquet"), sink.getvalue().to_pybytes())
+    _remove_leftovers(out)
+    data = json.dumps(summary, indent=2).encode()
+    storage.replace(storage.join(out, "summary.json"), data)
+    said = last_summary(out)
+    if said and len(said["plans"]) < len(plans):
+        storage.replace(success_uri(out), data)
+    else:
+        storage.create(success_uri(out), data)
+    return read_summary(plans) or summary
+
+
+def _remove_leftovers(out: str) -> None:
+    """Temporary files of writers that were killed on a disk; not those of one that may be at work."""
+    if storage.is_s3(out):
+        return
+    for entry in storage.iter_files(storage.join(out, "labels")):
+        name = storage.name_of(entry.uri)
+        if name.startswith(".part-") and name.endswith(".tmp") and time.time() - int(entry.stamp) / 1e9 > LEFTOVER_S:
+            storage.remove(entry.uri)
+
+
+def check_empty(out: str) -> None:
+    """OutputExists when a folder without a plan holds files: they are not ours."""
+    claims.check_free(out, KIND.name, lambda uri: "/_segray/" in uri)
+
+
+def clear(out: str) -> None:
+    """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not one's."""
+    if not storage.exists(storage.join(out, "_segray")):
+        check_empty(out)
+    for name in KIND.made:
+        storage.remove(storage.join(out, name))
+
+
+def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> list[str]:
+    """Every break of the promise, one line each; [] when there is none. Reads all that was written."""
+    problems: list[str] = []
+    folder = LabelFolder(plans)
+    done = folder.done
+    for plan in plans:
+        reader = PlanReader(plan)
+        for shard in range(plan.shards):
+            on_part()
+            if (plan.number, shard) in done:
+                problems += _verify_part(plan, reader.shard(shard), shard)
+            else:
+                problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
+    if folder.summary is None:
+        speaks = "speaks of the plans before the last" if last_summary(folder.place) else "is missing"
+        problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command resumes")
+    elif not problems:
+        said: dict[str, object] = {**folder.summary}
+        try:
+            counted = folder.totals()[0].to_dict()
+        except DataError as error:
+            return [str(error).rstrip(".")]
+        problems += [
+            f"_SUCCESS says {key} {said.get(key)}, the parts {value}"
+            for key, value in counted.items()
+            if said.get(key) != value
+        ]
+    return problems
+
+
+def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
+    name = storage.name_of(plan.part_uri(shard))
+    try:
+        with storage.open_read(plan.part_uri(shard)) as file:
+            table = pq.ParquetFile(file).read()
+        rows = table.to_pylist()
+    except (OSError, ValueError, pa.ArrowException, SegrayError) as error:
+        return [f"{name} cannot be read: {storage.reason(error)}"]
+    if not table.schema.equals(ROW_SCHEMA):
+        return [f"{name} has other columns than a part"]
+    try:
+        counted = totals_in(table.schema, name)
+    except DataError as error:
+        return [str(error).rstrip(".")]
+    if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
+        return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
+    seen = np.zeros_like(counted.class_pixels)
+    problems = []
+    for row in rows:
+        try:
+            mask = mask_of(row, "it")
+        except DataError as error:
+            problems.append(f"{name}: the mask of {row['input_id']} cannot be read: {error}")
+            continue
+        if row["status"] == "ok":
+            seen += row["class_pixels"]
+        if mask is not None and (
+            mask.shape != (row["height_px"], row["width_px"])
+            or quality.class_pixels(mask, len(seen)).tolist() != row["class_pixels"]
+        ):
+            problems.append(f"{name}: the mask of {row['input_id']} is not what its row says")
+    if not np.array_equal(seen, counted.class_pixels):
+        problems.append(f"{name}: its totals are not those of its rows")
+    return problems
+
+
+def _to_parquet(rows: list[LabelRow], plan: Plan, totals: Totals) -> bytes:
+    """A whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
+    about = {"totals": totals.to_dict(), "label_space": plan.label_space.to_dict()}
+    schema = ROW_SCHEMA.with_metadata({"huggingface": json.dumps(HUGGINGFACE), "segray": json.dumps(about)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -1,0 +1,104 @@
+"""What labelled rows come to, as integers that add up, and what a finished run says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
+
+import numpy as np
+
+from segray.core import metrics
+from segray.core.labels.schema import LabelRow
+
+
+class Counts(TypedDict):
+    """Totals as JSON holds them. confusion: None where nothing had truth. notes: where there are any."""
+
+    rows: int
+    ok: int
+    errors: dict[str, int]
+    class_pixels: list[int]
+    confusion: list[list[int]] | None
+    notes: NotRequired[dict[str, int]]
+
+
+class Speed(TypedDict):
+    """Of the call that finished a run: its seconds, those of each stage in all threads, and the rows it labelled."""
+
+    seconds: float
+    images_per_s: float | None
+    new_rows: int
+    stage_seconds: dict[str, float]
+
+
+class Summary(Counts, Speed):
+    """What `_SUCCESS` says. scores, baseline_miou: None where nothing had truth."""
+
+    plans: list[str]
+    model_id: str
+    classes: list[str]
+    scores: metrics.PlainScores | None
+    baseline_miou: float | None
+    parts: list[str]
+
+
+@dataclass
+class Totals:
+    """Integers that add up over parts, whatever their order, of the rows that are ok.
+
+    confusion is all zero where nothing had truth. notes: by code, of what is not known of rows that are ok.
+    """
+
+    rows: int
+    errors: Counter[str]
+    class_pixels: np.ndarray
+    confusion: np.ndarray
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def empty(cls, classes: int) -> Totals:
+        return cls(0, Counter(), np.zeros(classes, np.int64), np.zeros((classes, classes), np.int64))
+
+    @classmethod
+    def of(cls, rows: list[LabelRow], confusion: np.ndarray) -> Totals:
+        totals = cls(len(rows), Counter(), np.zeros(len(confusion), np.int64), confusion)
+        for row in rows:
+            code = row.get("error_code")
+            if row["status"] == "error":
+                totals.errors[code or ""] += 1
+                continue
+            if code:
+                totals.notes[code] += 1
+            if (pixels := row["class_pixels"]) is not None:
+                totals.class_pixels += pixels
+        return totals
+
+    def add(self, other: Totals) -> None:
+        self.rows += other.rows
+        self.errors += other.errors
+        self.notes += other.notes
+        self.class_pixels += other.class_pixels
+        self.confusion += other.confusion
+
+    def to_dict(self) -> Counts:
+        counts: Counts = {
+            "rows": self.rows,
+            "ok": self.rows - self.errors.total(),
+            "errors": dict(sorted(self.errors.items())),
+            "class_pixels": self.class_pixels.tolist(),
+            "confusion": self.confusion.tolist() if self.confusion.any() else None,
+        }
+        if self.notes:
+            counts["notes"] = dict(sorted(self.notes.items()))
+        return counts
+
+    @classmethod
+    def from_dict(cls, data: Counts) -> Totals:
+        totals = cls.empty(len(data["class_pixels"]))
+        totals.rows, totals.errors = data["rows"], Counter(data["errors"])
+        totals.notes = Counter(data.get("notes", {}))
+        totals.class_pixels += np.array(data["class_pixels"], np.int64)
+        if data["confusion"] is not None:
+            totals.confusion += np.array(data["confusion"], np.int64)
+        return totals

@@ -1,0 +1,1 @@
+"""Spaces of settings, and the models that no other beats."""

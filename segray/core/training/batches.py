@@ -1,0 +1,61 @@
+"""Samples → batches on the device, read ahead by threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from segray.core.data import FileSamples
+from segray.core.prefetch import ahead
+from segray.core.samples import Samples
+
+BATCHES_AHEAD = 2
+LEAST_THREADS = 2
+
+
+def read_batches(
+    samples: Samples, size: tuple[int, int], steps: Iterable[Sequence[int]], device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """uint8 images [B, *size, 3] and masks [B, *size] of these positions for each step, on the device.
+
+    As many threads read as this process has CPUs: decoders and the disk leave Python's lock alone, and nothing is
+    copied between processes or left behind by them. How many there are changes no pixel and no order. Onto a GPU
+    batches are copied from pinned memory, on a stream of their own.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def read(step: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.empty((len(step), *size, 3), dtype=torch.uint8, pin_memory=stream is not None)
+        masks = torch.empty((len(step), *size), dtype=torch.uint8, pin_memory=stream is not None)
+        targets = zip(step, images.numpy(), masks.numpy(), strict=True)
+        for done in [frames.submit(_read, samples, i, image_hwc, mask_hw) for i, image_hwc, mask_hw in targets]:
+            done.result()
+        if stream is not None:
+            with torch.cuda.stream(stream):
+                images, masks = (whole.to(device, non_blocking=True) for whole in (images, masks))
+            stream.synchronize()
+        return images, masks
+
+    frames = ThreadPoolExecutor(max(LEAST_THREADS, torch.get_num_threads()))
+    batches = ThreadPoolExecutor(BATCHES_AHEAD)
+    try:
+        for images, masks in ahead(batches, read, steps, BATCHES_AHEAD):
+            if stream is not None:
+                for whole in (images, masks):
+                    whole.record_stream(torch.cuda.current_stream(device))
+            yield images, masks
+    finally:  # after an error or Ctrl-C, only what has begun is waited for
+        batches.shutdown(wait=False, cancel_futures=True)
+        frames.shutdown(cancel_futures=True)
+        batches.shutdown()
+
+
+def _read(samples: Samples, index: int, image_hwc: np.ndarray, mask_hw: np.ndarray) -> None:
+    """Copy a sample into these arrays."""
+    if isinstance(samples, FileSamples):
+        samples.read_into(index, image_hwc, mask_hw)
+    else:
+        image_hwc[:], mask_hw[:] = samples[index]

@@ -1,0 +1,155 @@
+"""A run's folder, local or on S3 ↔ what training needs to go on: last.pt is the one commit point of an epoch.
+
+config.yaml     its settings
+last.pt         weights, averaged weights, optimizer, scaler, and the history, after the last whole epoch
+history.jsonl   a line an epoch, written anew from last.pt's
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from segray.config import Config, TrainSection, parse
+from segray.core.io import storage
+from segray.core.metrics import Headlines
+from segray.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch  # else where it is used: a history is read without it
+
+SETTINGS, STATE, HISTORY, BEST = "config.yaml", "last.pt", "history.jsonl", "best"
+
+
+class TrainedRow(TypedDict):
+    """What one pass over the training frames came to; epochs are counted from 1.
+
+    loss, train_…: of frames as augmented. learning_rate: of the last step. wait_share: of `seconds`, while the device
+    waited for data.
+    """
+
+    epoch: int
+    loss: float
+    train_miou: float | None
+    train_pixel_accuracy: float | None
+    learning_rate: float
+    images_per_s: float
+    wait_share: float
+    seconds: float
+
+
+class EpochRow(TrainedRow, Headlines):
+    """A row of history; the headlines are of the validation split. What is undefined is nan, and None in a file.
+
+    device: what all workers together computed on, as '8 × H100 80GB HBM3, bf16'.
+    """
+
+    device: str
+    evaluated: bool  # older rows lack it, and are
+    val_loss: float | None
+
+
+History = list[EpochRow]
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps: a module, an optimizer, a scaler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
+def read_settings(out: str) -> Config:
+    """The settings that a run was started with. StorageError where there is none."""
+    place = storage.join(out, SETTINGS)
+    return parse(storage.read_bytes(place), place)
+
+
+def command_of(out: str) -> str:
+    """Whose settings a run's folder holds: sweep's, evaluate's or train's."""
+    given = read_settings(out).model_fields_set
+    return next((section for section in ("sweep", "evaluate") if section in given), "train")
+
+
+def has_results(out: str) -> bool:
+    """Whether a training run has come to the end of an epoch."""
+    return any(storage.exists(storage.join(out, name)) for name in (STATE, HISTORY, BEST))
+
+
+def save_state(out: str, parts: Mapping[str, Stateful], history: History) -> None:
+    import torch
+
+    file = io.BytesIO()
+    torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, file)
+    storage.replace(storage.join(out, STATE), file.getvalue())
+    write_history(out, history)
+
+
+def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) -> History:
+    """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
+    import torch
+
+    path = storage.join(out, STATE)
+    if not storage.exists(path):
+        return []
+    file = io.BytesIO(storage.read_bytes(path))
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        history: History = state["history"]
+        return history
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        text = [*str(error).splitlines(), type(error).__name__][0]  # an empty file's EOFError says nothing
+        raise ModelError(f"{path} cannot be continued from: {text}") from error
+
+
+def write_history(out: str, history: History) -> None:
+    storage.replace(storage.join(out, HISTORY), "".join(json.dumps(plain(row)) + "\n" for row in history).encode())
+
+
+def plain(row: EpochRow) -> dict[str, Any]:
+    """The row as JSON holds it."""
+    return {key: None if value != value else value for key, value in row.items()}
+
+
+def read_history(out: str) -> History:
+    """The rows of a run so far; [] before its first epoch ends. DataError for a file that is none."""
+    path = storage.join(out, HISTORY)
+    lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
+    return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def is_evaluated(row: EpochRow) -> bool:
+    """Whether this epoch was evaluated, as every train.eval_every-th is."""
+    return row.get("evaluated", True)
+
+
+def scores_of(history: Sequence[EpochRow]) -> list[float]:
+    """The mIoU of its epochs, less those where it is undefined."""
+    return [row["miou"] for row in history if row["miou"] is not None]
+
+
+def best_epoch(history: Sequence[EpochRow]) -> int:
+    """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none.
+
+    Of the epochs that were evaluated, if any was.
+    """
+
+    def rank(row: EpochRow) -> tuple[bool, float]:
+        miou = row["miou"]
+        return is_evaluated(row), -1.0 if miou is None or miou != miou else miou
+
+    ranks = [rank(row) for row in history]
+    return ranks.index(max(ranks)) + 1 if ranks else 0
+
+
+def is_finished(config: TrainSection, history: Sequence[EpochRow]) -> bool:
+    """Whether every epoch is done, or an evaluation shows that `patience` of them went by without a better mIoU."""
+    patience, looked = config.patience, bool(history) and is_evaluated(history[-1])
+    tired = looked and patience is not None and len(history) - best_epoch(history) >= patience
+    return len(history) >= config.epochs or tired

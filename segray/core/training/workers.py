@@ -1,0 +1,159 @@
+"""Where the training loop runs: its place among the workers, what they say to each other, and what its device can.
+
+The loop knows Ray only through a Worker; RayWorker is in segray.cluster.connect.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+import torch.distributed
+
+from segray.config import ClusterSection, TrainSection
+from segray.core.training.checkpoint import EpochRow
+from segray.errors import ConfigError
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
+FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
+
+
+class Worker(Protocol):
+    """Where the loop runs: its rank of world_size processes, its device, and who is told of its progress."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model on the device, with gradients averaged over the workers."""
+        ...
+
+    def started(self, device: str) -> None:
+        """Called by every rank before the first epoch, with what the run computes on."""
+        ...
+
+    def report(self, row: EpochRow) -> None:
+        """Called by every rank after an epoch, with rank 0's numbers on rank 0."""
+        ...
+
+
+class LocalWorker:
+    """One process without Ray."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.to(self.device)
+
+    def started(self, device: str) -> None:
+        pass
+
+    def report(self, row: EpochRow) -> None:
+        pass
+
+
+def local_device(config: ClusterSection) -> str:
+    """For torch: this machine's GPU where it has one, unless `cluster.gpu` says otherwise."""
+    wanted = torch.cuda.is_available() if config.gpu is None else config.gpu
+    if wanted and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpu is true, and this machine has no GPU that torch can use; leave it out.")
+    return "cuda" if wanted else "cpu"
+
+
+def runs_on(config: TrainSection, worker: Worker) -> str:
+    """What all workers together compute on, for people: '8 × H100 80GB HBM3, bf16'."""
+    kinds = [_kind(worker.device)] * worker.world_size
+    if worker.world_size > 1:
+        torch.distributed.all_gather_object(kinds, _kind(worker.device))
+    dtype = training_dtype(config, worker.device)
+    precision = next(name for name, known in DTYPES.items() if known == dtype)
+    return f"{', '.join(_several(kind, count) for kind, count in Counter(kinds).items())}, {precision}"
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
+    threads = torch.get_num_threads()
+    return f"CPU worker × {threads} thread{'s' * (threads > 1)}"
+
+
+def _several(kind: str, count: int) -> str:
+    if kind.startswith("CPU worker"):
+        return f"{count} {kind.replace('worker', 'worker' + 's' * (count > 1))}"
+    return f"{count} × {kind}"
+
+
+def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:
+    """Compute in training_dtype()."""
+    dtype = training_dtype(config, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def training_dtype(config: TrainSection, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None for float32; auto is what a GPU is fast at, and bf16 on a CPU with AMX."""
+    if config.precision != "auto":
+        return DTYPES[config.precision]
+    if device.type == "cuda":
+        return fast_dtype(device)
+    return torch.bfloat16 if cpu_has("amx_bf16") else None
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU of compute capability 8.0 or later, else fp16.
+
+    Older ones emulate bf16 slowly, which torch.cuda.is_bf16_supported() counts as having it.
+    """
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over the workers."""
+    if worker.world_size > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_buffers(worker: Worker, model: torch.nn.Module) -> None:
+    """Rank 0's batch-norm statistics for everyone: one model is evaluated, and it is the one that is saved."""
+    if worker.world_size > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def check_device(config: TrainSection, worker: Worker) -> None:
+    """ConfigError for a precision that this device is slow at or lacks; TF32 on where there is a GPU."""
+    if worker.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    elif config.precision == "fp16":
+        raise ConfigError("train.precision fp16 needs a GPU; take fp32, or auto.")
+    elif config.precision == "bf16" and not cpu_has_bf16():
+        raise ConfigError("train.precision bf16: this CPU lacks the instructions and would be ten times slower; "
+                          "take fp32, or auto.")  # fmt: skip
+    if config.sync_batch_norm and worker.device.type != "cuda":
+        raise ConfigError("train.sync_batch_norm needs GPUs; leave it out.")
+
+
+def cpu_has_bf16() -> bool:
+    return cpu_has("avx512_bf16", "amx_bf16", "bf16")
+
+
+def cpu_has(*names: str) -> bool:
+    """Whether it has one of these sets of instructions, in PyTorch's names."""
+    # Newer torch has it; what cannot be seen is not there.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in names)
+
+
+def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:
+    """Whether norms see the batch of all workers: as asked, else where a worker's share of it is too small."""
+    if worker.world_size == 1 or worker.device.type != "cuda":
+        return False
+    few = config.batch_size // worker.world_size < FEW_IMAGES
+    return few if config.sync_batch_norm is None else config.sync_batch_norm

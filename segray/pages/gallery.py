@@ -1,0 +1,156 @@
+"""Frames as rows of thumbnails for a page: image, truth, prediction, errors, overlay, each a data: URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from segray.core.io import images, locators, storage
+from segray.core.labels.digest import PICKS, Digest, classes_in
+from segray.core.labels.folder import mask_place
+from segray.core.samples import LabelSpace
+from segray.errors import SegrayError
+
+THUMB_PX = 400  # longer side; about 20 kB a JPEG
+VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
+
+Row = dict[str, Any]  # as a template has it
+
+
+class Galleries(NamedTuple):
+    """Rows with their pictures by title, and how many frames had no room."""
+
+    by_title: dict[str, list[Row]]
+    left: int
+
+
+def of_labels(digest: Digest, space: LabelSpace, room: int) -> Galleries:
+    """Of `room` bytes at most; a spread of frames where none has truth."""
+    titles = [title for title in PICKS if not (title == "A spread of frames" and digest.known["miou"])]
+    chosen = {title: [described(row) for row in digest.gallery(title)] for title in titles}
+    return fill(chosen, lambda row: label_row(row, space), room)
+
+
+def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Galleries:
+    """Of evaluated frames, whose truth and prediction their rows hold, of `room` bytes at most."""
+    chosen = {}
+    for title, pick in PICKS.items():
+        mine = [row for row in rows if title in row["shown"]]
+        chosen[title] = sorted(mine, key=itemgetter(pick.column), reverse=pick.high)
+    return fill(chosen, lambda row: evaluated_row(row, space), room)
+
+
+def fill(chosen: Mapping[str, list[Row]], draw: Callable[[Row], Row], room: int) -> Galleries:
+    """Draw the first frame of each gallery, then the second of each, … while there is room.
+
+    A frame of several galleries is pictured in the first; in the others, `seen` is that one's title.
+    """
+    drawn: dict[str, Row] = {}
+    kept: dict[str, list[Row]] = {title: [] for title in chosen}
+    for title, row in _by_turns(chosen):
+        if row["id"] not in drawn:
+            pictured = draw(row)
+            room -= sum(map(len, pictured["panels"].values()))
+            if room < 0:
+                break
+            drawn[row["id"]] = pictured
+        kept[title].append(drawn[row["id"]])
+    seen: dict[str, str] = {}
+    for title, rows in kept.items():
+        where = [(row, seen.setdefault(row["id"], title)) for row in rows]
+        kept[title] = [row | {"seen": None if first == title else first} for row, first in where]
+    left = sum(map(len, chosen.values())) - sum(map(len, kept.values()))
+    return Galleries({title: rows for title, rows in kept.items() if rows}, left)
+
+
+def _by_turns(chosen: Mapping[str, list[Row]]) -> Iterator[tuple[str, Row]]:
+    for rank in range(max(map(len, chosen.values()), default=0)):
+        yield from ((title, rows[rank]) for title, rows in chosen.items() if rank < len(rows))
+
+
+def label_row(row: Row, space: LabelSpace) -> Row:
+    """A label row with its pictures; what cannot be read becomes a note."""
+
+    def truth() -> np.ndarray:
+        uri = row["truth_uri"]
+        return space.apply(locators.read_mask(uri, space.mask_channel), uri)
+
+    prediction = partial(locators.read_mask, mask_place(row))
+    return row | pictures(locators.image_place(row), truth if row["truth_uri"] else None, prediction, space)
+
+
+def evaluated_row(row: Row, space: LabelSpace) -> Row:
+    truth, prediction = (
+        lambda name=name: images.decode_mask(row[name]["bytes"], f"{name} of {row['sample_id']}")
+        for name in ("truth", "prediction")
+    )
+    return row | pictures(row["image"], truth, prediction, space)
+
+
+def described(row: Row) -> Row:
+    """A label row with its id, name and classes as the page has them."""
+    name = storage.name_of(row["uri"])
+    if row["frame_index"] is not None:
+        name += f" · {'frame' if row['video_uri'] else 'row'} {row['frame_index']}"
+    return row | {"id": row["input_id"], "name": name, "classes": classes_in(row)}
+
+
+def pictures(
+    place: str, truth: Callable[[], np.ndarray] | None, prediction: Callable[[], np.ndarray], space: LabelSpace
+) -> dict[str, Any]:
+    """`panels`, data URIs by caption, less what cannot be read; `notes`, the reasons."""
+    notes: list[str] = []
+    if (pred := _try(prediction, notes)) is None:
+        return {"panels": {}, "notes": notes}
+    scale = min(1.0, THUMB_PX / max(pred.shape))
+    size = tuple(max(1, round(side * scale)) for side in pred.shape)
+    image = _try(lambda: images.resize_image(locators.read_image(place), size), notes)
+    true = _try(lambda: images.resize_mask(truth(), size), notes) if truth else None
+    return {"panels": panels(image, true, images.resize_mask(pred, size), space), "notes": notes}
+
+
+def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray, space: LabelSpace) -> dict[str, str]:
+    """Data URIs of Image, Truth, Prediction, Errors, Overlay; less those of what is missing."""
+    found = {} if image is None else {"Image": jpeg(image)}
+    if truth is not None:
+        found["Truth"] = mask_png(truth, space)
+    found["Prediction"] = mask_png(pred, space)
+    if truth is not None:
+        found["Errors"] = jpeg(error_map(image, truth, pred, space.ignore_index))
+    if image is not None:
+        found["Overlay"] = jpeg(images.overlay(image, pred, space.colors))
+    return found
+
+
+def error_map(image: np.ndarray | None, truth: np.ndarray, pred: np.ndarray, ignore_index: int) -> np.ndarray:
+    """RGB [H, W, 3]: wrong pixels red and void grey, over the dimmed image (black without one)."""
+    grey = np.zeros((*pred.shape, 1)) if image is None else image.mean(2, keepdims=True) * 0.45
+    shown = np.repeat(grey, 3, axis=2).astype(np.uint8)
+    shown[truth != pred] = WRONG_RGB
+    shown[truth == ignore_index] = VOID_RGB
+    return shown
+
+
+def jpeg(image_hwc: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(image_hwc).save(out, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def mask_png(mask_hw: np.ndarray, space: LabelSpace) -> str:
+    return f"data:image/png;base64,{base64.b64encode(images.encode_mask(mask_hw, space.colors)).decode()}"
+
+
+def _try(read: Callable[[], np.ndarray], notes: list[str]) -> np.ndarray | None:
+    try:
+        return read()
+    except SegrayError as error:
+        notes.append(str(error))
+        return None

@@ -1,0 +1,152 @@
+"""`data check` on masks that somebody's tool has spoilt: few lines, and the cause by its name."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segray.cli.data import show_check
+from segray.config import DataSection
+from segray.core.data import open_dataset, streets
+from segray.core.data.camvid import LABEL_SPACE
+from segray.core.data.check import boundaries, check
+from segray.core.io.images import colorize
+
+SIZE = (90, 120)
+
+
+def spoilt(mask_hwc, how, quality=90):
+    """A drawn mask, of ids or colours, as tools may leave it."""
+    image = Image.fromarray(mask_hwc)
+    if how == "interpolated":
+        return image.resize((SIZE[1] // 2, SIZE[0] // 2), Image.Resampling.BILINEAR)
+    if how == "enlarged":
+        return image.resize((SIZE[1] // 3, SIZE[0] // 3), 0).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+    if how == "smooth":  # a polygon drawn with anti-aliasing
+        large = image.resize((SIZE[1] * 4, SIZE[0] * 4), 0)
+        return large.resize(SIZE[::-1], Image.Resampling.BOX, box=(2, 2, SIZE[1] * 4 - 2, SIZE[0] * 4 - 2))
+    if how == "jpeg":
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=quality)
+        return Image.open(data)
+    return image
+
+
+def checked(root, masks, classes=None):
+    """The result for a folder of two frames with these masks."""
+    names = LABEL_SPACE.names if classes is None else classes
+    lines = [f"{name},{','.join(map(str, LABEL_SPACE.colors[i]))}" for i, name in enumerate(names[:11])]
+    lines += [f"{name},,," for name in names[11:]]
+    (root / "classes.csv").write_text("\n".join(["name,r,g,b", *lines]))
+    for split, mask in zip(("train", "val"), masks, strict=True):
+        for folder, image in (("images", Image.new("RGB", mask.size)), ("masks", mask)):
+            (root / folder / split).mkdir(parents=True)
+            image.save(root / folder / split / "a.png")
+    dataset = open_dataset(DataSection(format="folder", root=str(root)))
+    return check(dataset, ("train", "val")), dataset.label_space
+
+
+MASKS = [streets.draw(seed, SIZE).mask_hw for seed in (1, 2)]
+COLORED = [colorize(mask, LABEL_SPACE.colors) for mask in MASKS]
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("smooth", "the masks were resized with interpolation, or drawn with smooth edges."),
+        ("interpolated", "the masks were resized with interpolation, or drawn with smooth edges."),
+        ("jpeg", "Most are close to the colour of a class: the masks were JPEGs once, which changes colours."),
+    ],
+)
+def test_colours_without_number_are_one_line_with_their_cause(tmp_path, capsys, how, cause):
+    result, space = checked(tmp_path, [spoilt(mask, how) for mask in COLORED])
+    assert len(result.problems) == 1
+    assert "ids are unknown, in " in result.problems[0]
+    assert cause in result.problems[0]
+    show_check(result, space)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 60
+    assert any(line.startswith("… and ") and "more unknown ids, in " in line for line in lines)
+    pixels = sum(height * width * frames for (height, width), frames in result.sizes.items())
+    assert result.pixels.total() + result.other_pixels == pixels
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpegs_of_any_quality_are_recognised(tmp_path, quality):
+    result, _ = checked(tmp_path, [spoilt(mask, "jpeg", quality) for mask in COLORED])
+    assert "the masks were JPEGs once" in result.problems[0]
+
+
+@pytest.mark.parametrize("how", ["interpolated", "enlarged", "smooth", "jpeg"])
+def test_grey_ids_made_by_interpolation_are_named_even_where_all_are_known(tmp_path, how):
+    masks = [spoilt(mask * 20, how).convert("L") for mask in MASKS]
+    result, _ = checked(tmp_path, masks, [f"class {i}" for i in range(250)])
+    assert result.ok
+    assert any("made by resizing with interpolation; resize masks with nearest neighbour" in n for n in result.notes)
+
+
+@pytest.mark.parametrize("how", ["drawn", "interpolated"])
+def test_grey_ids_that_no_class_has_are_one_line(tmp_path, how):
+    result, _ = checked(tmp_path, [spoilt(mask * 20, how).convert("L") for mask in MASKS])
+    if how == "drawn":
+        assert 5 < len(result.problems) <= 20
+        assert result.problems[0].startswith("id 20 is unknown; the label space knows 0–10, 255, #0080C0, ")
+    else:
+        assert len(result.problems) == 1
+        assert "Resize them with nearest neighbour, and draw them without anti-aliasing" in result.problems[0]
+
+
+def test_drawn_masks_are_not_taken_for_interpolated():
+    for mask in [*MASKS, streets.draw(3, (360, 480)).mask_hw]:
+        count, between = boundaries(mask)
+        assert between < 0.1 * count
+    assert boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]])) == (4, 1)
+    stripes = np.arange(600)[:, None] % 3 * 10 + np.zeros(3, int)  # 0, 10, 20, 0, …: one of three is between
+    assert boundaries(stripes) == (598 * 3, 200 * 3)
+
+
+def test_a_palette_in_another_order_than_the_classes_is_noted(tmp_path):
+    """As an optimiser leaves colour masks: the pixels are right for who looks, and the ids are any."""
+    masks = [Image.fromarray(mask).quantize(16) for mask in COLORED]
+    result, _ = checked(tmp_path, masks)
+    notes = [note for note in result.notes if "may be of colours in any order, and not of ids; store it as RGB" in note]
+    assert len(notes) == 2
+    assert notes[0].startswith(f"{tmp_path}/masks/train/a.png shows id ")
+
+
+@pytest.mark.parametrize("palette", [LABEL_SPACE.colors, [(i, i, i) for i in range(256)]])
+def test_a_palette_of_the_classes_or_of_grey_is_not(tmp_path, palette):
+    masks = [Image.fromarray(np.minimum(mask, 10)) for mask in MASKS]
+    for mask in masks:
+        mask.putpalette(np.array(palette, np.uint8).tobytes())
+    assert not any("store it as RGB" in note for note in checked(tmp_path, masks)[0].notes)
+
+
+def test_ids_in_the_red_channel_are_recognised(tmp_path):
+    masks = [Image.fromarray(np.dstack([mask, mask * 0, mask * 0])) for mask in MASKS]
+    result, _ = checked(tmp_path, masks)
+    assert result.problems[-1].endswith("(colours of red alone may hold ids: --set data.mask_channel=red)")
+
+
+def test_ids_in_shades_of_grey_of_colour_masks_are_recognised(tmp_path):
+    result, _ = checked(tmp_path, [Image.fromarray(np.dstack([mask] * 3)) for mask in MASKS])
+    assert result.problems[-1].endswith(" (shades of grey may be ids: --set data.mask_channel=red)")
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tif"])
+def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind):
+    """By 180°, a mask has its image's size either way. That which is turned with its image is right."""
+    exif, mask = Image.Exif(), Image.new("L", (8, 6))
+    exif[274] = 3
+    for name, masks_exif in (("a", None), ("b", exif)):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+        mask.convert("RGB").save(tmp_path / "images" / "train" / f"{name}.{kind}", exif=exif, lossless=True)
+        mask.save(tmp_path / "masks" / "train" / f"{name}.png", exif=masks_exif)
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
+    assert check(dataset, ()).notes == [
+        f"EXIF turns 1 images by 180° or mirrors them, such as {tmp_path}/images/train/a.{kind}, and not their masks: "
+        "these have to be drawn on the picture as a viewer shows it"
+    ]

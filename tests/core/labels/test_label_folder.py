@@ -1,0 +1,78 @@
+"""Which rows of a label folder count, and what is said of one that is unfinished or torn."""
+
+import io
+
+import numpy as np
+import pytest
+from labelled import label_all, label_shard, settings_of
+from PIL import Image
+
+from segray.core.labels import parts
+from segray.core.io import storage
+from segray.core.io import locators
+from segray.core.data import streets
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.plan import make_plan
+from segray.core.infer.predictor import Predictor
+from segray.errors import DataError
+
+SPACE = streets.LABEL_SPACE
+
+
+def picture(seed=0):
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 48, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def labels(tmp_path, tiny_bundle):
+    """Two frames of which one is torn, labelled; the torn one mended, and planned again but not labelled yet."""
+    folder, predictor = tmp_path / "in", Predictor(str(tiny_bundle))
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture())
+    (folder / "b.png").write_bytes(b"torn")
+    first = make_plan(str(tmp_path / "out"), settings_of([folder], shard_size=1), SPACE)
+    label_all(first, predictor)
+    parts.finish([first], {})
+    (folder / "b.png").write_bytes(picture(1))
+    second = make_plan(first.out, first.settings, SPACE, [first], LabelFolder([first]).failed_rows())
+    return first, second, predictor
+
+
+def named(folder):
+    return [(storage.name_of(row["uri"]), row["status"]) for row in folder.rows(["uri", "status"])]
+
+
+def test_a_failed_row_stops_counting_once_it_is_planned_again(labels):
+    first, second, predictor = labels
+    folder = LabelFolder.open(first.out)
+    assert (folder.planned, folder.shards, folder.done) == (2, 3, {(0, 0), (0, 1)})
+    assert named(folder) == [("a.png", "ok")]
+    assert (folder.totals()[0].rows, folder.totals()[0].errors) == (1, {})
+    assert folder.unfinished == (
+        "1 of its 3 parts are not labelled yet. The segray label command that wrote it resumes there."
+    )
+    label_shard(second, 0, predictor)
+    assert named(LabelFolder.open(first.out)) == [("a.png", "ok"), ("b.png", "ok")]
+    assert LabelFolder.open(first.out).unfinished.startswith("its totals are not written yet.")
+    parts.finish([first, second], {})
+    assert LabelFolder.open_finished(first.out).summary["rows"] == 2
+    assert named(LabelFolder([first])) == [("a.png", "ok"), ("b.png", "error")]  # as it was before the second plan
+
+
+def test_a_row_says_where_its_mask_is(labels):
+    first, _, _ = labels
+    (row,) = LabelFolder.open(first.out).rows(["class_pixels"])
+    mask_hw = locators.read_mask(row["place"])
+    assert mask_hw.shape == (32, 48)
+    assert np.bincount(mask_hw.ravel(), minlength=SPACE.num_classes).tolist() == row["class_pixels"]
+
+
+def test_what_is_no_labels_or_torn_is_one_line(labels, tmp_path):
+    with pytest.raises(DataError, match=r"in holds no labels; give the --out of"):
+        LabelFolder.open(str(tmp_path / "in"))
+    first, _, _ = labels
+    (tmp_path / "out" / "labels" / storage.name_of(first.part_uri(0))).write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"part-00000-of-00002-\w+\.parquet cannot be read: .*\. Remove it and run"):
+        list(LabelFolder.open(first.out).rows(["uri"]))
