@@ -76,7 +76,7 @@ def test_a_run_on_s3_goes_on_there_and_is_the_run_on_a_disk(settings, s3, tmp_pa
     assert first.epoch == 1
     assert bundle.count_parameters(result.best) == sum(tensor.numel() for tensor in model.state_dict().values())
     kept = {entry.uri.removeprefix(f"{out}/").partition("/")[0] for entry in storage.list_files(out)}
-    assert kept == {"best", "config.yaml", "history.jsonl", "last.pt", "tensorboard"}
+    assert kept == {"best", "config.yaml", "frames.jsonl", "history.jsonl", "last.pt", "tensorboard"}
     with pytest.raises(OutputExists, match=r"train.learning_rate was 0.\d+, is 0.5"):
         train(there.changed({"train.learning_rate": 0.5}))
     train(there, overwrite=True)
