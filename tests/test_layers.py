@@ -87,6 +87,11 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(code, "ray", "torch", "numpy", "pydantic", "rich") == ""
 
 
+def test_help_of_a_command_loads_the_settings_alone():
+    code = "from segray.cli import cli\ncli.main(['train', '--help'], standalone_mode=False)"
+    assert loaded_after(code, "ray", "torch", "numpy", "botocore", "rich") == ""
+
+
 @pytest.mark.parametrize("module", ["report", "trials.leaderboard"])
 def test_what_only_reads_needs_neither_ray_nor_torch(module):
     assert loaded_after(f"import segray.{module}", "ray", "torch", "click") == ""
