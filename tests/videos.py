@@ -334,6 +334,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "mpeg4 with B-frames.avi": _written(codec="mpeg4", bf="2"),
     "mpeg2.mpg": _written(codec="mpeg2video", bf="2"),
     "mpeg2.vob": _written(codec="mpeg2video", bf="2"),
+    "mpeg2.mxf": _written(codec="mpeg2video", bf="2"),
     "mpeg2.ts": _written(codec="mpeg2video", bf="2"),
     "av1.mp4": _written(codec="libsvtav1", **{"svtav1-params": "lookahead=0", "preset": "12"}),
     "prores.mov": _written(codec="prores_ks", pix_fmt="yuv422p10le"),

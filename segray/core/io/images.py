@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
@@ -57,6 +57,8 @@ MAX_PIXELS_OF = {"WEBP": 1 << 27, "JPEG2000": 1 << 27}
 
 # Pillow's own limit only warns up to twice its value; the header is checked against MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
+# Of a PNG's packed texts and colour profile it refuses what has more than 1 MB; together they may have 64.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # Its notes on odd tags: the pixels are judged. Here and not around each call, which threads would undo for each other.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

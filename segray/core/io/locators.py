@@ -85,7 +85,7 @@ def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndar
     if found := FRAME.fullmatch(place):
         index, number = _index(found[1]), int(found[2])
         keys = index.keys[number : number + 1] if number not in index.lost else ()
-        for frame in read_frames(found[1], keys, by_index=index.pts is None):
+        for frame in read_frames(found[1], keys, by_index=index.pts is None, begin=index.start_of(number)):
             return frame.image_hwc
         raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
     if found := CELL.fullmatch(place):

@@ -44,8 +44,8 @@ from segray.core.io.missing_bytes import missing_bytes
 from segray.errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv"}
-    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
+    {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".dv"}
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".vob", ".h264", ".264", ".hevc", ".h265", ".265"}
 )
 
 TRUSTED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"})  # keep times of presentation
@@ -345,7 +345,8 @@ def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, 
             return None
         found_s, stated_s = len(packets) * step_s, stream.frames * step_s
     elif stream.duration:
-        found_s, stated_s = end_s - stamps[0] * tick if stamps else 0.0, stream.duration * tick
+        found_s = end_s - stamps[0] * tick if stamps else len(packets) * step_s
+        stated_s = stream.duration * tick
     elif container.format.name in ("matroska,webm", "flv", "asf"):  # of the longest stream, as sound may be
         found_s, stated_s = end_s, (container.duration or 0) / av.time_base
     else:

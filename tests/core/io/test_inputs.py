@@ -552,7 +552,7 @@ def test_a_video_that_was_cut_before_the_plan_has_its_frames_and_a_row_that_says
     assert parts.verify([plan]) == []
 
 
-@pytest.mark.parametrize("suffix", ["mts", "m2ts", "3gp", "wmv", "flv", "h264", "hevc", "vob", "MP4"])
+@pytest.mark.parametrize("suffix", ["mts", "m2ts", "3gp", "wmv", "flv", "h264", "hevc", "vob", "mxf", "MP4"])
 def test_a_folder_gives_the_videos_of_cameras_and_recorders(tmp_path, suffix):
     (tmp_path / f"a.{suffix}").touch()
     assert found(str(tmp_path)) == [f"{tmp_path}/a.{suffix}"]

@@ -172,6 +172,16 @@ def test_a_file_that_was_cut_keeps_its_good_frames_and_says_so(tmp_path, name):
     assert all(np.array_equal(frame.image_hwc, whole[index.keys.index(frame.key)]) for frame in got)
 
 
+def test_a_cut_file_that_has_lost_the_index_of_its_stamps_says_how_much_is_there(tmp_path):
+    uri = write(tmp_path / "a.mxf", pts=range(100), fps=25, **B_FRAMES)
+    data = Path(uri).read_bytes()
+    Path(uri).write_bytes(data[: len(data) * 4 // 10])
+    index = index_video(uri)
+    count = len(index.keys)
+    assert 20 < count < 50
+    assert index.damage == f"{uri} ends at {count / 25:.1f} s of the 4.0 s that its header states; it was cut."
+
+
 TOLD = ["a.mkv", "a.webm", "a.mp4", "a.mov", "a.avi", "a.flv", "a.wmv", "a.ts", "a.m2ts"]
 
 
