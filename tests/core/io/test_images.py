@@ -313,9 +313,6 @@ def test_pixels_beside_a_damaged_exif_block_are_read_and_it_is_told(kind, damage
 
 
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0" + LYING + bytes(8), b"Exif\0\0" + LYING.replace(b"\x01\0\x12", b"\x09\0\x12")]
-)
-@pytest.mark.parametrize(
     "head", [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"), (b"iCCP", b"ink\0\0")]
 )
 def test_a_png_may_have_a_long_text_or_profile(head):
@@ -328,6 +325,9 @@ def test_a_png_may_have_a_long_text_or_profile(head):
     assert decode_image(longer)[0, 0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0" + LYING + bytes(8), b"Exif\0\0" + LYING.replace(b"\x01\0\x12", b"\x09\0\x12")]
+)
 def test_a_rotation_that_can_be_read_is_applied_whatever_is_cut_behind_it(exif):
     notes = []
     image = decode_image(encoded(PICTURE, "PNG", exif=exif), "a", notes.append)
