@@ -9,11 +9,12 @@ Scores:    not run with COCO's weights yet
 import torch
 
 from jobs.common import job, score
-from segray.config import Config, ModelSection
+from segray.config import Config
 from segray.core.data import voc
 from segray.core.io import storage
 from segray.core.models import build, bundle
 from segray.core.models.info import BundleInfo
+from segray.sections.training import ModelSection
 
 
 def run(config: Config, quick: bool) -> None:

@@ -19,7 +19,7 @@ from segray.cluster.access import check_places
 from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
 from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
-from segray.config import Config, GivenLabelSection, InferSection
+from segray.config import Config
 from segray.core.infer.cost import engine_speeds
 from segray.core.infer.predictor import side_by_side
 from segray.core.io import claims, storage
@@ -31,6 +31,7 @@ from segray.core.labels.totals import Speed, Summary
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info
 from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
+from segray.sections.labelling import GivenLabelSection, InferSection
 
 ROUNDS = 3  # in which no shard was labelled, before a run is given up
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from segray.config import Config, Located, Unit, Words, fields_of, within
+from segray.config import Config, fields_of, within
+from segray.sections.values import Located, Unit, Words
 
 PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "any value", NoneType: "null"}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

@@ -13,7 +13,7 @@ from typing import Any
 from segray import trackers
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
-from segray.config import Config, TrainSection
+from segray.config import Config
 from segray.core.data import FileSamples, MemorySamples, input_size, open_dataset, split_refs
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import FRAMES, differences, frame_list
@@ -40,6 +40,7 @@ from segray.core.training.checkpoint import (
 from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
 from segray.errors import ConfigError, DataError, ModelError
+from segray.sections.training import TrainSection
 
 log = logging.getLogger("segray")
 

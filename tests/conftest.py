@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from segray.config import ModelSection
 from segray.core.data.streets import LABEL_SPACE
 from segray.core.models import build, bundle
 from segray.core.models.info import BundleInfo
+from segray.sections.training import ModelSection
 
 SIZE = (32, 48)  # height, width that the tiny model sees
 

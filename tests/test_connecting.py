@@ -13,12 +13,13 @@ from segray import train
 from segray.cluster import access, connect, submit
 from segray.cluster.access import check_folder
 from segray.cluster.resources import Resources, WorkerShape, shape
-from segray.config import ClusterSection, Config, load
+from segray.config import Config, load
 from segray.core.data import FileSamples, streets
 from segray.core.io import storage
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
 from segray.label import label
+from segray.sections.labelling import ClusterSection
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import ray
 
 from segray.cluster import labeller
 from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
-from segray.config import InferSection, LabelSection
 from segray.core.labels.parts import Receipt
 from segray.errors import ClusterError, StorageError, in_a_line
+from segray.sections.labelling import InferSection, LabelSection
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
 SAID = "RuntimeError: CUDA error: an illegal memory access was encountered"

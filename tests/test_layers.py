@@ -17,6 +17,7 @@ CORE = sorted(
 
 LAYERS = [  # from the ground up: what stands in a line imports from that line and the ones above it here
     "errors",
+    "sections",
     "config recipes",
     "core",
     "core.io",
@@ -36,7 +37,10 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "report status settings_reference",
     "cli",
 ]
-EXPLAINED = {("segray.config", "segray.core.io.storage")}  # a setting that is a path knows how one is made absolute
+EXPLAINED = {
+    ("segray.config", "segray.core.io.storage"),  # a file of settings may be on S3
+    ("segray.sections.values", "segray.core.io.storage"),  # a setting that is a path knows how one is made absolute
+}
 
 
 def layer(module):

@@ -10,8 +10,8 @@ import pytest
 from segray.cli import app
 from segray.cluster import connect
 from segray.cluster.signals import held
-from segray.config import ClusterSection
 from segray.errors import Terminated
+from segray.sections.labelling import ClusterSection
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from segray.cluster.access import check_folder, check_join, keep_token, not_star
 from segray.cluster.resources import Resources, least
 from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
-from segray.config import ClusterSection
 from segray.core.io import storage
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.core.training.checkpoint import EpochRow, plain
 from segray.errors import ClusterError, SegrayError, shortened
+from segray.sections.labelling import ClusterSection
 
 if TYPE_CHECKING:
     import torch

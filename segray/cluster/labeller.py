@@ -23,7 +23,6 @@ import torch
 
 from segray import errors
 from segray.cluster.telemetry import LabelCounters, event
-from segray.config import GivenLabelSection, InferSection
 from segray.core.clock import Clock
 from segray.core.infer.isolated import Careful, Unfit
 from segray.core.infer.label_rows import label_rows
@@ -33,6 +32,7 @@ from segray.core.labels.parts import Receipt
 from segray.core.labels.plan import Plan, PlanReader, PlanRow
 from segray.core.labels.schema import Labelled
 from segray.errors import ClusterError, SegrayError, in_a_line
+from segray.sections.labelling import GivenLabelSection, InferSection
 
 REST_S = 10.0  # that a process which failed lives on, so that it takes few shards
 END_S = 1.0  # after that, so that what was answered is heard

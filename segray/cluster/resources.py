@@ -6,8 +6,8 @@ import logging
 import time
 from dataclasses import dataclass
 
-from segray.config import ClusterSection
 from segray.errors import ClusterError
+from segray.sections.labelling import ClusterSection
 
 BUSY_S = 5.0  # what ended just now gives its processors back within that
 NEXT_STEP = (

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from segray.config import AugmentSection
 from segray.core.samples import IGNORE_INDEX
+from segray.sections.training import AugmentSection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's and smp's encoders were trained
 IMAGENET_STD = (0.229, 0.224, 0.225)

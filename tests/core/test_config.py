@@ -2,9 +2,10 @@ import os
 
 import pytest
 
-from segray.config import PLACES, READY_MODELS, Config, load, parse_override
+from segray.config import PLACES, Config, load, parse_override
 from segray.core.io import storage
 from segray.errors import ConfigError
+from segray.sections.values import READY_MODELS
 
 
 def message(file=None, **overrides):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segray.config import AugmentSection
 from segray.core.data import streets
 from segray.core.io.images import resize_image
 from segray.core.transforms import IMAGENET_MEAN, augment, fit, normalize, to_float, usual_zoom
+from segray.sections.training import AugmentSection
 
 STILL = AugmentSection(scale=(1, 1), rotate_deg=0, flip=0, brightness=0, contrast=0, saturation=0, max_class_share=1)
 

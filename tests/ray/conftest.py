@@ -4,8 +4,9 @@ import crashing
 import pytest
 
 from segray.cluster import connect
-from segray.config import ClusterSection, load
+from segray.config import load
 from segray.core.data import streets
+from segray.sections.labelling import ClusterSection
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from segray.cluster import connect
-from segray.config import ClusterSection
+from segray.sections.labelling import ClusterSection
 
 folder = Path(sys.argv[1])
 with connect.connected(ClusterSection(object_store_gib=0.1, spill_dir=str(folder))) as has:

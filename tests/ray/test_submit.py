@@ -219,7 +219,7 @@ def test_a_ray_that_runs_on_this_machine_is_neither_joined_nor_stopped(head):
     code = """
 import ray
 from segray.cluster import connect
-from segray.config import ClusterSection
+from segray.sections.labelling import ClusterSection
 ray.init(log_to_driver=False)
 print(ray.get_runtime_context().gcs_address)
 ray.shutdown()

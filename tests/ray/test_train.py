@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from segray.cluster import connect
-from segray.config import ModelSection
 from segray.core.data import open_dataset, read_sample, split_refs
 from segray.core.io import storage
 from segray.core.models import build, bundle, encoder_of
@@ -24,6 +23,7 @@ from segray.core.samples import LabelSpace
 from segray.core.training import checkpoint
 from segray.core.training.checkpoint import EpochRow
 from segray.errors import ClusterError, DataError, ModelError, OutputExists, SegrayError
+from segray.sections.training import ModelSection
 from segray.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segray.config import DataSection
 from segray.core.data import ade20k, camvid, carvana, cityscapes, folder, labels, voc
 from segray.core.data.frame_cache import FrameCache
 from segray.core.io import images, storage
@@ -22,6 +21,7 @@ from segray.core.io.locators import read_image, read_mask
 from segray.core.io.pairing import check_root
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
+from segray.sections.training import DataSection
 
 
 def open_streets(config: DataSection) -> Dataset:

@@ -7,11 +7,11 @@ camvid-color   the original: 701_StillsRaw_full/*.png and LabeledApproved_full/*
 
 from __future__ import annotations
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, drive_of, find_images, pair, pair_found, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 SPLITS = ("train", "val", "test")
 

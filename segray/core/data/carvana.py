@@ -6,11 +6,11 @@ at the root, train.txt and val.txt, say otherwise.
 
 from __future__ import annotations
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, drive_of, find_images, pair_found, split_by_lists
 from segray.core.samples import Dataset, LabelSpace
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 LABEL_SPACE = LabelSpace(("background", "car"), ((0, 0, 0), (0, 0, 142)), {0: 0, 1: 1, 255: 1})
 

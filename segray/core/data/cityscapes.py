@@ -6,11 +6,11 @@ all others void; `cityscapes34` has every label as a class of its own.
 
 from __future__ import annotations
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, pair
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 LABELS = (  # (name, whether it is one of the 19, colour); the id is the position
     ("unlabeled", False, (0, 0, 0)), ("ego vehicle", False, (0, 0, 0)), ("rectification border", False, (0, 0, 0)),

@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.pairing import check_columns, check_root, find_images, pair_found, read_text, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
 COLUMNS = ("name", "id", "r", "g", "b", "scored")

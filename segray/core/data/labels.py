@@ -6,11 +6,11 @@ data.min_pixel_confidence, pixels below it are void.
 
 from __future__ import annotations
 
-from segray.config import DataSection
 from segray.core.io.locators import FrameOf, image_place
 from segray.core.io.pairing import check_root, split
 from segray.core.samples import Dataset, LabelSpace, SampleRef
 from segray.errors import ConfigError, DataError
+from segray.sections.training import DataSection
 
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "status", "confidence_mean"]
 

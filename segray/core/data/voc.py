@@ -5,11 +5,11 @@ The root is VOC2012, or a folder that holds it, such as VOCdevkit. Palette masks
 
 from __future__ import annotations
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, find_images, pair_found, read_lists, split
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

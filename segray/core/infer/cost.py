@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segray.config import Config, InferSection
+from segray.config import Config
 from segray.core.infer.predictor import Predictor, side_by_side
 from segray.core.models import build, bundle, forward, forward_all
 from segray.core.search.pareto import Cost
@@ -24,6 +24,7 @@ from segray.core.training import losses, optim
 from segray.core.training.workers import autocast
 from segray.core.transforms import augment
 from segray.errors import ConfigError, ModelError
+from segray.sections.labelling import InferSection
 
 REPEATS, BATCH = 3, 8
 ENGINES = ("torch", "onnx")  # of infer.engine

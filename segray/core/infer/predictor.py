@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from segray.config import InferSection
 from segray.core.models import bundle, forward
 from segray.core.models.fold import fold_batch_norm
 from segray.core.samples import IGNORE_INDEX
 from segray.core.training.workers import DTYPES, cpu_has_bf16, fast_dtype
 from segray.core.transforms import fit, normalize, to_float
 from segray.errors import ConfigError, ModelError
+from segray.sections.labelling import InferSection
 
 LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
 WINDOWS_AT_ONCE = 4

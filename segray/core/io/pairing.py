@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-from segray.config import DataSection
 from segray.core.io import storage
 from segray.core.io.images import IMAGE_SUFFIXES
 from segray.core.samples import SampleRef
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 # What published sets put behind a frame's name, for its image or its mask.
 SUFFIXES = ("_leftImg8bit", "_gtFine_labelIds", "_gtCoarse_labelIds", "_mask", "_L")

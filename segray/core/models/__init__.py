@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from segray.config import ModelSection
 from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
 from segray.errors import ModelError, nearest
+from segray.sections.training import ModelSection
 
 encoder_weights, preprocessing, has_imagenet = weights.encoder_weights, weights.preprocessing, weights.has_imagenet
 STRIDE = 32  # sides of an input must be multiples of the deepest features' stride; 32 suits every one

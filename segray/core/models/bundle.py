@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from segray import __version__
-from segray.config import ModelSection
 from segray.core.io import storage
 from segray.core.models import build
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS, BundleInfo, model_id_of, read_info
 from segray.errors import ModelError
+from segray.sections.training import ModelSection
 
 
 def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:

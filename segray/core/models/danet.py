@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from segray.config import ModelSection
+from segray.sections.training import ModelSection
 
 
 class PositionAttention(nn.Module):

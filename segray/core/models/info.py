@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from segray.config import PLACES, ModelSection, Size
+from segray.config import PLACES
 from segray.core.io import storage
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
+from segray.sections.training import ModelSection
+from segray.sections.values import Size
 
 WEIGHTS, CONFIG, INFO, CARD = "model.safetensors", "config.json", "segray.json", "README.md"
 

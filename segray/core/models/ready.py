@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from segray.config import HUB, ModelSection, is_ready_model
 from segray.core.data import cityscapes, voc
 from segray.core.io import storage
 from segray.core.models import build, bundle, weights
 from segray.core.models.info import CONFIG, INFO, WEIGHTS, BundleInfo
 from segray.core.samples import LabelSpace
 from segray.errors import ModelError, StorageError
+from segray.sections.training import ModelSection
+from segray.sections.values import HUB, is_ready_model
 
 CACHE = Path("~/.cache/segray/models")
 

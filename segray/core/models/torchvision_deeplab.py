@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from segray.config import ModelSection
+from segray.sections.training import ModelSection
 
 BUILDERS = {
     "resnet50": "deeplabv3_resnet50",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from segray.config import ModelSection
+from segray.sections.training import ModelSection
 
 DEPTH = 4
 

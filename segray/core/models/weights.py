@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from segray.config import WEIGHT_FILES, ModelSection, Rgb
 from segray.core.io import storage
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ModelError, StorageError
+from segray.sections.training import ModelSection
+from segray.sections.values import WEIGHT_FILES, Rgb
 
 HALF = (0.5, 0.5, 0.5)
 DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)

@@ -13,10 +13,11 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from segray.config import Config, TrainSection, parse
+from segray.config import Config, parse
 from segray.core.io import storage
 from segray.core.metrics import Headlines
 from segray.errors import ModelError
+from segray.sections.training import TrainSection
 
 if TYPE_CHECKING:
     import torch  # else where it is used: a history is read without it

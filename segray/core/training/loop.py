@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
-from segray.config import Config, TrainSection
+from segray.config import Config
 from segray.core import metrics
 from segray.core.io import storage
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
@@ -50,6 +50,7 @@ from segray.core.training.workers import (
 )
 from segray.core.transforms import augment, normalize, to_float
 from segray.errors import DataError, ModelError, TrainingDiverged
+from segray.sections.training import TrainSection
 
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 NAMED = 8  # frames of a batch that an error names

@@ -14,8 +14,8 @@ from functools import reduce
 import torch
 from torch.nn import functional
 
-from segray.config import TrainSection
 from segray.core.samples import IGNORE_INDEX
+from segray.sections.training import TrainSection
 
 
 @dataclass(frozen=True)

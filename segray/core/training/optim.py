@@ -9,9 +9,9 @@ from itertools import chain
 
 import torch
 
-from segray.config import TrainSection
 from segray.core.models import encoder_of
 from segray.errors import ModelError
+from segray.sections.training import TrainSection
 
 # Parameters of more than one dimension that are no weights of a layer: positions, class and register tokens, and tables
 # of relative positions (as timm's models list them in no_weight_decay).

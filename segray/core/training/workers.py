@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 import torch.distributed
 
-from segray.config import ClusterSection, TrainSection
 from segray.core.training.checkpoint import EpochRow
 from segray.errors import ConfigError
+from segray.sections.labelling import ClusterSection
+from segray.sections.training import TrainSection
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
 FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.config import Config, DataSection
+from segray.config import Config
 from segray.core.data import folder, input_size, open_dataset, read_sample, split_refs, streets
 from segray.core.data.check import check
 from segray.core.io import pairing
 from segray.core.samples import LabelSpace, SampleRef, color_id
 from segray.errors import DataError
+from segray.sections.training import DataSection
 from segray.train import plan_data
 
 

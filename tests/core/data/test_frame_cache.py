@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segray import train
-from segray.config import DataSection, load
+from segray.config import load
 from segray.core import data
 from segray.core.data import FileSamples, MemorySamples, frame_cache, open_dataset, streets
 from segray.core.data.frame_cache import FrameCache
@@ -21,6 +21,7 @@ from segray.core.training.batches import read_batches
 from segray.core.training.checkpoint import read_history
 from segray.core.training.workers import LocalWorker
 from segray.errors import DataError
+from segray.sections.training import DataSection
 
 SIZE = (32, 48)
 FRAME_BYTES = 32 * 48 * 4

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from labelled import label_all, settings_of
 
 from segray.cli import cli
-from segray.config import DataSection, InferSection, load
+from segray.config import load
 from segray.core.data import open_dataset, read_sample, split_refs, streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import images, locators, storage
@@ -16,6 +16,8 @@ from segray.core.labels.plan import load_plans, make_plan
 from segray.core.scoring.sources import LabelFrames
 from segray.errors import DataError
 from segray.report import render
+from segray.sections.labelling import InferSection
+from segray.sections.training import DataSection
 from segray.status import status
 
 

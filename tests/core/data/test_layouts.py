@@ -8,13 +8,13 @@ from labelled import plan_rows, settings_of
 from PIL import Image
 
 from segray.cli.data import show_check
-from segray.config import DataSection
 from segray.core.data import FORMATS, cityscapes, likely_format, map_classes, open_dataset, read_sample, split_refs, voc
 from segray.core.data.check import check
 from segray.core.infer.label_rows import _score as score
 from segray.core.samples import LabelSpace, color_id
 from segray.core.scoring.sources import reading_space
 from segray.errors import ConfigError, DataError, SegrayError
+from segray.sections.training import DataSection
 
 
 def jpeg(path, size=(8, 6)):

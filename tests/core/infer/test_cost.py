@@ -5,11 +5,12 @@ import sys
 import pytest
 import torch
 
-from segray.config import InferSection, load
+from segray.config import load
 from segray.core.infer import cost
 from segray.core.infer.cost import engine_speeds, labelling_cost, multiply_adds, training_step_s
 from segray.core.models import forward_all
 from segray.core.models.bundle import count_parameters
+from segray.sections.labelling import InferSection
 
 
 def test_multiply_adds_of_a_convolution_are_those_of_its_definition():

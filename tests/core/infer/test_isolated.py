@@ -11,7 +11,6 @@ import pytest
 from crashing import CRASH, HANG, env
 from labelled import plan_rows, settings_of
 
-from segray.config import InferSection
 from segray.core.clock import Clock
 from segray.core.data import streets
 from segray.core.infer import isolated
@@ -21,6 +20,7 @@ from segray.core.labels.plan import make_plan
 from segray.core.labels.schema import Labelled
 from segray.core.labels.totals import Totals
 from segray.errors import ModelError, StorageError
+from segray.sections.labelling import InferSection
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segray.config import InferSection, ModelSection
 from segray.core.data import streets
 from segray.core.data.streets import LABEL_SPACE
 from segray.core.infer import predictor as module
@@ -20,6 +19,8 @@ from segray.core.models import build, bundle, forward
 from segray.core.models.info import BundleInfo
 from segray.core.transforms import normalize, to_float
 from segray.errors import ConfigError, ModelError
+from segray.sections.labelling import InferSection
+from segray.sections.training import ModelSection
 
 
 class Pointwise(torch.nn.Module):

@@ -5,12 +5,12 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from segray.config import ModelSection
 from segray.core.io import storage
 from segray.core.models import build, bundle, fold, forward
 from segray.core.models.fold import fold_batch_norm
 from segray.core.models.info import read_info
 from segray.errors import ModelError
+from segray.sections.training import ModelSection
 
 
 def test_smp_loads_the_bundle_and_gives_the_same_logits(tiny_bundle):

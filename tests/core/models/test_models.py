@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from torchvision.models import segmentation
 
-from segray.config import READY_MODELS, ModelSection
 from segray.core.data import cityscapes, voc
 from segray.core.models import (
     ARCHITECTURES,
@@ -30,6 +29,8 @@ from segray.core.models.info import BundleInfo
 from segray.core.models.listing import list_models
 from segray.core.models.unet_plain import UNet
 from segray.errors import ModelError
+from segray.sections.training import ModelSection
+from segray.sections.values import READY_MODELS
 
 DPT = {"decoder_fusion_channels": 16, "decoder_intermediate_channels": (16, 16, 16, 16)}
 SIZES = [(64, 32), (1, 1), (90, 120)]

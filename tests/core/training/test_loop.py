@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segray.config import ModelSection, TrainSection, load
+from segray.config import load
 from segray.core.data import MemorySamples, streets
 from segray.core.models import build, bundle, forward
 from segray.core.models.info import read_info
@@ -16,6 +16,7 @@ from segray.core.samples import Sample, TrainData
 from segray.core.training import checkpoint, loop, objective, optim, workers
 from segray.core.training.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError
+from segray.sections.training import ModelSection, TrainSection
 
 SPACE = streets.LABEL_SPACE
 SMALL = {"model.arch": "unet-plain", "model.options": {"channels": 8}}

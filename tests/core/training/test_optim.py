@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from segray.config import ModelSection, load
+from segray.config import load
 from segray.core.models import build, encoder_of
 from segray.core.training import optim
 from segray.errors import ModelError
+from segray.sections.training import ModelSection
 
 
 def train(**values):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from segray.config import ClusterSection, ModelSection, load
+from segray.config import load
 from segray.core.data import MemorySamples, streets
 from segray.core.models import build
 from segray.core.samples import Sample, TrainData
@@ -19,6 +19,8 @@ from segray.core.training.checkpoint import read_history
 from segray.core.training.objective import make_objective
 from segray.core.training.workers import LocalWorker
 from segray.errors import ConfigError
+from segray.sections.labelling import ClusterSection
+from segray.sections.training import ModelSection
 
 SPACE = streets.LABEL_SPACE
 

@@ -1,0 +1,1 @@
+"""The settings of every section of the configuration, as pydantic models."""
