@@ -87,12 +87,13 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
 
 
 def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
+    fresh = not load_plans(section.out)
     plans = _plans(config, section, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = read_summary(plans)
     if summary is None:
         started = time.perf_counter()
-        receipts = list(_run(config, section, plans, watch))
+        receipts = list(_run(config, section, plans, watch, fresh))
         seconds = time.perf_counter() - started
         rows = sum(receipt.rows for receipt in receipts if receipt.created)
         if lost := sum(not receipt.created for receipt in receipts):
@@ -203,8 +204,8 @@ def _check_store(section: GivenLabelSection, watch: Watch) -> None:
     watch.note(f"{text}: of two runs at once, the later one's parts stay. Rows are whole and single all the same.")
 
 
-def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
-    """Label the shards that have no part; the receipts of this run."""
+def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch, fresh: bool) -> Iterator[Receipt]:
+    """Label the shards that have no part; the receipts of this run. fresh: whether it planned them, too."""
     folder = LabelFolder(plans)
     done, rows = folder.done, folder.planned
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
@@ -218,7 +219,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
     with (
         connect.connected(config.cluster, processes) as has,
         closing(Gauges(section.out)) as gauges,
-        claims.begun(section.out, parts.KIND, not done),  # another model or engine is not refused for a plan alone
+        claims.begun(section.out, parts.KIND, fresh),  # another model or engine is not refused for a plan alone
     ):
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)

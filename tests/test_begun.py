@@ -165,6 +165,13 @@ def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model
     def check_places(*_):
         raise ClusterError("a node does not see it")
 
+    def connected(*_):
+        raise ClusterError("no Ray")
+
+    planned = config.changed({"label.out": str(tmp_path / "planned")})
+    monkeypatch.setattr(label.connect, "connected", connected)
+    with pytest.raises(ClusterError, match="no Ray"):  # a plan can take an hour, and no setting of it is at fault
+        label.label(planned)
     monkeypatch.setattr(label.connect, "connected", lambda *_: nullcontext())
     monkeypatch.setattr(label, "check_places", check_places)
     monkeypatch.setattr(label, "Gauges", lambda _: StringIO())
@@ -172,6 +179,9 @@ def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model
         with pytest.raises(ClusterError, match="a node does not see it"):
             label.label(config.changed({"label.every": every}))
         assert not any((tmp_path / "labels").iterdir())
+    with pytest.raises(ClusterError, match="a node does not see it"):
+        label.label(planned)
+    assert (tmp_path / "planned" / "_segray" / "plan-00000.json").exists()  # of an earlier command
 
 
 def test_a_run_does_not_go_on_over_other_frames(config, town, tmp_path):
