@@ -93,8 +93,8 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
 
     masks: path below the masks' folder, as find_images() gives it → place. images: (place, frame_path()) of each.
     A mask a/b pairs with the image that lies at a/b below the images' common folder, or else with the one whose path
-    ends in a/b. An image in or below a folder of which there are masks pairs with none of another folder, and a mask
-    of a folder of images with none outside it.
+    ends in a/b. By file name, an image in or below a folder that masks have too pairs with none of another folder, and
+    so does a mask.
     """
     masks_named = Counter(storage.name_of(key) for key in masks)
     images_named: dict[str, list[tuple[str, str]]] = {}
@@ -106,7 +106,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
         if (name := storage.name_of(path)) in masks_named:
             images_named.setdefault(name, []).append((place, path))
     mask_folders = {storage.folder_of(key) for key in masks} - {""}
-    image_folders = parts_of(folders)
+    shared = shared_names(mask_folders, folders)
     root = common_folder(first, last)
     key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
     taken, alone, elsewhere, unclear = set(key_of.values()), [], [], []
@@ -116,7 +116,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
             continue
         if len(same) != 1 or masks_named[storage.name_of(key)] != 1:
             unclear.append(masks[key])
-        elif is_elsewhere(same[0][1], storage.folder_of(key), mask_folders, image_folders):
+        elif is_elsewhere(same[0][1], key, shared):
             elsewhere.append(f"{masks[key]} with {same[0][0]}")
         else:
             key_of[same[0][0]] = key
@@ -184,18 +184,20 @@ def own_folder(path: str, folders: Collection[str]) -> str:
     return next((end for folder in above for end in ends(folder) if end in folders), "")
 
 
-def is_elsewhere(path: str, folder: str, folders: Collection[str], image_folders: Collection[str]) -> bool:
-    """Whether what lies in `folder` is of another folder than the image at `path`, though they share a file name.
+def shared_names(one: Iterable[str], other: Iterable[str]) -> set[str]:
+    """The names of folders that are in paths of both kinds.
 
-    folders: of all that are to be paired with images. image_folders: parts_of() all images' folders.
+    >>> shared_names(["day1", "day2"], ["/in/day1/cam"])
+    {'day1'}
     """
-    own = own_folder(path, folders)
-    return own != folder and (own != "" or folder in image_folders)
+    names, others = ({name for folder in set(folders) for name in folder.split("/")} for folders in (one, other))
+    return (names & others) - {""}
 
 
-def parts_of(folders: Iterable[str]) -> set[str]:
-    """'a/b/c' → 'a/b/c', 'b/c', 'c', 'a/b', 'b', 'a'."""
-    return {end for folder in set(folders) for above in _folders_above(f"{folder}/") for end in ends(above)}
+def is_elsewhere(path: str, other: str, shared: Collection[str]) -> bool:
+    """Whether two paths of one file name lie in different folders, as far as shared_names() of all tell."""
+    one, two = ([name for name in each.split("/")[:-1] if name in shared] for each in (path, other))
+    return one != two
 
 
 def _folders_above(path: str) -> list[str]:

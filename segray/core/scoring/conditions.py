@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from segray.core import metrics
 from segray.core.io import storage
-from segray.core.io.pairing import check_columns, ends, frame_name, is_elsewhere, own_folder, parts_of, read_text
+from segray.core.io.pairing import check_columns, ends, frame_name, is_elsewhere, own_folder, read_text, shared_names
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -80,16 +80,14 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
             by_end[end].append(i)
     folders = {storage.folder_of(name) for name in by_name} - {""}
     paths = [frame_name(image or sample_id) for sample_id, image in names]
-    image_folders = parts_of(map(storage.folder_of, paths))
+    shared = shared_names(folders, map(storage.folder_of, paths))
     lasts = Counter(map(storage.name_of, paths))
     found: list[int | None] = []
     frame_of: dict[int, str] = {}
     for (sample_id, image), whole in zip(names, paths, strict=True):
         own, path, last = frame_name(sample_id), frame_name(image), storage.name_of(whole)
         same = by_last.get(last, [])
-        alone = len(same) == lasts[last] == 1 and not is_elsewhere(
-            whole, storage.folder_of(frame_name(given[same[0]])), folders, image_folders
-        )
+        alone = len(same) == lasts[last] == 1 and not is_elsewhere(whole, frame_name(given[same[0]]), shared)
         tails = sorted({*ends(own), *ends(path)} & by_name.keys(), key=len)
         if tails and own_folder(whole, folders) not in ("", storage.folder_of(tails[-1])):
             tails = []  # of a frame whose own folder has rows, another folder's

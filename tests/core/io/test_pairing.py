@@ -56,6 +56,7 @@ def test_masks_pair_by_path(masks, images, pairs):
 def test_a_masks_folder_may_lack_the_folders_below_it():
     images = ["/in/day1/cam/7.jpg", "/in/day2/cam/8.jpg"]
     assert matched(["day1/7.png"], images)[0] == {"/in/day1/cam/7.jpg": "day1/7.png"}
+    assert matched(["day1/labels/7.png"], images)[0] == {"/in/day1/cam/7.jpg": "day1/labels/7.png"}
 
 
 def test_a_name_that_one_mask_and_one_image_have_is_enough_and_said():
@@ -93,6 +94,9 @@ def test_a_name_that_several_have_pairs_nothing(masks, images):
         # the same, with a folder a camera in each day's
         (["day2/7.png", "day1/1.png"], ["/in/day1/cam/7.jpg", "/in/day1/1.jpg"], {"/in/day1/1.jpg": "day1/1.png"}),
         (["day2/7.png", "a/1.png"], ["/in/day1/cam/7.jpg", "/in/day2/cam/2.jpg", "/in/a/1.jpg"],
+         {"/in/a/1.jpg": "a/1.png"}),
+        # the same, with a folder of labels in each day's
+        (["day2/labels/7.png", "a/1.png"], ["/in/day1/7.jpg", "/in/day2/2.jpg", "/in/a/1.jpg"],
          {"/in/a/1.jpg": "a/1.png"}),
     ],
 )  # fmt: skip
