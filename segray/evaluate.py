@@ -108,7 +108,7 @@ class Evaluation(TypedDict):
 class ImageRow(metrics.Packed):
     """A row of images.parquet, with its matrix; the columns of evaluate.conditions come after.
 
-    shown: titles of the report's galleries that the frame is in; with one, truth and prediction are palette PNGs.
+    shown: the report's galleries that the frame is in (digest.PICKS); with one, truth and prediction are palette PNGs.
     """
 
     sample_id: str
@@ -338,11 +338,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def choose(rows: Sequence[ImageRow], count: int) -> None:
     """Into `shown` of each row go the galleries that it is in, of `count` frames at most."""
-    for title, pick in PICKS.items():
+    for name, pick in PICKS.items():
         known = [(value, row) for row in rows if isinstance(value := row.get(pick.column), float)]
         order = sorted(known, key=lambda one: one[0], reverse=pick.high)
         for _, row in order[: min(count, -(-len(known) // 2))]:
-            row["shown"].append(title)
+            row["shown"].append(name)
 
 
 def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
@@ -358,7 +358,7 @@ def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[I
     for row, frame in zip(rows, source.frames(refs), strict=True):
         row["truth"] = {"bytes": images.encode_mask(frame.truth_hw, source.space.colors), "path": "truth.png"}
         row["prediction"] = {"bytes": images.encode_mask(frame.pred_hw, source.space.colors), "path": "prediction.png"}
-        if {"Best frames", "Worst frames"} & set(row["shown"]):
+        if {"best", "worst"} & set(row["shown"]):
             lines.insert(0, _line(row, frame, source.space))
     draw(uri, lines)
 

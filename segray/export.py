@@ -22,8 +22,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segray.core.formats import FORMATS
-from segray.core.formats.frame import STATE, TOTALS, Frame, Job, Options, Writer, replacing
+from segray.core.formats import WRITERS
+from segray.core.formats.frame import STATE, TOTALS, Job, LabelledFrame, Options, Writer, replacing
 from segray.core.formats.names import Names
 from segray.core.infer.decode import encoded
 from segray.core.io import claims, images, parquet, storage
@@ -71,8 +71,8 @@ class _Task(NamedTuple):
 
 def check_format(to: str) -> None:
     """ConfigError with the nearest names for one that is not there."""
-    if to not in FORMATS and to not in MODEL_FORMATS:
-        raise ConfigError(f"{to!r} is not a format to export to.{nearest(to, (*FORMATS, *MODEL_FORMATS))}")
+    if to not in WRITERS and to not in MODEL_FORMATS:
+        raise ConfigError(f"{to!r} is not a format to export to.{nearest(to, (*WRITERS, *MODEL_FORMATS))}")
 
 
 def export(
@@ -95,7 +95,7 @@ def export(
     first = labelled.plans[0]
     if first.settings["mask_format"] == "none":
         raise DataError(f"{labels} holds no masks; label with --mask-format png to export them.")
-    made = FORMATS[to]
+    made = WRITERS[to]
     names = Names(labelled.plans)
     options = options or Options()
     job = Job(folder, labelled.space, options)
@@ -126,13 +126,13 @@ def _used(made: type[Writer], options: Options) -> dict[str, Any]:
     """The options that this format knows. ConfigError for one that is given and would do nothing."""
     for name, value in asdict(Options()).items():
         if name not in (*made.uses, "images") and getattr(options, name) != value:
-            knows = ", ".join(to for to, other in FORMATS.items() if name in other.uses)
+            knows = ", ".join(to for to, other in WRITERS.items() if name in other.uses)
             raise ConfigError(f"--{name.replace('_', '-')} is for {knows}; leave it out.")
     return {name: getattr(options, name) for name in (*made.uses, "images")}
 
 
 def _kind(out: Path, to: str) -> claims.Kind:
-    made = (*FORMATS[to].made, "images", STATE)
+    made = (*WRITERS[to].made, "images", STATE)
     return claims.Kind("export", MARK, made, lambda _: any((out / STATE).glob("[0-9]*.jsonl")))
 
 
@@ -171,7 +171,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
         pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
         lost: list[str] = []
 
-        def frames() -> Iterator[Frame]:
+        def frames() -> Iterator[LabelledFrame]:
             for row, picture in zip(rows, pictures, strict=True):
                 try:
                     picture = _upright(picture, row["uri"])
@@ -204,7 +204,7 @@ def _rows(uri: str) -> Iterator[LabelRow]:
         yield from batch.to_pylist()
 
 
-def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> Frame:
+def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> LabelledFrame:
     """written: whether its image is, and so has the frame's name; else it is called what its source is called."""
     name = names.name(row["uri"], row["frame_index"])
     below = names.below(row["uri"])
@@ -212,7 +212,7 @@ def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> F
         picture = f"{name}.{images.kind(image) if image else 'png'}"
     else:
         picture = name + posixpath.splitext(below)[1] if written else below
-    return Frame(name, picture, row, image)
+    return LabelledFrame(name, picture, row, image)
 
 
 def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:

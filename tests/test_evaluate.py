@@ -25,6 +25,7 @@ from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.evaluate import evaluate
 from segray.pages import formatting
+from segray.pages.gallery import TITLES
 from segray.report import report
 
 
@@ -86,16 +87,15 @@ def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
 def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tmp_path):
     result = evaluate(config.changed({"evaluate.pictures": 1}))
     rows = pq.read_table(tmp_path / "out" / "images.parquet").to_pylist()
-    assert "Worst frames" in rows[0]["shown"]
-    assert "Best frames" in rows[-1]["shown"]
+    assert "worst" in rows[0]["shown"]
+    assert "best" in rows[-1]["shown"]
     assert sum(len(row["shown"]) for row in rows) == 5  # best, worst, right, wrong, uncertain
     for row in rows:
         assert (row["truth"] is None) == (row["prediction"] is None) == (row["shown"] == [])
     truth, pred = (images.decode_mask(rows[0][name]["bytes"]) for name in ("truth", "prediction"))
     assert metrics.scores(metrics.confusion_matrix(truth, pred, 11)).miou == pytest.approx(rows[0]["miou"], abs=1e-3)
     page = Path(report([config.evaluate.out], str(tmp_path / "page.html"))).read_text()
-    shown = {title: 1 for row in rows for title in row["shown"]}
-    assert all(f"<h4>{title}</h4>" in page for title in shown)
+    assert all(f"<h4>{TITLES[name]}</h4>" in page for row in rows for name in row["shown"])
     assert formatting.pct(result["scores"]["miou"]) in page
     assert page.count("<img") == 5 * sum(row["shown"] != [] for row in rows)
 

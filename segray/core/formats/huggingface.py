@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core.formats.frame import Frame, Job, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
 from segray.core.labels.schema import IMAGE, METRICS, ROW_SCHEMA
 
@@ -60,7 +60,7 @@ class HuggingFace(Writer):
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         rows = map(self._row, frames)
         if not (first := list(islice(rows, ROWS))):
             return
@@ -71,7 +71,7 @@ class HuggingFace(Writer):
                 yield from ({} for _ in first)
                 first = list(islice(rows, ROWS))
 
-    def _row(self, frame: Frame) -> dict[str, Any]:
+    def _row(self, frame: LabelledFrame) -> dict[str, Any]:
         mask = frame.row["mask"] or {"bytes": images.encode_mask(frame.mask_hw, self.job.space.colors)}
         paths = {"image": frame.picture, "mask": f"{frame.name}.png"}
         cells = {"image": frame.image, "mask": mask["bytes"]}

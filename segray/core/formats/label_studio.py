@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from segray.core.formats.frame import Frame, Job, Writer, replacing, write_items
+from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing, write_items
 from segray.core.io.locators import image_place
 
 BITS = np.array([3, 4, 8, 16])  # sizes that the length of a run can have
@@ -26,7 +26,7 @@ class LabelStudio(Writer):
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             classes = frame.row["class_pixels"] or ()
             prediction = {
@@ -36,13 +36,13 @@ class LabelStudio(Writer):
             }
             yield {"data": {"image": self._url(frame)}, "predictions": [prediction]}
 
-    def _url(self, frame: Frame) -> str:
+    def _url(self, frame: LabelledFrame) -> str:
         options = self.job.options
         if options.image_root:
             return f"{options.image_root.rstrip('/')}/{quote(frame.picture)}"
         return str(self.job.out / "images" / frame.picture) if options.images else image_place(frame.row)
 
-    def _region(self, frame: Frame, label: int) -> dict[str, Any]:
+    def _region(self, frame: LabelledFrame, label: int) -> dict[str, Any]:
         runs = encode_brush(frame.mask_hw == label)
         return {
             "id": f"{frame.row['input_id'][:8]}-{label}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from segray.core.data.cityscapes import LABELS
 from segray.core.data.folder import is_void
-from segray.core.formats.frame import Frame, Job, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
 from segray.core.scoring.classmaps import match
 from segray.errors import DataError
@@ -24,7 +24,7 @@ class Png(Writer):
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             stored = frame.row["mask"]
             data = stored["bytes"] if stored else images.encode_mask(frame.mask_hw, self.job.space.colors)
@@ -58,7 +58,7 @@ class Cityscapes(Writer):
         self.id_of_class = np.zeros(256, np.uint8)
         self.id_of_class[: len(found)] = [label_id for label_id in found if label_id is not None]
 
-    def part(self, name: str, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+    def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             self.job.put(f"masks/{frame.name}.png", images.encode_image(self.id_of_class[frame.mask_hw]))
             yield {}

@@ -23,7 +23,7 @@ Prepare = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass
-class Frame:
+class DecodedFrame:
     """A plan row on its way: its pixels as the model sees them, or the reason why there are none.
 
     size: (height, width) of the source.
@@ -39,20 +39,20 @@ class Frame:
     note: str | None = None
 
 
-def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[Frame]:
+def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[DecodedFrame]:
     """Rows in order, each with its frame or the reason why there is none. prepare: pixels as the model sees them."""
 
-    def decode(fetched: tuple[PlanRow, bytes | DataError]) -> Frame:
+    def decode(fetched: tuple[PlanRow, bytes | DataError]) -> DecodedFrame:
         row, data = fetched
         if isinstance(data, DataError):
-            return Frame(row, error=data)
+            return DecodedFrame(row, error=data)
         notes: list[str] = []
         try:
             with clock("decode"):
                 image = images.decode_image(data, _source(row), notes.append)
-                return Frame(row, prepare(image), image.shape[:2], note=next(iter(notes), None))
+                return DecodedFrame(row, prepare(image), image.shape[:2], note=next(iter(notes), None))
         except DataError as error:
-            return Frame(row, error=error)
+            return DecodedFrame(row, error=error)
 
     def fetch(row: PlanRow) -> tuple[PlanRow, bytes | DataError]:
         try:
@@ -134,16 +134,16 @@ def _table_cells(rows: list[PlanRow], clock: Clock) -> Iterator[tuple[PlanRow, b
         yield row, error
 
 
-def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Iterator[Frame]:
+def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Iterator[DecodedFrame]:
     """Frames of one video's span; a frame that the decoder does not give becomes an error row.
 
     The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
     """
-    place, waiting = place_of(rows[0]), deque(Frame(row) for row in rows)
+    place, waiting = place_of(rows[0]), deque(DecodedFrame(row) for row in rows)
     by_index = rows[0]["pts"] is None
     if (before := rows[0]["before_pts"]) is not None:
         lead: PlanRow = {**rows[0], "frame_index": before} if by_index else {**rows[0], "pts": before}
-        waiting.appendleft(Frame(lead, lead=True))
+        waiting.appendleft(DecodedFrame(lead, lead=True))
     error: DataError | None = None
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
@@ -173,10 +173,10 @@ def _begin(rows: list[PlanRow]) -> Start | None:
     return Start(**starts[0]) if starts[0] and all(starts) else None  # type: ignore[arg-type]
 
 
-def _lost(frame: Frame, error: DataError | None = None) -> Frame:
+def _lost(frame: DecodedFrame, error: DataError | None = None) -> DecodedFrame:
     frame.error = error or _no_frame(frame)
     return frame
 
 
-def _no_frame(frame: Frame) -> DataError:
+def _no_frame(frame: DecodedFrame) -> DataError:
     return DataError(f"{frame.row['uri']}: {LOST_FRAME}")

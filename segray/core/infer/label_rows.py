@@ -10,7 +10,7 @@ import numpy as np
 
 from segray.core import metrics
 from segray.core.clock import Clock
-from segray.core.infer.decode import Frame, decoded
+from segray.core.infer.decode import DecodedFrame, decoded
 from segray.core.infer.predictor import Prediction, Predictor
 from segray.core.io import images, storage
 from segray.core.labels import quality
@@ -60,7 +60,7 @@ def label_rows(plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predict
     return Labelled(done, confusion)
 
 
-def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Prediction]:
+def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> list[Prediction]:
     """A prediction for each frame that has pixels; one that does not fit the GPU's memory has none any more."""
     good = [(frame, seen_hwc) for frame in batch if (seen_hwc := frame.seen_hwc) is not None]
     if not good:
@@ -82,7 +82,7 @@ def _predict(predictor: Predictor, batch: list[Frame], clock: Clock) -> list[Pre
 
 
 def _finish_row(
-    plan: Plan, frame: Frame, prediction: Prediction | None, before: np.ndarray | None, clock: Clock
+    plan: Plan, frame: DecodedFrame, prediction: Prediction | None, before: np.ndarray | None, clock: Clock
 ) -> _Done:
     if prediction is None:
         codes = (code for kind, code in CODES.items() if isinstance(frame.error, kind))

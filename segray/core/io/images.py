@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 # Pillow knows many more, among them EPS, for which it starts Ghostscript: a suffix does not say what is in a file.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
 PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile")  # chunks, and keys of text chunks, that may hold a rotation
 MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
@@ -439,7 +439,7 @@ def _open(data: bytes, source: str) -> ImageFile.ImageFile:
         _check_size(*size, "WEBP", source)
     try:
         file = io.BytesIO(data)
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=PICTURE_FORMATS)
         # The header ends where the scans begin, and a scan holds no FF D9 but the last one's end. Zeros in its place,
         # as a copy leaves that gave the file its length first and then broke off, would be drawn as grey.
         ends = image.format not in JPEGS or data.rfind(b"\xff\xd9", file.tell()) >= 0

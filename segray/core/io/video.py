@@ -92,7 +92,7 @@ class VideoIndex:
         return range(len(self.times_s)) if self.pts is None else self.pts
 
 
-class Frame(NamedTuple):
+class VideoFrame(NamedTuple):
     """key as in the index; image_hwc uint8 RGB [H, W, 3], upright."""
 
     key: int
@@ -364,7 +364,7 @@ class _Outcome(Enum):
 
 def read_frames(
     uri: str, keys: Sequence[int], *, by_index: bool = False, begin: Start | None = None
-) -> Iterator[Frame]:
+) -> Iterator[VideoFrame]:
     """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
     Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
@@ -390,7 +390,7 @@ def read_frames(
 
 def _read(
     uri: str, wanted: set[int], by_index: bool, where: Start | float | None, damage: Damage | None = None
-) -> Generator[Frame, None, _Outcome]:
+) -> Generator[VideoFrame, None, _Outcome]:
     """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
     latest: int | None = None  # that was found
     first, last, upright = min(wanted), max(wanted), Upright()
@@ -420,7 +420,7 @@ def _read(
                 if key in wanted and (latest is None or key > latest):  # a damaged file was seen to go back in time
                     latest = key
                     wanted.discard(key)
-                    yield Frame(key, upright(frame))
+                    yield VideoFrame(key, upright(frame))
                 if not wanted or key > last:
                     return _Outcome.DONE
         except DAMAGE:

@@ -49,13 +49,13 @@ class Pick:
 
 
 PICKS = {
-    "Best frames": Pick("miou", high=True),
-    "Worst frames": Pick("miou", high=False),
-    "Correctly classified frames": Pick("pixel_accuracy", high=True),
-    "Incorrectly classified frames": Pick("pixel_accuracy", high=False),
-    "A spread of frames": Pick("position", high=False, stretches=EACH),
-    "Most uncertain frames": Pick("entropy_mean", high=True, stretches=STRETCHES),
-    "Most flickering frames": Pick("flicker_share", high=True, stretches=STRETCHES),
+    "best": Pick("miou", high=True),
+    "worst": Pick("miou", high=False),
+    "correct": Pick("pixel_accuracy", high=True),
+    "incorrect": Pick("pixel_accuracy", high=False),
+    "spread": Pick("position", high=False, stretches=EACH),
+    "uncertain": Pick("entropy_mean", high=True, stretches=STRETCHES),
+    "flickering": Pick("flicker_share", high=True, stretches=STRETCHES),
 }
 
 
@@ -98,7 +98,7 @@ class Digest:
         self.class_pixels = np.zeros(classes, np.int64)
         self.known: Counter[str] = Counter()  # rows that have a number, by column
         self.miou_sum, self.miou_counts = 0.0, np.zeros(MIOU_BINS, np.int64)
-        self.picked = {title: ROWS.empty_table() for title in PICKS}
+        self.picked = {name: ROWS.empty_table() for name in PICKS}
         self.listed, self.more_videos = ROWS.empty_table(), False
         self.tracks: dict[str, Track] = {}
 
@@ -113,9 +113,9 @@ class Digest:
         self.known.update({name: len(ok) - ok[name].null_count for name in (*NUMBERS, "position")})
         self.miou_sum += pc.sum(ok["miou"]).as_py() or 0.0
         self.miou_counts += miou_histogram(ok["miou"])
-        for title, pick in PICKS.items():
-            found = pa.concat_tables([self.picked[title], ok])
-            self.picked[title] = found.take(self._order(found, pick)[: max(EACH, pick.stretches)])
+        for name, pick in PICKS.items():
+            found = pa.concat_tables([self.picked[name], ok])
+            self.picked[name] = found.take(self._order(found, pick)[: max(EACH, pick.stretches)])
         found = pa.concat_tables([self.listed, ok])
         self.listed = found.take(self._order(found, Pick(self.score, high=False))[: self._frames])
         for uri in pc.unique(ok["video_uri"].drop_null()).to_pylist():
@@ -126,9 +126,9 @@ class Digest:
         """The column that frames are listed and filtered by."""
         return "miou" if self.known["miou"] else "confidence_mean"
 
-    def gallery(self, title: str) -> list[dict[str, Any]]:
+    def gallery(self, name: str) -> list[dict[str, Any]]:
         """The frames to show, in order; those of a pair such as best and worst share out what there is."""
-        pick, rows = PICKS[title], self.picked[title]
+        pick, rows = PICKS[name], self.picked[name]
         most = min(EACH, -(-self.known[pick.column] // 2))
         found: list[dict[str, Any]]
         if pick.column == "position" or not pick.stretches:

@@ -14,7 +14,17 @@ SCORES = {
     "mean_sensitivity": "mean sensitivity",
     "mean_specificity": "mean specificity",
 }
-SETTINGS = ("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "weight_decay", "loss", "ema", "seed")
+SHOWN = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "weight_decay",
+    "loss",
+    "ema",
+    "seed",
+)
 
 
 def card(info: BundleInfo) -> str:
@@ -76,7 +86,7 @@ def _scores(info: BundleInfo) -> list[str]:
 
 def _training(info: BundleInfo) -> list[str]:
     train = info.config.get("train", {})
-    chosen = {key: train[key] for key in SETTINGS if train.get(key) is not None}
+    chosen = {key: train[key] for key in SHOWN if train.get(key) is not None}
     if not chosen:
         return ["Not trained by segray."]
     start = storage.name_of(info.config.get("model", {}).get("encoder_weights", "none"))

@@ -8,7 +8,7 @@ from labelled import plan_rows, settings_of
 from PIL import Image
 
 from segray.cli.data import show_check
-from segray.core.data import FORMATS, cityscapes, likely_format, map_classes, open_dataset, read_sample, split_refs, voc
+from segray.core.data import LAYOUTS, cityscapes, likely_format, map_classes, open_dataset, read_sample, split_refs, voc
 from segray.core.data.check import check
 from segray.core.infer.label_rows import _score as score
 from segray.core.samples import LabelSpace, color_id
@@ -478,9 +478,9 @@ def test_classes_are_merged_renamed_and_made_void(city):
         map_classes(cityscapes.LABEL_SPACE, dict.fromkeys(cityscapes.LABEL_SPACE.names))
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"cityscapes34"}))
+@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"cityscapes34"}))
 def test_a_format_is_known_by_what_lies_in_the_folder(name, tmp_path):
-    for sign in FORMATS[name].signs:
+    for sign in LAYOUTS[name].signs:
         (tmp_path / sign).mkdir(parents=True)
         (tmp_path / sign / "a").touch()
     if name == "streets":
@@ -501,7 +501,7 @@ def test_nothing_is_drawn_into_a_folder_that_is_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"labels"}))
+@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"labels"}))
 def test_an_empty_folder_is_one_line(name, tmp_path):
     with pytest.raises(SegrayError) as error:
         open_dataset(DataSection(format=name, root=str(tmp_path)))
