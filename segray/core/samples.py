@@ -20,6 +20,7 @@ IGNORE_INDEX = 255
 BYTES_A_PIXEL = 4  # of a decoded sample: RGB and the mask
 MaskChannel = Literal["red", "green", "blue"]
 CHANNELS: tuple[MaskChannel, ...] = get_args(MaskChannel)
+ROWS = 32  # of a mask that are mapped at once: NumPy takes 8 bytes for each index
 COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is taken for an id
 
 
@@ -83,14 +84,18 @@ class LabelSpace:
 
         Raises DataError that names `source` and the first id that the label space does not know.
         """
-        found = self._table.take(raw_hw, mode="clip")
-        if not found.all():
-            raise DataError(
-                f"{source} has class id {id_text(int(raw_hw[found == 0].min()))}; the label space knows "
-                f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
-            )
-        found -= 1
-        return found.astype(np.uint8)
+        classes_hw = np.empty(raw_hw.shape, np.uint8)
+        for at in range(0, len(raw_hw), ROWS):
+            ids = raw_hw[at : at + ROWS]
+            found = self._table.take(ids, mode="clip")
+            if not found.all():
+                raise DataError(
+                    f"{source} has class id {id_text(int(ids[found == 0].min()))}; the label space knows "
+                    f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
+                )
+            found -= 1
+            classes_hw[at : at + ROWS] = found
+        return classes_hw
 
     @cached_property
     def _table(self) -> np.ndarray:

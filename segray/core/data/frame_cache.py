@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,8 @@ from segray.core.samples import Sample
 ABANDONED_S = 600.0  # after which a folder without a lock is nobody's
 PREFIX = "segray-frames-"
 FREE_SHARE = 0.5  # of the disk's free room, where no limit is given
-WRITERS = 1  # threads of a process that write at once; the others read on, and a slow disk holds up no more of them
+WAITING_BYTES = 64 << 20  # of a process's frames that wait for the disk; what comes meanwhile is not kept
+SYNC_BYTES = 8 << 20  # that are written before a process waits until the disk has them
 
 
 class FrameCache:
@@ -44,7 +46,8 @@ class FrameCache:
         self.key, self._maker = uuid.uuid4().hex, os.getpid()
         self._lock = self._frames = self._written = -1
         self._slots = 0
-        self._turns = threading.BoundedSemaphore(WRITERS)
+        self._room = threading.BoundedSemaphore(max(2, WAITING_BYTES // self._bytes))
+        self._unsynced: list[int] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _travelled, (self.count, self.size, self.limit_bytes, self.key)
@@ -54,15 +57,12 @@ class FrameCache:
         return Path(tempfile.gettempdir()) / f"{PREFIX}{self.key}"
 
     @property
-    def _mask_at(self) -> int:
-        return self.size[0] * self.size[1] * 3
-
-    @property
     def _bytes(self) -> int:
         return self.size[0] * self.size[1] * 4
 
     def __enter__(self) -> FrameCache:
         remove_abandoned()
+        self._writer = ThreadPoolExecutor(1, "frame-cache")
         try:
             self._lock = _hold(self.folder)
             limit = self.limit_bytes
@@ -79,6 +79,8 @@ class FrameCache:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._slots = 0
+        self._writer.shutdown(cancel_futures=True)
         if self._lock >= 0 and (self._maker == os.getpid() or _is_last(self._lock)):
             _remove(self.folder)
         self._close()
@@ -108,17 +110,31 @@ class FrameCache:
         return sample if self.read_into(index, *sample) else None
 
     def write(self, index: int, sample: Sample) -> None:
-        """Keep a frame, unless others are being written: it is decoded again then, and has another chance."""
-        if index >= self._slots or not self._turns.acquire(blocking=False):
-            return
+        """Keep a frame soon, unless many wait for the disk: it is decoded again then, and has another chance."""
+        if index < self._slots and self._room.acquire(blocking=False):
+            self._writer.submit(self._write, index, sample).add_done_callback(lambda _: self._room.release())
+
+    def _write(self, index: int, sample: Sample) -> None:
         try:
             parts = [np.ascontiguousarray(part).data for part in sample]
             if os.pwritev(self._frames, parts, index * self._bytes) == self._bytes:
                 os.pwrite(self._written, b"\1", index)
+                self._unsynced.append(index)
+            if len(self._unsynced) * self._bytes >= SYNC_BYTES:
+                self._sync()
         except OSError:  # a full disk: what is there stays, and nothing more is tried
             self._slots = 0
-        finally:
-            self._turns.release()
+
+    def _sync(self) -> None:
+        """Wait until the frames are on the disk, and free the memory that the system has kept them in.
+
+        So frames are kept no faster than the disk takes them, and writing needs the same few pages again and again: new
+        ones cost a virtual machine 10 ms of CPU for a frame of 1024×2048. Later epochs fill what memory is free.
+        """
+        os.fdatasync(self._frames)
+        for index in self._unsynced:
+            os.posix_fadvise(self._frames, index * self._bytes, self._bytes, os.POSIX_FADV_DONTNEED)
+        self._unsynced.clear()
 
 
 def _travelled(count: int, size: tuple[int, int], limit_bytes: int | None, key: str) -> FrameCache:

@@ -50,8 +50,14 @@ def in_another_process(cache):
     return pickle.loads(pickle.dumps(cache))
 
 
+def settle(cache):
+    """Wait until what was given to a cache is written."""
+    cache._writer.submit(int).result()
+
+
 def held(cache):
     """What of each position is there."""
+    settle(cache)
     found = [cache.read(i) for i in range(cache.count)]
     return [None if one is None else (int(one.image_hwc.max()), int(one.mask_hw.max())) for one in found]
 
@@ -60,6 +66,8 @@ def test_what_one_process_wrote_another_reads():
     with FrameCache(3, SIZE) as mine, in_another_process(mine) as other:
         mine.write(1, sample(7))
         other.write(2, sample(9))
+        settle(mine)
+        settle(other)
         for cache in (mine, other):
             assert held(cache) == [None, (7, 8), (9, 10)]
 
@@ -80,12 +88,13 @@ def test_the_last_process_of_a_machine_to_leave_removes_the_folder(disk):
             second.write(0, sample(1))
         assert held(first) == [(1, 2), None, None]
     assert list(disk.iterdir()) == []
-    assert held(first) == [None] * 3  # nothing is kept outside of `with`
+    assert [first.read(i) for i in range(3)] == [None] * 3  # nothing is kept outside of `with`
 
 
 def test_the_process_that_made_it_removes_it_at_once_and_the_others_read_on(disk):
     with FrameCache(3, SIZE) as mine:
         mine.write(0, sample(1))
+        settle(mine)
         other = in_another_process(mine).__enter__()
     assert list(disk.iterdir()) == []
     assert held(other) == [(1, 2), None, None]
@@ -109,9 +118,32 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(monkeypatch, town):
     with FrameCache(6, SIZE) as cache:
         samples = FileSamples(refs, town.label_space, SIZE, cache)
         kept = samples[0]
+        settle(cache)
         monkeypatch.setattr(os, "pwritev", full)
         assert np.array_equal(samples[1].image_hwc, MemorySamples.read(refs, town.label_space, SIZE)[1].image_hwc)
         assert np.array_equal(samples[0].image_hwc, kept.image_hwc)
+
+
+def test_a_slow_disk_holds_up_no_reader(monkeypatch):
+    disk_is_free, write = threading.Event(), os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda *given: disk_is_free.wait() and write(*given))
+    monkeypatch.setattr(frame_cache, "WAITING_BYTES", 3 * FRAME_BYTES)
+    with FrameCache(5, SIZE) as cache:
+        for i in range(5):
+            cache.write(i, sample(i))
+        disk_is_free.set()
+        assert held(cache) == [(0, 1), (1, 2), (2, 3), None, None]
+        cache.write(4, sample(4))
+        assert held(cache)[3:] == [None, (4, 5)]
+
+
+def test_frames_that_are_on_the_disk_are_read_from_there(monkeypatch):
+    monkeypatch.setattr(frame_cache, "SYNC_BYTES", 2 * FRAME_BYTES)
+    with FrameCache(5, SIZE) as cache:
+        for i in range(5):
+            cache.write(i, sample(i))
+        assert held(cache) == [(i, i + 1) for i in range(5)]
+        assert cache._unsynced == [4]
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(disk, monkeypatch):
@@ -129,7 +161,9 @@ def test_a_frame_is_decoded_once(monkeypatch, town):
     refs = town.splits["train"]
     with FrameCache(8, SIZE) as cache:
         samples = FileSamples(refs, town.label_space, SIZE, cache, first=2)
-        first, again = ([samples[i] for i in range(6)] for _ in range(2))
+        first = [samples[i] for i in range(6)]
+        settle(cache)
+        again = [samples[i] for i in range(6)]
         for one, other in zip(first, again, strict=True):
             assert np.array_equal(one.image_hwc, other.image_hwc)
             assert np.array_equal(one.mask_hw, other.mask_hw)
