@@ -39,7 +39,7 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
 ]
 EXPLAINED = {
     ("segray.config", "segray.core.io.storage"),  # a file of settings may be on S3
-    ("segray.sections.values", "segray.core.io.storage"),  # a setting that is a path knows how one is made absolute
+    ("segray.sections.values", "segray.core.io.paths"),  # a setting that is a path knows how one is made absolute
 }
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from segray.core.io import paths
+
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
 READY_MODELS = ("deeplabv3-coco", "deeplabv3-resnet101-coco", "deeplabv3-mobilenet-coco")  # of core.models.ready
 HUB = "smp-hub/"  # before the names of models that smp's authors published
@@ -100,9 +102,7 @@ class Located:
 
     def absolute(self, text: str) -> str:
         """Give the path that means the same in every folder; a name stays as it is."""
-        from segray.core.io import storage  # half a second, for clients of S3
-
-        return text if self.is_name(text) else storage.absolute(text)
+        return text if self.is_name(text) else paths.absolute(text)
 
 
 class Words(str):

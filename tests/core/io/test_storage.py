@@ -13,8 +13,8 @@ import boto3
 import pytest
 import s3fs
 
+from segray.core.io import objects, storage
 from segray.core.io import s3 as s3_requests
-from segray.core.io import storage
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 
@@ -171,7 +171,7 @@ def test_a_folder_is_removed_with_the_marker_that_another_program_left(s3, tmp_p
 
 
 def test_what_is_too_large_for_one_request_goes_to_s3_in_parts(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 takes
     uri, data = f"{s3}/{tmp_path.name}/state.pt", bytes(range(256)) * (11 << 12)
     storage.replace(uri, data)
     assert storage.read_bytes(uri) == data
@@ -179,7 +179,7 @@ def test_what_is_too_large_for_one_request_goes_to_s3_in_parts(s3, tmp_path, mon
 
 
 def test_an_upload_in_parts_that_fails_leaves_what_was_there_and_nothing_to_pay_for(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "UPLOAD_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 5 << 20)
     uri = f"{s3}/{tmp_path.name}/state.pt"
     storage.replace(uri, b"before")
     request = s3_requests.request

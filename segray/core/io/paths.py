@@ -1,0 +1,112 @@
+"""Names of places, which are local paths and s3:// URIs: how they are checked, joined, split and made absolute."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from segray.errors import ConfigError, StorageError
+
+# Folders that systems and tools make beside one's own; those that begin with a dot, as .ipynb_checkpoints, are known.
+SYSTEM = frozenset(
+    {
+        *("$recycle.bin", "system volume information", "__macosx", "lost+found"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of Synology's and QNAP's servers
+    }
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored file. stamp changes when the content does: the etag on S3, mtime in ns on a disk."""
+
+    uri: str
+    size: int
+    stamp: str
+    modified_s: float  # Unix time
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def check_uri(uri: str) -> str:
+    """The URI if it is an absolute or relative local path or s3://bucket/key; StorageError otherwise."""
+    if "\0" in uri or not uri:
+        raise StorageError("An empty path, or one with a NUL in it, cannot be opened.")
+    if is_s3(uri):
+        bucket = uri[5:].split("/", 1)[0]
+        if not bucket or "@" in bucket or ":" in bucket or "?" in bucket or "::" in uri:
+            raise StorageError(f"{uri!r} is not s3://bucket/key; credentials come from the environment.")
+        return uri
+    if not uri.startswith("/") and ("://" in uri or "::" in uri):
+        raise StorageError(f"{uri!r}: only local paths and s3:// are read. Copy the data to one of them.")
+    return uri
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every working directory, in one spelling."""
+    return check_uri(uri).rstrip("/") if is_s3(uri) else normal(str(Path(check_uri(uri)).expanduser().absolute()))
+
+
+def normal(path: str) -> str:
+    """An absolute local path without `.`, `..` and `//`.
+
+    >>> normal("/drives/day1/../day2//./a.jpg")
+    '/drives/day2/a.jpg'
+    """
+    whole = "/"
+    for part in path.split("/"):
+        if part == "..":  # above a link is the folder that holds what the link leads to
+            whole = os.path.dirname(os.path.realpath(whole) if os.path.islink(whole) else whole)  # noqa: PTH120, PTH114
+        elif part not in ("", "."):
+            whole = f"{whole.rstrip('/')}/{part}"
+    return whole
+
+
+def real(uri: str) -> str:
+    """A place below its folder's own name, where links lead to the folder."""
+    return uri if is_s3(uri) else join(_real_folder(folder_of(uri)), name_of(uri))
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def local(uri: str, what: str) -> Path:
+    """A place as a path, for what is written to disks alone; ConfigError for one on S3. what: "a video"."""
+    if is_s3(uri):
+        raise ConfigError(f"{uri}: {what} is written to a local disk. Name a place there, and copy it afterwards.")
+    return Path(check_uri(uri)).expanduser()
+
+
+def join(root: str | Path, *names: str) -> str:
+    return "/".join([str(root).rstrip("/"), *names])
+
+
+def name_of(uri: str) -> str:
+    """The last part of a path or key."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def folder_of(uri: str) -> str:
+    """What a path or key lies in; '' for a name alone."""
+    return uri.rstrip("/").rpartition("/")[0]
+
+
+def stem_of(uri: str) -> str:
+    """The last part without its suffix."""
+    return name_of(uri).rsplit(".", 1)[0]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is a system's or a tool's, as .ipynb_checkpoints, ._a.jpg or @eaDir."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def not_hidden(folder: str) -> bool:
+    """iter_files(enter=not_hidden) leaves out what lies in hidden folders."""
+    return not is_hidden(name_of(folder))
