@@ -86,6 +86,12 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
     """
     file = _open(data, source)
     _check_pixels(file, source)
+    bits = _jpeg2000_bits(data) if file.format == "JPEG2000" else 8
+    if bits > (16 if file.mode.startswith("I;16") else 8):
+        # Pillow rounds what it takes off: white would be black.
+        raise DataError(
+            f"{source} is a JPEG 2000 of {bits} bits a channel, which is not read; convert it to 8 bits, grey or RGB."
+        )
     deep_rgb = file.mode in ("RGB", "RGBA") and file.format in ("PNG", "TIFF")
     deep_rgb = deep_rgb and any(";16" in str(tile.args) for tile in file.tile)
     image: Image.Image = file
@@ -515,6 +521,13 @@ def _upper_bits(image: Image.Image, source: str) -> np.ndarray:
     ):
         values = 65535 - values  # Pillow inverts 8 bits and fewer only
     return (values >> 8).astype(np.uint8)
+
+
+def _jpeg2000_bits(data: bytes) -> int:
+    """The most bits of a channel, as the SIZ marker has them (ISO/IEC 15444-1, A.5.1)."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    channels = int.from_bytes(data[at + 40 : at + 42], "big")
+    return max((size % 128 + 1 for size in data[at + 42 : at + 42 + 3 * channels : 3]), default=8)
 
 
 def _check_range(highest: int, source: str) -> None:

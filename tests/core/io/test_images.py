@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -138,6 +139,22 @@ def test_twelve_bits_in_sixteen_are_refused_instead_of_black(data):
         match=r"^a holds 12-bit values or smaller in 16 bits, which would come out black; scale them to 0\.\.65535\.$",
     ):
         decode_image(data, "a")
+
+
+def test_a_colour_jpeg_2000_of_more_than_8_bits_is_refused():
+    """Its white would be black."""
+    white = av.VideoFrame.from_ndarray(np.full((8, 8, 3), 65535, np.uint16), format="rgb48le")
+    encoder = av.CodecContext.create("jpeg2000", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 8, 8, "rgb48le", Fraction(1, 1)
+    data = b"".join(bytes(packet) for packet in [*encoder.encode(white), *encoder.encode()])
+    with pytest.raises(DataError) as error:
+        decode_image(data, "a.jp2")
+    assert str(error.value) == (
+        "a.jp2 is a JPEG 2000 of 16 bits a channel, which is not read; convert it to 8 bits, grey or RGB."
+    )
+    deep = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    assert (decode_image(encoded(deep, "JPEG2000")) == 255).all()
+    assert (decode_image(encoded(Image.new("RGBA", (8, 8), (255, 254, 1, 9)), "JPEG2000")) == (255, 254, 1)).all()
 
 
 def test_dark_pixels_of_eight_bits_are_no_twelve_of_sixteen():
