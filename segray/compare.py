@@ -14,7 +14,7 @@ import numpy as np
 
 from segray.core import metrics
 from segray.core.io import parquet, storage
-from segray.core.io.images import colorize
+from segray.core.io.masks import colorize
 from segray.core.scoring import bootstrap
 from segray.core.training.checkpoint import read_settings
 from segray.errors import DataError, SegrayError

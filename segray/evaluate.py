@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from segray.config import Config
 from segray.core import metrics
 from segray.core.infer.predictor import Predictor
-from segray.core.io import claims, images, storage
+from segray.core.io import claims, storage
 from segray.core.io.locators import read_image
+from segray.core.io.masks import colorize, encode_mask, overlay
 from segray.core.labels.digest import PICKS
 from segray.core.labels.folder import is_labels
 from segray.core.labels.schema import Picture
@@ -356,8 +357,8 @@ def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[I
     lines: list[Line] = []
     refs = [by_id[row["sample_id"]] for row in rows]
     for row, frame in zip(rows, source.frames(refs), strict=True):
-        row["truth"] = {"bytes": images.encode_mask(frame.truth_hw, source.space.colors), "path": "truth.png"}
-        row["prediction"] = {"bytes": images.encode_mask(frame.pred_hw, source.space.colors), "path": "prediction.png"}
+        row["truth"] = {"bytes": encode_mask(frame.truth_hw, source.space.colors), "path": "truth.png"}
+        row["prediction"] = {"bytes": encode_mask(frame.pred_hw, source.space.colors), "path": "prediction.png"}
         if {"best", "worst"} & set(row["shown"]):
             lines.insert(0, _line(row, frame, source.space))
     draw(uri, lines)
@@ -369,9 +370,9 @@ def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
     wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
     return [
         (f"{row['sample_id']}, mIoU {row['miou']:.3f}", image_hwc),
-        ("truth", images.colorize(frame.truth_hw, space.colors)),
-        ("prediction", images.colorize(frame.pred_hw, space.colors)),
-        ("prediction over the frame", images.overlay(image_hwc, frame.pred_hw, space.colors)),
+        ("truth", colorize(frame.truth_hw, space.colors)),
+        ("prediction", colorize(frame.pred_hw, space.colors)),
+        ("prediction over the frame", overlay(image_hwc, frame.pred_hw, space.colors)),
         (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),
     ]
 

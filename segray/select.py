@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from segray.core.io import images, locators, storage
+from segray.core.io import locators, storage
 from segray.core.io.locators import FrameOf
+from segray.core.io.masks import overlay
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.errors import ConfigError, DataError, nearest
 
@@ -88,11 +89,11 @@ def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[st
         try:
             with storage.reading_input(row["uri"]):
                 image = locators.read_image(locators.image_place(row))
-            overlay = [images.overlay(image, locators.read_mask(mask_place(row)), space.colors)] if with_masks else []
+            mixed = [overlay(image, locators.read_mask(mask_place(row)), space.colors)] if with_masks else []
         except DataError as error:
             problems.append(str(error))
             continue
-        Image.fromarray(np.concatenate([image, *overlay], axis=1)).save(folder / f"{rank:03}.png")
+        Image.fromarray(np.concatenate([image, *mixed], axis=1)).save(folder / f"{rank:03}.png")
     return problems
 
 

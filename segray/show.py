@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from segray.config import Config
 from segray.core.io import images, locators, storage
+from segray.core.io.masks import encode_mask, overlay
 from segray.core.io.video import read_frames
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.plan import frame_key
@@ -40,8 +41,8 @@ def show(place: str, config: Config, out: str) -> list[str]:
     space = predictor.label_space
     name = storage.name_of(place).replace("#", "-").replace("=", "")
     pictures = {
-        storage.join(out, f"{name}-map.png"): images.encode_mask(mask_hw, space.colors),
-        storage.join(out, f"{name}-overlay.png"): images.encode_image(images.overlay(image_hwc, mask_hw, space.colors)),
+        storage.join(out, f"{name}-map.png"): encode_mask(mask_hw, space.colors),
+        storage.join(out, f"{name}-overlay.png"): images.encode_image(overlay(image_hwc, mask_hw, space.colors)),
     }
     for uri, data in pictures.items():
         storage.replace(storage.absolute(uri), data)
@@ -83,7 +84,7 @@ def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.nda
         first = next(iter(row_of.values()))
         for frame in read_frames(first["video_uri"], list(row_of), by_index=first["pts"] is None):
             row = row_of[frame.key]
-            yield row["time_s"], images.overlay(frame.image_hwc, locators.read_mask(mask_place(row)), space.colors)
+            yield row["time_s"], overlay(frame.image_hwc, locators.read_mask(mask_place(row)), space.colors)
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:

@@ -13,7 +13,7 @@ from segray import cli
 from segray.cli import terminal
 from segray.compare import compare
 from segray.core import metrics
-from segray.core.io import images
+from segray.core.io.masks import decode_mask
 from segray.core.scoring import bootstrap
 from segray.errors import DataError
 
@@ -132,4 +132,4 @@ def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp
     assert (tmp_path / "out" / "changed.png").exists()
     rows = pq.read_table(tmp_path / "a" / "images.parquet").to_pylist()
     odd = next(row for row in rows if row["sample_id"] == "val/no UTF-8 \\udcff")
-    assert images.decode_mask(odd["truth"]["bytes"]).shape == (48, 64)
+    assert decode_mask(odd["truth"]["bytes"]).shape == (48, 64)

@@ -17,7 +17,8 @@ from segray.config import load
 from segray.core import metrics
 from segray.core.data import open_dataset, read_sample, split_refs, streets
 from segray.core.infer.predictor import Predictor
-from segray.core.io import images, storage
+from segray.core.io import storage
+from segray.core.io.masks import decode_mask
 from segray.core.models import bundle
 from segray.core.models.info import read_info
 from segray.core.scoring import calibration
@@ -92,7 +93,7 @@ def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tm
     assert sum(len(row["shown"]) for row in rows) == 5  # best, worst, right, wrong, uncertain
     for row in rows:
         assert (row["truth"] is None) == (row["prediction"] is None) == (row["shown"] == [])
-    truth, pred = (images.decode_mask(rows[0][name]["bytes"]) for name in ("truth", "prediction"))
+    truth, pred = (decode_mask(rows[0][name]["bytes"]) for name in ("truth", "prediction"))
     assert metrics.scores(metrics.confusion_matrix(truth, pred, 11)).miou == pytest.approx(rows[0]["miou"], abs=1e-3)
     page = Path(report([config.evaluate.out], str(tmp_path / "page.html"))).read_text()
     assert all(f"<h4>{TITLES[name]}</h4>" in page for row in rows for name in row["shown"])

@@ -35,6 +35,7 @@ from segray.core.formats.names import Names
 from segray.core.formats.things import things
 from segray.core.infer.predictor import Predictor
 from segray.core.io import images
+from segray.core.io.masks import encode_mask
 from segray.core.labels import quality
 from segray.core.labels.folder import LabelFolder
 from segray.core.labels.plan import PlanReader, make_plan
@@ -80,7 +81,7 @@ def _row(plan, planned, mask):
     row |= {"height_px": mask.shape[0], "width_px": mask.shape[1], "confidence_mean": 0.75, "status": "ok"}
     row |= {"class_pixels": pixels.tolist(), "class_shares": (pixels / mask.size).tolist()}
     if plan.settings["mask_format"] == "png":
-        return row | {"mask": {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": "m.png"}}
+        return row | {"mask": {"bytes": encode_mask(mask, plan.label_space.colors), "path": "m.png"}}
     return row | {"mask_rle": {"values": mask.ravel(), "lengths": np.ones(mask.size, int)}}
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from segray.core import metrics
 from segray.core.io import images
+from segray.core.io.masks import encode_mask
 from segray.core.labels import digest
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.samples import LabelSpace
@@ -81,7 +82,7 @@ def add_costs(folder):
 
 def ok_row(name, mask_hw, **values):
     row = {"input_id": f"id of {name}", "uri": f"/gone/{name}", "status": "ok", "entropy_mean": 0.5}
-    row["mask"] = {"bytes": images.encode_mask(mask_hw, SPACE.colors), "path": "m.png"}
+    row["mask"] = {"bytes": encode_mask(mask_hw, SPACE.colors), "path": "m.png"}
     return row | {"class_pixels": np.bincount(mask_hw.ravel(), minlength=3).tolist()} | values
 
 
@@ -117,7 +118,7 @@ def labelled_images(folder, n=6, size=(24, 32)):
     folder.mkdir()
     truth = np.ones(size, np.uint8)
     truth[0] = 255
-    (folder / "truth.png").write_bytes(images.encode_mask(truth, [(0, 0, 0)] * 256))
+    (folder / "truth.png").write_bytes(encode_mask(truth, [(0, 0, 0)] * 256))
     rng = np.random.default_rng(0)
     rows = []
     for i in range(n):
@@ -463,7 +464,7 @@ def test_page_stays_below_ten_megabytes_with_the_worst_of_pictures(tmp_path):
     size = (gallery.THUMB_PX, gallery.THUMB_PX)
     Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / "noise.jpg")
     ids = rng.integers(0, 3, size, np.uint8)
-    (tmp_path / "noise.png").write_bytes(images.encode_mask(ids, SPACE.colors))
+    (tmp_path / "noise.png").write_bytes(encode_mask(ids, SPACE.colors))
     places = {"uri": str(tmp_path / "noise.jpg"), "truth_uri": str(tmp_path / "noise.png")}
     scores = ("miou", "pixel_accuracy", "entropy_mean")
     rows = [ok_row(f"f-{i}", np.roll(ids, i + 1), **places, **dict.fromkeys(scores, (i + 1) / 10)) for i in range(9)]

@@ -11,7 +11,8 @@ from videos import KINDS, straight
 from segray.config import load
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
-from segray.core.io import images, locators
+from segray.core.io import locators
+from segray.core.io.masks import overlay
 from segray.core.labels.plan import make_plan
 from segray.errors import DataError
 from segray.show import overlay_video, show
@@ -35,7 +36,7 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
     mask_hw, frame = np.asarray(Image.open(map_)), locators.read_image(place)
     assert mask_hw.shape == (64, 96)
     assert mask_hw.max() < len(COLORS)
-    assert np.array_equal(np.asarray(Image.open(over)), images.overlay(frame, mask_hw, COLORS))
+    assert np.array_equal(np.asarray(Image.open(over)), overlay(frame, mask_hw, COLORS))
 
 
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
@@ -50,7 +51,7 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
     predictor = Predictor(str(tiny_bundle))
     source = locators.read_image(f"{town}/video.mp4#frame=4")
     (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
-    expected = images.overlay(source, found.mask_hw, COLORS).astype(int)
+    expected = overlay(source, found.mask_hw, COLORS).astype(int)
     differences = [np.abs(picture.astype(int) - expected).mean() for _, picture in frames]
     assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
 

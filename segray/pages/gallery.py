@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segray.core.io import images, locators, storage
+from segray.core.io.masks import decode_mask, encode_mask, overlay, resize_mask
 from segray.core.labels.digest import PICKS, Digest, classes_in
 from segray.core.labels.folder import mask_place
 from segray.core.samples import LabelSpace
@@ -97,7 +98,7 @@ def label_row(row: Row, space: LabelSpace) -> Row:
 
 def evaluated_row(row: Row, space: LabelSpace) -> Row:
     truth, prediction = (
-        lambda name=name: images.decode_mask(row[name]["bytes"], f"{name} of {row['sample_id']}")
+        lambda name=name: decode_mask(row[name]["bytes"], f"{name} of {row['sample_id']}")
         for name in ("truth", "prediction")
     )
     return row | pictures(row["image"], truth, prediction, space)
@@ -121,8 +122,8 @@ def pictures(
     scale = min(1.0, THUMB_PX / max(pred.shape))
     size = tuple(max(1, round(side * scale)) for side in pred.shape)
     image = _try(lambda: images.resize_image(locators.read_image(place), size), notes)
-    true = _try(lambda: images.resize_mask(truth(), size), notes) if truth else None
-    return {"panels": panels(image, true, images.resize_mask(pred, size), space), "notes": notes}
+    true = _try(lambda: resize_mask(truth(), size), notes) if truth else None
+    return {"panels": panels(image, true, resize_mask(pred, size), space), "notes": notes}
 
 
 def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray, space: LabelSpace) -> dict[str, str]:
@@ -134,7 +135,7 @@ def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray,
     if truth is not None:
         found["Errors"] = jpeg(error_map(image, truth, pred, space.ignore_index))
     if image is not None:
-        found["Overlay"] = jpeg(images.overlay(image, pred, space.colors))
+        found["Overlay"] = jpeg(overlay(image, pred, space.colors))
     return found
 
 
@@ -154,7 +155,7 @@ def jpeg(image_hwc: np.ndarray) -> str:
 
 
 def mask_png(mask_hw: np.ndarray, space: LabelSpace) -> str:
-    return f"data:image/png;base64,{base64.b64encode(images.encode_mask(mask_hw, space.colors)).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(encode_mask(mask_hw, space.colors)).decode()}"
 
 
 def _try(read: Callable[[], np.ndarray], notes: list[str]) -> np.ndarray | None:

@@ -16,8 +16,9 @@ import numpy as np
 
 from segray.core.data import ade20k, camvid, carvana, cityscapes, folder, labels, voc
 from segray.core.data.frame_cache import FrameCache
-from segray.core.io import images, storage
+from segray.core.io import storage
 from segray.core.io.locators import read_image, read_mask
+from segray.core.io.masks import resize_mask
 from segray.core.io.pairing import check_root
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
@@ -170,7 +171,7 @@ def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None)
         return Sample(image_hwc, mask_hw)
     from segray.core.transforms import fit  # PyTorch is slow to import, and a report has no need of it
 
-    return Sample(fit(image_hwc, size), images.resize_mask(mask_hw, size))
+    return Sample(fit(image_hwc, size), resize_mask(mask_hw, size))
 
 
 class FileSamples:

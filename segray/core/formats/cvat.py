@@ -9,6 +9,7 @@ from typing import Any
 
 from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
+from segray.core.io.masks import colorize
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -34,7 +35,7 @@ class Cvat(Writer):
 
     def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
-            pixels = images.colorize(frame.mask_hw, self.colors)
+            pixels = colorize(frame.mask_hw, self.colors)
             self.job.put(f"SegmentationClass/{frame.name}.png", images.encode_image(pixels))
             yield {"name": frame.name}
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
-from segray.core.io import images
+from segray.core.io.masks import encode_mask
 from segray.core.labels.schema import IMAGE, METRICS, ROW_SCHEMA
 
 ROWS = 16  # of a row group: some 50 MB of frames
@@ -72,7 +72,7 @@ class HuggingFace(Writer):
                 first = list(islice(rows, ROWS))
 
     def _row(self, frame: LabelledFrame) -> dict[str, Any]:
-        mask = frame.row["mask"] or {"bytes": images.encode_mask(frame.mask_hw, self.job.space.colors)}
+        mask = frame.row["mask"] or {"bytes": encode_mask(frame.mask_hw, self.job.space.colors)}
         paths = {"image": frame.picture, "mask": f"{frame.name}.png"}
         cells = {"image": frame.image, "mask": mask["bytes"]}
         row: dict[str, Any] = {key: {"bytes": cells[key], "path": path} for key, path in paths.items()}

@@ -12,6 +12,7 @@ from segray.core.data.cityscapes import LABELS
 from segray.core.data.folder import is_void
 from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
+from segray.core.io.masks import encode_mask
 from segray.core.scoring.classmaps import match
 from segray.errors import DataError
 
@@ -27,7 +28,7 @@ class Png(Writer):
     def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             stored = frame.row["mask"]
-            data = stored["bytes"] if stored else images.encode_mask(frame.mask_hw, self.job.space.colors)
+            data = stored["bytes"] if stored else encode_mask(frame.mask_hw, self.job.space.colors)
             self.job.put(f"masks/{frame.name}.png", data)
             yield {}
 

@@ -12,7 +12,8 @@ from segray.core import metrics
 from segray.core.clock import Clock
 from segray.core.infer.decode import DecodedFrame, decoded
 from segray.core.infer.predictor import Prediction, Predictor
-from segray.core.io import images, storage
+from segray.core.io import storage
+from segray.core.io.masks import decode_mask, encode_mask
 from segray.core.labels import quality
 from segray.core.labels.plan import Plan, PlanRow
 from segray.core.labels.schema import NOTHING, UNSCORED, Labelled, LabelRow, Origin, Picture, Runs, Verdict
@@ -144,7 +145,7 @@ def _ok_row(plan: Plan, common: Origin, prediction: Prediction, before: np.ndarr
 
 def _encoded(plan: Plan, mask: np.ndarray, input_id: str) -> tuple[Picture | None, Runs | None]:
     if plan.settings["mask_format"] == "png":
-        return {"bytes": images.encode_mask(mask, plan.label_space.colors), "path": f"{input_id}.png"}, None
+        return {"bytes": encode_mask(mask, plan.label_space.colors), "path": f"{input_id}.png"}, None
     if plan.settings["mask_format"] == "rle":
         flat = mask.ravel()
         starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1))
@@ -155,7 +156,7 @@ def _encoded(plan: Plan, mask: np.ndarray, input_id: str) -> tuple[Picture | Non
 def _confidence_map(prediction: Prediction, input_id: str) -> Picture | None:
     if prediction.confidence_hw is None:
         return None
-    grey = images.encode_mask(prediction.confidence_hw, [(i, i, i) for i in range(256)])
+    grey = encode_mask(prediction.confidence_hw, [(i, i, i) for i in range(256)])
     return {"bytes": grey, "path": f"{input_id}-confidence.png"}
 
 
@@ -166,7 +167,7 @@ def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace) -> tuple[
     try:
         with storage.reading_input(truth_uri):
             data = storage.read_bytes(truth_uri)
-        truth = space.apply(images.decode_mask(data, truth_uri, space.mask_channel), truth_uri)
+        truth = space.apply(decode_mask(data, truth_uri, space.mask_channel), truth_uri)
         if truth.shape != mask.shape:
             raise DataError(f"{truth_uri} is {truth.shape}, its image {mask.shape} (height, width).")
     except DataError as error:

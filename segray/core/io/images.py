@@ -1,4 +1,4 @@
-"""Bytes ↔ arrays: images to uint8 RGB [H, W, 3], masks to uint8 ids [H, W], ids to palette PNGs.
+"""Images of every kind → uint8 RGB [H, W, 3], and arrays → PNGs.
 
 Right pixels or a DataError; never silently white, black or sideways. EXIF rotation is applied, so an
 array is what a viewer shows.
@@ -10,13 +10,11 @@ import io
 import math
 import struct
 import warnings
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -29,8 +27,6 @@ IMAGE_SUFFIXES = frozenset(
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
 PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile")  # chunks, and keys of text chunks, that may hold a rotation
-MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
-NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of GeoTIFF's overviews, so many at most
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientation: what puts a picture upright
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -84,7 +80,7 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
     refused. Alpha is left out: a pixel has its own colour, whatever lies behind. `source` names the file in errors.
     note: told in a sentence what is not known of the pixels, such as their rotation where EXIF is damaged.
     """
-    file = _open(data, source)
+    file = open_image(data, source)
     _check_pixels(file, source)
     bits = _jpeg2000_bits(data) if file.format == "JPEG2000" else 8
     if bits > (16 if file.mode.startswith("I;16") else 8):
@@ -97,7 +93,7 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
     image: Image.Image = file
     try:
         image.load()
-        turned = _orientation(image)
+        turned = loaded_orientation(image)
         if image.mode.startswith("I;16"):
             image = Image.fromarray(_upper_bits(image, source))
         elif image.mode == "P":
@@ -108,202 +104,19 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
         # to 1.35 times as fast at 1024×2048, 1.1 at 360×480. Not worth a second decoder's mind about cut files.
         image_hwc = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except BROKEN as error:
-        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
+        raise DataError(f"{source} cannot be decoded: {reason_of(error)}.") from error
     if deep_rgb:
         _check_range(int(image_hwc.max()), source)
     if turned is None and note is not None:
         note(f"{source} has a damaged EXIF block, which may say that it is rotated; its pixels are taken as stored.")
-    return _upright(image_hwc, turned)
+    return turn_upright(image_hwc, turned)
 
 
-def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None = None) -> np.ndarray:
-    """An encoded mask → the ids that stand in it, [H, W]: uint8 of palette and grey masks, uint16 of deep ones.
-
-    A pixel of an RGB mask has the id of its colour, uint32 (samples.color_id), or with `channel` the value of that
-    channel; alpha is left out. Ids are the values as stored: no scaling of 2 or 4 bits to 8, no inversion where a
-    TIFF's zero is white. Upright after EXIF, as its image. Nothing is reduced: colours of more than 8 bits are
-    refused without `channel`, and so are lossy files and files of several pages.
-    """
-    image = _open(data, source)
-    try:
-        _check_mask(image, data, source)
-        stored, deep = _stored_as(image), _is_deep(image)
-        image.load()
-        if stored.startswith("LA;16"):
-            raise DataError(f"{source} holds grey of 16 bits with alpha; store it without alpha.")
-        if channel is not None:
-            ids = _channel(image, data, source, channel, deep=deep)
-        elif deep:
-            raise DataError(
-                f"{source} holds 16 bits a channel, more than a colour has here; name the channel that holds the "
-                "class, red, green or blue: --set data.mask_channel=red."
-            )
-        elif image.mode in ("P", "PA", "L", "LA", "1"):
-            ids = _as_stored(np.asarray(image.getchannel(0) if len(image.mode) == 2 else image), stored)
-            if image.format == "GIF" and image.mode == "P":
-                _check_numbers(ids, image.getpalette() or [], source)
-        elif image.mode.startswith("I;16"):
-            ids = np.asarray(image).astype(np.uint16)
-        elif image.mode in ("RGB", "RGBA"):
-            ids = _color_ids(np.asarray(image))
-        else:
-            raise DataError(
-                f"{source} has {image.mode} pixels; a mask holds a class id of 8 or 16 bits, or a colour, a pixel."
-            )
-        return _upright(ids, _orientation(image))
-    except BROKEN as error:
-        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
-
-
-def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, int]]:
-    """Id → its colour, of a palette mask; {} of any other."""
-    image = _open(data, source)
-    if image.mode not in ("P", "PA"):
-        return {}
-    try:
-        colors = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
-    except BROKEN as error:
-        raise DataError(f"{source} cannot be decoded: {_one_line(error)}.") from error
-    return {i: (int(red), int(green), int(blue)) for i, (red, green, blue) in enumerate(colors)}
-
-
-def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
-    """DataError for a mask whose ids are not those that somebody drew."""
-    lossy = image.format if image.format not in MASK_FORMATS else None
-    if image.format == "WEBP" and not _is_lossless_webp(data):
-        lossy = "lossy WebP"
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-    if tags is not None and image.info.get("compression") in ("jpeg", "webp"):
-        lossy = "TIFF with lossy compression"
-    if lossy:
-        kind = "a JPEG" if lossy in JPEGS else "an AVIF" if lossy == "AVIF" else f"a {lossy}"
-        raise DataError(f"{source} is {kind}, which invents class ids at edges; store masks as PNG.")
-    if tags is not None and image.mode == "L" and 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
-        raise DataError(f"{source} holds signed integers; store a mask's class ids unsigned, with 255 for void.")
-    if _has_pages(image):
-        raise DataError(f"{source} has several pages or frames; a mask has one.")
-
-
-def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> None:
-    """DataError for a GIF whose shades of grey are other numbers than their places in the palette.
-
-    Who writes grey as GIF with Pillow gets the shades in use, renumbered. Black and white are 0 and 1.
-    """
-    colors = np.array(palette, np.uint8).reshape(-1, 3)
-    used = np.unique(ids_hw)
-    shades = colors[used[used < len(colors)]]
-    grey = shades[:, 0].tolist()
-    if colors[:2].tolist() == [[0] * 3, [255] * 3] and used.max(initial=0) <= 1:
-        return
-    if len(shades) == len(used) and (shades == shades[:, :1]).all() and grey != used.tolist() and grey != [0, 255]:
-        other = next(i for i, shade in enumerate(grey) if shade != used[i])
-        raise DataError(
-            f"{source} is a GIF in shades of grey, of which number {used[other]} is {grey[other]}: which is the "
-            "class id is not known, as programs renumber grey when they write GIFs. Store masks as PNG."
-        )
-
-
-def _is_lossless_webp(data: bytes) -> bool:
+def is_lossless_webp(data: bytes) -> bool:
     return data.find(b"VP8L", 12) >= 0
 
 
-def _has_pages(image: Image.Image) -> bool:
-    """Whether there are more full pages than one; a TIFF's smaller copies of the first are none."""
-    if not getattr(image, "is_animated", False):
-        return False
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return True
-    more = False
-    try:
-        for page in range(1, MAX_COPIES):
-            image.seek(page)
-            more = more or not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED
-    except EOFError:
-        pass
-    image.seek(0)
-    return more
-
-
-def _stored_as(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for the layout of the stored pixels, such as L;4, 1;I or RGB;16B."""
-    args = image.tile[0].args if image.tile else ""
-    return str(args[0] if isinstance(args, tuple) else args)
-
-
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow keeps 8 of 16 bits a channel."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        return max(bits) == 16 and len(image.getbands()) > 1  # planes of their own are read as if they had 8 bits
-    return image.format == "PNG" and ";16" in _stored_as(image) and not image.mode.startswith("I;16")
-
-
-def _as_stored(values_hw: np.ndarray, stored: str) -> np.ndarray:
-    """Grey as Pillow gives it → uint8 as it stands in the file: Pillow scales 2 and 4 bits, and inverts TIFFs."""
-    kind, _, how = stored.partition(";")
-    values_hw = values_hw.astype(np.uint8)
-    if kind == "1":
-        return 1 - values_hw if "I" in how else values_hw
-    if kind == "L":
-        values_hw = 255 - values_hw if "I" in how else values_hw
-        return values_hw // {"2": 85, "4": 17}.get(how[:1], 1)
-    return values_hw
-
-
-def _color_ids(image_hwc: np.ndarray) -> np.ndarray:
-    ids = np.full(image_hwc.shape[:2], COLOR >> 24, np.uint32)  # in place: a frame of 268 MP has 1 GB of them
-    for channel in range(3):
-        ids <<= 8
-        ids |= image_hwc[..., channel]
-    return ids
-
-
-def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel, *, deep: bool) -> np.ndarray:
-    """One channel of a colour mask: uint8, or uint16 of a deep PNG or TIFF."""
-    if image.mode not in ("RGB", "RGBA"):
-        raise DataError(f"{source} has {image.mode} pixels and no {channel} channel; leave data.mask_channel out.")
-    index = CHANNELS.index(channel)
-    if not deep:
-        return np.asarray(image.getchannel(index))
-    import av  # Pillow has no mode for it; whether the file is whole, it has just seen
-
-    unread = DataError(f"{source} holds 16 bits a channel in a way that is not read; store the mask as PNG.")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and not _is_plain(image):
-        raise unread
-    try:
-        with av.open(io.BytesIO(data), mode="r", format=f"{(image.format or '').lower()}_pipe") as file:
-            pixels: np.ndarray = next(file.decode(video=0)).to_ndarray()
-    except (av.FFmpegError, StopIteration, ValueError) as error:
-        raise unread from error
-    values_hw: np.ndarray = pixels[..., index].astype(np.uint16)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow has turned
-        values_hw = _upright(values_hw, _tiff_orientation(data))
-    # Of what both read, Pillow has the upper 8 bits.
-    if values_hw.shape != (image.height, image.width) or (values_hw >> 8 != np.asarray(image.getchannel(index))).any():
-        raise unread
-    return values_hw
-
-
-def _is_plain(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether FFmpeg reads a TIFF's 16 bits right: in strips, of all channels together, and without loss.
-
-    It takes tiles for strips, and leaves packbits' differences as they are, without a word.
-    """
-    tags = image.tag_v2
-    packed = image.info.get("compression")
-    told = packed in ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate") or (
-        packed == "packbits" and tags.get(TiffImagePlugin.PREDICTOR, 1) == 1
-    )
-    return told and TiffImagePlugin.TILEWIDTH not in tags and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1
-
-
-def _tiff_orientation(data: bytes) -> int | None:
-    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        turned: int | None = image.getexif().get(ExifTags.Base.Orientation)
-        return turned
-
-
-def _orientation(image: Image.Image) -> int | None:
+def loaded_orientation(image: Image.Image) -> int | None:
     """Of a loaded image, as EXIF or XMP has it, 1 without; None where a damaged EXIF block does not tell."""
     if image.format == "TIFF":  # turned by Pillow as it is loaded
         return 1
@@ -316,7 +129,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def orientation(data: bytes, source: str = "image") -> int | None:
     """What EXIF says of an encoded image, a key of TURNS or 1; None where a damaged EXIF block does not tell."""
-    image = _open(data, source)
+    image = open_image(data, source)
     if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
         return 1
     try:
@@ -325,7 +138,7 @@ def orientation(data: bytes, source: str = "image") -> int | None:
             return tag
         if image.format == "PNG":  # whose EXIF may stand behind the pixels
             image.load()
-        return _orientation(image)
+        return loaded_orientation(image)
     except BROKEN:
         return None
 
@@ -341,32 +154,9 @@ def _is_whole(exif: bytes) -> bool:
     return bool(first + 2 + 12 * count <= len(exif))
 
 
-def _upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+def turn_upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
     turn = TURNS.get(orientation or 1)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
-
-
-def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
-    """Class ids uint8 [H, W] → palette PNG: the pixels are ids, and any viewer shows the colours."""
-    # Unfiltered rows: a street of 1024×2048 in 3.4 ms on one thread, about what Pillow 13 takes at level 1 with its
-    # search for filters (4.0). ISA-L needs 0.4, and gave other bytes for the same pixels now and then (2 masks of 150
-    # on a busy machine): two runs would not write the same part.
-    height, width = mask_hw.shape
-    rows = np.empty((height, width + 1), dtype=np.uint8)
-    rows[:, 0] = 0  # PNG, 9.2: filter type None
-    rows[:, 1:] = mask_hw
-    # All 256 entries: readers may refuse an id without a colour, and 255 is void.
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: len(colors)] = colors
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),  # 8 bits, palette
-            _chunk(b"PLTE", palette.tobytes()),
-            _chunk(b"IDAT", zlib.compress(rows.data, 1)),
-            _chunk(b"IEND", b""),
-        )
-    )
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
@@ -385,27 +175,13 @@ def upright(data: bytes, source: str = "image") -> bytes:
     turned = orientation(data, source)
     if turned not in TURNS:
         return data
-    image = _open(data, source)
+    image = open_image(data, source)
     sink, kept = io.BytesIO(), {"icc_profile": image.info.get("icc_profile")}
     if image.format == "WEBP":
-        kept["lossless"] = _is_lossless_webp(data)
+        kept["lossless"] = is_lossless_webp(data)
     image_hwc = decode_image(data, source)
     Image.fromarray(image_hwc).save(sink, "JPEG" if image.format in JPEGS else image.format, quality=95, **kept)
     return sink.getvalue()
-
-
-def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Class ids uint8 [H, W] → RGB uint8 [H, W, 3]; ids beyond the colours (void) are black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(colors)] = colors
-    rgb_hwc: np.ndarray = table[mask_hw]
-    return rgb_hwc
-
-
-def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """The mask's colours half over the frame, uint8 [H, W, 3]; void shows the frame alone."""
-    mixed = image_hwc // 2 + colorize(mask_hw, colors) // 2
-    return np.where((mask_hw == IGNORE_INDEX)[..., None], image_hwc, mixed)
 
 
 def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -416,13 +192,6 @@ def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image_hwc.shape[:2] == tuple(size):
         return image_hwc
     return np.asarray(Image.fromarray(image_hwc).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def resize_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Ids uint8 [H, W] → [*size], nearest: no new ids."""
-    if mask_hw.shape == tuple(size):
-        return mask_hw
-    return np.asarray(Image.fromarray(mask_hw).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def still_kind(head: bytes) -> str | None:
@@ -436,10 +205,10 @@ def still_kind(head: bytes) -> str | None:
 
 def kind(data: bytes, source: str = "image") -> str:
     """What an encoded image is: jpeg, png, …"""
-    return (_open(data, source).format or "").lower()
+    return (open_image(data, source).format or "").lower()
 
 
-def _open(data: bytes, source: str) -> ImageFile.ImageFile:
+def open_image(data: bytes, source: str) -> ImageFile.ImageFile:
     """The header; no pixel is decoded, and no memory taken for more than MAX_PIXELS."""
     if size := _webp_size(data):  # libwebp takes a canvas when it is opened
         _check_size(*size, "WEBP", source)
@@ -453,7 +222,7 @@ def _open(data: bytes, source: str) -> ImageFile.ImageFile:
         unread = "HEIC" if data[4:12] in HEIC else "JPEG XL" if data.startswith(JPEG_XL) else None
         if unread:
             raise DataError(f"{source} is {unread}, which is not read; convert it to JPEG or PNG.") from error
-        raise DataError(_tiff_reason(data, source) or f"{source} is not an image: {_one_line(error)}.") from error
+        raise DataError(_tiff_reason(data, source) or f"{source} is not an image: {reason_of(error)}.") from error
     _check_size(*image.size, image.format, source)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         sides = [image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
@@ -551,12 +320,7 @@ def _tiff_reason(data: bytes, source: str) -> str | None:
     return f"{source} is a TIFF of {bits} bits a pixel, a layout that is not read; convert it to 8 bits, grey or RGB."
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    """PNG, 5.3: length, type, data, checksum of type and data."""
-    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))
-
-
-def _one_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Pillow's reason without the address of the buffer that it was given."""
     text = str(error).split(" <", maxsplit=1)[0].strip().rstrip(".")
     return text or type(error).__name__

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from segray.core.io import images, inputs, parquet, storage
+from segray.core.io.masks import decode_mask, palette_of
 from segray.core.io.video import VideoIndex, index_video, read_frames
 from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.errors import DataError, StorageError
@@ -62,7 +63,7 @@ def file_of(place: str) -> str:
 def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
     """Class ids uint8 [H, W] that a label row holds as a PNG or as runs; None where it holds none."""
     if row["mask"] is not None:
-        return images.decode_mask(row["mask"]["bytes"], source)
+        return decode_mask(row["mask"]["bytes"], source)
     if row["mask_rle"] is None:
         return None
     lengths = np.array(row["mask_rle"]["lengths"], np.int64)
@@ -106,7 +107,7 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
     DataError for what cannot be decoded.
     """
     if not (found := ROW.fullmatch(place)):
-        return images.decode_mask(storage.read_bytes(place), place, channel)
+        return decode_mask(storage.read_bytes(place), place, channel)
     row = _rows_of(os.getpid()).read(found[1], int(found[2]))
     mask_hw = mask_in(row, place)
     if found[3]:
@@ -115,7 +116,7 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
                 f"{place} has no confidence map for data.min_pixel_confidence; "
                 "label again with --set label.confidence_maps=true."
             )
-        confidence_hw = images.decode_mask(row["confidence"]["bytes"], place)
+        confidence_hw = decode_mask(row["confidence"]["bytes"], place)
         mask_hw[confidence_hw < 255 * float(found[3])] = IGNORE_INDEX
     return mask_hw
 
@@ -127,7 +128,7 @@ def read_mask_and_palette(
     if ROW.fullmatch(place):
         return read_mask(place), {}
     data = storage.read_bytes(place)
-    return images.decode_mask(data, place, channel), images.palette_of(data, place)
+    return decode_mask(data, place, channel), palette_of(data, place)
 
 
 def read_confidence(place: str) -> np.ndarray | None:
@@ -136,7 +137,7 @@ def read_confidence(place: str) -> np.ndarray | None:
     if found is None:
         return None
     row = _rows_of(os.getpid()).read(found[1], int(found[2]))
-    return images.decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
+    return decode_mask(row["confidence"]["bytes"], place) if row.get("confidence") else None
 
 
 class _Rows:

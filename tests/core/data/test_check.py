@@ -10,7 +10,7 @@ from segray.cli.data import show_check
 from segray.core.data import open_dataset, streets
 from segray.core.data.camvid import LABEL_SPACE
 from segray.core.data.check import boundaries, check
-from segray.core.io.images import colorize
+from segray.core.io.masks import colorize
 from segray.sections.training import DataSection
 
 SIZE = (90, 120)

@@ -9,8 +9,9 @@ from segray.cli import cli
 from segray.config import load
 from segray.core.data import open_dataset, read_sample, split_refs, streets
 from segray.core.infer.predictor import Predictor
-from segray.core.io import images, locators, storage
+from segray.core.io import locators, storage
 from segray.core.io.locators import read_image
+from segray.core.io.masks import decode_mask
 from segray.core.labels import parts
 from segray.core.labels.plan import load_plans, make_plan
 from segray.core.scoring.sources import LabelFrames
@@ -103,7 +104,7 @@ def test_a_part_is_read_once_whatever_the_order_of_its_rows(labelled, monkeypatc
     opened.clear()
     for i in np.random.default_rng(0).integers(0, len(refs), 20):
         mask_hw = locators.read_mask(refs[i].mask.partition(",")[0])
-        assert np.array_equal(mask_hw, images.decode_mask(rows[refs[i].sample_id]["mask"]["bytes"]))
+        assert np.array_equal(mask_hw, decode_mask(rows[refs[i].sample_id]["mask"]["bytes"]))
     assert len(opened) == len(set(opened)) == len({ref.mask.partition("#")[0] for ref in refs})
 
 

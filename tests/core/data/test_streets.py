@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segray.core.data import streets
-from segray.core.io.images import decode_mask
+from segray.core.io.masks import decode_mask
 from segray.errors import DataError, OutputExists, StorageError
 
 NAMES = streets.LABEL_SPACE.names

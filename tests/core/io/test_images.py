@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from segray.core.io.images import colorize, decode_image, decode_mask, encode_mask, resize_image, resize_mask
+from segray.core.io.images import decode_image, resize_image
+from segray.core.io.masks import colorize, decode_mask, encode_mask, resize_mask
 from segray.core.samples import color_id, id_text
 from segray.errors import DataError
 

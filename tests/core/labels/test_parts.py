@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from segray.core.io import images, storage
+from segray.core.io.masks import decode_mask, encode_mask
 from segray.core import metrics
 from segray.core.labels import parts, quality
 from segray.core.labels import plan as planning
@@ -84,7 +85,7 @@ def test_masks_are_palette_pngs_at_source_size_and_counted(town, predictor, tmp_
     plan = planned(tmp_path, town / "val")
     label_all(plan, predictor)
     for row in rows_of(plan):
-        mask = images.decode_mask(row["mask"]["bytes"])
+        mask = decode_mask(row["mask"]["bytes"])
         assert mask.shape == (row["height_px"], row["width_px"]) == (48, 64)
         assert np.bincount(mask.ravel(), minlength=11).tolist() == row["class_pixels"]
         assert 0 < row["confidence_mean"] <= 1
@@ -95,8 +96,8 @@ def test_scores_are_those_of_all_pixels_together(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val", truth=town / "valannot")
     label_all(plan, predictor)
     rows = rows_of(plan)
-    truths = [SPACE.apply(images.decode_mask(storage.read_bytes(row["truth_uri"])), "") for row in rows]
-    masks = [images.decode_mask(row["mask"]["bytes"]) for row in rows]
+    truths = [SPACE.apply(decode_mask(storage.read_bytes(row["truth_uri"])), "") for row in rows]
+    masks = [decode_mask(row["mask"]["bytes"]) for row in rows]
     expected = metrics.confusion_matrix(np.stack(truths), np.stack(masks), 11)
     summary = parts.finish([plan], {})
     assert summary["confusion"] == expected.tolist()
@@ -365,7 +366,7 @@ def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     assert parts.verify([plan])[0].startswith(f"{names[0].name} cannot be read: ")
     table = pq.read_table(names[2])
     column = table["mask"].to_pylist()
-    black = images.encode_mask(np.zeros((48, 64), np.uint8), SPACE.colors)
+    black = encode_mask(np.zeros((48, 64), np.uint8), SPACE.colors)
     changed = table.set_column(
         table.schema.get_field_index("mask"), table.schema.field("mask"), [[{**column[0], "bytes": black}, column[1]]]
     )
@@ -414,7 +415,7 @@ def test_duckdb_reads_the_parts_and_the_hub_sees_images(town, predictor, tmp_pat
     assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["mask"] == {"_type": "Image"}
     frame = pandas.read_parquet(tmp_path / "labels")
     assert frame["status"].tolist() == ["ok"] * 6
-    assert images.decode_mask(frame["mask"][0]["bytes"]).shape == (48, 64)
+    assert decode_mask(frame["mask"][0]["bytes"]).shape == (48, 64)
 
 
 @pytest.mark.parametrize("mask_format", ["png", "rle"])
@@ -448,7 +449,7 @@ def test_flicker_is_the_share_of_pixels_that_differ_from_the_frame_before(town, 
     plan = planned(tmp_path, town / "video.mp4")
     label_all(plan, predictor)
     rows = rows_of(plan)
-    masks = [images.decode_mask(row["mask"]["bytes"]) for row in rows]
+    masks = [decode_mask(row["mask"]["bytes"]) for row in rows]
     for i, row in enumerate(rows):
         expected = None if i == 0 else float((masks[i] != masks[i - 1]).mean())  # also where a shard begins
         assert row["flicker_share"] == expected

@@ -20,7 +20,7 @@ from segray.core.data.camvid import LABEL_SPACE
 from segray.core.data.streets.camera import render
 from segray.core.data.streets.scene import world_of
 from segray.core.io import storage
-from segray.core.io.images import encode_mask
+from segray.core.io.masks import encode_mask
 from segray.core.samples import Sample
 from segray.errors import DataError, OutputExists, StorageError
 
