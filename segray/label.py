@@ -26,7 +26,8 @@ from segray.core.io import claims, storage
 from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder, read_summary
 from segray.core.labels.parts import Receipt
-from segray.core.labels.plan import Plan, PlanReader, check_same, load_plans, make_plan, place_of
+from segray.core.labels.plan import Plan, PlanReader, check_same, load_plans, place_of
+from segray.core.labels.planning import make_plan
 from segray.core.labels.totals import Speed, Summary
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info

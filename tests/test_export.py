@@ -38,7 +38,8 @@ from segray.core.io import images
 from segray.core.io.masks import encode_mask
 from segray.core.labels import quality
 from segray.core.labels.folder import LabelFolder
-from segray.core.labels.plan import PlanReader, make_plan
+from segray.core.labels.plan import PlanReader
+from segray.core.labels.planning import make_plan
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.models import bundle
 from segray.core.samples import LabelSpace

@@ -69,6 +69,12 @@ def test_imports_run_one_way():
     assert set(wrong) == EXPLAINED
 
 
+def test_every_folder_of_modules_is_a_package():
+    """One that is none is left out of the wheel."""
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
 def loaded_after(code, *suspects):
     script = f"import sys\n{code}\nprint(*[name for name in {suspects!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)

@@ -13,7 +13,7 @@ from segray.core.data import camvid, carvana, cityscapes, voc
 from segray.core.infer.predictor import Prediction
 from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder
-from segray.core.labels.plan import make_plan
+from segray.core.labels.planning import make_plan
 from segray.core.samples import LabelSpace
 from segray.core.scoring.protocols import more_scores, protocol_of, scored_counts
 from segray.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
-from segray.core.labels.plan import make_plan
+from segray.core.labels.planning import make_plan
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError
 from segray.select import select, write, write_pictures

@@ -13,7 +13,7 @@ from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators
 from segray.core.io.masks import overlay
-from segray.core.labels.plan import make_plan
+from segray.core.labels.planning import make_plan
 from segray.errors import DataError
 from segray.show import overlay_video, show
 

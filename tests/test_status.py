@@ -13,7 +13,7 @@ from segray.core.data.streets import LABEL_SPACE
 from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
 from segray.core.labels import parts
-from segray.core.labels.plan import make_plan
+from segray.core.labels.planning import make_plan
 from segray.core.search.space import list_trials
 from segray.errors import DataError
 from segray.status import status

@@ -37,7 +37,8 @@ from segray.core.infer.predictor import Prediction
 from segray.core.io import storage
 from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder, read_summary, success_uri
-from segray.core.labels.plan import PlanReader, load_plans, make_plan
+from segray.core.labels.plan import PlanReader, load_plans
+from segray.core.labels.planning import make_plan
 
 PLANS = 3
 KILLS = 8  # of a writer, at most; then it may finish

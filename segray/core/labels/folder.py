@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.core.io import storage, parquet
-from segray.core.prefetch import FETCHES, ahead
+from segray.core.io import parquet, storage
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
-from segray.core.samples import LabelSpace
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.labels.totals import Summary, Totals
+from segray.core.prefetch import FETCHES, ahead
+from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
 ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core.io import claims, storage
 from segray.core import metrics
-from segray.core.labels import quality
 from segray.core.clock import Clock
+from segray.core.io import claims, storage
 from segray.core.io.locators import mask_of
+from segray.core.labels import quality
 from segray.core.labels.folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans
 from segray.core.labels.schema import ROW_SCHEMA, Labelled, LabelRow

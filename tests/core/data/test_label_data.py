@@ -13,7 +13,8 @@ from segray.core.io import locators, storage
 from segray.core.io.locators import read_image
 from segray.core.io.masks import decode_mask
 from segray.core.labels import parts
-from segray.core.labels.plan import load_plans, make_plan
+from segray.core.labels.plan import load_plans
+from segray.core.labels.planning import make_plan
 from segray.core.scoring.sources import LabelFrames
 from segray.errors import DataError
 from segray.report import render

@@ -510,7 +510,7 @@ def test_an_empty_folder_is_one_line(name, tmp_path):
 
 
 def test_truth_of_cityscapes_pairs_with_its_frames_in_labelling(city, tiny_bundle, tmp_path):
-    from segray.core.labels.plan import make_plan
+    from segray.core.labels.planning import make_plan
     from segray.core.samples import LabelSpace
 
     settings = settings_of([city / "leftImg8bit" / "val"], city / "gtFine" / "val")

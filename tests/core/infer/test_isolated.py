@@ -16,7 +16,7 @@ from segray.core.data import streets
 from segray.core.infer import isolated
 from segray.core.infer.label_rows import label_rows
 from segray.core.infer.predictor import Predictor
-from segray.core.labels.plan import make_plan
+from segray.core.labels.planning import make_plan
 from segray.core.labels.schema import Labelled
 from segray.core.labels.totals import Totals
 from segray.errors import ModelError, StorageError

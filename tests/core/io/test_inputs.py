@@ -18,10 +18,10 @@ from segray.core.infer.predictor import Predictor
 from segray.core.io import inputs, locators, storage
 from segray.core.io.pairing import find_images
 from segray.core.io.video import index_video
-from segray.core.labels import parts
-from segray.core.labels import plan as planning
+from segray.core.labels import parts, planning
 from segray.core.labels.folder import LabelFolder, read_summary
-from segray.core.labels.plan import check_same, load_plans, make_plan
+from segray.core.labels.plan import check_same, load_plans
+from segray.core.labels.planning import make_plan
 from segray.core.models.bundle import read_info
 from segray.core.prefetch import ahead
 from segray.errors import DataError, OutputExists, SegrayError, StorageError
@@ -593,7 +593,7 @@ def test_a_sample_is_a_share_and_the_same_every_time(tmp_path):
 
 
 def test_shards_grow_with_the_number_of_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr("segray.core.labels.plan.MOST_SHARDS", 2)
+    monkeypatch.setattr("segray.core.labels.planning.MOST_SHARDS", 2)
     (tmp_path / "in").mkdir()
     for i in range(300):
         (tmp_path / "in" / f"{i}.png").touch()

@@ -11,7 +11,8 @@ from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
 from segray.core.io.pairing import find_images, frame_path, match_masks, pair
 from segray.core.labels import parts
-from segray.core.labels.plan import load_plans, make_plan
+from segray.core.labels.plan import load_plans
+from segray.core.labels.planning import make_plan
 from segray.errors import DataError
 from segray.evaluate import evaluate
 

@@ -20,7 +20,8 @@ from segray.core.io import decoding, storage
 from segray.core.io import s3 as s3_requests
 from segray.core.io.decoding import metadata_options
 from segray.core.io.video import index_video, read_frames
-from segray.core.labels.plan import PlanReader, make_plan
+from segray.core.labels.plan import PlanReader
+from segray.core.labels.planning import make_plan
 from segray.errors import DataError, StorageError
 
 

@@ -7,13 +7,12 @@ import pytest
 from labelled import label_all, label_shard, settings_of
 from PIL import Image
 
-from segray.core.labels import parts
-from segray.core.io import storage
-from segray.core.io import locators
 from segray.core.data import streets
-from segray.core.labels.folder import LabelFolder
-from segray.core.labels.plan import make_plan
 from segray.core.infer.predictor import Predictor
+from segray.core.io import locators, storage
+from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.planning import make_plan
 from segray.errors import DataError
 
 SPACE = streets.LABEL_SPACE

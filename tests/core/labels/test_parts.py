@@ -15,16 +15,16 @@ from labelled import label_all, label_shard, plan_rows, settings_of
 from PIL import Image
 from torch.nn import functional
 
-from segray.core.io import images, storage
-from segray.core.io.masks import decode_mask, encode_mask
 from segray.core import metrics
-from segray.core.labels import parts, quality
-from segray.core.labels import plan as planning
 from segray.core.data import streets
-from segray.core.io.locators import mask_of
-from segray.core.labels.folder import LabelFolder
-from segray.core.labels.plan import PlanReader, check_same, load_plans, make_plan
 from segray.core.infer.predictor import Predictor
+from segray.core.io import storage
+from segray.core.io.locators import mask_of
+from segray.core.io.masks import decode_mask, encode_mask
+from segray.core.labels import parts, planning, quality
+from segray.core.labels.folder import LabelFolder
+from segray.core.labels.plan import PlanReader, check_same, load_plans
+from segray.core.labels.planning import make_plan
 from segray.core.transforms import fit, normalize, to_float
 from segray.errors import DataError, OutputExists
 
