@@ -23,7 +23,7 @@ from benchmarks.label import LEAST_SHARDS, bundle_of, write_images
 from benchmarks.measure import print_machine, run
 from segray.cli import main
 from segray.cli.terminal import say, table
-from segray.config import parse_size
+from segray.sections.values import parse_size
 
 SMALL, USUAL, SEEN = (96, 128), (360, 480), (352, 480)
 COLUMNS = ("images/s", "ms a frame", "ms a frame and megapixel", "CPU s a frame, all in", "start, s", "MiB at most")

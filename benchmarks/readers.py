@@ -45,7 +45,7 @@ Job = dict[str, Any]
 @click.option("--only", default="", help="Some of the contenders, with commas between.")
 def readers(frames: int, size: str, crop: str, kind: str, epochs: int, batch: int, count: int, only: str) -> None:
     """Frames read a second, in the first epoch and in those after it."""
-    from segray.config import parse_size
+    from segray.sections.values import parse_size
 
     print_machine()
     names = only.split(",") if only else list(CONTENDERS)

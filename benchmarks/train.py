@@ -62,7 +62,7 @@ Job = dict[str, Any]
 @click.option("--only", default="", help="Some of the contenders, with commas between.")
 def train(frames: int, size: str, epochs: int, batch: int, count: int, device: str, only: str) -> None:
     """Images a second of training."""
-    from segray.config import parse_size
+    from segray.sections.values import parse_size
     from segray.core.data import streets
 
     print_machine()
@@ -150,7 +150,8 @@ def parts() -> tuple[Any, Callable[..., Any]]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from segray.core.data.streets import LABEL_SPACE, VOID_ID
+    from segray.core.data.camvid import VOID_ID
+    from segray.core.data.streets import LABEL_SPACE
 
     torch.manual_seed(0)
     model = smp.Unet("resnet18", encoder_weights=None, classes=LABEL_SPACE.num_classes)
