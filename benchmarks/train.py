@@ -62,8 +62,8 @@ Job = dict[str, Any]
 @click.option("--only", default="", help="Some of the contenders, with commas between.")
 def train(frames: int, size: str, epochs: int, batch: int, count: int, device: str, only: str) -> None:
     """Images a second of training."""
-    from segray.sections.values import parse_size
     from segray.core.data import streets
+    from segray.sections.values import parse_size
 
     print_machine()
     names = only.split(",") if only else list(CONTENDERS)
