@@ -226,3 +226,15 @@ def test_a_teacher_of_other_classes_is_refused(settings, tmp_path):
         f"train.teacher {tmp_path}/teacher knows 2 classes (road, car, …), the data 11 "
         "(sky, building, pole, road, pavement, …); a teacher has the data's classes."
     )
+
+
+def test_samples_of_the_object_store_are_those_of_the_files(settings):
+    """More than two blocks of them, each at its own position."""
+    dataset = open_dataset(settings().data)
+    refs, space = dataset.splits["train"] * 4, dataset.label_space
+    stored = connect.store_samples(refs, space, (32, 48))
+    assert len(stored) == len(refs) > 2 * connect.BLOCK
+    for i in (0, 15, 16, 17, 40, len(refs) - 1):
+        image_hwc, mask_hw = read_sample(refs[i], space, (32, 48))
+        assert np.array_equal(stored[i].image_hwc, image_hwc)
+        assert np.array_equal(stored[i].mask_hw, mask_hw)
