@@ -102,7 +102,7 @@ def score(config: Config, model: str, out: str) -> dict[str, Any]:
         result = evaluate(
             config.changed({"evaluate.model": model, "evaluate.out": out}),
             overwrite=True,
-            on_frame=lambda done, total: advance(1, total=total),
+            progress=advance,
         )
     show_scores(result)
     say(f"The best and the worst frames are in {out}/frames.png.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -29,6 +29,7 @@ from segray.core.labels.folder import is_labels
 from segray.core.labels.schema import Picture
 from segray.core.models import bundle, ready
 from segray.core.models.info import read_info
+from segray.core.progress import Progress, untold
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.core.scoring import calibration, conditions
 from segray.core.scoring.calibration import Bin
@@ -126,10 +127,8 @@ class ImageRow(metrics.Packed):
     prediction: Picture | None
 
 
-def evaluate(
-    config: Config, *, overwrite: bool = False, on_frame: Callable[[int, int], None] = lambda done, total: None
-) -> Evaluation:
-    """Score `evaluate.model`, a model or finished labels. Returns what scores.json holds. on_frame gets (done, of all).
+def evaluate(config: Config, *, overwrite: bool = False, progress: Progress = untold) -> Evaluation:
+    """Score `evaluate.model`, a model or finished labels. Returns what scores.json holds. progress is in frames.
 
     Classes of prediction and truth are matched by name (scoring.classmaps); the truth's that are not among the
     predicted are reported as not covered. scoring.protocols says which are scored. With `evaluate.calibrate`, the
@@ -146,7 +145,7 @@ def evaluate(
         claims.claim(out, KIND, overwrite, lambda: different(read_settings(out).absolute(), config, SECTIONS[:-1]))
         storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
         start(source, config)
-        return _evaluate(config, named, source, table, out, on_frame)
+        return _evaluate(config, named, source, table, out, progress)
 
 
 def _evaluate(
@@ -155,7 +154,7 @@ def _evaluate(
     source: ModelFrames | LabelFrames,
     table: conditions.Table,
     out: str,
-    on_frame: Callable[[int, int], None],
+    progress: Progress,
 ) -> Evaluation:
     """Score all frames, and write the folder. model: as it was named."""
     section = config.evaluate
@@ -171,7 +170,7 @@ def _evaluate(
         boundary += metrics.boundary_counts(frame.truth_hw, frame.pred_hw, len(predicted))
         rows.append(_row(frame, counts))
         drawn.append(frame.drawn)
-        on_frame(len(rows), len(source.refs))
+        progress(1, len(source.refs))
     if not confusion.any():
         raise DataError(f"No pixel of the ground truth of {source.what} has a class that {model} knows.")
     kept = [predicted.index(name) for name in protocol.names]

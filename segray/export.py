@@ -13,7 +13,7 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -33,6 +33,7 @@ from segray.core.labels.schema import METRICS, LabelRow
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
 from segray.core.prefetch import ahead
+from segray.core.progress import Progress, untold
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
 
 MARK = f"{STATE}/export.json"
@@ -82,11 +83,11 @@ def export(
     options: Options | None = None,
     *,
     overwrite: bool = False,
-    on_part: Callable[[int], None] = lambda of: None,
+    progress: Progress = untold,
 ) -> Exported:
     """Write the labels' frames in the format below `out`; the same call goes on where one was stopped.
 
-    on_part gets the number of parts whenever one is done. Raises DataError for labels without masks or with classes
+    progress is in parts. Raises DataError for labels without masks or with classes
     that the format cannot hold, OutputExists where `out` holds something else.
     """
     check_format(to)
@@ -103,17 +104,17 @@ def export(
     about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
     with claims.held(str(folder), _kind(folder, to)):
         _claim(folder, about, overwrite)
-        return _export(job, made, writer, names, labelled, on_part)
+        return _export(job, made, writer, names, labelled, progress)
 
 
 def _export(
-    job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, on_part: Callable[[int], None]
+    job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, progress: Progress
 ) -> Exported:
     of, before = labelled.shards, len(job.pieces)
     with ThreadPoolExecutor(THREADS) as pool:
         written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), THREADS)
         for _ in written:
-            on_part(of)
+            progress(1, of)
     finished, count = job.out / STATE / "finished", f"{len(job.pieces)} parts"
     if not finished.exists() or finished.read_text() != count:
         writer.join()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import groupby
 
@@ -17,6 +17,7 @@ from segray.core.io.masks import encode_mask, overlay
 from segray.core.io.video import read_frames
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.plan import frame_key
+from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -49,13 +50,11 @@ def show(place: str, config: Config, out: str) -> list[str]:
     return list(pictures)
 
 
-def overlay_video(
-    labels: str, out: str, name: str | None = None, on_frame: Callable[[int], None] = lambda total: None
-) -> int:
+def overlay_video(labels: str, out: str, name: str | None = None, progress: Progress = untold) -> int:
     """Write a labelled video's frames under their masks, at their own times, as H.264. Returns how many there are.
 
-    name: the end of the video's path, where the labels hold several. Frames that have no mask are left out. on_frame
-    gets the number of all frames whenever one is done. Raises DataError where the labels hold no such video.
+    name: the end of the video's path, where the labels hold several. Frames that have no mask are left out. progress
+    is in frames. Raises DataError where the labels hold no such video.
     """
     rows = _frames_of(labels, name)
     space = LabelFolder.open(labels).space
@@ -72,7 +71,7 @@ def overlay_video(
             frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
             container.mux(stream.encode(frame))
             count += 1
-            on_frame(len(rows))
+            progress(1, len(rows))
         container.mux(stream.encode())
     return count
 

@@ -242,7 +242,7 @@ def test_a_bundle_that_cannot_be_written_is_found_before_frames_are_scored(confi
 
     monkeypatch.setattr(bundle.storage, "replace", refuse)
     with pytest.raises(StorageError, match="Read-only"):
-        evaluate(config.changed({"evaluate.calibrate": True}), on_frame=lambda done, total: pytest.fail("too late"))
+        evaluate(config.changed({"evaluate.calibrate": True}), progress=lambda more, total: pytest.fail("too late"))
 
 
 def test_a_frame_without_labels_has_no_say_in_calibration(config, town, tmp_path):

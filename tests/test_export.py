@@ -502,12 +502,12 @@ def test_video_frames_and_parquet_cells_have_their_pictures(tiny_bundle, tmp_pat
 def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkeypatch, to):
     monkeypatch.setattr("segray.export.THREADS", 1)
 
-    def stop(of):
+    def stop(more, of):
         raise KeyboardInterrupt
 
     export(labels, to, str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        export(labels, to, str(tmp_path / "stopped"), on_part=stop)
+        export(labels, to, str(tmp_path / "stopped"), progress=stop)
     assert len(list((tmp_path / "stopped" / "_export").glob("*.jsonl"))) == 2
     first = tmp_path / "stopped" / "_export" / "00000-00000.jsonl"
     before = first.stat().st_mtime_ns
@@ -524,7 +524,7 @@ def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkey
 def test_a_killed_export_goes_on(labels, tmp_path):
     code = (
         "import os, segray.export\nsegray.export.THREADS = 1\n"
-        f"segray.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, on_part=lambda of: os._exit(9))"
+        f"segray.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, progress=lambda *_: os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert not (tmp_path / "out" / INSTANCES).exists()

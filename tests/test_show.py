@@ -42,7 +42,11 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
     label_all(planned(tmp_path / "labels", town / "video.mp4", every=2, shard_size=2), Predictor(str(tiny_bundle)))
     out, totals = tmp_path / "deep" / "over.mp4", []
-    assert overlay_video(str(tmp_path / "labels"), str(out), on_frame=totals.append) == len(totals) == totals[0]
+    assert (
+        overlay_video(str(tmp_path / "labels"), str(out), progress=lambda _, total: totals.append(total))
+        == len(totals)
+        == totals[0]
+    )
     with av.open(str(out)) as container:
         frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     with av.open(str(town / "video.mp4")) as container:

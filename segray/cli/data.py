@@ -40,7 +40,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
     dataset = open_dataset(config)
     with counting("frames", len(frames_of(dataset))) as advance:
-        result = check(dataset, (config.train_split, config.val_split), lambda: advance(1))
+        result = check(dataset, (config.train_split, config.val_split), advance)
     show_check(result, dataset.label_space)
     if not result.ok:
         say(f"Training cannot start: {len(result.problems)} problem{'s' * (len(result.problems) > 1)}.")
@@ -140,7 +140,7 @@ def data_get(name: str, root: str, url: str | None) -> None:
     from segray.core.io import storage
 
     with counting("bytes") as advance:
-        get(name, storage.local(root, "a download"), url, lambda new, total: advance(new, total=total))
+        get(name, storage.local(root, "a download"), url, advance)
     say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
 
 

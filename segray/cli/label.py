@@ -54,7 +54,7 @@ def verify(out: str) -> None:
 
     folder = LabelFolder.open(out)
     with counting("parts", folder.shards) as advance:
-        problems = parts.verify(folder.plans, lambda: advance(1))
+        problems = parts.verify(folder.plans, advance)
     for problem in problems[:20]:
         say(f"Problem: {problem}.")
     if problems:
@@ -163,7 +163,7 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
     if storage.local(out, "a video").exists() and not overwrite:
         raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
     with counting("frames") as advance:
-        count = overlay_video(labels, out, name, lambda total: advance(1, total=total))
+        count = overlay_video(labels, out, name, advance)
     note_unfinished(labels)
     say(f"{count} frames are in {out}.")
 
@@ -228,9 +228,7 @@ def export(
         say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
         return
     with counting("parts") as advance:
-        done = exports.export(
-            source, to, out, Options(**given), overwrite=overwrite, on_part=lambda of: advance(1, total=of)
-        )
+        done = exports.export(source, to, out, Options(**given), overwrite=overwrite, progress=advance)
     there = "" if done.new else " It was there already."
     say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
     if done.parts < done.of:

@@ -45,9 +45,9 @@ def waiting(what: str) -> Iterator[None]:
 
 
 class Advance(Protocol):
-    """Told that `count` more are done; `total` when it becomes known, and a note that stands beside."""
+    """A Progress, with a note that stands beside."""
 
-    def __call__(self, count: int, note: str = "", total: int | None = None) -> None: ...
+    def __call__(self, more: int, total: int | None = None, note: str = "") -> None: ...
 
 
 @contextmanager
@@ -62,13 +62,13 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
         )
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
             task = progress.add_task(what, total=total, note="")
-            yield lambda count, note="", total=None: progress.update(task, advance=count, note=note, total=total)
+            yield lambda more, total=None, note="": progress.update(task, advance=more, total=total, note=note)
         return
     done, before, last = 0, 0, time.monotonic()
 
-    def advance(count: int, note: str = "", total: int | None = total) -> None:
+    def advance(more: int, total: int | None = total, note: str = "") -> None:
         nonlocal done, before, last
-        done += count
+        done += more
         if (seconds := time.monotonic() - last) >= LINE_EVERY_S:
             # By the speed since the line before: what an earlier run did took this one no time.
             left = f", {duration(seconds * (total - done) / (done - before))} left" if total and done > before else ""
@@ -88,18 +88,19 @@ class LabelProgress:
         self._seconds: Counter[str] = Counter()
 
     def found(self, files: int) -> None:
-        self._advance(0, f"{files} files found")
+        self._advance(0, note=f"{files} files found")
 
     def planned(self, rows: int) -> None:
         self._total, self._started = rows, time.monotonic()
-        self._advance(0, "", rows)
+        self._advance(0, rows)
 
     def done(self, receipt: Receipt) -> None:
         self._errors += receipt.errors
         self._new += receipt.rows * receipt.created
         self._seconds.update(receipt.seconds)
         speed = self._new / max(1e-9, time.monotonic() - self._started)
-        self._advance(receipt.rows, f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}", self._total)
+        note = f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}"
+        self._advance(receipt.rows, self._total, note)
 
     def note(self, text: str) -> None:
         say(text)

@@ -150,7 +150,7 @@ def evaluate(config: Config, overwrite: bool) -> None:
     from segray.evaluate import PICTURES, evaluate
 
     with counting("frames") as advance:
-        result = evaluate(config, overwrite=overwrite, on_frame=lambda done, total: advance(1, total=total))
+        result = evaluate(config, overwrite=overwrite, progress=advance)
     show_scores(result)
     out = config.evaluate.out
     say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ import numpy as np
 
 from segray.core.io import storage
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
+from segray.core.progress import Progress, untold
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
 
@@ -74,14 +75,14 @@ class _Unknown:
     masks: int = 0
 
 
-def check(dataset: Dataset, needed: tuple[str, ...], on_frame: Callable[[], None] = lambda: None) -> CheckResult:
-    """Decode every frame and mask once. needed: splits that training asks for; on_frame is called a frame."""
+def check(dataset: Dataset, needed: tuple[str, ...], progress: Progress = untold) -> CheckResult:
+    """Decode every frame and mask once. needed: splits that training asks for; progress is in frames."""
     result = CheckResult({split: len(refs) for split, refs in dataset.splits.items()})
     refs = frames_of(dataset)
     unknown: dict[int, _Unknown] = {}
     with ThreadPoolExecutor(4) as pool:
         for finding in pool.map(partial(_look, space=dataset.label_space), refs):
-            on_frame()
+            progress(1, len(refs))
             _add(result, finding, dataset.label_space, unknown)
     result.problems += [f"no frames in split {split!r}" for split in needed if not dataset.splits.get(split)]
     result.problems += [f"{uri} has no partner" for uri in dataset.unpaired]

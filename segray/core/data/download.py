@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segray.core.io import storage
+from segray.core.progress import Progress, untold
 from segray.errors import ConfigError, DataError, nearest
 
 CHUNK = 1 << 20
@@ -49,12 +50,10 @@ SOURCES = {
 }
 
 
-def get(
-    name: str, root: Path, url: str | None = None, on_bytes: Callable[[int, int | None], None] = lambda new, total: None
-) -> None:
+def get(name: str, root: Path, url: str | None = None, progress: Progress = untold) -> None:
     """Put the data set into `root`, which must not exist. A download that broke goes on where it was.
 
-    url: a mirror, or the archive as a file. on_bytes gets (new bytes, bytes of all if known).
+    url: a mirror, or the archive as a file. progress is in bytes.
     Raises ConfigError for an unknown name, DataError for what cannot be fetched or is not what was published.
     """
     if name not in SOURCES:
@@ -69,7 +68,7 @@ def get(
         url = Path(url).expanduser().absolute().as_uri()
     archive = root.with_name(f".{root.name}.{name}.part")
     root.parent.mkdir(parents=True, exist_ok=True)
-    fetch(url, archive, on_bytes)
+    fetch(url, archive, progress)
     unpacked = root.with_name(f".{root.name}.unpacked")
     try:
         _check(source.md5, lambda: _md5(archive), archive, url)
@@ -85,7 +84,7 @@ def get(
     archive.unlink()
 
 
-def fetch(url: str, target: Path, on_bytes: Callable[[int, int | None], None]) -> None:
+def fetch(url: str, target: Path, progress: Progress) -> None:
     """Download into `target`, from where an earlier try ended where the server can; DataError when it breaks off."""
     have = target.stat().st_size if target.exists() else 0
     try:
@@ -95,11 +94,11 @@ def fetch(url: str, target: Path, on_bytes: Callable[[int, int | None], None]) -
             length = answer.headers.get("Content-Length")
             total = int(length) + (have if resumed else 0) if length else None
             if resumed:
-                on_bytes(have, total)
+                progress(have, total)
             with target.open("ab" if resumed else "wb") as file:
                 while chunk := answer.read(CHUNK):
                     file.write(chunk)
-                    on_bytes(len(chunk), total)
+                    progress(len(chunk), total)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send: the whole file is here
             return

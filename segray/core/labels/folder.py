@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans, repea
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.labels.totals import Summary, Totals
 from segray.core.prefetch import FETCHES, ahead
+from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -137,13 +138,13 @@ class LabelFolder:
             for row in table.to_pylist():
                 yield row | {"place": mask_place(row)}
 
-    def totals(self, on_part: Callable[[], None] = lambda: None) -> tuple[Totals, pa.Table]:
+    def totals(self, progress: Progress = untold) -> tuple[Totals, pa.Table]:
         """The sum over all parts, from their footers, and ERROR_COLUMNS of the failed rows that count."""
         totals = Totals.empty(self.space.num_classes)
         errors = [pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})]
         with ThreadPoolExecutor(FETCHES) as pool:
             for part, (counts, failed) in zip(self.parts, self._counts(pool), strict=True):
-                on_part()
+                progress(1, self.shards)
                 errors.append(self.current(part.plan, failed))
                 counts.rows -= len(failed) - len(errors[-1])
                 totals.add(counts)

@@ -28,6 +28,7 @@ from segray.core.labels.folder import LabelFolder, last_summary, part_totals, re
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans
 from segray.core.labels.schema import ROW_SCHEMA, Labelled, LabelRow
 from segray.core.labels.totals import Speed, Summary, Totals
+from segray.core.progress import Progress, untold
 from segray.errors import DataError, SegrayError
 
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
@@ -77,13 +78,13 @@ def done_receipt(plan: Plan, shard: int) -> Receipt:
     return Receipt(shard, totals.rows, totals.errors.total(), created=False)
 
 
-def finish(plans: list[Plan], speed: Speed, on_part: Callable[[], None] = lambda: None) -> Summary:
+def finish(plans: list[Plan], speed: Speed, progress: Progress = untold) -> Summary:
     """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says.
 
     A row that a later plan repeats is out of the counts and out of errors.parquet.
     """
     out, first = plans[0].out, plans[0]
-    totals, errors = LabelFolder(plans).totals(on_part)
+    totals, errors = LabelFolder(plans).totals(progress)
     scored = bool(totals.confusion.any())
     summary: Summary = {
         "plans": [plan.plan_id for plan in plans],
@@ -134,7 +135,7 @@ def clear(out: str) -> None:
         storage.remove(storage.join(out, name))
 
 
-def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> list[str]:
+def verify(plans: list[Plan], progress: Progress = untold) -> list[str]:
     """Every break of the promise, one line each; [] when there is none. Reads all that was written."""
     problems: list[str] = []
     folder = LabelFolder(plans)
@@ -142,7 +143,7 @@ def verify(plans: list[Plan], on_part: Callable[[], None] = lambda: None) -> lis
     for plan in plans:
         reader = PlanReader(plan)
         for shard in range(plan.shards):
-            on_part()
+            progress(1, folder.shards)
             if (plan.number, shard) in done:
                 problems += _verify_part(plan, reader.shard(shard), shard)
             else:

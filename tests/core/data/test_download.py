@@ -78,7 +78,7 @@ def files(root):
 
 def test_a_set_is_fetched_checked_and_unpacked(url, tmp_path):
     seen = []
-    get("drawn", tmp_path / "new" / "set", on_bytes=lambda new, total: seen.append((new, total)))
+    get("drawn", tmp_path / "new" / "set", progress=lambda new, total: seen.append((new, total)))
     assert files(tmp_path / "new" / "set") == ["train/0.png", "train/1.png", "train/2.png"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
     assert sum(new for new, _ in seen) == seen[-1][1] == len(Server.data)
