@@ -105,7 +105,7 @@ def test_a_name_that_is_no_utf8_can_be_said(capsys):
 
 def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
     told = []
-    watch = LabelProgress(lambda count, note="", total=None: told.append((count, note.partition(", ")[2], total)))
+    watch = LabelProgress(lambda more, total=None, note="": told.append((more, note.partition(", ")[2], total)))
     watch.planned(8)
     watch.done(Receipt(shard=0, rows=4, errors=1, created=True, seconds={"decode": 3.0, "model": 1.0, "wait": 1.0}))
     watch.done(Receipt(shard=1, rows=4, errors=0, created=True, seconds={"decode": 0.5, "model": 1.0, "wait": 2.0}))
