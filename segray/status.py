@@ -76,8 +76,8 @@ def _label(plans: list[Plan]) -> Status:
         done=len(there),
         of=folder.shards,
         finished=summary is not None,
-        frames=sum(part.rows for part in totals),
-        errors=sum(summary["errors"].values()) if summary else sum(part.errors.total() for part in totals),
+        frames=sum(part.rows for part in totals) - folder.repeated,
+        errors=sum(part.errors.total() for part in totals) - folder.repeated,
         images_per_s=new / span_s if span_s else None,
         age_s=_age(there[-1].modified_s) if there else None,
     )

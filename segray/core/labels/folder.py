@@ -74,7 +74,12 @@ class LabelFolder:
     @cached_property
     def planned(self) -> int:
         """How many rows will count when all parts are there."""
-        return sum(plan.rows for plan in self.plans) - sum(len(ids) for ids in self._repeats)
+        return sum(plan.rows for plan in self.plans) - self.repeated
+
+    @property
+    def repeated(self) -> int:
+        """How many failed rows do not count any more, all in parts that are there."""
+        return sum(len(ids) for ids in self._repeats)
 
     @cached_property
     def parts(self) -> list[Part]:

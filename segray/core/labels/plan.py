@@ -125,8 +125,8 @@ def frame_key(row: Mapping[str, Any]) -> int:
 
 
 def repeated_ids(plan: Plan) -> pa.Array:
-    """The ids of the failed rows in earlier plans that this plan's rows replace."""
-    return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null()
+    """The ids of the failed rows in earlier plans that this plan replaces; a video's frames may replace one together."""
+    return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null().unique()
 
 
 def load_plans(out: str) -> list[Plan]:

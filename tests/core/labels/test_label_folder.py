@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import videos
 from labelled import label_all, label_shard, settings_of
 from PIL import Image
 
@@ -14,6 +15,7 @@ from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder
 from segray.core.labels.planning import make_plan
 from segray.errors import DataError
+from segray.status import status
 
 SPACE = streets.LABEL_SPACE
 
@@ -58,6 +60,22 @@ def test_a_failed_row_stops_counting_once_it_is_planned_again(labels):
     parts.finish([first, second], {})
     assert LabelFolder.open_finished(first.out).summary["rows"] == 2
     assert named(LabelFolder([first])) == [("a.png", "ok"), ("b.png", "error")]  # as it was before the second plan
+
+
+def test_a_video_that_could_not_be_opened_is_one_row_that_its_frames_replace(tmp_path, plain_bundle):
+    video, predictor = tmp_path / "in" / "drive.mp4", Predictor(str(plain_bundle))
+    video.parent.mkdir()
+    video.write_bytes(b"torn")
+    first = make_plan(str(tmp_path / "out"), settings_of([video], shard_size=1), SPACE)
+    label_all(first, predictor)
+    parts.finish([first], {})
+    videos.write(video, pts=range(5))
+    second = make_plan(first.out, first.settings, SPACE, [first], LabelFolder([first]).failed_rows())
+    assert LabelFolder([first, second]).planned == 5
+    assert (status(first.out).frames, status(first.out).errors) == (0, 0)
+    label_all(second, predictor)
+    assert (status(first.out).frames, status(first.out).errors) == (5, 0)
+    assert parts.finish([first, second], {})["rows"] == status(first.out).frames == 5
 
 
 def test_a_row_says_where_its_mask_is(labels):
