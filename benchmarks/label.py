@@ -219,6 +219,8 @@ def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> Non
     from torch.nn.functional import cross_entropy
 
     from segray.core.data import streets
+    from segray.core.data.camvid import VOID_ID
+    from segray.core.data.streets.world import ROAD
     from segray.core.samples import IGNORE_INDEX
     from segray.core.transforms import normalize, to_float
 
@@ -226,9 +228,9 @@ def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> Non
     samples = [streets.draw(seed, (64, 96)) for seed in range(16)]
     images = normalize(to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std)
     masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
-    masks[masks == streets.VOID_ID] = IGNORE_INDEX
+    masks[masks == VOID_ID] = IGNORE_INDEX
     if len(info.label_space["names"]) == 2:
-        masks = (masks == streets.ROAD).long()
+        masks = (masks == ROAD).long()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(30):
         optimizer.zero_grad()
@@ -296,7 +298,7 @@ def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any
 @click.argument("job")
 def plan_once(job: str) -> None:
     from segray.core.io import inputs, storage
-    from segray.core.labels.plan import make_plan
+    from segray.core.labels.planning import make_plan
     from segray.core.models.info import read_info
 
     told = json.loads(job)
@@ -319,7 +321,8 @@ def memory(frames: int) -> None:
     from segray.core.infer.label_rows import label_rows
     from segray.core.infer.predictor import Predictor
     from segray.core.labels import parts
-    from segray.core.labels.plan import PlanReader, make_plan
+    from segray.core.labels.plan import PlanReader
+    from segray.core.labels.planning import make_plan
     from segray.core.models.info import read_info
 
     print_machine()

@@ -55,13 +55,14 @@ def forward(uri: str, net: str, device: str) -> None:
     from segray.config import InferSection
     from segray.core import metrics
     from segray.core.data import streets
+    from segray.core.data.camvid import VOID_ID
     from segray.core.infer.predictor import Predictor, side_by_side
     from segray.core.models import bundle
     from segray.core.models import forward as run
     from segray.core.models.fold import fold_batch_norm
 
     drawn = [streets.draw(100 + i, SIZE) for i in range(FRAMES)]
-    truth = np.stack([np.where(one.mask_hw == streets.VOID_ID, 255, one.mask_hw) for one in drawn])
+    truth = np.stack([np.where(one.mask_hw == VOID_ID, 255, one.mask_hw) for one in drawn])
     torch.set_num_threads(CPUS)
     model, info = bundle.load(uri)
     plain = Predictor(uri, device, InferSection(precision="fp32"))
@@ -120,6 +121,7 @@ def pixels() -> None:
     from segray.core import transforms
     from segray.core.data import streets
     from segray.core.io import images
+    from segray.core.io.masks import encode_mask
 
     size, half = (1024, 2048), (512, 1024)
     drawn = streets.draw(0, size)
@@ -148,7 +150,7 @@ def pixels() -> None:
 
     mine, theirs = images.decode_image(jpeg, "frame"), np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     apart = np.abs(mine.astype(int) - theirs).max()
-    png = images.encode_mask(drawn.mask_hw, colors)
+    png = encode_mask(drawn.mask_hw, colors)
     same = np.array_equal(np.asarray(Image.open(io.BytesIO(png))), drawn.mask_hw)
     rows = [
         ("JPEG → RGB, Pillow", ms(lambda: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))), ""),
@@ -157,7 +159,7 @@ def pixels() -> None:
         ("JPEG → RGB at half the size, segray", ms(fitted), from_small(fitted())),
         ("the same, decoded at that size, Pillow", ms(lambda: small(True)), from_small(small(True))),
         ("mask → PNG, Pillow", ms(pillow_png), f"{len(pillow_png()) / 1024:.0f} KiB"),
-        ("mask → PNG, segray", ms(lambda: images.encode_mask(drawn.mask_hw, colors)),
+        ("mask → PNG, segray", ms(lambda: encode_mask(drawn.mask_hw, colors)),
          f"{len(png) / 1024:.0f} KiB, {'the same pixels' if same else 'OTHER PIXELS'}"),
     ]  # fmt: skip
     table("A frame of 1024×2048, one thread", ("", "ms", ""), rows)

@@ -108,7 +108,8 @@ def resume(parts: str) -> None:
 @click.argument("job")
 def resume_once(job: str) -> None:
     from segray.core.labels.folder import LabelFolder
-    from segray.core.labels.plan import load_plans, make_plan
+    from segray.core.labels.plan import load_plans
+    from segray.core.labels.planning import make_plan
     from segray.core.models.info import read_info
 
     told = json.loads(job)
