@@ -102,7 +102,7 @@ def export(
     job = Job(folder, labelled.space, options)
     writer = made(job)
     about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
-    with claims.held(str(folder), _kind(folder, to)):
+    with claims.held(str(folder), _kind(folder, about)):
         _claim(folder, about, overwrite)
         return _export(job, made, writer, names, labelled, progress)
 
@@ -132,8 +132,8 @@ def _used(made: type[Writer], options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*made.uses, "images")}
 
 
-def _kind(out: Path, to: str) -> claims.Kind:
-    made = (*WRITERS[to].made, "images", STATE)
+def _kind(out: Path, about: dict[str, Any]) -> claims.Kind:
+    made = (*WRITERS[about["format"]].made, *["images"] * about["images"], STATE)
     return claims.Kind("export", MARK, made, lambda _: any((out / STATE).glob("[0-9]*.jsonl")))
 
 
@@ -142,7 +142,9 @@ def _claim(out: Path, about: dict[str, Any], overwrite: bool) -> None:
     mark = str(out / MARK)
     before: dict[str, Any] = storage.read_json(mark) if storage.exists(mark) else about
     changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
-    claims.claim(str(out), _kind(out, before["format"]), overwrite, lambda: changed)
+    kind = _kind(out, before)
+    left = bool(changed) and not kind.has_results(str(out))  # of one that was killed in its first part
+    claims.claim(str(out), kind, overwrite or left, lambda: changed)
     storage.replace(mark, json.dumps(about, indent=2).encode())
 
 

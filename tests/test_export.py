@@ -548,6 +548,27 @@ def test_a_piece_that_was_cut_is_written_again(labels, tmp_path, monkeypatch):
     assert export(labels, "cityscapes", str(tmp_path / "out")).frames == 5
 
 
+def test_frames_of_an_export_that_was_killed_are_not_among_another_ones(labels, tmp_path, monkeypatch):
+    first_only = iter([images.encode_image])
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "encode_image", lambda pixels: next(first_only, sys.exit)(pixels))
+        with pytest.raises(SystemExit):
+            export(labels, "cityscapes", str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out" / "masks").rglob("*.png")] == ["x.png"]
+    other = made(tmp_path / "other", {"new.jpg": SMALL})
+    export(other, "cityscapes", str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out" / "masks").rglob("*.png")] == ["new.png"]
+
+
+def test_images_that_no_export_wrote_are_kept(labels, tmp_path):
+    out = tmp_path / "out"
+    export(labels, "png", str(out))
+    (out / "images").mkdir()
+    (out / "images" / "mine.jpg").write_text("mine")
+    export(labels, "png", str(out), overwrite=True)
+    assert (out / "images" / "mine.jpg").exists()
+
+
 def test_another_export_and_other_files_are_refused(labels, tmp_path):
     out = tmp_path / "out"
     export(labels, "png", str(out))

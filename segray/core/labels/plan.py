@@ -125,7 +125,7 @@ def frame_key(row: Mapping[str, Any]) -> int:
 
 
 def repeated_ids(plan: Plan) -> pa.Array:
-    """The ids of the failed rows in earlier plans that this plan replaces; a video's frames may replace one together."""
+    """The ids of the failed rows in earlier plans that this plan replaces; a video's frames may all replace one."""
     return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null().unique()
 
 
