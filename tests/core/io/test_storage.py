@@ -447,7 +447,7 @@ PASSING = ["lost", "reset", "http_500", "http_503", "slow_down", "conflict", "cu
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
     monkeypatch.setattr("segray.core.io.s3.BACKOFF_S", 0.005)
-    s3_proxy.set(**{fault: 0.3})
+    s3_proxy.set(**{fault: 0.5})
 
     def work(i):
         uri, data = f"{s3}/{tmp_path.name}/{i}", os.urandom(100_000)
@@ -466,7 +466,7 @@ def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
     assert len(storage.list_files(f"{s3}/{tmp_path.name}")) == 4
     storage.remove(f"{s3}/{tmp_path.name}")
     assert not storage.exists(f"{s3}/{tmp_path.name}")
-    assert s3_proxy.count[fault] > 1
+    assert s3_proxy.count[fault]
 
 
 def test_of_racing_creators_one_wins_through_faults(s3_proxy, s3, tmp_path, monkeypatch):
