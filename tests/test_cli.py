@@ -2,6 +2,7 @@
 
 import click
 import pytest
+import yaml
 from PIL import Image
 
 from segray import __version__, cli
@@ -118,6 +119,12 @@ def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_
     (tmp_path / "c.yaml").write_text(out)
     config = load(str(tmp_path / "c.yaml"))
     assert (code, config.data.size, config.train.learning_rate, config.augment.flip) == (0, (180, 240), 0.01, 0)
+
+
+@pytest.mark.parametrize("args", [("--lr", "1e-3,1e-2"), ("--lr", "1e-3", "--lr", "1e-2")])
+def test_rates_of_a_sweep_are_a_list_or_a_flag_each(monkeypatch, capsys, args):
+    _, out, _ = run(monkeypatch, capsys, "sweep", *args, "--dry-run")
+    assert yaml.safe_load(out)["sweep"]["learning_rates"] == [1e-3, 1e-2]
 
 
 def test_flags_win_over_the_file_and_set_over_flags(monkeypatch, capsys, tmp_path):

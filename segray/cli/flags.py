@@ -34,7 +34,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--workers": ("cluster.workers", {"type": int}),
     "--address": ("cluster.address", {}),
     "--encoders": ("sweep.encoders", {"multiple": True}),
-    "--lrs": ("sweep.learning_rates", {}),
+    "--lrs": ("sweep.learning_rates", {"multiple": True}),
     "--vary": ("sweep.space", {"multiple": True, "metavar": "KEY=A,B"}),
     "--search": ("sweep.search", {}),
     "--trials": ("sweep.trials", {"type": int}),
@@ -178,6 +178,8 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
 def _value(key: str, value: Any) -> Any:
     if key == "sweep__space":
         return dict(map(_choices, value))
+    if key == "sweep__learning_rates":
+        return ",".join(value)
     return list(value) if isinstance(value, tuple) else value
 
 
