@@ -18,7 +18,7 @@ from segray.core.io import locators, storage
 from segray.core.io.locators import FrameOf
 from segray.core.io.masks import overlay
 from segray.core.labels.folder import LabelFolder, mask_place
-from segray.errors import ConfigError, DataError, nearest
+from segray.errors import ConfigError, DataError, OutputExists, nearest
 
 # What makes a frame worth looking at: the column that says so; rare classes are found from all frames' shares.
 ORDERS = {"uncertainty": "entropy_mean", "flicker": "flicker_share", "rare-class": "class_shares"}
@@ -67,6 +67,19 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
     return [{**row, "score": float(scores[i])} for i, row in zip(picks, _rows(rows, picks), strict=True)]
 
 
+def check_new(out: str | None, folder: Path | None, count: int) -> None:
+    """OutputExists where the list, or a picture of a rank up to `count`, would replace a file."""
+    if out is not None and storage.exists(storage.absolute(out)):
+        raise OutputExists(f"{out} exists already. Choose another --out, or pass --overwrite.")
+    pictures = (_picture(folder, rank) for rank in range(1, count + 1)) if folder else iter(())
+    if there := next((picture for picture in pictures if picture.exists()), None):
+        raise OutputExists(f"{there} exists already. Choose another --pictures, or pass --overwrite.")
+
+
+def _picture(folder: Path, rank: int) -> Path:
+    return folder / f"{rank:03}.png"
+
+
 def write(rows: Sequence[Chosen], out: str) -> None:
     """Write the frames as .jsonl or .parquet."""
     kept = [{key: value for key, value in row.items() if key in (*COLUMNS, "score")} for row in rows]
@@ -93,7 +106,7 @@ def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[st
         except DataError as error:
             problems.append(str(error))
             continue
-        Image.fromarray(np.concatenate([image, *mixed], axis=1)).save(folder / f"{rank:03}.png")
+        Image.fromarray(np.concatenate([image, *mixed], axis=1)).save(_picture(folder, rank))
     return problems
 
 

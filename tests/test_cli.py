@@ -41,7 +41,7 @@ FROZEN = {
         *("max-error-rate", "window", "flip", "engine", "actors", "address"),
     },
     "verify": {"help"},
-    "select": {"by", "count", "apart", "out", "pictures", "help"},
+    "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},
     "show": {"model", "out", "set", "help"},
     "overlay": {"video", "input", "overwrite", "help"},
     "export": {"to", "out", "images", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},

@@ -6,14 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from labelled import label_all, settings_of
 from PIL import Image
 
+from segray.cli import cli
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.labels.planning import make_plan
 from segray.core.labels.schema import ROW_SCHEMA
-from segray.errors import ConfigError, DataError
+from segray.errors import ConfigError, DataError, OutputExists
 from segray.select import select, write, write_pictures
 
 
@@ -100,3 +102,18 @@ def test_pictures_and_lists_of_real_labels(tiny_bundle, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "picks.jsonl").read_text().splitlines()]
     assert lines == pq.read_table(tmp_path / "picks.parquet").to_pylist()
     assert [line["input_id"] for line in lines] == [row["input_id"] for row in rows]
+
+
+@pytest.mark.parametrize("taken", ["--out", "--pictures"])
+def test_a_list_and_pictures_that_are_there_are_replaced_when_that_is_asked_for(labels, tmp_path, taken):
+    place, look, picks = labels([frame(f"{tmp_path}/in/a.png", entropy_mean=0.1)]), tmp_path / "look", "picks.jsonl"
+    look.mkdir()
+    mine = tmp_path / picks if taken == "--out" else look / "001.png"
+    mine.write_text("mine")
+    args = ["select", place, "--out", str(tmp_path / picks), "--pictures", str(look)]
+    found = CliRunner().invoke(cli, args).exception
+    assert isinstance(found, OutputExists)
+    assert str(found) == f"{mine} exists already. Choose another {taken}, or pass --overwrite."
+    assert mine.read_text() == "mine"
+    CliRunner().invoke(cli, [*args, "--overwrite"], catch_exceptions=False)
+    assert (tmp_path / picks).read_text().startswith('{"input_id": ')

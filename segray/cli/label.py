@@ -89,7 +89,10 @@ def note_unfinished(labels: str) -> None:
 )
 @click.option("--out", help="File for the list, .jsonl or .parquet, local or on s3://.")
 @click.option("--pictures", help="Folder for a picture of each frame beside its mask.")
-def select(labels: str, by: str, count: int, apart: float, out: str | None, pictures: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the list and the pictures if they exist.")
+def select(
+    labels: str, by: str, count: int, apart: float, out: str | None, pictures: str | None, overwrite: bool
+) -> None:
     """List the frames of labels that are most worth a person's look.
 
     They are spread over videos and folders, and may be of labels that are not finished.
@@ -102,11 +105,13 @@ def select(labels: str, by: str, count: int, apart: float, out: str | None, pict
     from segray.cli.terminal import say, table
     from segray.core.io import storage
     from segray.errors import ConfigError
-    from segray.select import OUT_SUFFIXES, select, write, write_pictures
+    from segray.select import OUT_SUFFIXES, check_new, select, write, write_pictures
 
     folder = None if pictures is None else storage.local(pictures, "a folder of pictures")
     if out is not None and not out.endswith(OUT_SUFFIXES):
         raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
+    if not overwrite:
+        check_new(out, folder, count)
     rows = select(labels, by, count, apart)
     note_unfinished(labels)
     cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
