@@ -35,7 +35,7 @@ RESULT, PICTURE = "compare.json", "changed.png"
 
 
 class Compared(TypedDict):
-    """A score of both, as bootstrap.Difference has it, with a verdict; None where it is undefined."""
+    """A score in both runs and its bootstrap.Difference, with a verdict; None where it is undefined."""
 
     a: float | None
     b: float | None
@@ -56,7 +56,7 @@ class Changed(TypedDict):
 
 
 class Comparison(TypedDict):
-    """compare.json. no_picture: the reason why there is none; None where it was drawn."""
+    """The content of compare.json. no_picture: the reason why there is no picture; None if it was drawn."""
 
     a: str
     b: str
@@ -78,11 +78,11 @@ class Run(NamedTuple):
 
 
 def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, seed: int = 0) -> Comparison:
-    """Compare two evaluations, by their --out. Returns what compare.json then holds.
+    """Compare two evaluations, by their --out. Returns the content of compare.json.
 
-    A verdict is 1 where B is better, −1 where A is, 0 where the 95 % interval of the difference holds 0 (a paired
-    bootstrap over images, scoring.bootstrap), None where a score is undefined. DataError that names what differs, where
-    the two did not score the same frames by the same classes and truth.
+    A verdict is 1 where B is better, −1 where A is, 0 where the 95 % interval of the difference contains 0 (a paired
+    bootstrap over images, scoring.bootstrap), None where a score is undefined. Raises DataError, which says what
+    differs, if the two did not score the same frames by the same classes and ground truth.
     """
     a, b = _read(run_a), _read(run_b)
     _check_same(a, b)
@@ -140,7 +140,7 @@ def _check_same(a: Run, b: Run) -> None:
 
 
 def _counts(row: metrics.Packed, classes: int) -> np.ndarray:
-    """Of each class the pixels that are hit, true, and predicted, int64 [C, 3]."""
+    """Count the pixels of each class that are hit, true, and predicted, int64 [C, 3]."""
     matrix = metrics.unpacked([row], classes)
     return np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:classes]], axis=1)
 
@@ -152,7 +152,7 @@ def _said(a: float | None, b: float | None, found: bootstrap.Difference | None) 
 
 
 def _changed(a: Mapping[str, ImageRow], b: Mapping[str, ImageRow], order: list[str], count: int) -> list[Changed]:
-    """The images whose own mIoU changed most, the largest change first."""
+    """List the images whose own mIoU changed most, the largest change first."""
     rows: list[Changed] = [
         {"sample_id": name, "a": one, "b": other, "difference": other - one}
         for name in order
@@ -162,7 +162,7 @@ def _changed(a: Mapping[str, ImageRow], b: Mapping[str, ImageRow], order: list[s
 
 
 def _picture(uri: str, changed: Sequence[Changed], a: Run, b: Run) -> str | None:
-    """Draw the changed images as both runs see them; the reason why there is no picture."""
+    """Draw the changed images as both runs see them. Returns the reason if there is no picture."""
     if not changed:
         return "no image changed"
     lines: list[Line] = [[] for _ in changed]

@@ -30,7 +30,7 @@ from segray.sections.training import (
 from segray.sections.values import Located, Section
 
 log = logging.getLogger("segray")
-MAX_YAML_BYTES = 1 << 20  # a config is a page; anchors that multiply would need room
+MAX_YAML_BYTES = 1 << 20  # a config is about a page; only YAML anchors that multiply would need more
 
 
 class Config(Section):
@@ -52,11 +52,11 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json", include=set(sections) if sections else None))
 
     def resolved(self) -> Config:
-        """Copy with the learning rate and weight decay filled in that the optimizer uses by default."""
+        """Return a copy in which the learning rate and weight decay are filled in with the optimizer's defaults."""
         return self.changed({"train.learning_rate": self.train.peak_rate, "train.weight_decay": self.train.decay})
 
     def absolute(self) -> Config:
-        """Copy with absolute paths, which mean the same in every process; those that a sweep tries, too."""
+        """Return a copy with absolute paths, which mean the same in every process, also among the values of a sweep."""
         changes: dict[str, Any] = {}
         for key, place in PLACES.items():
             section, field = key.split(".")
@@ -68,7 +68,7 @@ class Config(Section):
         return self.changed({**changes, "sweep.space": space})
 
     def changed(self, updates: Mapping[str, Any]) -> Config:
-        """Copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
+        """Return a copy with dotted keys set: `config.changed({"train.epochs": 3})`."""
         data = self.model_dump(mode="json")
         for key, value in updates.items():
             _set(data, key, value)
@@ -76,7 +76,7 @@ class Config(Section):
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
-    """Change a text, or each text of a list; what is empty or anything else stays as it is."""
+    """Change a text, or each text of a list; an empty text or any other value stays as it is."""
     if isinstance(value, list):
         return [_each(one, change) for one in value]
     return change(value) if isinstance(value, str) and value else value
@@ -91,7 +91,7 @@ def fields_of() -> dict[str, FieldInfo]:
 
 
 def within(field: FieldInfo) -> Iterator[Any]:
-    """Yield a setting's type, and the types and marks that it is made of."""
+    """Yield a setting's type, and the types and annotations that it is made of."""
     parts = [field.annotation, *field.metadata]
     while parts:
         yield (part := parts.pop())
@@ -107,7 +107,7 @@ def load(
 ) -> Config:
     """Load the settings of a recipe by dotted key, then of a YAML file, then dotted overrides; later ones win.
 
-    Given epochs override `train.max_steps` of what stands below, and another optimizer a recipe's rates. Raises
+    Given epochs override `train.max_steps` of an earlier source, and another optimizer drops the recipe's rates. Raises
     ConfigError that names file, key and rule.
     """
     data: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def load(
 
 
 def _leave_rates(data: dict[str, Any], train: dict[str, Any], keys: list[str], recipe: Mapping[str, Any]) -> None:
-    """Take a recipe's rates out of `train` where the optimizer is another by now; ConfigError where it is varied."""
+    """Drop a recipe's rates from `train` if the optimizer has changed; ConfigError if it is varied alone."""
     own, now = recipe.get("train.optimizer"), train.get("optimizer")
     sweep = data.get("sweep")
     space = sweep.get("space") if isinstance(sweep, dict) else None
@@ -161,7 +161,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def validate(data: Mapping[str, Any], source: str) -> Config:
-    """Make a Config of plain data. Raises ConfigError with the first problem as one line."""
+    """Make a Config from plain data. Raises ConfigError with the first problem as one line."""
     try:
         return Config(**data)
     except ValidationError as error:
@@ -180,7 +180,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(error: ValidationError, source: str) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # pydantic's own: [key], list[…]
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # pydantic adds its own: [key], list[…]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown key {key}.{_nearest_key(path)}"
@@ -219,11 +219,11 @@ def _safe_load(text: str, source: str) -> Any:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    from segray.core.io import storage  # half a second, for clients of S3
+    from segray.core.io import storage  # importing it takes half a second, for the clients of S3
 
-    try:  # a local one may be a pipe, as of <(segray recipes NAME)
+    try:  # a local path may be a pipe, as in <(segray recipes NAME)
         with storage.open_read(file) if storage.is_s3(file) else Path(file).expanduser().open("rb") as opened:
-            text = opened.read(MAX_YAML_BYTES + 1)  # a device says that it is empty, and may not end
+            text = opened.read(MAX_YAML_BYTES + 1)  # a device reports size 0, and may never end
         if len(text) > MAX_YAML_BYTES:
             raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")
         return _sections(text, file)

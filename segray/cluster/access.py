@@ -1,6 +1,6 @@
-"""Before and after a Ray is joined: its token, whether it answers, what it says no with, and who sees which folder.
+"""Before and after joining a Ray: its token, a test that it answers, its refusals, and who sees which folder.
 
-Token auth is always on, unless RAY_AUTH_MODE=disabled says otherwise: whoever reaches a Ray without it runs code there.
+Token auth is always on, unless RAY_AUTH_MODE=disabled: without it, whoever reaches a Ray can run code there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from segray.core.io import storage
 from segray.errors import ClusterError, ConfigError, shortened
 
-ANSWER_S = 5.0  # for a TCP connection; a head that is there answers in milliseconds
-LOOK_S = 60.0  # for each node to look for some paths; a process may have to start first
+ANSWER_S = 5.0  # for a TCP connection; a running head answers in milliseconds
+LOOK_S = 60.0  # for each node to look for some paths; it may have to start a process first
 AT_HEAD = "Give the head's address, such as 10.0.0.1:6379, and open its ports to this machine."
 TOKEN_HINT = (
     "Give the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token."
@@ -27,7 +27,7 @@ TOKEN_HINT = (
 
 
 def token() -> str | None:
-    """What Ray would take, in its order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; None for none."""
+    """Return Ray's token, found as Ray does: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; None for none."""
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file()).expanduser()
@@ -39,7 +39,7 @@ def token_file() -> Path:
 
 
 def keep_token() -> None:
-    """A token for a Ray of our own where there is none yet. Its file is its owner's alone, which Ray's would not be."""
+    """Write a token for a Ray of our own if there is none yet. Only its owner can read the file, unlike Ray's own."""
     path = token_file()
     if path.is_file():
         if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
@@ -51,13 +51,13 @@ def keep_token() -> None:
     handle, beside = tempfile.mkstemp(dir=path.parent)  # of mode 0600
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
-    with suppress(FileExistsError):  # of two that start at once, one makes it
+    with suppress(FileExistsError):  # if two processes start at once, one of them makes it
         os.link(beside, path)
     Path(beside).unlink()
 
 
 def check_answers(address: str, next_step: str) -> None:
-    """ClusterError when nothing listens at HOST:PORT or scheme://HOST:PORT; Ray itself would try for a minute."""
+    """Raise ClusterError if nothing listens at HOST:PORT or scheme://HOST:PORT; Ray itself would try for a minute."""
     found = re.fullmatch(r"(?:\w+://)?\[?([^/]+?)\]?:(\d+)/?", address)
     if found is None:
         raise ClusterError(f"{address} is not HOST:PORT. {next_step}")
@@ -68,7 +68,7 @@ def check_answers(address: str, next_step: str) -> None:
 
 
 def check_join(address: str) -> None:
-    """ClusterError for an address at which no driver can join."""
+    """Raise ClusterError for an address at which no driver can join."""
     if address.startswith(("http://", "https://")):
         raise ClusterError(
             f"{address} takes jobs, and no drivers: send it this command with segray submit, or give HEAD:6379."
@@ -78,7 +78,7 @@ def check_join(address: str) -> None:
 
 
 def check_folder(path: str, setting: str) -> None:
-    """ConfigError for a folder that cannot be made, or not be written to."""
+    """Raise ConfigError for a folder that cannot be created or written to."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
@@ -87,8 +87,8 @@ def check_folder(path: str, setting: str) -> None:
 
 
 def refusal(error: BaseException, address: str) -> ClusterError:
-    """What Ray says when it cannot be joined, in a line."""
-    text, below = str(error), error.__cause__ or error.__context__  # "Failed to connect", and there why
+    """Put into one line what Ray says when it cannot be joined."""
+    text, below = str(error), error.__cause__ or error.__context__  # "Failed to connect"; the cause says why
     why = f"{text} {below}"
     if "Version mismatch" in text:
         ray, python = (re.findall(rf"{what}: (\S+)", text) for what in ("Ray", "Python"))
@@ -102,7 +102,7 @@ def refusal(error: BaseException, address: str) -> ClusterError:
 
 
 def not_started(error: BaseException) -> ClusterError:
-    """Why no Ray of our own came up, in a line."""
+    """Say in one line why a Ray of our own did not start."""
     if isinstance(error, ValueError):  # a setting that Ray refuses
         return ClusterError(f"Ray did not start on this machine: {_first_sentence(error)}.")
     logs = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"
@@ -123,10 +123,10 @@ def wrong_token(address: str) -> ClusterError:
 
 
 def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:
-    """ClusterError that names a local path which a node with processors does not see, and the node.
+    """Check that every node with CPUs sees these local paths. Raises ClusterError that names the path and the node.
 
-    written: files that this process has just made; another file of that name, as on a disk of the node's own, is
-    found out by its time.
+    written: files that this process has just written. Their time stamps are compared, so that a file of the same name
+    on a node's own disk is not taken for them.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -147,7 +147,7 @@ def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:
     for answer in ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)[0]:
         try:
             unseen = ray.get(answer)
-        except ray.exceptions.RayError:  # a node that goes is the run's to get over
+        except ray.exceptions.RayError:  # the run itself copes with a node that goes away
             continue
         if unseen:
             raise ClusterError(
@@ -156,7 +156,7 @@ def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:
 
 
 def _unseen(read: list[str], stamps: dict[str, str]) -> list[str]:
-    """The paths that are not there, or with another stamp."""
+    """Return the paths that do not exist, or have another time stamp."""
 
     def stamp(path: str) -> Any:
         return storage.stat(path).stamp if storage.exists(path) else None

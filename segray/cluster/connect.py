@@ -38,54 +38,54 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's 2 s are felt in short epochs
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's default of 2 s is noticeable in short epochs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box and a path, however silent it is told to be
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that outlives our Ray, as after Ctrl-C, starts another
-    "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns of four times as many processes
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box and a path even when told to be silent
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a thread that outlives our Ray, as after Ctrl-C, starts another one
+    "RAY_worker_maximum_startup_concurrency": "16",  # Ray warns about four times as many processes
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-# With one of these, Ray unpickles what a Parquet file brings along: whoever wrote the file runs code here.
+# With one of these, Ray unpickles data stored in a Parquet file: whoever wrote the file can run code here.
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
-LOCAL = "local"  # a Ray of our own, to ray.init
-STARTS = 2  # tries to start one: on a busy machine the first may take longer than Ray waits
+LOCAL = "local"  # the address that makes ray.init start a Ray of our own
+STARTS = 2  # attempts to start one: on a busy machine the first may take longer than Ray waits
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
-SCALE_POLL_S = 2.0  # between looks for a node that an autoscaler starts
+SCALE_POLL_S = 2.0  # between checks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
-BLOCK = 16  # samples an object: few enough to move quickly, many enough that their number stays small
-STORE_SHARE = 0.5  # of a node's object store that decoded samples may take, all splits together
-RUN, STARTED = ".ray", "device.txt"  # Ray Train's folder in a run's; in it, what the run computes on
+BLOCK = 16  # samples per object: few enough to move quickly, many enough to keep the number of objects small
+STORE_SHARE = 0.5  # share of a node's object store that decoded samples may take, all splits together
+RUN, STARTED = ".ray", "device.txt"  # Ray Train's folder in a run's; the file in it that names the device
 
 log = logging.getLogger("segray")
 
 
 @contextmanager
 def connected(config: ClusterSection, processes: int | None = None, *, sweeps: bool = False) -> Iterator[Resources]:
-    """A Ray to work on: the one that this process has, else the address given, else one of our own.
+    """Yield a Ray to work on: the one that this process has, else the address given, else a Ray of our own.
 
-    A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined goes on.
-    processes: how many it must hold, at once or within `cluster.wait`; ClusterError when it does not.
-    sweeps: training runs will be stopped before their end; its processes then start more slowly.
+    A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined keeps running.
+    processes: how many it must hold, at once or within `cluster.wait`; ClusterError if it does not.
+    sweeps: training runs will be stopped before their end; Ray's processes then start more slowly.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     if _address(config) != LOCAL:
-        # A local Ray turns token auth on by itself; told to, it fails where there is no token yet.
+        # A local Ray turns token auth on by itself; when told to, it fails if there is no token yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # else a wrong token is tried for 20 s
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # otherwise Ray tries a wrong token for 20 s
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
         raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
     with held():
-        import ray  # which reads some of them as it is imported
+        import ray  # it reads some of these variables on import
     if ray.is_initialized():
         yield _holding(config, processes)
         return
-    # Started by a thread: in the main one Ray would put its own answer to SIGTERM in the place of ours. It lives as
-    # long as this block, as Linux ends Ray's processes with the thread that began them.
+    # A thread starts Ray: in the main one, Ray would replace our handler of SIGTERM with its own. The thread lives as
+    # long as this block, because Linux ends Ray's processes with the thread that started them.
     with ThreadPoolExecutor(1) as starter:
         try:
             with held():
@@ -93,14 +93,17 @@ def connected(config: ClusterSection, processes: int | None = None, *, sweeps: b
             hush()
             yield _holding(config, processes)
         finally:
-            with held():  # what is left of a Ray that is cut off in its shutdown waits for a quarter of a minute
+            with held():  # after an interrupted shutdown, the rest of Ray waits for a quarter of a minute
                 _end_readers()
                 ray.shutdown()
 
 
 def _end_readers() -> None:
-    """Wait for Ray Data's threads that read ahead. One that drops its references after the shutdown ends this process,
-    exit code 1 and not a word, as a run that stops at an error did now and then."""
+    """Wait for Ray Data's threads that read ahead.
+
+    A thread that drops its references after the shutdown ends this process with exit code 1 and no message, which
+    happened now and then to a run that stopped at an error.
+    """
     for name in READERS:
         for thread in threading.enumerate():
             if thread.name == name:
@@ -108,13 +111,13 @@ def _end_readers() -> None:
 
 
 def _address(config: ClusterSection) -> str:
-    # Never ray.init() without an address: it joins whatever Ray someone has started on this machine.
+    # Never call ray.init() without an address: it joins whatever Ray someone has started on this machine.
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def check_address(config: ClusterSection) -> None:
-    """ClusterError where no Ray answers at the address that `connected` will join."""
-    ray: Any = sys.modules.get("ray")  # to import it is for connected(), which sets what it reads then
+    """Raise ClusterError if no Ray answers at the address that `connected` will join."""
+    ray: Any = sys.modules.get("ray")  # connected() imports it, after it has set the variables that Ray reads then
     if (address := _address(config)) != LOCAL and not (ray and ray.is_initialized()):
         check_join(address)
 
@@ -135,9 +138,9 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
             more["object_spilling_directory"] = config.spill_dir
     else:
         check_join(address)
-        if RAY_JOB not in os.environ:  # a job brings its own; a driver's workers get the code that it runs itself
+        if RAY_JOB not in os.environ:  # a job brings its own; the workers of a driver get the code that the driver runs
             more["runtime_env"] = {"py_modules": [str(Path(segray.__file__).parent)]}
-    # With the dashboard, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
+    # The dashboard is on, on loopback: without it, Ray cannot see that a trial was stopped, and keeps its CPUs.
     more |= {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job()}
     with _silent_stderr():
         for left in reversed(range(STARTS)):
@@ -153,7 +156,7 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
 
 
 def _holding(config: ClusterSection, processes: int | None) -> Resources:
-    """What the cluster has; ClusterError when it does not hold so many processes, also not after the time to wait."""
+    """Return what the cluster has; ClusterError if it cannot hold that many processes, even after `cluster.wait`."""
     has = resources()
     if processes is None:
         return has
@@ -164,9 +167,9 @@ def _holding(config: ClusterSection, processes: int | None) -> Resources:
 
 
 def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources:
-    """Ask an autoscaler for nodes that hold the processes; what the cluster has when they are there, or time is over.
+    """Ask an autoscaler for nodes that hold the processes, and wait. Return what the cluster has then, or at timeout.
 
-    It is asked anew when a first GPU comes, as each process then takes one.
+    The request is made again when a first GPU appears, as each process then takes one.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -181,14 +184,14 @@ def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources
             time.sleep(SCALE_POLL_S)
             has = resources()
     finally:
-        request_resources(bundles=[])  # which else holds the nodes for ever
+        request_resources(bundles=[])  # otherwise the request holds the nodes for ever
     return has
 
 
 def _know_address() -> None:
-    """In each process of a Ray of our own: by this Ray Train looks for the driver of a run that was stopped.
+    """Tell each process of a Ray of our own its address, by which Ray Train looks for the driver of a stopped run.
 
-    Without it, where several Rays run on a machine, it finds none of them, and keeps the run's CPUs and GPUs.
+    Without it, Ray Train finds no driver on a machine with several Rays, and keeps the run's CPUs and GPUs.
     """
     import ray
 
@@ -196,9 +199,9 @@ def _know_address() -> None:
 
 
 def _job() -> Any:
-    """Lines in the logs of Ray's processes end with what segray.cluster.telemetry says of them.
+    """Return the job config that adds the fields of segray.cluster.telemetry to log lines of Ray's processes.
 
-    RAY_LOGGING_CONFIG_ENCODING=JSON makes each an object instead, and this process's own, on stderr, too.
+    RAY_LOGGING_CONFIG_ENCODING=JSON writes each line as a JSON object instead, also those of this process on stderr.
     """
     import ray
     from ray.job_config import JobConfig
@@ -210,7 +213,7 @@ def _job() -> Any:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ core says on stderr that its log level was set; what goes wrong is raised."""
+    """Silence stderr, on which Ray's C++ core says that its log level was set. Errors are raised anyway."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -222,11 +225,11 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def hush() -> None:
-    """Keep Ray's loggers and deprecation notes out of the terminal; its log files stay."""
+    """Keep Ray's loggers and deprecation notes out of the terminal; its log files are unchanged."""
     warnings.filterwarnings("ignore", module=r"(ray|segray)\..*", category=DeprecationWarning)
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Of each process that dies Ray prints a line, with log_to_driver=False too; it has no public switch for that.
+    # Ray prints a line for each process that dies, even with log_to_driver=False, and has no public switch for that.
     printer: Any = sys.modules.get("ray._private.worker")
     if hasattr(printer, "_worker_logs_enabled"):
         printer._worker_logs_enabled = False
@@ -239,7 +242,7 @@ def resources() -> Resources:
 
 
 def resources_of(nodes: Sequence[Mapping[str, float]]) -> Resources:
-    """What nodes have, as Ray lists it for each. A node without CPUs, as some heads are, holds no worker."""
+    """Sum up nodes, as Ray lists the resources of each. A node without CPUs, as some heads are, holds no worker."""
     shapes = tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes)
     stores = [int(node.get("object_store_memory", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     return Resources(sum(c for c, _ in shapes), sum(g for _, g in shapes), min(stores, default=0), shapes)
@@ -268,21 +271,21 @@ class StoredSamples:
 
 
 def fits_stores(decoded_bytes: int, has: Resources) -> bool:
-    """Whether the object store of each node has room for a copy of all frames: every worker reads them all."""
+    """Say whether the object store of each node has room for a copy of all frames: every worker reads them all."""
     return decoded_bytes <= STORE_SHARE * has.object_store_bytes
 
 
 def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> Samples:
-    """Samples for every worker, decoded once into the object store; see fits_stores().
+    """Decode samples once into the object store, for every worker; see fits_stores().
 
-    Plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
-    workers, to start an executor anew each epoch, and to hang on two CPUs; this order is the seed's alone.
+    This uses plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
+    workers, to start an executor anew each epoch, and to hang on two CPUs. Here the order depends on the seed alone.
     """
     import ray
 
     from segray.core.data import read_sample
 
-    # The pixels stay where they were decoded; this process gets word of each block, or its error, alone.
+    # The pixels stay on the node that decoded them; this process only receives each block's reference, or its error.
     @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
     def decode(block: tuple[SampleRef, ...]) -> tuple[list[Sample], int]:
         return [read_sample(ref, space, size) for ref in block], len(block)
@@ -297,10 +300,10 @@ def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[in
 
 
 def put(value: Any) -> Any:
-    """A value for `get` in other processes, kept once in the object store; None stays None."""
+    """Store a value once in the object store, for `get` in other processes; None stays None."""
     import ray
 
-    return None if value is None else [ray.put(value)]  # in a list, or Ray would hand over the value itself
+    return None if value is None else [ray.put(value)]  # in a list: Ray would pass a bare value on
 
 
 def get(stored: Any) -> Any:
@@ -324,7 +327,7 @@ class RayWorker:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         import ray.train.torch
 
-        # A static graph also lets parameters be that no output hangs on, as some encoders' last stages.
+        # A static graph also allows parameters that no output depends on, as in the last stages of some encoders.
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
 
     def started(self, device: str) -> None:
@@ -341,7 +344,7 @@ class RayWorker:
 
 
 def ray_path(out: str) -> str:
-    """A run's folder as Ray Train and Tune take it: they parse s3:// as a URI, in which a space or an ü is encoded.
+    """Return a run's folder as Ray Train and Tune expect it: they parse s3:// as a URI, so a space or an ü is encoded.
 
     >>> ray_path("s3://runs/Straße 1"), ray_path("/runs/Straße 1")
     ('s3://runs/Stra%C3%9Fe%201', '/runs/Straße 1')
@@ -350,9 +353,9 @@ def ray_path(out: str) -> str:
 
 
 def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s: float = 0.3) -> T:
-    """Run `work` in a thread and `polls` in this one until it ends; Ctrl-C reaches the caller at once.
+    """Run `work` in a thread, and `polls` in this one until it ends, so that Ctrl-C reaches the caller at once.
 
-    Ray installs handlers for Ctrl-C only where its own code runs in the main thread.
+    Ray installs handlers for Ctrl-C only if its own code runs in the main thread.
     """
     results: list[T] = []
     failures: list[BaseException] = []
@@ -377,7 +380,7 @@ def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s
 
 
 def explain(error: BaseException) -> SegrayError:
-    """The SegrayError that lies at the bottom of Ray's wrappers, or one that says in a line what Ray says."""
+    """Return the SegrayError at the bottom of Ray's wrappers, or one that puts Ray's message into one line."""
     if ours := own_error(error):
         return ours
     bottom = _wrapped(error)[-1]
@@ -386,15 +389,16 @@ def explain(error: BaseException) -> SegrayError:
 
 
 def own_error(error: BaseException) -> SegrayError | None:
-    """The SegrayError that lies at the bottom of Ray's wrappers, if there is one.
+    """Return the SegrayError at the bottom of Ray's wrappers, if there is one.
 
-    A RayTaskError is of its cause's class as well, with a traceback as its text: what has a cause is not the bottom.
+    A RayTaskError is also an instance of its cause's class, with a traceback as its text. An error that has a cause is
+    therefore not the bottom.
     """
     return next((one for one in reversed(_wrapped(error)) if isinstance(one, SegrayError)), None)
 
 
 def _wrapped(error: BaseException) -> list[BaseException]:
-    """The error and all that it wraps, the innermost last."""
+    """List the error and all that it wraps, the innermost last."""
     seen: list[BaseException] = []
     found: Sequence[BaseException] = [error]
     while found:

@@ -1,8 +1,8 @@
 """The actor that labels: a model in one of Ray's processes, and the shards that it is given.
 
-A call answers with a line of JSON: a shard's receipt, why the run ends, or why this shard comes back unlabelled. A
-process whose device or model fails says so, and then ends, so that Ray starts another; until then it holds on to what
-it is given, as one that fails in milliseconds would take the shards from those that work.
+A call answers with a line of JSON: a shard's receipt, the reason why the run ends, or the reason why this shard comes
+back unlabelled. A process whose device or model fails says so, and then ends, so that Ray starts another. Until then
+it keeps the shards that it is given: a process that fails in milliseconds would take them from those that work.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from segray.core.labels.schema import Labelled
 from segray.errors import ClusterError, SegrayError, in_a_line
 from segray.sections.labelling import GivenLabelSection, InferSection
 
-REST_S = 10.0  # that a process which failed lives on, so that it takes few shards
-END_S = 1.0  # after that, so that what was answered is heard
-FAILS = 3  # times in a row after which a process is given up
+REST_S = 10.0  # how long a failed process stays, so that it takes few shards
+END_S = 1.0  # after that, so that its answers are received
+FAILS = 3  # failures in a row after which a process is given up
 
 Answer = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A shard that came back unlabelled. sick: by its process's fault, which the inputs have no part in.
+    """A shard that came back unlabelled. sick: its process is at fault, and the inputs are not.
 
-    actor: who worked on it, in which process; Ray starts one after the other for the same actor. node: their address.
+    actor: its id; process: its process id, as Ray starts several in turn for an actor. node: its address.
     """
 
     plan: int
@@ -81,21 +81,21 @@ class Labeller:
         self.actor, self.node = ray.get_runtime_context().get_actor_id() or "", ray.util.get_node_ip_address()
         self.plans, self.readers, self.lock = plans, dict[int, PlanReader](), threading.Lock()
         self.out, self.counters = section.out, LabelCounters(section.out)
-        self.unfit: SegrayError | None = None  # what ends the run
-        self.sick: str | None = None  # what ends this process
+        self.unfit: SegrayError | None = None  # the error that ends the run
+        self.sick: str | None = None  # the reason that ends this process
         self.ends_at: float | None = None
         self.predictor: Predictor | None = None
         self.label: Callable[[Plan, list[PlanRow], Clock], Labelled] | None = None
 
     def _load(self) -> None:
-        """With the first shard: Ray starts an actor that dies in its constructor again and again, without end."""
+        """Load the model with the first shard: if its constructor fails, Ray starts an actor again without end."""
         if self.careful:
             self.label = Careful(self.threads, **self.options)
             return
         torch.set_num_threads(self.threads)
         try:
             self.predictor = Predictor(**self.options)
-        except SegrayError as error:  # raised here, it would come out wrapped in Ray's
+        except SegrayError as error:  # raised here, it would be wrapped in Ray's errors
             self.unfit = error
         except Exception as error:
             event("a process cannot label", self.out, level=logging.ERROR, reason=traceback.format_exc())
@@ -113,10 +113,10 @@ class Labeller:
         if self.sick or self.label is None:
             return self._give_back(plan, shard)
         about: dict[str, Any] = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
-        event("shard begun", **about)  # the last line of a process that dies names what it had in hand
+        event("shard begun", **about)  # the last line of a process that dies names the shard it was working on
         try:
             receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
-        except SegrayError as error:  # a full disk or a lost store ends the run; input that fails is a row
+        except SegrayError as error:  # a full disk or a lost store ends the run; input that fails becomes a row
             event("shard failed", **about, level=logging.ERROR, reason=str(error))
             return _failure(error)
         except Exception as error:
@@ -138,7 +138,7 @@ class Labeller:
             return self.readers[plan.number].shard(shard)
 
     def _is_sick(self, error: Exception) -> bool:
-        """Whether this process is at fault and not the shard: its device failed, or not even a black frame works."""
+        """Say whether this process is at fault, not the shard: its device failed, or a black frame fails as well."""
         if self.predictor is None:
             return isinstance(error, Unfit)
         if is_of_device(error):
@@ -150,7 +150,7 @@ class Labeller:
         return False
 
     def _give_back(self, plan: Plan, shard: int) -> Answer:
-        """The first shard at once, so that it is known; others when the process is about to end."""
+        """Return the first shard at once, so that the failure is known, and others when the process is about to end."""
         with self.lock:
             first = self.ends_at is None
             if self.ends_at is None:
@@ -160,11 +160,11 @@ class Labeller:
                 end.start()
         if not first:
             left = self.ends_at - time.monotonic()
-            time.sleep(left if left > 0 else REST_S)  # what comes later still is tried again where Ray starts this anew
+            time.sleep(left if left > 0 else REST_S)  # later shards are tried again by Ray's next process
         return self._lost(plan, shard, self.sick or "", sick=True)
 
     def _end(self) -> None:
-        os._exit(1)  # an actor that leaves by itself would not be started again
+        os._exit(1)  # Ray would not restart an actor that exits by itself
 
     def _lost(self, plan: Plan, shard: int, reason: str, *, sick: bool) -> Answer:
         lost = Lost(plan.number, shard, reason, sick, self.actor, os.getpid(), self.node)
@@ -172,12 +172,12 @@ class Labeller:
 
 
 def _failure(error: SegrayError) -> Answer:
-    """What ends the run, in a receipt's place."""
+    """Return the error that ends the run, as JSON in place of a receipt."""
     return {"receipt": [json.dumps({"failure": str(error), "kind": type(error).__name__})]}
 
 
 def read_answer(line: str) -> Receipt | Lost:
-    """What a call answered; raises what ends the run."""
+    """Read the answer of a call. Raises the error that ends the run."""
     answer = json.loads(line)
     if "failure" in answer:
         raise getattr(errors, answer["kind"])(answer["failure"])
@@ -185,18 +185,18 @@ def read_answer(line: str) -> Receipt | Lost:
 
 
 class Sickness:
-    """What the driver hears of processes that fail: says each reason once, ends the run when all of them are sick."""
+    """Failed processes, as the driver hears of them: tells each reason once, ends the run when all have failed."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._said = say, set[tuple[str, str]]()
-        self._failed: defaultdict[str, set[int]] = defaultdict(set)  # processes by actor, since anything was labelled
-        self.last = ""  # reason that was heard
+        self._failed: defaultdict[str, set[int]] = defaultdict(set)  # processes by actor, since the last labelled shard
+        self.last = ""  # the last reason heard
 
     def labelled(self) -> None:
         self._failed.clear()
 
     def lost(self, lost: Lost, actors: int) -> None:
-        """ClusterError when so many actors had FAILS processes that failed, and none labelled a shard meanwhile."""
+        """Raise ClusterError if so many actors had FAILS failed processes each, and no shard was labelled meanwhile."""
         self.last = lost.reason
         failed = f"failed on {lost.node} ({lost.reason})."
         if (lost.node, lost.reason) not in self._said:

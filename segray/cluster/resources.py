@@ -1,4 +1,4 @@
-"""What a cluster has, what a run asks of it, and whether the one holds the other."""
+"""What a cluster has, what a run asks for, and whether the cluster can hold it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from segray.errors import ClusterError
 from segray.sections.labelling import ClusterSection
 
-BUSY_S = 5.0  # what ended just now gives its processors back within that
+BUSY_S = 5.0  # work that has just ended returns its processors within this time
 NEXT_STEP = (
     "Lower the number of workers, add a node to the cluster, or, where an autoscaler does, give it time: "
     "--set cluster.wait=20m."
@@ -20,9 +20,9 @@ log = logging.getLogger("segray")
 
 @dataclass(frozen=True)
 class Resources:
-    """What the connected cluster has in all, and (CPUs, GPUs) by node.
+    """The resources of the connected cluster: totals, and (CPUs, GPUs) by node.
 
-    object_store_bytes: of the node with CPUs that has the least.
+    object_store_bytes: the smallest of the nodes with CPUs.
     """
 
     cpus: int
@@ -31,18 +31,18 @@ class Resources:
     nodes: tuple[tuple[int, int], ...]
 
     def fits(self, cpus: int, gpus: float = 0) -> int:
-        """How many processes of this shape the nodes hold at once; a process is on one node."""
+        """Count the processes of this shape that the nodes hold at once; a process is on one node."""
         return sum(min(c // cpus, int(g / gpus) if gpus else c // cpus) for c, g in self.nodes)
 
     def share(self, count: int, gpus: float = 0) -> int:
-        """The most CPUs that each of `count` processes can have."""
+        """Return the most CPUs that each of `count` processes can have."""
         most = min(self.cpus // count, max((c for c, _ in self.nodes), default=0))
         return next((cpus for cpus in range(most, 1, -1) if self.fits(cpus, gpus) >= count), 1)
 
 
 @dataclass(frozen=True)
 class WorkerShape:
-    """What each of `count` processes holds; gpus below 1 is a share of one."""
+    """The resources that each of `count` processes holds; gpus below 1 is a share of one GPU."""
 
     count: int
     cpus: int
@@ -56,7 +56,7 @@ class WorkerShape:
         return has.fits(self.cpus, self.gpus) >= self.count
 
     def check(self, has: Resources) -> None:
-        """ClusterError when the cluster can never hold them: Ray would wait for ever."""
+        """Raise ClusterError if the cluster can never hold the processes: Ray would wait for ever."""
         for name, asked, there in (
             ("GPU", self.gpus * self.count, has.gpus),
             ("CPU", self.cpus * self.count, has.cpus),
@@ -69,7 +69,7 @@ class WorkerShape:
             raise ClusterError(f"{self} asked, which do not fit on nodes of {nodes}. {NEXT_STEP}")
 
     def tell_if_busy(self) -> None:
-        """Say what is waited for, where other work has it."""
+        """Say which resources are waited for if other work holds them."""
         import ray
 
         asked = {"GPU": self.gpus * self.count, "CPU": self.cpus * self.count}
@@ -82,19 +82,19 @@ class WorkerShape:
 
 
 def uses_gpus(config: ClusterSection, has: Resources) -> bool:
-    """Whether each process gets a GPU: as asked, else where the cluster has any. Nothing falls back to CPUs unasked."""
+    """Say whether each process gets a GPU: as configured, else if the cluster has any. It never falls back to CPUs."""
     return has.gpus > 0 if config.gpu is None else config.gpu
 
 
 def least(config: ClusterSection, count: int, has: Resources) -> WorkerShape:
-    """What `count` processes cannot do without on this cluster."""
+    """Return the least that `count` processes need on this cluster."""
     return WorkerShape(max(1, count), config.cpus_per_worker or 1, int(uses_gpus(config, has)))
 
 
 def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
-    """The processes of one training run, where `runs_at_once` of them share the cluster."""
+    """Return the processes of one training run, where `runs_at_once` runs share the cluster."""
     count = max(1, config.workers)
-    # Ray counts in steps of 1e-4, and rounds to the nearest.
+    # Ray counts in steps of 1e-4 and rounds to the nearest.
     gpus = 10_000 // runs_per_gpu / 10_000 if uses_gpus(config, has) else 0
     worker = WorkerShape(count, config.cpus_per_worker or has.share(count * runs_at_once, gpus), gpus)
     worker.check(has)

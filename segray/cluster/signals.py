@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, held back while something starts in which they would be lost."""
+"""Hold SIGTERM and Ctrl-C back while something starts in which they would be lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def held() -> Iterator[None]:
     """Hold SIGTERM and Ctrl-C back in the main thread; when the block ends, they act as they would have before it.
 
-    What a signal raises inside an import, a destructor or C++ code can be dropped there, and the run goes on.
+    An exception that a signal raises inside an import, a destructor or C++ code can be dropped, and the run goes on.
     """
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
         yield
@@ -26,5 +26,5 @@ def held() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-        for number in came:  # the first may be one that is ignored, as Ctrl-C is by a shell's background jobs
+        for number in came:  # the first may be ignored, as Ctrl-C is by a shell's background jobs
             signal.raise_signal(number)

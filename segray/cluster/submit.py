@@ -1,7 +1,7 @@
 """A command as a job on a cluster: packed with this package, sent to the head, followed to its own exit code.
 
 The settings are resolved and checked here and travel as one file, so the job is `COMMAND --config segray.yaml`.
-Of the machine that sends it only the package, the jobs folder and wheels go along: no data, no runs, no .git.
+Only the package, the jobs folder and wheels are sent from this machine: no data, no runs, no .git.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from segray.errors import ClusterError, ConfigError, Terminated, shortened
 COMMANDS = ("train", "sweep", "label", "evaluate")
 JOB_SETTINGS = "segray.yaml"
 ANSWER_S = 30.0  # for one request
-QUIET_S = 60.0  # after so long without a line the connection is made anew, as one that has died says nothing
-LOST_S = 600.0  # how long a head is looked for that does not answer any more
+QUIET_S = 60.0  # the connection is renewed after so long without a line, because a dead one says nothing
+LOST_S = 600.0  # how long to look for a head that no longer answers
 AGAIN_S = 1.0
 AT_ADDRESS = "Give the head's dashboard, such as http://10.0.0.1:8265; from outside: ssh -L 8265:127.0.0.1:8265 HEAD."
 
@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sent:
-    """A job as it was sent: its id, and how much went along."""
+    """A job as it was sent: its id, and how many bytes were sent with it."""
 
     job: str
     files: int
@@ -50,7 +50,7 @@ class Sent:
 
 
 def job_settings(name: str, args: Sequence[str]) -> tuple[Config, list[str]]:
-    """Ask jobs.NAME by --dry-run for its resolved settings with these arguments, and give the flags that remain."""
+    """Ask jobs.NAME by --dry-run for its resolved settings with these arguments. Return them and the other flags."""
     if not Path(*name.split(".")).with_suffix(".py").is_file():
         raise ConfigError(f"{name.replace('.', '/')}.py is not here; run this in the folder that holds jobs/.")
     asked = subprocess.run([sys.executable, "-m", name, *args, "--dry-run"], capture_output=True, text=True)
@@ -120,7 +120,7 @@ def _is_segray(requirement: str) -> bool:
 
 
 def _packed(requirement: str, folder: Path) -> str:
-    """A wheel file is copied, below a name of its content: Ray keeps an environment for as long as its text is one."""
+    """Copy a wheel into a folder named by its content: Ray caches an environment by the text of its requirements."""
     if not requirement.endswith(".whl"):
         return requirement
     try:
@@ -134,16 +134,17 @@ def _packed(requirement: str, folder: Path) -> str:
 
 
 class Lost(ClusterError):
-    """The job server does not answer, or not for now."""
+    """The job server does not answer, perhaps only for now."""
 
 
 def connect(address: str | None) -> Any:
-    """A client of the head's job server at --address, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+    """Return a client of the job server at `address`, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
 
-    ClusterError when none is given (Ray would look for one on this machine), none answers, or it refuses the token.
+    Raises ClusterError if no address is given (Ray would look for a server on this machine), no server answers, or it
+    refuses the token.
     """
     before = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
-    try:  # Ray takes these before the address that it is given
+    try:  # Ray prefers these variables to the address that it is given
         address = address or next((value for value in before.values() if value), None)
         if address is None:
             raise ClusterError(f"No cluster is given in --address or RAY_ADDRESS. {AT_ADDRESS}")
@@ -160,17 +161,17 @@ def _client(address: str) -> Any:
 
     class Client(JobSubmissionClient):
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
-            """Ray's own has no time limit, and would wait for ever for a machine that is gone."""
+            """Set a time limit: Ray's own request has none, and would wait for ever for a machine that is gone."""
             return super()._do_request(*args, timeout=ANSWER_S, **kwargs)
 
     for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.WARNING)  # Ray's client tells of each step
+        handler.setLevel(logging.WARNING)  # Ray's client logs each step
     return Client(address, headers={"Authorization": f"Bearer {token()}"} if token() else None)
 
 
 @contextmanager
 def _one_line(address: str, job: str = "") -> Iterator[None]:
-    """Errors of the job server as ours; Lost for what may pass."""
+    """Turn errors of the job server into ours; Lost for those that may pass."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -191,14 +192,14 @@ def _one_line(address: str, job: str = "") -> Iterator[None]:
 
 
 def follow(client: Any, job: str, write: Tell, note: Tell = lambda text: None) -> int:
-    """Write what the job writes until it ends; its exit code. A lost connection is made anew, and no line is doubled.
+    """Write a job's output until it ends, and return its exit code. A lost connection is renewed; no line is repeated.
 
-    ClusterError when the head stays away for LOST_S, or the job could not start.
+    Raises ClusterError if the head stays away for LOST_S, or the job could not start.
     """
     seen, lost_at = 0, None
 
     def new(text: str, start: int) -> int:
-        """Write what was not seen of a text that starts at this sign of the job's log; where it ends."""
+        """Write the unseen part of a text that begins at character `start` of the job's log; return where it ends."""
         nonlocal seen
         end = start + len(text)
         if end > seen:
@@ -224,18 +225,18 @@ def follow(client: Any, job: str, write: Tell, note: Tell = lambda text: None) -
 
 
 async def _tail(client: Any, job: str, new: Callable[[str, int], int]) -> None:
-    """The job's log from its start on, until it ends, is quiet for QUIET_S, or the connection breaks."""
+    """Read the job's log from its start, until it ends, is quiet for QUIET_S, or the connection breaks."""
     import aiohttp
 
     at = 0
     lines = client.tail_job_logs(job)
-    with suppress(aiohttp.ClientError, OSError, RuntimeError):  # what it means is asked of the job server
+    with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the job server is asked for the meaning
         while (text := await asyncio.wait_for(anext(lines, None), QUIET_S)) is not None:
             at = new(text, at)
 
 
 def exit_code(info: Any) -> int:
-    """The job's own, as a shell has it; 143 when it was stopped. ClusterError when its command was never run."""
+    """Return the job's exit code as a shell has it; 143 if it was stopped. ClusterError if its command never ran."""
     if info.status == "STOPPED":
         return Terminated.exit_code
     code = info.driver_exit_code
@@ -258,7 +259,7 @@ def jobs(client: Any) -> list[Any]:
 
 
 def logs(client: Any, job: str) -> str:
-    """Give all that a job wrote so far."""
+    """Return all output of a job so far."""
     with _one_line(client.get_address(), job):
         return str(client.get_job_logs(job))
 

@@ -1,9 +1,9 @@
 """What goes on, for machines: Prometheus metrics through Ray's exporter, and log lines that carry their run.
 
 Ray's agent on each node serves the metrics beside its own, with `ray_` before a name and `_total` after a counter's;
-deploy/grafana.json draws them. They are told once a shard or an epoch, in a process that Ray started or joined, and
-what a process counted last is sent when it ends. A run is named by the place of its output,
-percent-encoded where that is not ASCII.
+deploy/grafana.json draws them. They are updated once per shard or epoch, in a process that Ray started or joined, and
+the last values of a process are sent when it ends. A run is named by the path of its output, percent-encoded where
+that is not ASCII.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ log = logging.getLogger("segray")
 
 
 def event(text: str, run: str, *, level: int = logging.INFO, **facts: Any) -> None:
-    """A log line; run and facts are its own keys, beside Ray's node_id, job_id and worker_id."""
+    """Write a log line; run and facts are keys of their own, beside Ray's node_id, job_id and worker_id."""
     log.log(level, text, extra={"run": run, **facts}, stacklevel=2)
 
 
 class LabelCounters:
-    """Of one labelling process."""
+    """The counters of one labelling process."""
 
     def __init__(self, run: str) -> None:
         self._frames, self._errors = _counter("segray_frames", run), _counter("segray_errors", run)
         self._seconds = _counter("segray_stage_seconds", run, "stage")
 
     def add(self, receipt: Receipt) -> None:
-        """A shard that this process worked on; the rows of a part that was there before count nowhere."""
+        """Count a shard that this process worked on; rows of a part that already existed are not counted."""
         if receipt.created:
             _add(self._frames, receipt.rows)
             _add(self._errors, receipt.errors)
@@ -63,7 +63,7 @@ class LabelCounters:
 
 
 class Gauges:
-    """Values of a run that are seen until they change, the process ends, or `close`."""
+    """Values of a run that are shown until they change, the process ends, or `close` is called."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -82,7 +82,7 @@ class Gauges:
             self._made[name].set(value)
 
     def set_epoch(self, row: EpochRow) -> None:
-        """A row of history; what is undefined in it stays as it was."""
+        """Set the values of a row of history; what is undefined in it keeps its last value."""
         for name in GAUGES:
             value = row.get(name.removeprefix("segray_train_"))
             if isinstance(value, int | float) and math.isfinite(value):
@@ -99,7 +99,7 @@ class Gauges:
 
 
 def tag(run: str) -> str:
-    """A run's place as the value of a tag, which Ray takes in ASCII alone.
+    """Return a run's path as the value of a tag, which Ray takes in ASCII alone.
 
     >>> tag("runs/Straße")
     'runs/Stra%C3%9Fe'
