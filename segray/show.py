@@ -19,7 +19,7 @@ from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.plan import frame_key
 from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
-from segray.errors import DataError
+from segray.errors import DataError, OutputExists
 
 TICKS = 90_000  # a second, as MPEG counts it
 WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
@@ -60,6 +60,8 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
     space = LabelFolder.open(labels).space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
     file = storage.local(out, "a video")
+    if storage.absolute(str(file)) == rows["video_uri"][0].as_py():
+        raise OutputExists(f"{out} is the labelled video itself; choose another --video.")
     file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with av.open(str(file), mode="w") as container:

@@ -14,7 +14,7 @@ from segray.core.infer.predictor import Predictor
 from segray.core.io import locators
 from segray.core.io.masks import overlay
 from segray.core.labels.planning import make_plan
-from segray.errors import DataError
+from segray.errors import DataError, OutputExists
 from segray.show import overlay_video, show
 
 COLORS = streets.LABEL_SPACE.colors
@@ -92,3 +92,7 @@ def test_labels_without_a_video_or_with_several_are_refused_by_name(town, tiny_b
     with pytest.raises(DataError, match=r"holds 2 videos .*; name one with --input"):
         overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4"))
     assert overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4"), "b/x.mp4") > 0
+    labelled = tmp_path / "drives" / "b" / "x.mp4"
+    with pytest.raises(OutputExists, match=r"b/x\.mp4 is the labelled video itself; choose another --video\."):
+        overlay_video(str(tmp_path / "labels"), str(labelled), "b/x.mp4")
+    assert labelled.read_bytes() == (town / "video.mp4").read_bytes()
