@@ -1,4 +1,4 @@
-"""How long the stages of some work take."""
+"""Time the stages of some work."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Packed(TypedDict):
 
 
 def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int = 255) -> Any:
-    """Counts of (true, predicted) pairs, int64 [C, C].
+    """Count the (true, predicted) pairs, int64 [C, C].
 
     truth, pred: numpy arrays or torch tensors of one shape, class ids; pred in 0..C-1.
     The result is of the same library, and for torch on the same device.
@@ -68,7 +68,7 @@ def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int 
     else:
         pairs = truth[keep].long() * num_classes + pred[keep]
         counts = pairs.bincount(minlength=num_classes**2)
-    # A pair beyond the end would make the counts longer, and the reshape fail: ids are checked here too.
+    # A pair beyond the end would make the counts longer and the reshape fail, so ids are checked here, too.
     return counts.reshape(num_classes, num_classes)
 
 
@@ -101,7 +101,7 @@ class Scores:
         }
 
     def to_dict(self) -> PlainScores:
-        """Plain numbers, with None for undefined ones, so that JSON can hold them."""
+        """Return plain numbers, with None for undefined ones, so that JSON can hold them."""
         return {
             "miou": _plain(self.miou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
@@ -120,12 +120,12 @@ class Scores:
 
 
 def scores(confusion: Any) -> Scores:
-    """Every score of a confusion matrix, int [C, C]. F1 equals Dice, as both are of pixel counts.
+    """Compute every score of a confusion matrix, int [C, C]. F1 equals Dice, as both are of pixel counts.
 
     Means are over the classes for which the score is defined (macro); micro_iou adds counts over classes first;
     fw_iou weighs each class's IoU by its share of the true pixels (Long et al. 2015, section 5). Sensitivity is
-    also called recall. With one more column, [C, C + 1], the last one counts pixels that were left undecided:
-    misses of their class, and false alarms of none.
+    also called recall. With one more column, [C, C + 1], the last one counts undecided pixels, which are misses of
+    their class, and false alarms of none.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     hit = np.diag(counts)
@@ -153,7 +153,7 @@ def scores(confusion: Any) -> Scores:
 
 
 def majority_baseline(confusion: Any) -> Scores:
-    """Scores of the constant guess that does best on this truth: its most frequent class everywhere."""
+    """Score the best constant guess for this ground truth: its most frequent class everywhere."""
     counts = np.asarray(confusion, dtype=np.int64)
     truth = counts.sum(1)
     guess = np.zeros_like(counts)
@@ -164,10 +164,10 @@ def majority_baseline(confusion: Any) -> Scores:
 def boundary_counts(
     truth: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int = 255, ratio: float = 0.02
 ) -> np.ndarray:
-    """(intersection, union) in pixels of each class's boundary regions in one frame, int64 [C, 2].
+    """Count (intersection, union) in pixels of each class's boundary regions in one frame, int64 [C, 2].
 
     Cheng et al. 2021, Boundary IoU: the region is a mask without its erosion by `ratio` of the frame's diagonal
-    (at least 1 pixel), the frame's edge being boundary too, as in the authors' mask_to_boundary. Void pixels are
+    (at least 1 pixel). The frame's edge is boundary, too, as in the authors' mask_to_boundary. Void pixels are
     of no class and in no region. Counts add up over frames; a class's boundary IoU is one division at the end.
     """
     reach = max(1, round(ratio * float(np.hypot(*truth.shape))))
@@ -187,7 +187,7 @@ def packed(counts: np.ndarray) -> Packed:
 
 
 def unpacked(rows: Iterable[Packed], num_classes: int) -> np.ndarray:
-    """The sum of the matrices that `packed` made rows of, int64 [C, C + 1]; the last column counts undecided pixels."""
+    """Sum the matrices that `packed` made rows of, int64 [C, C + 1]; the last column counts undecided pixels."""
     counts = np.zeros(num_classes * (num_classes + 1), np.int64)
     for row in rows:
         counts[np.asarray(row["cells"], np.int64)] += np.asarray(row["pixels"], np.int64)
@@ -195,9 +195,9 @@ def unpacked(rows: Iterable[Packed], num_classes: int) -> np.ndarray:
 
 
 def _near_other(ids: np.ndarray, reach: int) -> np.ndarray:
-    """Whether a square of `reach` pixels around each one holds another id or a place outside the frame.
+    """Say of each pixel whether the square of `reach` pixels around it holds another id or leaves the frame.
 
-    Of all classes at once: where it does not, the least and the greatest id in the square are the pixel's own.
+    This covers all classes at once: otherwise the least and the greatest id in the square are the pixel's own.
     """
     near = np.ones(ids.shape, bool)
     if min(ids.shape) > 2 * reach:
@@ -208,7 +208,7 @@ def _near_other(ids: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _of_squares(extreme: np.ufunc, values: np.ndarray, side: int) -> np.ndarray:
-    """The least or greatest of each square of `side` inside [H, W]; windows are doubled: log2(side) steps an axis."""
+    """Return the extreme of each square of `side` in [H, W], by doubling windows: log2(side) steps per axis."""
     for _ in range(2):
         have = 1
         while have < side:

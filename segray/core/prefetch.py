@@ -1,4 +1,4 @@
-"""Work begun in threads before its result is asked for, with the results in order."""
+"""Start work in threads before its result is asked for, and yield the results in order."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
-FETCHES = 8  # reads from S3 at once: each is a round trip
+FETCHES = 8  # concurrent reads from S3: each is a round trip
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """work(item) for each item, in order; up to `count` of them are begun before they are asked for."""
+    """Yield work(item) for each item, in order; up to `count` items are started before they are asked for."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))

@@ -8,4 +8,4 @@ Progress = Callable[[int, int | None], None]
 
 
 def untold(more: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""

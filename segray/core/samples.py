@@ -20,8 +20,8 @@ IGNORE_INDEX = 255
 BYTES_A_PIXEL = 4  # of a decoded sample: RGB and the mask
 MaskChannel = Literal["red", "green", "blue"]
 CHANNELS: tuple[MaskChannel, ...] = get_args(MaskChannel)
-ROWS = 32  # of a mask that are mapped at once: NumPy takes 8 bytes for each index
-COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is taken for an id
+ROWS = 32  # rows of a mask that are mapped at once: NumPy takes 8 bytes for each index
+COLOR = 1 << 24  # a pixel of a colour mask has the id COLOR | 0xRRGGBB, so that no colour is mistaken for an id
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LabelSpace:
         return len(self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `from_dict` gives the same label space back."""
+        """Return plain JSON data, from which `from_dict` makes the same label space."""
         return {
             "names": list(self.names),
             "colors": [list(color) for color in self.colors],
@@ -80,7 +80,7 @@ class LabelSpace:
         )
 
     def apply(self, raw_hw: np.ndarray, source: str) -> np.ndarray:
-        """Ids as they stand in a mask file, any unsigned type → class ids, uint8 [H, W].
+        """Map ids as they are stored in a mask file, any unsigned type, to class ids, uint8 [H, W].
 
         Raises DataError that names `source` and the first id that the label space does not know.
         """
@@ -99,11 +99,11 @@ class LabelSpace:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """At each id its class + 1, and 0 where it is unknown, as at the end, to which larger ones are clipped.
+        """The class + 1 of each id, 0 for unknown ids; larger ids are clipped to the end, which is 0.
 
-        Colours make it 64 MiB, of which memory holds only the pages of those that masks have.
+        With colours it takes 64 MiB, of which only the pages of colours in masks are ever in memory.
         """
-        held = {raw: label for raw, label in self.id_map.items() if 0 <= raw < 2 * COLOR}  # by some mask file
+        held = {raw: label for raw, label in self.id_map.items() if 0 <= raw < 2 * COLOR}  # that a mask file can hold
         table = np.zeros(max(held, default=0) + 2, np.uint16)
         table[list(held)] = [label + 1 for label in held.values()]
         return table
@@ -113,12 +113,12 @@ class LabelSpace:
 
 
 def color_id(red: int, green: int, blue: int) -> int:
-    """The id of a colour in a mask file."""
+    """Return the id of a colour in a mask file."""
     return COLOR | red << 16 | green << 8 | blue
 
 
 def id_text(raw: int) -> str:
-    """An id as people write it.
+    """Write an id for people.
 
     >>> id_text(7), id_text(color_id(128, 0, 64))
     ('7', '#800040')
@@ -127,7 +127,7 @@ def id_text(raw: int) -> str:
 
 
 def ids_text(ids: Iterable[int]) -> str:
-    """Ids with runs joined.
+    """Write ids for people, with runs joined.
 
     >>> ids_text([0, 1, 2, 3, 11])
     '0–3, 11'
@@ -157,7 +157,7 @@ class Dataset:
     """Splits of labelled frames and the label space that they share.
 
     unpaired: images without a mask and masks without an image; training refuses them, `data check` lists them.
-    notes: what was decided in reading the folder, and is worth knowing.
+    notes: decisions made in reading the folder that are worth knowing.
     """
 
     name: str
@@ -184,9 +184,9 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TrainData:
-    """What is learned from. size: (height, width) of every sample; data_id: hash of names and classes.
+    """The data of a training run. size: (height, width) of every sample; data_id: hash of names and classes.
 
-    kept: entered by each process for as long as it reads, where samples are kept on the disk.
+    kept: a context that each process enters while it reads, if samples are kept on the disk.
     """
 
     train: Samples

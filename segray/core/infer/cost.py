@@ -1,6 +1,6 @@
-"""What a model costs: as a labeller its speed, memory and multiply-adds on this device, in training its seconds a step.
+"""What a model costs: its speed, memory and multiply-adds as a labeller, and its seconds per training step.
 
-Measured on random pixels: neither speed nor memory hangs on what a frame shows.
+All are measured on this device with random pixels, as neither speed nor memory depends on what a frame shows.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ STATUS = Path("/proc/self/status")  # Linux's account of a process
 
 
 def labelling_cost(uri: str, device: str, threads: int) -> Cost:
-    """Label batches of the bundle's input size as `segray label` does, in as many threads.
+    """Label batches of the bundle's input size as `segray label` does, in that many threads, and return the cost.
 
-    The process should be a fresh one, for the memory's sake.
+    Call it in a fresh process: the memory measured is what the process grows by.
     """
     torch.set_num_threads(threads)
     before_mib = _reset_peak(device)
@@ -47,7 +47,7 @@ def labelling_cost(uri: str, device: str, threads: int) -> Cost:
 
 
 def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, float]:
-    """Images a second on this CPU of each engine that can be had for the bundle, at the size that it will see."""
+    """Measure images per second on this CPU of each engine that can run the bundle, at the size it will see."""
     torch.set_num_threads(threads)
     speeds = {}
     for engine in ENGINES:
@@ -70,7 +70,7 @@ def _images_per_s(predictor: Predictor, size: tuple[int, int]) -> float:
 
 
 def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
-    """Of one frame's forward pass, half of the floating-point operations that PyTorch's own counter sees."""
+    """Count the multiply-adds of one frame's forward pass: half of the floating-point operations PyTorch counts."""
     parameter = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(model, torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
@@ -78,7 +78,7 @@ def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
 
 
 def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
-    """Seconds of a step over one worker's batch as training takes it, in its precision; without reading frames."""
+    """Measure the seconds of a training step over one worker's batch, in its precision, without reading frames."""
     train, there = config.train, torch.device(device)
     batch = max(2, train.batch_size // max(1, config.cluster.workers))
     model = build(config.model, classes).to(device).to(memory_format=torch.channels_last)
@@ -100,7 +100,7 @@ def training_step_s(config: Config, classes: int, size: tuple[int, int], device:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The median of some calls, after one to warm up."""
+    """Return the median seconds of some calls, after one call to warm up."""
     took = []
     for _ in range(1 + REPEATS):
         started = time.perf_counter()
@@ -112,7 +112,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _reset_peak(device: str) -> float | None:
-    """MiB that are held now; what was held before does not count from here on."""
+    """Reset the memory's peak and return the MiB in use now; None if this system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return 0.0

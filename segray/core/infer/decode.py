@@ -1,4 +1,4 @@
-"""Plan rows → decoded frames, in order, as they are asked for; from S3 they are fetched ahead."""
+"""Plan rows → decoded frames, in order, decoded on request; frames on S3 are fetched ahead."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Prepare = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class DecodedFrame:
-    """A plan row on its way: its pixels as the model sees them, or the reason why there are none.
+    """A plan row with its pixels as the model sees them, or the reason why there are none.
 
     size: (height, width) of the source.
-    note: what is not known of the pixels.
-    lead: shown to the model only to compare the next frame with; it stands in another shard.
+    note: a remark about the pixels, such as a doubt about how they are to be read.
+    lead: the model sees this frame only to compare the next one with it; its own row is in another shard.
     """
 
     row: PlanRow
@@ -40,7 +40,7 @@ class DecodedFrame:
 
 
 def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor) -> Iterator[DecodedFrame]:
-    """Rows in order, each with its frame or the reason why there is none. prepare: pixels as the model sees them."""
+    """Yield rows in order, each with its frame or an error. prepare: turns pixels into what the model sees."""
 
     def decode(fetched: tuple[PlanRow, bytes | DataError]) -> DecodedFrame:
         row, data = fetched
@@ -74,7 +74,7 @@ def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor)
 
 
 def encoded(rows: list[PlanRow]) -> Iterator[bytes | DataError]:
-    """Of each row, in order, its picture as it is stored, a video frame's as PNG; or the reason why there is none."""
+    """Yield each row's image as it is stored, in order, a video frame's as PNG; or the reason why there is none."""
     clock = Clock()
     for (kind, *_), found in groupby(rows, _kind):
         group = list(found)
@@ -97,7 +97,7 @@ def _stored(row: PlanRow) -> bytes | DataError:
 
 
 def _kind(row: PlanRow) -> tuple[str, str]:
-    """Rows with one of these are read together."""
+    """Return a key for grouping: rows with the same key are read together."""
     if row["error"] is not None or row["frame_index"] is None:
         return "image", ""
     return ("video" if row["video_uri"] is not None else "table"), row["uri"]
@@ -108,13 +108,13 @@ def _source(row: PlanRow) -> str:
 
 
 def _read(row: PlanRow) -> bytes:
-    if row["error"] is not None:  # its code stands in the plan too
+    if row["error"] is not None:  # the plan already has its error
         raise DataError(row["error"])
     return storage.read_unchanged(place_of(row), row["stamp"])
 
 
 def _table_cells(rows: list[PlanRow], clock: Clock) -> Iterator[tuple[PlanRow, bytes | DataError]]:
-    """The encoded images of one Parquet file's rows."""
+    """Yield the encoded images of one Parquet file's rows."""
     waiting = deque(rows)
     place = place_of(rows[0])
     error: DataError
@@ -135,9 +135,10 @@ def _table_cells(rows: list[PlanRow], clock: Clock) -> Iterator[tuple[PlanRow, b
 
 
 def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Iterator[DecodedFrame]:
-    """Frames of one video's span; a frame that the decoder does not give becomes an error row.
+    """Yield the frames of one video's span; a frame that the decoder does not return becomes an error row.
 
-    The frame that the plan has before the first one leads, so that flicker does not depend on where spans begin.
+    The frame that the plan has before the first one comes first as its lead, so that flicker does not depend on where
+    spans begin.
     """
     place, waiting = place_of(rows[0]), deque(DecodedFrame(row) for row in rows)
     by_index = rows[0]["pts"] is None
@@ -168,7 +169,7 @@ def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Itera
 
 
 def _begin(rows: list[PlanRow]) -> Start | None:
-    """Where decoding may begin: nowhere but at the beginning where one row has to be counted from there."""
+    """Return where decoding may begin; None is the start of the video, needed if any row has to be counted from it."""
     starts = [row.get("start") for row in rows]  # a plan of an older version has none
     return Start(**starts[0]) if starts[0] and all(starts) else None  # type: ignore[arg-type]
 

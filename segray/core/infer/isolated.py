@@ -1,7 +1,7 @@
 """A model in a process of its own, row by row: an input that ends the process costs its own row alone.
 
-Slow, and so only for shards whose actor died. The child is a program and no fork, as a fork of a process with
-threads can hang; row and answer are pickled through a pipe that both ends of this module own.
+This is slow, and so only for shards whose actor died. The child is a program and not a fork, as a fork of a process
+with threads can hang. Rows and answers are pickled through a pipe with both ends in this module.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from segray.core.labels.plan import Plan, PlanRow
 from segray.core.labels.schema import Labelled, LabelRow
 from segray.errors import ModelError, SegrayError, in_a_line
 
-TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended too
+TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended, too
 START_S = 900.0  # to import torch and load the model, on a machine that is short of both time and memory
-TRIES = 2  # of a row that raises what nothing expects: the device may have been at fault
+TRIES = 2  # for a row that raises an unexpected exception: the device may have been at fault
 
 
 class Unfit(Exception):
-    """A process of its own cannot label at all; its text says why."""
+    """Even a process of its own cannot label; the text says why."""
 
 
 class Careful:
-    """What label_shard calls instead of label_rows. options: Predictor's arguments by name."""
+    """The replacement for label_rows that label_shard calls. options: Predictor's arguments by name."""
 
     def __init__(self, threads: int, **options: Any) -> None:
         self.threads, self.options = threads, options
@@ -69,7 +69,7 @@ class Careful:
         return Labelled([lost_row(plan, row, "worker_crash", message)], _nothing(plan))
 
     def _ask(self, plan: Plan, row: PlanRow) -> Labelled | str:
-        """The row from the child, one that is lost where the child ended or hung; text is what it raised."""
+        """Return the child's row, a lost row if the child ended or hung, or the text of the exception it raised."""
         child = self._child or self._start()
         try:
             self._pipe.send((plan, row))
@@ -86,7 +86,7 @@ class Careful:
         return Labelled([lost_row(plan, row, code, message)], _nothing(plan))
 
     def _received(self) -> Any:
-        """The child's answer; raises what ends the run, such as a store that is gone."""
+        """Return the child's answer. Raises an error that ends the run, such as a lost store."""
         answer = self._pipe.recv()
         if isinstance(answer, SegrayError):
             self.close()
@@ -102,7 +102,7 @@ class Careful:
             self._pipe.send((self.threads, self.options))
             waited = not self._pipe.poll(START_S)
             problem = f"it did not start within {START_S:.0f} s" if waited else self._received()
-        except (EOFError, OSError):  # of a child that ended before it read what it was sent, a connection reset
+        except (EOFError, OSError):  # if a child ends before it has read all that it was sent, the connection is reset
             self.close()
             raise ModelError(
                 f"{self.options['uri']} cannot be loaded in a process of its own, after labelling processes died; "
@@ -119,9 +119,9 @@ def _nothing(plan: Plan) -> np.ndarray:
 
 
 def serve(pipe: Connection) -> None:
-    """The child: load the model and try it, then answer each row, until the pipe is closed.
+    """Run the child: load the model and try it, then answer each row, until the pipe is closed.
 
-    An exception is answered, and ends the child: what it broke is not known.
+    An exception is sent as the answer and ends the child, as nobody knows what it broke.
     """
     import torch
 

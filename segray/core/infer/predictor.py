@@ -20,12 +20,12 @@ from segray.core.transforms import fit, normalize, to_float
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
 
-LOW_MARGIN = 0.5  # below it, the second class is within half a probability of the first
+LOW_MARGIN = 0.5  # below this, first and second class are within half a probability of each other
 WINDOWS_AT_ONCE = 4
-# Pixels that a CPU has in work at once: 9.5 frames/s of 352×480 one by one, 6.1 by eight, whose layers outgrow caches.
+# Pixels that a CPU works on at once: 9.5 frames/s of 352×480 one by one, 6.1 by eight, whose layers outgrow caches.
 CPU_PX = 1 << 18
 LEAST_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE = 2, 16
-BAND_ROWS = {"cpu": 32, "cuda": 512}  # of logits that are worked on at once: near what a CPU's cache holds
+BAND_ROWS = {"cpu": 32, "cuda": 512}  # rows of logits in work at once: about what a CPU's cache holds
 AT_ONCE_PX = 1 << 15
 
 Item = TypeVar("Item")
@@ -33,12 +33,12 @@ Result = TypeVar("Result")
 
 
 class Prediction(NamedTuple):
-    """mask_hw: uint8 [H, W] at source size. The metrics are means over the pixels that the model sees.
+    """A mask, uint8 [H, W] at source size, with metrics that are means over the pixels that the model sees.
 
     confidence_mean: of the highest class probability. entropy_mean: of the entropy, as a share of log C.
     low_margin_share: share of pixels where first minus second probability is below 0.5.
-    confidence_hw: uint8 [H, W] at source size, 255 × the highest probability, where it was asked for.
-    logits_nc: float32 [N, C] at the points that were asked for.
+    confidence_hw: uint8 [H, W] at source size, 255 × the highest probability, if requested.
+    logits_nc: float32 [N, C] at the requested points.
     """
 
     mask_hw: np.ndarray
@@ -60,16 +60,18 @@ class _Job(NamedTuple):
 class Predictor:
     """The model on its device, ready for batches; frames of different sizes may share one.
 
-    infer.engine onnx is ONNX Runtime on a CPU: the same labels but at ties. auto is torch here: label() resolves it.
+    infer.engine onnx is ONNX Runtime on a CPU, with the same labels except in ties. auto is torch here, because label()
+    resolves it.
 
     Without a window, a frame is resized to the model's input size, as in training. With one, the window slides
     over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
     mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
 
-    Several threads may share one. On a GPU their batches take turns. Of a CPU each has its part of the threads that
-    PyTorch had when the predictor was made: a layer's threads wait for the slowest, callers for nobody (Unet over
-    resnet18 on 2 cores: 9.5 frames/s against 7.7). It has no more when it is alone, as logits differ in the last bits
-    with the number of threads. Where a GPU's memory does not hold a batch, it goes in halves, from then on.
+    Several threads may share a predictor. On a GPU their batches take turns. On a CPU each thread uses its share of the
+    threads that PyTorch had when the predictor was made: threads within a layer wait for the slowest, callers do not
+    wait for each other (Unet over resnet18 on 2 cores: 9.5 frames/s against 7.7). A single caller does not get more, as
+    the last bits of logits depend on the number of threads. If a batch exceeds the GPU's memory, it is split in halves
+    from then on.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Predictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The forward pass in ONNX Runtime. ConfigError for a device or precision that it is not for."""
+        """Return the forward pass in ONNX Runtime. ConfigError for a device or precision that it does not support."""
         from segray.core.models import onnx_file
 
         if self.device.type != "cpu" or self.dtype is not None:
@@ -106,7 +108,7 @@ class Predictor:
         return onnx_file.session(model, self.info, threads, any_size=any_size)
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
-        """A decoded frame → the pixels that the model sees, uint8: as it is for a window, else resized."""
+        """Turn a decoded frame into the pixels that the model sees, uint8: unchanged with a window, else resized."""
         if self.infer.window:
             return image_hwc
         size = self.info.input_size
@@ -123,10 +125,10 @@ class Predictor:
         sizes: Sequence[tuple[int, int]],
         points: Sequence[np.ndarray] | None = None,
     ) -> list[Prediction]:
-        """A batch of prepared frames, and the (height, width) of their sources, in the same order.
+        """Predict a batch of prepared frames; sizes are the (height, width) of their sources, in the same order.
 
-        points: for each frame int [N, 2], rows and columns of source pixels whose logits are wanted too.
-        ModelError where a single frame is too large for the GPU's memory.
+        points: for each frame int [N, 2], rows and columns of source pixels whose logits are returned, too.
+        Raises ModelError if a single frame is too large for the GPU's memory.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pixels in enumerate(prepared):
@@ -140,13 +142,13 @@ class Predictor:
         return [found[i] for i in range(len(prepared))]
 
     def check(self) -> None:
-        """Predict a black frame, which nothing but the model and its device can fail at."""
+        """Predict a black frame, which can fail only because of the model or its device."""
         size = self.infer.window or self.info.input_size
         self.predict([self.prepare(np.zeros((*size, 3), np.uint8))], [size])
 
     @contextmanager
     def _own_threads(self) -> Iterator[None]:
-        """This thread with its part of the processors, where they compute."""
+        """Give this thread its share of the processors, if the model runs on them."""
         before = torch.get_num_threads()
         if self.device.type == "cpu":
             torch.set_num_threads(self._threads)
@@ -171,9 +173,9 @@ class Predictor:
     def _as_fits(
         self, items: Sequence[Item], px: int, work: Callable[[Sequence[Item]], Iterable[Result]]
     ) -> Iterator[Result]:
-        """work() over as many items of `px` pixels at once as memory holds, or a CPU's caches.
+        """Yield the results of work() over as many items of `px` pixels at once as fit the memory, or a CPU's caches.
 
-        Its OutOfMemoryError passes where one is too much.
+        Raises its OutOfMemoryError if a single item is too large.
         """
         most = max(1, CPU_PX // px) if self.device.type == "cpu" else len(items)
         start = 0
@@ -189,7 +191,7 @@ class Predictor:
                 yield from results
                 start += len(some)
                 continue
-            torch.cuda.empty_cache()  # only here has the traceback let go of its tensors
+            torch.cuda.empty_cache()  # only here has the traceback released its tensors
 
     def _see(self, jobs: Sequence[_Job]) -> list[Prediction]:
         return self._finish(self._logits(self._normal(np.stack([job.seen_hwc for job in jobs]))), jobs)
@@ -198,14 +200,14 @@ class Predictor:
         return normalize(to_float(torch.from_numpy(images_bhwc).to(self.device)), self.info.mean, self.info.std)
 
     def _logits(self, batch: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W]: the model's own, or the logarithm of probabilities that are averaged over scales and flip."""
+        """Return logits [B, C, H, W]: the model's own, or the log of probabilities averaged over scales and flips."""
         if self.infer.scales == [1.0] and not self.infer.flip:
             return self._forward(batch)
         views = list(self._views(batch))
         return torch.stack(views).mean(0).clamp_min(1e-12).log()
 
     def _views(self, batch: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Probabilities at the batch's size, for each scale and mirror."""
+        """Yield probabilities at the batch's size, for each scale and mirror image."""
         height, width = batch.shape[-2:]
         for scale in self.infer.scales:
             size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -223,7 +225,7 @@ class Predictor:
         return logits if self.info.temperature == 1 else logits / self.info.temperature
 
     def _slide(self, image_hwc: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
-        """Logarithm of the mean probabilities of all windows, [1, C, H, W]."""
+        """Return the logarithm of the mean probabilities of all windows, [1, C, H, W]."""
         height, width = image_hwc.shape[:2]
         tall, wide = min(height, window[0]), min(width, window[1])
         corners = [(top, left) for top in _starts(height, tall, self.infer.overlap)
@@ -251,7 +253,7 @@ class Predictor:
     def _prediction(
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
     ) -> Prediction:
-        """From the logits [C, H, W]: they are interpolated to `size`, so that edges stay smooth."""
+        """Make a prediction from logits [C, H, W], which are interpolated to `size` so that edges stay smooth."""
         ids, confidence = _ids(logits, size), None
         if self.confidence_maps or self.threshold is not None:
             tops = torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
@@ -265,17 +267,17 @@ class Predictor:
 
 
 def is_of_device(error: Exception) -> bool:
-    """Whether an exception is a GPU's: what the process computes after it cannot be trusted, nor tried again there."""
+    """Say whether an exception is a GPU's: this process's later results are unreliable, and retrying is useless."""
     return isinstance(error, torch.AcceleratorError) or any(name in str(error) for name in ("CUDA", "cuDNN", "CUDNN"))
 
 
 def side_by_side(cpus: int) -> int:
-    """How many threads should give work to a predictor that has so many processors; two at least, as one may read."""
+    """Return how many threads should share a predictor with that many processors; at least two, as one may read."""
     return min(MOST_SIDE_BY_SIDE, max(LEAST_SIDE_BY_SIDE, cpus))
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None is float32. ConfigError for what this device is slow at or lacks."""
+    """Return autocast's dtype, None for float32. ConfigError for a precision that this device lacks or is slow at."""
     if precision == "auto":
         return fast_dtype(device) if device.type == "cuda" else None
     if precision == "fp16" and device.type != "cuda":
@@ -287,7 +289,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin so that they cover a side: evenly, overlapping by at least `overlap` of a window."""
+    """List where windows begin that cover a side: evenly, overlapping by at least `overlap` of a window."""
     stride = max(1, int(window * (1 - overlap)))
     count = 1 + -(-(length - window) // stride)
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
@@ -300,11 +302,11 @@ def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits [C, H, W] → the highest class of _resize()'s at `size`, uint8.
+    """Return the class of the highest of logits [C, H, W] after _resize() to `size`, uint8.
 
-    Where the four pixels that one lies between have the same class, so has it; only the others are interpolated.
+    A pixel takes the class of its four neighbours if they have the same; only the others are interpolated.
     """
-    if len(logits) == 2:  # the sign of their difference says as much, in a tenth to two thirds of the time
+    if len(logits) == 2:  # the sign of their difference is enough, in a tenth to two thirds of the time
         return (_resize((logits[1:] - logits[:1])[None], size)[0, 0] > 0).to(torch.uint8)
     height, width = logits.shape[1:]
     coarse = logits.max(0).indices.to(torch.uint8)  # argmax() is several times as slow on a CPU
@@ -333,7 +335,7 @@ def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Logits [C, H, W] → as _resize() gives them at `size`, some rows at a time: never whole in memory."""
+    """Yield logits [C, H, W] as _resize() returns them at `size`, some rows at a time, never all in memory."""
     height, width = logits.shape[1:]
     upper, lower, share = _between(height, size[0])
     share = share.view(-1, 1).to(logits.device)
@@ -350,14 +352,14 @@ def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor
 
 
 def _between(length: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For `wanted` pixels along a side of `length`: the two that each lies between, and how far it is to the second."""
+    """Return, for `wanted` pixels along a side of `length`, the two source pixels of each and the second's weight."""
     at = ((torch.arange(wanted) + 0.5) * (length / wanted) - 0.5).clamp_min_(0)  # half-pixel centres
     first = at.long()
     return first, (first + 1).clamp_max_(length - 1), at - first
 
 
 def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torch.Tensor:
-    """Logits [C, H, W] interpolated at some pixels of `size` alone: [N, 2] rows and columns → [N, C]."""
+    """Interpolate logits [C, H, W] only at some pixels of `size`: [N, 2] rows and columns → [N, C]."""
     shares = (torch.from_numpy(points).float() + 0.5) / torch.tensor(size)
     grid = (shares.flip(-1) * 2 - 1).view(1, 1, -1, 2).to(logits.device)
     found = functional.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -365,14 +367,17 @@ def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torc
 
 
 def _metrics(logits: torch.Tensor) -> torch.Tensor:
-    """[B, 3]: mean confidence, mean relative entropy, low-margin share."""
+    """Return [B, 3]: mean confidence, mean relative entropy, low-margin share."""
     step = BAND_ROWS[logits.device.type]
     sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)
     return (sums / logits[0, 0].numel()).cpu()
 
 
 def _figure_sums(logits: torch.Tensor) -> torch.Tensor:
-    """Below the highest logit by d: probability exp(d) / s, with s their sum; entropy log(s) − Σ d exp(d) / s."""
+    """Sum confidence, relative entropy and low margins over pixels, [B, 3].
+
+    With d the logit's distance from the highest: probability exp(d) / s, s their sum; entropy log(s) − Σ d exp(d) / s.
+    """
     top, label = logits.max(1, keepdim=True)
     down = logits - top
     parts = down.exp()

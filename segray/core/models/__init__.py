@@ -1,4 +1,4 @@
-"""Names → models, all with one contract: normalised images [B, 3, H, W] in, logits a pixel out.
+"""Names → models, all with one contract: normalised images [B, 3, H, W] in, logits for each pixel out.
 
 A new architecture is a module with a builder `(config, outputs) -> nn.Module` and a row in ARCHITECTURES.
 """
@@ -22,7 +22,7 @@ encoder_weights, preprocessing, has_imagenet = weights.encoder_weights, weights.
 STRIDE = 32  # sides of an input must be multiples of the deepest features' stride; 32 suits every one
 NO_ENCODER = ("none",)
 TIMM = re.compile(r"tu-[\w.-]+")  # no colon: timm reads tu-hf-hub:… from the network and tu-local-dir:… from the disk
-REACHING = ("pretrained", "checkpoint", "cache_dir")  # timm.create_model's arguments that do so
+REACHING = ("pretrained", "checkpoint", "cache_dir")  # arguments of timm.create_model that do so
 # Arguments of smp's models that other settings give, or that would break the contract.
 OURS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 
@@ -64,7 +64,7 @@ def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
 
 
 def _plain_strides(stage: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
-    """A single frame's strides, out of a transpose, as PyTorch's fast paths know them: 3.9 → 7.6 frames/s on a core."""
+    """Give a single frame's transposed output the strides of PyTorch's fast paths: 3.9 → 7.6 frames/s on a core."""
     return output.clone(memory_format=torch.channels_last)
 
 
@@ -90,9 +90,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_names(config: ModelSection) -> None:
-    """ModelError with the nearest names for an unknown architecture, or an encoder that it does not take.
+    """Raise ModelError with the nearest names for an unknown architecture, or an encoder that it does not take.
 
-    Also for a name or an option by which timm would read a file or the network: a bundle may come from anywhere.
+    Names and options by which timm would read a file or the network are refused, too: a bundle may come from anywhere.
     """
     import segmentation_models_pytorch as smp
 
@@ -110,9 +110,9 @@ def check_names(config: ModelSection) -> None:
 
 
 def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
-    """A model with random weights for `num_classes` classes.
+    """Build a model with random weights for `num_classes` classes.
 
-    Raises ModelError for unknown names, and for an encoder or options that the architecture cannot be built with.
+    Raises ModelError for unknown names, and for an encoder or options with which the architecture cannot be built.
     """
     check_names(config)
     if config.one_logit and num_classes != 2:
@@ -123,28 +123,29 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     except (KeyError, ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
         text = str(error).strip("'\"").splitlines()[0]
         raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}") from error
-    facts: Any = model  # torch's stubs know tensors and modules alone as a module's attributes
+    facts: Any = model  # torch's stubs allow only tensors and modules as attributes of a module
     facts.least_px, facts.one_logit = row.least_px, config.one_logit
     return model
 
 
 def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images of any size → the main logits [B, C, H, W]."""
+    """Run images of any size through the model; return the main logits [B, C, H, W]."""
     return forward_all(model, images)[0]
 
 
 def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Images of any size → main logits [B, C, H, W], then the auxiliary ones: padded to the stride, cropped back.
+    """Return main logits [B, C, H, W], then the auxiliary ones, for images of any size.
 
-    Zeros are padded on the right and below: the mean colour. One logit z becomes the two logits (0, z), whose
-    softmax is z's sigmoid: losses, scores and labelling know no special case.
+    Images are padded to the stride with zeros, the mean colour, on the right and below, and the logits cropped back.
+    One logit z becomes the two logits (0, z), whose softmax is z's sigmoid, so that losses, scores and labelling need
+    no special case.
     """
     height, width = images.shape[-2:]
     built = getattr(model, "module", model)  # inside DistributedDataParallel
     least = getattr(built, "least_px", 1)
     down, right = (max(side + -side % STRIDE, least) - side for side in (height, width))
     outputs = model(functional.pad(images, (0, right, 0, down)))
-    if isinstance(outputs, dict):  # torchvision's
+    if isinstance(outputs, dict):  # torchvision's models return a dict
         outputs = tuple(outputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     outputs = tuple(output[..., :height, :width] for output in outputs)
@@ -154,11 +155,11 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
 
 
 def load_encoder(model: torch.nn.Module, state: weights.Weights) -> None:
-    """Start the model's encoder from a state dict. ModelError when it is another encoder's."""
+    """Start the model's encoder from a state dict. ModelError if the weights are another encoder's."""
     weights.load_encoder(encoder_of(model), state)
 
 
 def encoder_of(model: torch.nn.Module) -> Any:
-    """The part that is pretrained, frozen, or given a rate of its own; None where there is none."""
+    """Return the part that is pretrained, frozen, or given a rate of its own; None if there is none."""
     model = getattr(model, "module", model)  # inside DistributedDataParallel
     return getattr(model, "encoder", None) or getattr(model, "backbone", None)

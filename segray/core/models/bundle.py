@@ -31,7 +31,7 @@ from segray.sections.training import ModelSection
 
 
 def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
-    """Write the bundle to `folder`, over the one that was there before. Gives info with its ids."""
+    """Write the bundle to `folder`, replacing an earlier one. Returns info with its ids."""
     with beside(str(folder)) as temporary:
         save_model(temporary, model, info.model)
         info = info.model_copy()
@@ -40,16 +40,16 @@ def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> Bundle
         libraries = {name: version(name) for name in ("torch", "segmentation-models-pytorch")}
         info.versions = {"segray": __version__} | libraries
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
-        (temporary / CARD).write_bytes(card(info).encode())  # in the place of smp's, which speaks of smp's example
+        (temporary / CARD).write_bytes(card(info).encode())  # replaces smp's card, which describes smp's example
     return info
 
 
 @contextmanager
 def beside(folder: str) -> Iterator[Path]:
-    """A local folder to make; when the block ends well, it is put in the place of `folder`.
+    """Yield a local folder to write to; when the block ends without an error, it replaces `folder`.
 
-    Local, by two renames: a kill between them leaves neither half-written. On S3 file by file, segray.json last:
-    until then the sha256 in the older one refuses the newer weights.
+    A local `folder` is replaced by two renames: a kill between them leaves neither half-written. On S3 files are
+    written one by one, segray.json last: until then the sha256 in the older one refuses the newer weights.
     """
     if not storage.is_s3(folder):
         target = Path(folder)
@@ -70,7 +70,7 @@ def beside(folder: str) -> Iterator[Path]:
 
 
 def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> None:
-    """Weights and config.json: as smp writes them for its own, in the same files for others."""
+    """Write weights and config.json: as smp writes them for its own models, and in the same files for others."""
     from safetensors.torch import save_file
 
     if own_save := getattr(model, "save_pretrained", None):
@@ -84,7 +84,7 @@ def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> N
 
 
 def copy_to(folder: str, place: str) -> None:
-    """Put the bundle that is at `place` in the place of `folder`; either may be on S3."""
+    """Replace `folder` with a copy of the bundle at `place`; either may be on S3."""
     with beside(folder) as temporary:
         temporary.mkdir()
         for entry in storage.list_files(place):
@@ -92,7 +92,7 @@ def copy_to(folder: str, place: str) -> None:
 
 
 def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
-    """The model in eval mode on the CPU, and what is known of it. ModelError when weights are not those saved."""
+    """Load the model, in eval mode on the CPU, and its info. ModelError if the weights are not those saved."""
     from safetensors import SafetensorError
     from safetensors.torch import load as load_weights
 
@@ -112,13 +112,13 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
 
 
 def check_writable(uri: str) -> None:
-    """StorageError unless segray.json can be written; it is, as it stands."""
+    """Rewrite segray.json unchanged. Raises StorageError if it cannot be written."""
     there = storage.join(uri, INFO)
     storage.replace(there, storage.read_bytes(there))
 
 
 def set_temperature(uri: str, temperature: float, fit: dict[str, Any]) -> BundleInfo:
-    """Write another temperature, and how well it fits, into segray.json; with it the bundle has another model_id."""
+    """Write another temperature, and how well it fits, into segray.json; this changes the bundle's model_id."""
     info = read_info(uri).model_copy(update={"temperature": temperature, "calibration": fit})
     info.model_id = model_id_of(info)
     storage.replace(storage.join(uri, INFO), info.model_dump_json(indent=2).encode())
@@ -127,9 +127,9 @@ def set_temperature(uri: str, temperature: float, fit: dict[str, Any]) -> Bundle
 
 
 def count_parameters(uri: str) -> int:
-    """Weights that are learned and statistics that are kept, from the header of the safetensors file.
+    """Count learned weights and stored statistics, from the header of the safetensors file.
 
-    That is 8 bytes with its length, least significant first, then JSON (safetensors' README, Format).
+    The header is 8 bytes with its length, least significant first, then JSON (safetensors' README, Format).
     """
     with storage.open_read(storage.join(uri, WEIGHTS)) as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

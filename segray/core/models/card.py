@@ -28,7 +28,7 @@ SHOWN = (
 
 
 def card(info: BundleInfo) -> str:
-    """README.md of a bundle: use, preprocessing, scores by class, training, versions. No place on a disk is in it."""
+    """Return a bundle's README.md: use, preprocessing, scores by class, training, versions. It names no local path."""
     model, names = info.model, info.label_space["names"]
     height, width = info.input_size
     resized = f"resized to {height}×{width} (height × width)"

@@ -1,8 +1,8 @@
 """DANet (Fu et al. 2019, Dual Attention Network for Scene Segmentation) over any encoder of smp.
 
-Two attention modules look at the last features, which the encoder gives at output stride 8 where it can be
+Two attention modules look at the last features, which the encoder returns at output stride 8 where it can be
 dilated, as in the paper (section 3.1). Their sum gives the main output; each alone gives an auxiliary one, which
-is trained too. The position module compares all pixels of that feature map with each other: its memory grows
+is trained, too. The position module compares all pixels of that feature map with each other: its memory grows
 with (H/8 · W/8)².
 """
 
@@ -18,7 +18,7 @@ from segray.sections.training import ModelSection
 
 
 class PositionAttention(nn.Module):
-    """Equations 1 and 2. Features A [B, C, H, W] → the same shape; at first the identity, as α starts at 0."""
+    """Equations 1 and 2: features A [B, C, H, W] → the same shape; at first the identity, as α starts at 0."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
@@ -29,16 +29,16 @@ class PositionAttention(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         # s_ji = exp(B_i · C_j) / Σ_i exp(B_i · C_j): j asks with C, i answers with B; no scaling by √channels
         tokens = (part(features).flatten(2).transpose(1, 2) for part in (self.key, self.query, self.value))
-        asked, keys, values = (one.unsqueeze(1) for one in tokens)  # one head, which the ONNX exporter asks for
+        asked, keys, values = (one.unsqueeze(1) for one in tokens)  # one head: the ONNX exporter needs it
         found = functional.scaled_dot_product_attention(asked, keys, values, scale=1.0)  # Σ_i s_ji D_i
         return self.alpha * found.squeeze(1).transpose(1, 2).reshape(features.shape) + features
 
 
 class ChannelAttention(nn.Module):
-    """Equations 3 and 4. Features A [B, C, H, W] → the same shape; at first the identity, as β starts at 0.
+    """Equations 3 and 4: features A [B, C, H, W] → the same shape; at first the identity, as β starts at 0.
 
-    As the equations say; the authors' code subtracts the energies from their maximum before the softmax, which
-    turns their order around.
+    This follows the equations; the authors' code subtracts the energies from their maximum before the softmax, which
+    reverses their order.
     """
 
     def __init__(self) -> None:
@@ -86,6 +86,6 @@ def build(config: ModelSection, outputs: int) -> nn.Module:
 
     try:
         encoder = get_encoder(config.encoder, weights=None, output_stride=8)
-    except (ValueError, NotImplementedError, RuntimeError, TypeError):  # VGG, transformers and others stay as they are
+    except (ValueError, NotImplementedError, RuntimeError, TypeError):  # VGG, transformers and others cannot be dilated
         encoder = get_encoder(config.encoder, weights=None)
     return DANet(encoder, outputs, **config.options)

@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from segray.core.models import forward
 
-FOLD_SIZE = (64, 96)  # height, width of the frame that a folded model is tried with
-FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # of the logits' spread; share of pixels with one and the same class
+FOLD_SIZE = (64, 96)  # height and width of the frame on which a folded model is tested
+FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # share of the logits' spread; share of pixels with the same class
 
 
 def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
-    """An equal model in eval mode whose convolutions do the work of the batch norm after them; `model` is unchanged.
+    """Return an equal model in eval mode with batch norms folded into the convolutions; `model` is unchanged.
 
-    Where that gives other logits, or nothing can be folded, it is `model` itself.
+    If that changes the logits, or nothing can be folded, return `model` itself.
     """
     folded = copy.deepcopy(model)
     names: dict[torch.nn.Module, list[str]] = {}
@@ -39,9 +39,9 @@ def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _foldable(model: torch.nn.Module) -> list[tuple[torch.nn.Conv2d, torch.nn.BatchNorm2d]]:
-    """Pairs of modules where the norm takes the very tensor that the convolution gave, and nothing else uses it.
+    """List pairs of modules where the norm takes the very tensor that the convolution returned, and nothing else does.
 
-    Seen in one forward pass; its tensors are kept meanwhile, so that no two have one identity.
+    They are found in one forward pass; its tensors are kept meanwhile, so that no two have the same identity.
     """
     made: dict[torch.Tensor, torch.nn.Conv2d] = {}
     taken: list[tuple[torch.Tensor, torch.nn.BatchNorm2d]] = []
@@ -51,7 +51,7 @@ def _foldable(model: torch.nn.Module) -> list[tuple[torch.nn.Conv2d, torch.nn.Ba
     class Uses(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor | tuple | list):  # not dim(), not shape
+            if isinstance(result, torch.Tensor | tuple | list):  # but not dim() or shape
                 uses.update({leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)})
             return result
 

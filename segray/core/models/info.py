@@ -20,17 +20,17 @@ WEIGHTS, CONFIG, INFO, CARD = "model.safetensors", "config.json", "segray.json",
 
 
 class BundleInfo(BaseModel):
-    """segray.json. model_id names weights and preprocessing: two bundles with one id label alike."""
+    """The content of segray.json. model_id names weights and preprocessing: bundles with the same id label alike."""
 
     schema_version: int = 1
     model: ModelSection
     label_space: dict[str, Any]
     input_size: Size
-    resize: Literal["stretch", "short_side"] = "stretch"  # to input_size, or to its shorter side; and logits back
+    resize: Literal["stretch", "short_side"] = "stretch"  # stretch to input_size, or shorter side to it
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    temperature: float = Field(1.0, gt=0)  # that logits are divided by, before they are probabilities
-    calibration: dict[str, Any] = {}  # how well it fits, and on which split
+    temperature: float = Field(1.0, gt=0)  # logits are divided by it before the softmax
+    calibration: dict[str, Any] = {}  # how well the temperature fits, and on which split
     weights_sha256: str = ""
     model_id: str = ""
     data_id: str = ""
@@ -45,7 +45,7 @@ class BundleInfo(BaseModel):
         return LabelSpace.from_dict(self.label_space)
 
     def without_places(self) -> BundleInfo:
-        """The same model, told without the folders and servers of the machine that trained it."""
+        """Return the same info without the folders and servers of the machine that trained the model."""
         data = self.model_dump(mode="json")
         for settings in (data, data["config"]):
             for section, field in (key.split(".") for key in PLACES):
@@ -57,7 +57,7 @@ class BundleInfo(BaseModel):
 
 
 def read_info(uri: str) -> BundleInfo:
-    """segray.json of a bundle. ModelError when the folder is not one."""
+    """Read segray.json of a bundle. ModelError if the folder is not a bundle."""
     try:
         return BundleInfo.model_validate_json(storage.read_bytes(storage.join(uri, INFO)))
     except StorageError:
@@ -69,7 +69,7 @@ def read_info(uri: str) -> BundleInfo:
 
 
 def model_id_of(info: BundleInfo) -> str:
-    """12 hex digits of everything that changes a label or its metrics: weights, classes, preprocessing, temperature."""
+    """Hash all that changes a label or its metrics to 12 hex digits: weights, classes, preprocessing, temperature."""
     keys = {"weights_sha256", "label_space", "input_size", "resize", "mean", "std", "schema_version"}
     if info.temperature != 1:
         keys.add("temperature")

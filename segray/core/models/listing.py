@@ -1,4 +1,4 @@
-"""What `segray models` shows: every name that a model can be made of, with what it costs."""
+"""List every name that a model can be made of, with its cost, for `segray models`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
 
 
 class _NoValues(TorchFunctionMode):
-    """Under torch.device("meta"): initial values are not drawn; mit_b… reads its linspace, which is a real one."""
+    """Skip drawing initial values under torch.device("meta"), but not mit_b…'s linspace, whose values are read."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
@@ -24,10 +24,10 @@ class _NoValues(TorchFunctionMode):
 
 
 def list_models(text: str = "") -> list[Table]:
-    """(title, columns, rows) of architectures, encoders and ready models whose name holds `text`.
+    """List (title, columns, rows) of architectures, encoders and ready models whose name contains `text`.
 
-    Encoders are built without memory (torch's meta device) to count their parameters. timm's, which smp takes as
-    tu-NAME, are thousands: they are listed by name where the text begins with tu-.
+    Encoders are built without memory (torch's meta device) to count their parameters. timm has thousands of encoders,
+    which smp takes as tu-NAME: they are listed by name if the text begins with tu-.
     """
     text = text.lower()
     architectures = [

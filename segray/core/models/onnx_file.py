@@ -1,6 +1,6 @@
-"""A model as ONNX: one file from pixels to logits, or ONNX Runtime in PyTorch's place; checked against the model.
+"""A model as ONNX, checked against the original: one file from pixels to logits, or ONNX Runtime in place of PyTorch.
 
-Input `image` of a file: float32 RGB [B, 3, H, W] in 0..255, resized by whoever calls; the normalisation is inside.
+Input `image` of a file: float32 RGB [B, 3, H, W] in 0..255, resized by the caller; the normalisation is inside.
 Output `logits`: float32 [B, C, H, W], divided by the temperature.
 """
 
@@ -24,13 +24,13 @@ from segray.core.models import STRIDE, bundle, forward
 from segray.core.models.info import BundleInfo
 from segray.errors import ModelError
 
-TOLERANCE = 1e-3  # of the largest logit, or of 1
+TOLERANCE = 1e-3  # share of the largest logit, or of 1
 OPSET = 18
-FRAMES = 2  # a batch of them is compared: one of noise, the others drawn
+FRAMES = 2  # size of the batch that is compared: one frame of noise, the others drawn
 
 
 class Check(NamedTuple):
-    """dynamic: whether height and width are free. difference: the largest between logits, which go up to `largest`."""
+    """dynamic: whether height and width are free. difference: the largest between logits; `largest`: their maximum."""
 
     dynamic: bool
     sizes: list[tuple[int, int]]
@@ -39,7 +39,7 @@ class Check(NamedTuple):
 
 
 class Whole(torch.nn.Module):
-    """A model with what stands before and behind it."""
+    """A model with the steps before and after it: normalisation, and division by the temperature."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -66,9 +66,9 @@ class Bare(torch.nn.Module):
 
 
 def write(uri: str, out: str) -> Check:
-    """The bundle's ONNX file. ModelError where it cannot be one, or gives other logits than the model.
+    """Write the bundle as an ONNX file. ModelError if it cannot be exported, or gives other logits than the model.
 
-    Height and width are free where the architecture can be exported so, else those of the bundle.
+    Height and width are free if the architecture can be exported so, else those of the bundle.
     """
     _check_extras()
     model, info = bundle.load(uri)
@@ -80,10 +80,10 @@ def write(uri: str, out: str) -> Check:
 def session(
     model: torch.nn.Module, info: BundleInfo, threads: int, *, any_size: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
+    """Return the model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
 
-    threads: 1 is the caller's own; more are the session's, whoever calls. any_size: images will not all have the
-    bundle's input size. ModelError where the model cannot be ONNX so, or gives other logits.
+    threads: 1 is the caller's own; more belong to the session, shared by all callers. any_size: images may differ from
+    the bundle's input size. ModelError if the model cannot be exported for that, or gives other logits.
     """
     _check_extras()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
@@ -105,14 +105,14 @@ def _check_extras() -> None:
 def _made(
     whole: torch.nn.Module, info: BundleInfo, seen: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[bytes, Check]:
-    """The ONNX of a module, checked. seen: what it is given of frames in 0..255."""
+    """Export a module and check it. seen: turns frames in 0..255 into the module's input."""
     height, width = info.input_size
     problem: Exception | str = ""
     for sizes in ([(height, width), (height + 32, width + 72)], [(height, width)]):
         try:
             data = _export(whole, info, dynamic=len(sizes) > 1)
             check = _check(whole, data, sizes, seen)
-        except Exception as error:  # the exporter's, the compiler's and onnxruntime's have no other base in common
+        except Exception as error:  # errors of the exporter, the compiler and onnxruntime have no other common base
             problem = storage.reason(error)[:300]
             continue
         if check.difference <= TOLERANCE * max(1.0, check.largest):
@@ -124,7 +124,7 @@ def _made(
 def _export(whole: torch.nn.Module, info: BundleInfo, *, dynamic: bool) -> bytes:
     (height, width), free = info.input_size, {0: torch.export.Dim("batch")}
     if dynamic:
-        # From a size that is padded, torch.export infers that every one is, and fails (torch 2.15).
+        # From a size that is padded, torch.export infers that every size is, and fails (torch 2.15).
         height, width = (side + -side % STRIDE for side in (height, width))
         free |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with warnings.catch_warnings(), _quiet():
@@ -145,7 +145,7 @@ def _export(whole: torch.nn.Module, info: BundleInfo, *, dynamic: bool) -> bytes
 
 
 def facts(info: BundleInfo) -> dict[str, str]:
-    """The file's metadata: what a program without segray has to know; lists are JSON."""
+    """Return the file's metadata: what a program without segray has to know; lists are JSON."""
     space = info.label_space
     return {
         "segray.model_id": info.model_id,
@@ -165,7 +165,7 @@ def facts(info: BundleInfo) -> dict[str, str]:
 def _check(
     whole: torch.nn.Module, data: bytes, sizes: list[tuple[int, int]], seen: Callable[[torch.Tensor], torch.Tensor]
 ) -> Check:
-    """Noise and drawn streets of these sizes through both."""
+    """Compare both on noise and drawn streets of these sizes."""
     runtime = _session(data, 0)
     difference, largest = 0.0, 0.0
     for size in sizes:
@@ -181,17 +181,17 @@ def _check(
 
 
 def _session(data: bytes, threads: int) -> Any:
-    """threads: 0 is as many as there are processors."""
+    """Open a session of ONNX Runtime. threads: 0 is as many as there are processors."""
     runtime = extra("onnxruntime")
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised as well
+    options.log_severity_level = 4  # failures are raised as well
     options.intra_op_num_threads = threads
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's talk: its errors say what matters."""
+    """Silence the exporter's output: its errors say what matters."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -25,7 +25,7 @@ CACHE = Path("~/.cache/segray/models")
 
 @dataclass(frozen=True)
 class Ready:
-    """weights: torchvision's enum of them, whose file name ends with the beginning of its sha256."""
+    """A model of torchvision. weights: its enum, whose file name ends with the beginning of its sha256."""
 
     encoder: str
     weights: str
@@ -51,12 +51,12 @@ READY = {
 
 
 def resolve(uri: str, weights_dir: str | None = None) -> str:
-    """A bundle's absolute place: the one given, or where the ready model of that name is kept, made at first use."""
+    """Return a bundle's absolute path: the given one, or a ready model's in the cache, made on first use."""
     return bundle_of(uri, weights_dir) if is_ready_model(uri) else storage.absolute(uri)
 
 
 def bundle_of(name: str, weights_dir: str | None = None) -> str:
-    """The folder of a ready model's bundle. Its weights come from `weights_dir`, or are downloaded.
+    """Return the folder of a ready model's bundle. Its weights come from `weights_dir`, or are downloaded.
 
     Raises ModelError that names the file, its address and where to put it.
     """
@@ -79,7 +79,7 @@ def _from_torchvision(ready: Ready, weights_dir: str | None) -> tuple[torch.nn.M
 
 
 def _weights(ready: Ready, weights_dir: str | None) -> weights.Weights:
-    """The state dict, its sha256 checked against the file's name."""
+    """Load the state dict and check its sha256 against the file's name."""
     try:
         if weights_dir is not None:
             data = storage.read_bytes(storage.join(storage.absolute(weights_dir), ready.file))
@@ -105,7 +105,7 @@ def _fetched(weights_dir: str | None) -> str:
 
 
 def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, BundleInfo]:
-    """A model that smp's authors published; `weights_dir` holds it as a folder of the name's last part."""
+    """Load a model published by smp's authors; `weights_dir` holds it in a folder of the name's last part."""
     from huggingface_hub import hf_hub_download
     from safetensors.torch import load
 
@@ -119,12 +119,12 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
             config, state = json.loads(read(CONFIG)), load(read(WEIGHTS))
         options = {key: value for key, value in config.items() if value is not None and key[0] != "_"}
         classes, encoder = options.pop("classes"), options.pop("encoder_name")
-        for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build's own takes any size
+        for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build() sets it itself
             options.pop(key, None)
         section = ModelSection(arch=config["_model_class"].lower(), encoder=encoder, options=options)
-        model = build(section, classes)  # as a bundle: nothing that the configuration names is fetched or read
+        model = build(section, classes)  # as for a bundle: nothing named by the configuration is downloaded or read
         model.load_state_dict(state)
-    except Exception as error:  # what fails differs with the hub's client: connection, cache, name
+    except Exception as error:  # the hub's client raises many kinds of errors: connection, cache, name
         raise ModelError(
             f"{name} could not be {_fetched(weights_dir)} ({weights.first_words(error)}). Put its config.json and "
             f"model.safetensors into FOLDER/{name.removeprefix(HUB)}, and name FOLDER: --weights-dir FOLDER."

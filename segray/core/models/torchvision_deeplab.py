@@ -14,7 +14,7 @@ BUILDERS = {
 
 
 def build(config: ModelSection, outputs: int) -> nn.Module:
-    """A model whose forward gives {"out": logits, "aux": logits}, both at input size."""
+    """Build a model whose forward returns {"out": logits, "aux": logits}, both at input size."""
     from torchvision.models import segmentation
 
     make = getattr(segmentation, BUILDERS[config.encoder])

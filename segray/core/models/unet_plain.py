@@ -2,7 +2,7 @@
 
 As in its many re-implementations, convolutions are padded, so that the output has the input's size, and batch
 normalisation stands between convolution and ReLU; `batch_norm: false` leaves it out, as the paper does.
-Settings `options: {channels: 64}` is the width of the first stage; it doubles four times.
+The setting `options: {channels: 64}` is the width of the first stage; it doubles four times.
 """
 
 from __future__ import annotations

@@ -29,15 +29,15 @@ OTHER_PIXELS = {
     "timm-tf_efficientnet_lite": (HALF, HALF),
 }
 PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
-OF_TORCHVISION = "mobilenet_v3_large"  # deeplabv3-torchvision's encoder that smp does not have
+OF_TORCHVISION = "mobilenet_v3_large"  # an encoder of deeplabv3-torchvision that smp does not have
 
 Weights = Mapping[str, torch.Tensor]
 
 
 def encoder_weights(config: ModelSection) -> Weights | None:
-    """What `model.encoder_weights` names, as a state dict; None for `none`. Fetched once, by the driver of a run.
+    """Return the weights named by `model.encoder_weights` as a state dict; None for `none`. A run's driver calls it.
 
-    A name is looked up in `model.weights_dir` as <encoder>.<name>.safetensors where that is given, else loaded
+    If `model.weights_dir` is given, a name is looked up there as <encoder>.<name>.safetensors, else it is loaded
     by smp (timm for tu- encoders) into the Hugging Face cache. A path ending in .safetensors, .pth or .pt is read,
     never unpickled. Raises ModelError that says which file belongs where.
     """
@@ -56,7 +56,7 @@ def encoder_weights(config: ModelSection) -> Weights | None:
 
 
 def has_imagenet(config: ModelSection) -> bool:
-    """Whether ImageNet weights are published for the encoder; nothing is fetched."""
+    """Say whether ImageNet weights are published for the encoder; nothing is downloaded."""
     if config.arch == "unet-plain":
         return False
     if config.encoder.startswith("tu-"):
@@ -68,7 +68,7 @@ def has_imagenet(config: ModelSection) -> bool:
 
 
 def _published(encoder: str) -> tuple[str, ...] | None:
-    """The names of an encoder's pretrained weights; None where smp lists none, as of timm's."""
+    """List the names of an encoder's pretrained weights; None where smp lists none, as for timm's encoders."""
     from segmentation_models_pytorch.encoders import encoders
 
     if encoder == OF_TORCHVISION:
@@ -81,16 +81,16 @@ def file_name(config: ModelSection) -> str:
 
 
 def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
-    """Put the weights into the encoder, all of them but a classifier's head. ModelError when they are another one's.
+    """Load the weights into the encoder, except a classifier's head. ModelError if they are another encoder's.
 
-    smp's encoders know their older names themselves; batch norms' counters may be missing, as in older files.
+    smp's encoders accept their older names themselves; counters of batch norms may be missing, as in older files.
     """
     mine = encoder.state_dict()
     stages = {key.split(".")[0] for key in mine}
     given = _without_prefix(dict(weights), mine)
     found = {key: value for key, value in given.items() if key.split(".")[0] in stages}
     try:
-        encoder.load_state_dict(dict(found))  # a copy: densenet's renames in place
+        encoder.load_state_dict(dict(found))  # a copy, because densenet's renames keys in place
     except RuntimeError as error:
         missing = [key for key in mine if key not in found and not key.endswith("num_batches_tracked")]
         more = [key for key in given if key not in mine]
@@ -110,9 +110,9 @@ def _such_as(names: list[str]) -> str:
 
 
 def preprocessing(config: ModelSection) -> tuple[Rgb, Rgb]:
-    """(mean, std) of RGB in 0..1: model.mean and model.std, else those of the encoder's published weights.
+    """Return (mean, std) of RGB in 0..1: model.mean and model.std, else those of the encoder's published weights.
 
-    A file is taken for such weights, wherever it lies. Random ones get ImageNet's usual.
+    A weights file, wherever it lies, is assumed to match the published ones. Random weights get ImageNet's values.
     """
     mean, std = _published_pixels(config)
     return config.mean or mean, config.std or std
@@ -136,7 +136,7 @@ def _published_pixels(config: ModelSection) -> tuple[Rgb, Rgb]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the hub's lines about its retries; what it fails with at last is raised."""
+    """Silence the hub's lines about its retries; its final failure is raised."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -147,7 +147,7 @@ def quiet_hub() -> Iterator[None]:
 
 
 def first_words(error: BaseException) -> str:
-    """The first sentence of a long error."""
+    """Return the first sentence of a long error."""
     return [*str(error).splitlines(), type(error).__name__][0].split(". ")[0].rstrip(".")
 
 
@@ -182,9 +182,9 @@ def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[st
 
 
 def _timm_file(config: ModelSection, uri: str) -> Weights:
-    """A file of timm's, by timm's own loader: it knows how a backbone's names differ from the whole model's."""
+    """Load a file of timm's with timm's own loader, which maps the whole model's names to the backbone's."""
     state = _read(uri)
-    if any(key.startswith("encoder.model.") for key in state):  # a bundle's: its names are the encoder's
+    if any(key.startswith("encoder.model.") for key in state):  # a segray bundle, whose names are the encoder's
         return state
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / storage.name_of(uri)
@@ -196,7 +196,7 @@ def _timm_file(config: ModelSection, uri: str) -> Weights:
                 f"{uri} does not hold timm's weights of {config.encoder}: {first_words(error)}."
             ) from error
     mine, found = _beginnings(loaded), _beginnings(state)
-    if len(mine & found) < 0.75 * len(mine):  # timm passes over what is missing; positions and patches are resized
+    if len(mine & found) < 0.75 * len(mine):  # timm ignores missing weights; positions and patches are resized
         raise ModelError(
             f"{uri} does not hold timm's weights of {config.encoder}: {len(mine & found)} of {len(mine)} are there."
         )
@@ -204,12 +204,12 @@ def _timm_file(config: ModelSection, uri: str) -> Weights:
 
 
 def _beginnings(weights: Weights) -> set[tuple[float, ...]]:
-    """The first numbers of each matrix or kernel, which tell one from another whatever its name."""
+    """Return the first values of each matrix or kernel, which identify it whatever its name."""
     return {tuple(value.flatten()[:8].tolist()) for value in weights.values() if value.ndim > 1}
 
 
 def _library(config: ModelSection) -> Weights:
-    """Through smp's own loader (timm's for tu- encoders), so that a cached file is used without the network."""
+    """Load weights with smp's own loader (timm's for tu- encoders), which uses a cached file without the network."""
     known = _published(config.encoder)
     if known is not None and config.encoder_weights not in known:
         raise ModelError(
@@ -219,7 +219,7 @@ def _library(config: ModelSection) -> Weights:
     try:
         with quiet_hub():
             return _pretrained(config)
-    except Exception as error:  # what fails differs with the loader: connection, cache, hub, hash
+    except Exception as error:  # the loaders raise many kinds of errors: connection, cache, hub, hash
         where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
         raise ModelError(
             f"The {config.encoder_weights} weights of {config.encoder} could not be downloaded ({first_words(error)}). "
