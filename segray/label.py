@@ -22,7 +22,7 @@ from segray.cluster.telemetry import Gauges, event
 from segray.config import Config
 from segray.core.infer.cost import engine_speeds
 from segray.core.infer.predictor import side_by_side
-from segray.core.io import claims, storage
+from segray.core.io import storage
 from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder, read_summary
 from segray.core.labels.parts import Receipt
@@ -31,9 +31,10 @@ from segray.core.labels.planning import make_plan
 from segray.core.labels.totals import Speed, Summary
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info
-from segray.errors import ClusterError, ConfigError, StorageError, TooManyErrors
+from segray.errors import ClusterError, ConfigError, OutputExists, StorageError, TooManyErrors
 from segray.sections.labelling import GivenLabelSection, InferSection
 
+NO_PART_YET = " No part of it is labelled yet: --overwrite loses nothing."
 ROUNDS = 3  # in which no shard was labelled, before a run is given up
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
@@ -88,13 +89,12 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
 
 
 def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
-    fresh = not load_plans(section.out)
     plans = _plans(config, section, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = read_summary(plans)
     if summary is None:
         started = time.perf_counter()
-        receipts = list(_run(config, section, plans, watch, fresh))
+        receipts = list(_run(config, section, plans, watch))
         seconds = time.perf_counter() - started
         rows = sum(receipt.rows for receipt in receipts if receipt.created)
         if lost := sum(not receipt.created for receipt in receipts):
@@ -192,7 +192,11 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
             watch.note("No new input was found.")
     plans = load_plans(section.out)
     mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])
-    check_same(mine, settings, ignoring)  # also where another run froze its plan first
+    try:
+        check_same(mine, settings, ignoring)  # also where another run froze its plan first
+    except OutputExists as error:
+        # The plan alone is not removed: another run may be at work by it.
+        raise OutputExists(f"{error}{'' if LabelFolder(plans).parts else NO_PART_YET}") from None
     return plans
 
 
@@ -205,23 +209,19 @@ def _check_store(section: GivenLabelSection, watch: Watch) -> None:
     watch.note(f"{text}: of two runs at once, the later one's parts stay. Rows are whole and single all the same.")
 
 
-def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch, fresh: bool) -> Iterator[Receipt]:
-    """Label the shards that have no part; the receipts of this run. fresh: whether it planned them, too."""
+def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
+    """Label the shards that have no part; the receipts of this run."""
     folder = LabelFolder(plans)
     done, rows = folder.done, folder.planned
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
-    errors = rows - sum(plan.rows for plan in plans)  # what is repeated is no error any more
+    errors = 0  # at least so many will be left
     readers = [PlanReader(plan) for plan in plans]
     for number, shard in sorted(done):  # as many rows as planned: no part is opened
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
     processes = min(section.actors or 1, len(todo))
-    with (
-        connect.connected(config.cluster, processes) as has,
-        closing(Gauges(section.out)) as gauges,
-        claims.begun(section.out, parts.KIND, fresh),  # another model or engine is not refused for a plan alone
-    ):
+    with connect.connected(config.cluster, processes) as has, closing(Gauges(section.out)) as gauges:
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)

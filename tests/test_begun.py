@@ -152,7 +152,7 @@ def test_a_demo_that_fails_at_once_leaves_nothing(tmp_path, monkeypatch):
     assert not any((tmp_path / "demo").iterdir())
 
 
-def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model(
+def test_labelling_that_labels_nothing_keeps_its_plan_for_whoever_works_by_it(
     plain_bundle, town, tmp_path, monkeypatch
 ):
     config = load(None, {
@@ -175,10 +175,12 @@ def test_labelling_that_labels_nothing_leaves_no_plan_that_refuses_another_model
     monkeypatch.setattr(label.connect, "connected", lambda *_: nullcontext())
     monkeypatch.setattr(label, "check_places", check_places)
     monkeypatch.setattr(label, "Gauges", lambda _: StringIO())
-    for every in (1, 2):
-        with pytest.raises(ClusterError, match="a node does not see it"):
-            label.label(config.changed({"label.every": every}))
-        assert not any((tmp_path / "labels").iterdir())
+    with pytest.raises(ClusterError, match="a node does not see it"):
+        label.label(config)
+    with pytest.raises(OutputExists, match=r"\(every was 1, is 2\).* No part of it is labelled yet: --overwrite loses"):
+        label.label(config.changed({"label.every": 2}))
+    with pytest.raises(ClusterError, match="a node does not see it"):
+        label.label(config.changed({"label.every": 2}), overwrite=True)
     with pytest.raises(ClusterError, match="a node does not see it"):
         label.label(planned)
     assert (tmp_path / "planned" / "_segray" / "plan-00000.json").exists()  # of an earlier command

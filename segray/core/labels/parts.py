@@ -33,12 +33,7 @@ from segray.errors import DataError, SegrayError
 
 HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
 LEFTOVER_S = 3600.0  # no part takes that long to be written
-KIND = claims.Kind(
-    "labels",
-    "_segray",
-    ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray"),
-    lambda out: any(storage.iter_files(storage.join(out, "labels"))),
-)
+MADE = ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray")
 
 
 @dataclass(frozen=True)
@@ -124,14 +119,14 @@ def _remove_leftovers(out: str) -> None:
 
 def check_empty(out: str) -> None:
     """OutputExists when a folder without a plan holds files: they are not ours."""
-    claims.check_free(out, KIND.name, lambda uri: "/_segray/" in uri)
+    claims.check_free(out, "labels", lambda uri: "/_segray/" in uri)
 
 
 def clear(out: str) -> None:
     """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not one's."""
     if not storage.exists(storage.join(out, "_segray")):
         check_empty(out)
-    for name in KIND.made:
+    for name in MADE:
         storage.remove(storage.join(out, name))
 
 
