@@ -11,12 +11,12 @@ from typing import TypedDict
 import numpy as np
 
 DRAWS = 10_000
-CHUNK = 1 << 22  # drawn images at once: 32 MiB
+CHUNK = 1 << 22  # drawn images in work at once: 32 MiB
 INTERVAL = (2.5, 97.5)  # percent
 
 
 class Difference(TypedDict):
-    """Of one score, B − A: as measured, the ends of its 95 % interval, the share of draws where B is better."""
+    """The difference B − A of a score: measured, the ends of its 95 % interval, and the share of draws where B wins."""
 
     difference: float
     low: float
@@ -25,7 +25,7 @@ class Difference(TypedDict):
 
 
 class Differences(TypedDict):
-    """Of mIoU and of each class's IoU; None where a run does not define it."""
+    """The differences of mIoU and of each class's IoU; None if a run does not define it."""
 
     miou: Difference | None
     classes: list[Difference | None]
@@ -34,10 +34,10 @@ class Differences(TypedDict):
 
 
 def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Differences:
-    """Difference B − A of mIoU and of each class's IoU: as measured, 95 % interval, share of draws where B is better.
+    """Compute B − A for mIoU and each class's IoU: measured, 95 % interval, and the share of draws where B is better.
 
-    a_nc3, b_nc3: int64 [N, C, 3], of each image and class the pixels that are hit, true, and predicted. Classes
-    that are defined in neither or one run are None. Deterministic by the seed.
+    a_nc3, b_nc3: int64 [N, C, 3], for each image and class the pixels that are hit, true, and predicted. Classes
+    that are undefined in either run are None. The seed makes the result deterministic.
     """
     images, classes, _ = a_nc3.shape
     a, b = np.concatenate([a_nc3, b_nc3]).reshape(2, images, -1).astype(np.float64)
@@ -60,14 +60,14 @@ def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int 
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
-    """Counts [..., C, 3] → IoU [..., C]; nan where a class is neither true nor predicted."""
+    """Turn counts [..., C, 3] into IoU [..., C]; nan where a class is neither true nor predicted."""
     hit, union = counts[..., 0], counts[..., 1] + counts[..., 2] - counts[..., 0]
     found: np.ndarray = np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
     return found
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is defined; nan where nothing is."""
+    """Average the defined values over the last axis; nan if none is defined."""
     known = np.isfinite(values)
     total, count = np.where(known, values, 0).sum(-1), known.sum(-1)
     found: np.ndarray = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
@@ -75,7 +75,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def _difference(a: np.ndarray, b: np.ndarray, classes: int) -> np.ndarray:
-    """Summed counts [D, 3 C] of both → B − A, [D, C + 1]: of each class, and of the mean."""
+    """Turn summed counts [D, 3 C] of both runs into B − A, [D, C + 1]: each class, then the mean."""
     a, b = (ious(counts.reshape(len(counts), classes, 3)) for counts in (a, b))
     return np.column_stack([b - a, mean(b) - mean(a)])
 

@@ -16,14 +16,14 @@ import torch
 from segray.core.samples import IGNORE_INDEX
 
 BINS = 15  # as in the paper
-PIXELS = 4096  # of a frame, at most
-VALUES = 1 << 25  # logits that are kept of all frames: 128 MiB
-TEMPERATURES = (0.05, 20.0)  # where one is looked for
+PIXELS = 4096  # sampled from a frame at most
+VALUES = 1 << 25  # logits kept of all frames together: 128 MiB
+TEMPERATURES = (0.05, 20.0)  # the range that is searched
 CHUNK = 1 << 16  # pixels
 
 
 class Bin(TypedDict):
-    """Of a reliability curve: of the pixels in one bin of confidence, their means and their share of all."""
+    """One bin of a reliability curve: the means of the pixels in it, and their share of all pixels."""
 
     confidence: float
     accuracy: float
@@ -31,7 +31,7 @@ class Bin(TypedDict):
 
 
 def sample_pixels(truth_hw: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows and columns of at most so many labelled pixels, int64 [N, 2]; one seed draws the same ones again."""
+    """Draw rows and columns of at most `most` labelled pixels, int64 [N, 2]; the same ones for the same seed."""
     labelled = np.flatnonzero(truth_hw != IGNORE_INDEX)
     if len(labelled) > most:
         labelled = np.random.default_rng(seed).choice(labelled, most, replace=False)
@@ -39,24 +39,24 @@ def sample_pixels(truth_hw: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def pixels_a_frame(frames: int, classes: int) -> int:
-    """How many are sampled, so that the logits of all frames stay within VALUES."""
+    """Return how many pixels are sampled from a frame, so that the logits of all frames stay within VALUES."""
     return max(1, min(PIXELS, VALUES // (frames * classes)))
 
 
 def ece(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> float:
-    """Expected calibration error: over bins of confidence, the mean distance of accuracy and confidence."""
+    """Compute the expected calibration error: the mean distance of accuracy and confidence over bins of confidence."""
     return error_of(reliability(*confidences(logits_nc, truth_n, temperature)))
 
 
 def confidences(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """(the highest probability of each pixel, float32 [N], whether its class is the true one, bool [N])."""
+    """Return each pixel's highest probability, float32 [N], and whether its class is the true one, bool [N]."""
     found = [((logits / temperature).softmax(1).max(1), truth) for logits, truth in _chunks(logits_nc, truth_n)]
     confidence = torch.cat([best.values for best, _ in found])
     return confidence.numpy(), torch.cat([best.indices == truth for best, truth in found]).numpy()
 
 
 def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[Bin]:
-    """The reliability curve: of each bin of confidence that holds pixels, their mean confidence, accuracy and share."""
+    """List mean confidence, accuracy and share of pixels of each bin of confidence that holds pixels."""
     place = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
     count, confident, right = (
         np.bincount(place, weights, BINS) for weights in (None, confidence_n, right_n.astype(np.float64))
@@ -72,14 +72,14 @@ def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[Bin]:
 
 
 def error_of(curve: list[Bin]) -> float:
-    """The expected calibration error of a reliability curve."""
+    """Return the expected calibration error of a reliability curve."""
     return sum(one["share"] * abs(one["accuracy"] - one["confidence"]) for one in curve)
 
 
 def fit(logits_nc: np.ndarray, truth_n: np.ndarray) -> float:
-    """The temperature with the lowest mean negative log-likelihood, within TEMPERATURES.
+    """Find the temperature with the lowest mean negative log-likelihood, within TEMPERATURES.
 
-    That is convex in 1 / T, so halving the range by the sign of its slope finds the one minimum.
+    The likelihood is convex in 1 / T, so halving the range by the sign of the slope finds the only minimum.
     """
     low, high = (math.log(end) for end in TEMPERATURES)
     while high - low > 1e-4:
@@ -89,7 +89,7 @@ def fit(logits_nc: np.ndarray, truth_n: np.ndarray) -> float:
 
 
 def _slope(logits_nc: np.ndarray, truth_n: np.ndarray, scale: float) -> float:
-    """Derivative of the summed −log p(truth) by the scale of the logits: Σ (Σ_c p_c z_c − z_truth)."""
+    """Return the derivative of the summed −log p(truth) by the scale of the logits: Σ (Σ_c p_c z_c − z_truth)."""
     total = 0.0
     for logits, truth in _chunks(logits_nc, truth_n):
         expected = ((logits * scale).softmax(1) * logits).sum(1)

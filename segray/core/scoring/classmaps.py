@@ -1,11 +1,12 @@
-"""Two label spaces → how masks of one are scored by a model of the other: classes are matched by name."""
+"""Match the classes of two label spaces by name, so that a model of one is scored on ground truth of the other."""
 
 from __future__ import annotations
 
 from segray.core.samples import IGNORE_INDEX, LabelSpace
 
-# Names that mean the same, by what annotators of COCO/VOC, Cityscapes and CamVid were told. A rider is a person to
-# VOC; its cars exclude trucks; CamVid's cars include vans; CamVid's bicyclist is a person with a bicycle: neither's.
+# Names that mean the same, according to the annotation guides of COCO/VOC, Cityscapes and CamVid. A rider is a person
+# to VOC; its cars exclude trucks; CamVid's cars include vans. CamVid's bicyclist is a person with a bicycle, and so
+# matches neither class.
 SYNONYMS = (
     {"person", "pedestrian", "rider"},
     {"motorbike", "motorcycle"},
@@ -17,10 +18,10 @@ BACKGROUND = "background"
 
 
 def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], list[str]]:
-    """(id in the truth's files → class of the model or 255, names of the truth's classes that are not covered).
+    """Return the class of the model, or 255, for each id in the truth's files, and the truth's classes not covered.
 
-    A class that the model does not know is its background where it has one, else void. Where the model tells two
-    synonyms apart (rider, person), each is matched by its own name first.
+    A class that the model does not know becomes its background class if it has one, else void. If the model
+    distinguishes two synonyms (rider, person), each is matched by its own name first.
     """
     found = [match(name, model.names) for name in truth.names]
     unknown = model.names.index(BACKGROUND) if BACKGROUND in model.names else IGNORE_INDEX
@@ -30,6 +31,6 @@ def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], l
 
 
 def match(name: str, names: tuple[str, ...]) -> int | None:
-    """The position of this class, or of what means the same."""
+    """Return the position of this class, or of a synonym, or None."""
     same = next((group for group in SYNONYMS if name in group), {name})
     return next((names.index(known) for known in (name, *sorted(same)) if known in names), None)

@@ -22,17 +22,17 @@ from segray.core.io.pairing import check_columns, ends, frame_name, is_elsewhere
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
-MOST_VALUES = 50  # a text column with more is a name or a time, and no condition
-MOST_NUMBERS = 8  # a column with more different numbers is cut into quartiles
-NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write them
-MOST_DIGITS = 300  # of a number that a float can hold
+MOST_VALUES = 50  # a text column with more values is a name or a time, not a condition
+MOST_NUMBERS = 8  # a column with more distinct numbers is cut into quartiles
+NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write numbers
+MOST_DIGITS = 300  # digits of a number that a float can hold
 CITY = re.compile(r"(?:.*/)?([a-z-]+)_\d{6}_\d{6}")  # cityscapesScripts' names: city, sequence, frame
 
-Table = dict[str, list[Any]]  # of any kind of value, as its author wrote them
+Table = dict[str, list[Any]]  # any kinds of values, as its author wrote them
 
 
 class GroupScores(TypedDict):
-    """Of the frames that share a value."""
+    """The scores of the frames that share a value."""
 
     frames: int
     miou: float | None
@@ -43,11 +43,11 @@ Conditions = dict[str, dict[str, GroupScores]]
 
 
 def read_table(place: str, names: Sequence[tuple[str, str]]) -> Table:
-    """The table's columns, each with a value a frame, None where the table has no row for it.
+    """Read the table's columns, each with a value for each frame, None if the table has no row for the frame.
 
-    names: (sample id, place of the image) of each frame. A row's key is an id or path, the end of one, or a path with
-    other folders above it; with other folders throughout it is a frame's if its file name is unique on both sides.
-    A column is of one kind: numbers, booleans, or texts where its cells are of several kinds. Raises DataError for a
+    names: (sample id, path of the image) of each frame. A row's key is an id or path, the end of one, or a path with
+    other folders above it. If all folders differ, a row belongs to a frame whose file name is unique on both sides.
+    A column has one kind of values: numbers, booleans, or texts, also where kinds are mixed. Raises DataError for a
     table without a key, with two rows of one name, one row for several frames, or without a row for any frame.
     """
     rows = _read(place)
@@ -70,7 +70,7 @@ def read_table(place: str, names: Sequence[tuple[str, str]]) -> Table:
 
 
 def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[str, str]]) -> list[int | None]:
-    """For each frame the position of its row, None where it has none."""
+    """Return the position of each frame's row, None for a frame without one."""
     exact, by_name, by_end, by_last = (defaultdict[str, list[int]](list) for _ in range(4))
     for i, name in enumerate(given):
         exact[name].append(i)
@@ -90,7 +90,7 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
         alone = len(same) == lasts[last] == 1 and not is_elsewhere(whole, frame_name(given[same[0]]), shared)
         tails = sorted({*ends(own), *ends(path)} & by_name.keys(), key=len)
         if tails and own_folder(whole, folders) not in ("", storage.folder_of(tails[-1])):
-            tails = []  # of a frame whose own folder has rows, another folder's
+            tails = []  # rows of another folder, while the frame's own folder has rows
         chosen = (
             exact.get(sample_id) or exact.get(image) or (by_name[tails[-1]] if tails else None) or by_end.get(own)
             or (same if alone else [])
@@ -107,15 +107,15 @@ def _rows_of(place: str, given: Sequence[str], key: str, names: Sequence[tuple[s
 
 
 def cities(sample_ids: Sequence[str]) -> Table:
-    """The city of each frame, where all are named as in Cityscapes and are of several."""
+    """Return the city of each frame, if all are named as in Cityscapes and there are several cities."""
     found = [one[1] for one in map(CITY.fullmatch, sample_ids) if one]
     return {"city": found} if len(found) == len(sample_ids) and len(set(found)) > 1 else {}
 
 
 def scores(table: Table, rows: Sequence[metrics.Packed], classes: int) -> Conditions:
-    """Column → value → frames, mIoU and pixel accuracy of the frames that have it, by their summed confusion.
+    """Map column → value → frames, mIoU and pixel accuracy of the frames with that value, by their summed confusion.
 
-    rows: of each frame its matrix, as metrics.unpacked takes it.
+    rows: each frame's confusion matrix, as metrics.unpacked takes it.
     """
     result = {}
     for name, values in table.items():
@@ -126,7 +126,7 @@ def scores(table: Table, rows: Sequence[metrics.Packed], classes: int) -> Condit
 
 
 def notes(table: Table) -> list[str]:
-    """What scores() has nothing of, in sentences."""
+    """Say in sentences what scores() leaves out."""
     told = []
     frames = list(zip(*table.values(), strict=True))
     if unknown := sum(all(value is None for value in values) for values in frames):
@@ -142,7 +142,7 @@ def _scores(rows: Sequence[metrics.Packed], classes: int) -> GroupScores:
 
 
 def _groups(values: list[Any]) -> dict[str, list[int]]:
-    """Value → the frames that have it, by value; numbers of many values by quartile."""
+    """Group frames by value, in order; a column of many numbers by quartile."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, value in enumerate(values):
         if value is not None:
@@ -153,7 +153,7 @@ def _groups(values: list[Any]) -> dict[str, list[int]]:
 
 
 def _quartiles(groups: Mapping[float, list[int]]) -> dict[str, list[int]]:
-    """Ranges of numbers that occur, "low to high", of about a quarter of the frames each → their frames."""
+    """Group frames by ranges of numbers, "low to high", with about a quarter of the frames each."""
     ordered = sorted(value for value, members in groups.items() for _ in members)
     highs = sorted({ordered[-(-len(ordered) * quarter // 4) - 1] for quarter in (1, 2, 3, 4)})
     ranges: dict[float, list[float]] = defaultdict(list)
@@ -191,11 +191,11 @@ def _read(place: str) -> list[dict[str, Any]]:
 
 
 class _Cell(str):
-    """A cell of a CSV, which may be a number."""
+    """A cell of a CSV file, which may be a number."""
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Cells of one kind, None where there is none: numbers, booleans, or texts."""
+    """Convert cells to one kind, None for empty ones: numbers, booleans, or texts."""
     cells = [_cell(value) for value in values]
     there = [cell for cell in cells if cell is not None]
     if all(isinstance(cell, _Cell) and len(cell) <= MOST_DIGITS and NUMBER.fullmatch(cell) for cell in there):
@@ -210,7 +210,7 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    """None for what is missing; a list, a date or the like as text."""
+    """Return None for a missing value, and a list, a date or the like as text."""
     if isinstance(value, _Cell):
         text = value.strip()
         return _Cell(text) if text and text.lower() != "nan" else None

@@ -1,8 +1,8 @@
-"""The rules by which published scores of a data set were counted: classes, void, and what is said besides.
+"""The rules by which published scores of a data set are counted: its classes, void, and additional scores.
 
-One confusion matrix is behind all of them (core.metrics); void is out of it, as a label space's id_map says. Where a
+All of them start from one confusion matrix (core.metrics); void is left out, as a label space's id_map says. If a
 model predicts classes that a protocol does not score, those pixels are misses of their true class, and false alarms
-of none: so does cityscapesScripts (evalPixelLevelSemanticLabeling: only labels that are scored have columns).
+of none, as in cityscapesScripts (evalPixelLevelSemanticLabeling: only labels that are scored have columns).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segray.core.samples import LabelSpace
 
 
 class Protocol(NamedTuple):
-    """names: the scored classes, in order. spaces: the truths that it is of. groups: classes that add up to one."""
+    """names: the scored classes, in order. spaces: the label spaces it is for. groups: classes that form a category."""
 
     name: str
     rule: str
@@ -27,7 +27,7 @@ class Protocol(NamedTuple):
 
 
 class MoreScores(TypedDict, total=False):
-    """What some protocols say besides the scores of metrics: IoU by category; IoU and Dice of the foreground alone."""
+    """Scores of some protocols beyond those of metrics: IoU by category; IoU and Dice of the foreground alone."""
 
     foreground_iou: float | None
     foreground_dice: float | None
@@ -49,7 +49,7 @@ BY_NAME = Protocol("by name", "the predicted classes, each with the ground truth
 
 
 def protocol_of(truth: LabelSpace, predicted: tuple[str, ...]) -> Protocol:
-    """The protocol of a truth, where every class that it scores is one of the predicted; else BY_NAME."""
+    """Return the protocol of a label space if all its scored classes are predicted, else BY_NAME."""
     for row in PROTOCOLS:
         if set(row.names) <= set(predicted) and any(
             (truth.names, truth.id_map) == (space.names, space.id_map) for space in row.spaces
@@ -59,9 +59,9 @@ def protocol_of(truth: LabelSpace, predicted: tuple[str, ...]) -> Protocol:
 
 
 def scored_counts(counts: np.ndarray, predicted: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
-    """Counts of the predicted classes, int64 [P, P + 1] → of the scored ones alone, [C, C + 1].
+    """Turn counts of predicted classes, int64 [P, P + 1], into those of the scored classes alone, [C, C + 1].
 
-    What was predicted as another class counts in the last column, with the undecided pixels.
+    Pixels predicted as another class count in the last column, with the undecided pixels.
     """
     keep = [predicted.index(name) for name in names]
     rest = [i for i in range(len(predicted) + 1) if i not in keep]

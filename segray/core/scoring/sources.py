@@ -1,6 +1,6 @@
-"""Where scored frames come from: a model that looks at labelled frames, or finished labels and their truth.
+"""The frames to score: a model's predictions for labelled frames, or finished labels with their ground truth.
 
-Both give the same: frames with their truth and what was predicted, in the classes of the source's `space`.
+Both yield frames with their truth and prediction, in the classes of the source's `space`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status",
 
 
 class _Row(locators.FrameOf):
-    """COLUMNS of a label row, and the place of its mask."""
+    """COLUMNS of a label row, and the location of its mask."""
 
     truth_uri: str | None
     status: str
@@ -42,8 +42,8 @@ class _Row(locators.FrameOf):
 class Drawn(NamedTuple):
     """The pixels of a frame that were drawn for calibration: their truth, uint8 [N], and what was predicted there.
 
-    logits_nc: a model's, float32 [N, C]. sure: of labels with confidence maps, the confidence, float32 [N] in 0..1,
-    and whether the label is right, bool [N].
+    logits_nc: a model's logits, float32 [N, C]. sure: for labels with confidence maps, the confidence, float32 [N] in
+    0..1, and whether the label is right, bool [N].
     """
 
     truth_n: np.ndarray
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
 class Scored(NamedTuple):
     """A frame with its truth and its prediction, uint8 [H, W] each, in the classes of the source's `space`.
 
-    entropy_mean: how undecided the prediction is, as a label row has it.
+    entropy_mean: the prediction's mean entropy, as in a label row.
     """
 
     ref: SampleRef
@@ -68,8 +68,8 @@ class ModelFrames:
     """The bundle `model` and the labelled frames of one split, in order; evaluate.start() gives it its predictor.
 
     space: the predicted classes. truth_space: the truth's own classes and ids. not_covered: classes of the truth that
-    are not among the predicted. missing: truth without a prediction. notes: what is to be known of the pairs of truth
-    and prediction. what: the words for all this in messages.
+    are not predicted. missing: truth without a prediction. notes: remarks on the pairs of truth and prediction.
+    what: the words for this source in messages.
     """
 
     missing: Sequence[str] = ()
@@ -87,7 +87,7 @@ class ModelFrames:
         self._most = calibration.pixels_a_frame(len(self.refs), space.num_classes)
 
     def frames(self, refs: Sequence[SampleRef]) -> Iterator[Scored]:
-        """Each batch is a straight line of work in a thread; as many at once as the predictor does best with."""
+        """Yield the scored frames. Each batch runs in one thread, as many at once as suit the predictor."""
         batches = [refs[i : i + self._batch_size] for i in range(0, len(refs), self._batch_size)]
         threads = side_by_side(torch.get_num_threads())
         with ThreadPoolExecutor(threads) as pool:
@@ -107,9 +107,9 @@ class ModelFrames:
 class LabelFrames:
     """Finished labels and their truth; the attributes are those of ModelFrames.
 
-    The truth is the folder `evaluate.truth`, of masks at the images' paths with the ids that the model learned from;
-    else the split of the data settings, where data.root is given; else the masks that the labels were made with.
-    DataError for labels that are not finished, hold no masks, or have no truth.
+    The truth is the folder `evaluate.truth`, with masks at the images' paths and the ids that the model learned from;
+    else the split of the data settings, if data.root is given; else the masks that the labels were made with.
+    Raises DataError for labels that are not finished, hold no masks, or have no truth.
     """
 
     refs: Sequence[SampleRef]
@@ -150,7 +150,7 @@ class LabelFrames:
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
 
     def _pair(self, wanted: Sequence[SampleRef], rows: list[_Row]) -> None:
-        """Truth and labels by the frame's place, else as match_masks() does; refs are in the order of the parts."""
+        """Pair truth and labels by the frame's path, else as match_masks() does; refs are in the order of the parts."""
         frames = {locators.image_place(row): row for row in rows}
         ref_of = {ref.image: ref for ref in wanted if ref.image in frames}
         others = {pair_key(ref.sample_id): ref for ref in wanted if ref.image not in frames}
@@ -191,7 +191,7 @@ class LabelFrames:
 
 
 def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace, list[str]]:
-    """The predicted classes with ids as the truth's files hold them, and the truth's classes that are not covered."""
+    """Return the predicted classes with ids as in the truth's files, and the truth's classes that are not covered."""
     if predicted.names == truth.names:
         return replace(predicted, id_map=truth.id_map, mask_channel=truth.mask_channel), []
     id_map, not_covered = scoring_map(predicted, truth)
@@ -208,6 +208,6 @@ def _points(ref: SampleRef, truth_hw: np.ndarray, most: int) -> np.ndarray:
 
 
 def _path(row: _Row) -> str:
-    """A labelled frame's path without suffix, with its number where it is one of a video or Parquet file."""
+    """Return a labelled frame's path without suffix, with its number if it is in a video or Parquet file."""
     path = frame_path(row["uri"])
     return path if row["frame_index"] is None else f"{path}#{row['frame_index']}"

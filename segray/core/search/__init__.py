@@ -1,1 +1,1 @@
-"""Spaces of settings, and the models that no other beats."""
+"""Spaces of settings, and the models on the Pareto front."""

@@ -1,4 +1,4 @@
-"""Score against cost: what a model costs as a labeller, and which models no other beats in both."""
+"""Score against cost: what a model costs as a labeller, and which models are on the Pareto front."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Of labelling frames of one size on one device, as core.infer.cost measures it.
+    """The cost of labelling frames of one size on one device, as core.infer.cost measures it.
 
     images_per_s: with frames in memory, class ids and metrics back; no decoding, no writing.
-    peak_memory_mib: a GPU's by PyTorch's allocator; without one, what the process grew by, None where no /proc says.
+    peak_memory_mib: of a GPU by PyTorch's allocator; else the growth of the process, None without /proc.
     gmacs: 1e9 multiply-adds a frame, of convolutions and matrix products. parameters: with batch norm's statistics.
     """
 
@@ -22,5 +22,5 @@ class Cost:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """(score, cost) → whether no other has at least the score for at most the cost, and is better in one of them."""
+    """Say of each (score, cost) whether no other has at least its score for at most its cost, and is better in one."""
     return [not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in points) for score, cost in points]

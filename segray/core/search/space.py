@@ -1,4 +1,4 @@
-"""A space of settings → trials: all beforehand (grid, random), or one after another from what is known so far (TPE)."""
+"""A space of settings → trials: all in advance (grid, random), or one by one from the results so far (TPE)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from segray.errors import ConfigError
 SECTIONS = ("model", "augment", "train")
 NAMED = ("model.arch", "model.encoder", "train.learning_rate")
 NO_CHOICE = ("train.out", "train.epochs", "train.max_steps", "train.mlflow", "train.seed", "model.weights_dir")
-STARTUP = 10  # points that TPE draws at random first, as Optuna's default; a quarter of a short sweep's
-REDRAWS = 100  # until TPE draws a point that is new: lists alone make a space that can be used up
+STARTUP = 10  # points that TPE draws at random first, Optuna's default; in a short sweep a quarter of its trials
+REDRAWS = 100  # attempts of TPE to draw a new point: a space of lists alone can be used up
 
-Choices = dict[str, list[Any] | tuple[float, float]]  # what may stand for a setting: a list, or the ends of a range
+Choices = dict[str, list[Any] | tuple[float, float]]  # the values of a setting: a list, or the ends of a range
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a combination came to. state: running, finished, stopped (early) or failed; miou: the mean over its seeds.
+    """The result of a combination. state: running, finished, stopped (early) or failed; miou: the mean over its seeds.
 
-    settings: those of the space, without train.seed. epochs: the most that a run of it got.
+    settings: those of the space, without train.seed. epochs: the most that one of its runs completed.
     """
 
     settings: dict[str, Any]
@@ -50,10 +50,11 @@ class Outcome:
 
 
 def list_trials(config: Config) -> list[Trial]:
-    """The trials of a grid or of a random search, the same for the same settings; of TPE the first, which are random.
+    """List the trials of a grid or random search, the same for the same settings; for TPE the first, random ones.
 
-    A grid is every combination of the lists; a range a..b beside them gives `trials` in all, combinations in turn,
-    each with the midpoints of equal parts of the logarithmic range, so that few cover it. random draws `trials` points.
+    A grid is every combination of the lists. With a range a..b among them there are `trials` in all: the combinations
+    in turn, each with the midpoints of equal parts of the logarithmic range, so that few trials cover it. A random
+    search draws `trials` points.
     """
     choices = choices_of(config)
     points = _grid(choices, config.sweep.trials) if config.sweep.search == "grid" else _random(choices, config)
@@ -62,7 +63,7 @@ def list_trials(config: Config) -> list[Trial]:
 
 
 def choices_of(config: Config) -> Choices:
-    """ConfigError for a setting that cannot be swept, and for a value that it cannot have."""
+    """Return the values of each setting. ConfigError for a setting that cannot be swept, or an invalid value."""
     space = {
         "model.encoder": config.sweep.encoders or [config.model.encoder],
         "train.learning_rate": config.sweep.learning_rates,
@@ -78,11 +79,11 @@ def with_seeds(config: Config, settings: dict[str, Any]) -> Iterator[Trial]:
 
 
 def propose(config: Config, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """The combination that TPE tries next, or None where it finds none that is new. Bergstra et al. 2011, by Optuna.
+    """Return the next combination of TPE, or None if it finds no new one. Bergstra et al. 2011, by Optuna.
 
-    A study is made anew each time, is told all outcomes, and draws by (train.seed, their number): the same outcomes
-    give the same proposal, in a sweep that was stopped as well. What ran less than to its end counts as Optuna's
-    pruned trials do, the longer the better, and what failed below them all. ConfigError where Optuna is missing.
+    Each call makes a new study, tells it all outcomes, and draws by (train.seed, their number): the same outcomes
+    give the same proposal, also in a resumed sweep. Runs that were cut short count as Optuna's pruned trials do, longer
+    ones as better, and failed ones below them all. ConfigError if Optuna is missing.
     """
     optuna = extra("optuna", "sweep")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,7 +108,7 @@ def propose(config: Config, outcomes: Sequence[Outcome]) -> dict[str, Any] | Non
 
 
 def fits(choices: Choices, settings: dict[str, Any]) -> bool:
-    """Whether a combination is one of this space."""
+    """Say whether a combination belongs to this space."""
     return settings.keys() == choices.keys() and all(
         _rounded(values[0]) <= settings[key] <= _rounded(values[1])
         if isinstance(values, tuple)
@@ -119,16 +120,16 @@ def fits(choices: Choices, settings: dict[str, Any]) -> bool:
 def _distribution(optuna: Any, values: list[Any] | tuple[float, float]) -> Any:
     if isinstance(values, tuple):
         return optuna.distributions.FloatDistribution(*values, log=True)
-    return optuna.distributions.CategoricalDistribution(range(len(values)))  # any value may stand in a list
+    return optuna.distributions.CategoricalDistribution(range(len(values)))  # lists may hold any kind of value
 
 
 def _told(optuna: Any, space: dict[str, Any], choices: Choices, outcome: Outcome) -> Any:
-    """An outcome as a trial of Optuna's."""
+    """Return an outcome as an Optuna trial."""
     states = optuna.trial.TrialState
     state = {"running": states.RUNNING, "finished": states.COMPLETE}.get(outcome.state, states.PRUNED)
     stopped = outcome.state == "stopped" and outcome.miou is not None
     params = {
-        key: min(max(outcome.settings[key], values[0]), values[1])  # which rounding may have led out of its range
+        key: min(max(outcome.settings[key], values[0]), values[1])  # rounding may have moved it out of its range
         if isinstance(values, tuple)
         else values.index(outcome.settings[key])
         for key, values in choices.items()
@@ -157,7 +158,7 @@ def _values(config: Config, key: str, given: Any) -> list[Any] | tuple[float, fl
         low = high = 0.0
     if not 0 < low < high:
         raise ConfigError(f"{source} is {given!r}; give a range such as 1e-4..1e-2, or a list.")
-    for value in (low, high, _rounded(low * (high / low) ** 0.37)):  # one between them: what is drawn is no integer
+    for value in (low, high, _rounded(low * (high / low) ** 0.37)):  # one in between: what is drawn is not an integer
         config.changed({key: value})
     return low, high
 
@@ -196,7 +197,7 @@ def _rounded(value: float) -> float:
 
 
 def _name(config: Config, settings: dict[str, Any]) -> str:
-    """unet-resnet18-lr3.2e-04, and what else differs; fit for a folder."""
+    """Return a trial's folder name: unet-resnet18-lr3.2e-04, then the other settings that differ."""
     there = config.changed(settings)
     more = {key: value for key, value in settings.items() if key not in NAMED}
     parts = [there.model.arch, there.model.encoder, f"lr{there.train.learning_rate:.1e}"]
@@ -205,7 +206,7 @@ def _name(config: Config, settings: dict[str, Any]) -> str:
 
 
 def _told_apart(key: str, value: Any) -> str:
-    """A value in a trial's name; a path by its last part and a hash of it all, as names of folders end at 255 bytes."""
+    """Return a value for a trial's name: a path as its last part and a hash, as folder names end at 255 bytes."""
     place = PLACES.get(key)
     if place is None or not isinstance(value, str) or place.is_name(value):
         return json.dumps(value)

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of, on one machine or many."""
+"""The training loop and its parts, on one machine or many."""

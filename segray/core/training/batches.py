@@ -15,17 +15,17 @@ from segray.core.samples import Samples
 
 BATCHES_AHEAD = 2
 LEAST_THREADS = 2
-MALLOC = {-3: 32 << 20, -1: 64 << 20}  # malloc.h: M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD
+MALLOC = {-3: 32 << 20, -1: 64 << 20}  # malloc.h: M_MMAP_THRESHOLD, at its maximum, and M_TRIM_THRESHOLD
 
 
 def read_batches(
     samples: Samples, size: tuple[int, int], steps: Iterable[Sequence[int]], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 images [B, *size, 3] and masks [B, *size] of these positions for each step, on the device.
+    """Yield uint8 images [B, *size, 3] and masks [B, *size] of each step's positions, on the device.
 
-    As many threads read as this process has CPUs: decoders and the disk leave Python's lock alone, and nothing is
-    copied between processes or left behind by them. How many there are changes no pixel and no order. Onto a GPU
-    batches are copied from pinned memory, on a stream of their own.
+    There are as many reading threads as this process has CPUs: decoders and disk reads release Python's lock, and
+    nothing is copied between processes. The number of threads changes neither pixels nor their order. Batches are
+    copied to a GPU from pinned memory, on a separate stream.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -49,26 +49,26 @@ def read_batches(
                 for whole in (images, masks):
                     whole.record_stream(torch.cuda.current_stream(device))
             yield images, masks
-    finally:  # after an error or Ctrl-C, only what has begun is waited for
+    finally:  # after an error or Ctrl-C, wait only for what has begun
         batches.shutdown(wait=False, cancel_futures=True)
         frames.shutdown(cancel_futures=True)
         batches.shutdown()
 
 
 def _empty(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
-    """uint8, in huge pages, for which NumPy asks and PyTorch does not; pinned memory PyTorch uses again."""
+    """Allocate uint8 in huge pages, which NumPy asks for and PyTorch does not; PyTorch reuses pinned memory."""
     if pinned:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
     return torch.from_numpy(np.empty(shape, np.uint8))
 
 
 def _reuse_memory() -> None:
-    """Have glibc keep what a thread frees, up to 64 MiB, for the next frame.
+    """Make glibc keep up to 64 MiB that a thread frees, for the next frame.
 
-    It would give it back, and the system would fill each page with zeros again: 12 of 31 ms of CPU for a JPEG of
-    1024×2048.
+    Otherwise glibc returns the memory, and the system fills each page with zeros again: 12 of 31 ms of CPU for a JPEG
+    of 1024×2048.
     """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries lack it
         for option, value in MALLOC.items():
             mallopt(option, value)
 

@@ -1,8 +1,8 @@
-"""A run's folder, local or on S3 ↔ what training needs to go on: last.pt is the one commit point of an epoch.
+"""A run's folder, local or on S3 ↔ what training needs to resume: last.pt is the one commit point of an epoch.
 
 config.yaml     its settings
-last.pt         weights, averaged weights, optimizer, scaler, and the history, after the last whole epoch
-history.jsonl   a line an epoch, written anew from last.pt's
+last.pt         weights, EMA weights, optimizer, scaler, and the history, after the last complete epoch
+history.jsonl   a line an epoch, rewritten from last.pt's
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from segray.errors import ModelError
 from segray.sections.training import TrainSection
 
 if TYPE_CHECKING:
-    import torch  # else where it is used: a history is read without it
+    import torch  # imported in functions otherwise: a history is read without it
 
 SETTINGS, STATE, HISTORY, BEST = "config.yaml", "last.pt", "history.jsonl", "best"
 
 
 class TrainedRow(TypedDict):
-    """What one pass over the training frames came to; epochs are counted from 1.
+    """The results of one pass over the training frames; epochs are counted from 1.
 
-    loss, train_…: of frames as augmented. learning_rate: of the last step. wait_share: of `seconds`, while the device
-    waited for data.
+    loss, train_…: of frames as augmented. learning_rate: of the last step. wait_share: share of `seconds` in which the
+    device waited for data.
     """
 
     epoch: int
@@ -49,7 +49,7 @@ class EpochRow(TrainedRow, Headlines):
     """
 
     device: str
-    evaluated: bool  # older rows lack it, and are
+    evaluated: bool  # rows of older versions lack it, and were evaluated
     val_loss: float | None
 
 
@@ -57,7 +57,7 @@ History = list[EpochRow]
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps: a module, an optimizer, a scaler."""
+    """An object whose state a checkpoint keeps: a module, an optimizer, a scaler."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -65,19 +65,19 @@ class Stateful(Protocol):
 
 
 def read_settings(out: str) -> Config:
-    """The settings that a run was started with. StorageError where there is none."""
+    """Read the settings that a run was started with. StorageError if there are none."""
     place = storage.join(out, SETTINGS)
     return parse(storage.read_bytes(place), place)
 
 
 def command_of(out: str) -> str:
-    """Whose settings a run's folder holds: sweep's, evaluate's or train's."""
+    """Return the command whose settings a run's folder holds: sweep, evaluate or train."""
     given = read_settings(out).model_fields_set
     return next((section for section in ("sweep", "evaluate") if section in given), "train")
 
 
 def has_results(out: str) -> bool:
-    """Whether a training run has come to the end of an epoch."""
+    """Say whether a training run has completed an epoch."""
     return any(storage.exists(storage.join(out, name)) for name in (STATE, HISTORY, BEST))
 
 
@@ -91,7 +91,7 @@ def save_state(out: str, parts: Mapping[str, Stateful], history: History) -> Non
 
 
 def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) -> History:
-    """Restore the last whole epoch into `parts`; the history up to it, [] at the beginning."""
+    """Restore the last complete epoch into `parts`, and return the history up to it; [] before the first."""
     import torch
 
     path = storage.join(out, STATE)
@@ -105,7 +105,7 @@ def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) ->
         history: History = state["history"]
         return history
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        text = [*str(error).splitlines(), type(error).__name__][0]  # an empty file's EOFError says nothing
+        text = [*str(error).splitlines(), type(error).__name__][0]  # the EOFError of an empty file has no text
         raise ModelError(f"{path} cannot be continued from: {text}") from error
 
 
@@ -114,31 +114,31 @@ def write_history(out: str, history: History) -> None:
 
 
 def plain(row: EpochRow) -> dict[str, Any]:
-    """The row as JSON holds it."""
+    """Return the row as JSON holds it."""
     return {key: None if value != value else value for key, value in row.items()}
 
 
 def read_history(out: str) -> History:
-    """The rows of a run so far; [] before its first epoch ends. DataError for a file that is none."""
+    """Read the rows of a run so far; [] before its first epoch ends. DataError for a file that is not a history."""
     path = storage.join(out, HISTORY)
     lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
     return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def is_evaluated(row: EpochRow) -> bool:
-    """Whether this epoch was evaluated, as every train.eval_every-th is."""
+    """Say whether this epoch was evaluated, as every train.eval_every-th is."""
     return row.get("evaluated", True)
 
 
 def scores_of(history: Sequence[EpochRow]) -> list[float]:
-    """The mIoU of its epochs, less those where it is undefined."""
+    """List the mIoU of the epochs where it is defined."""
     return [row["miou"] for row in history if row["miou"] is not None]
 
 
 def best_epoch(history: Sequence[EpochRow]) -> int:
-    """The first epoch of the highest mIoU, counted from 1; an undefined one (nan, None) is below all. 0 for none.
+    """Return the first epoch of the highest mIoU, counted from 1, or 0 if there is none.
 
-    Of the epochs that were evaluated, if any was.
+    An undefined mIoU (nan, None) ranks below all. If any epoch was evaluated, only evaluated epochs count.
     """
 
     def rank(row: EpochRow) -> tuple[bool, float]:
@@ -150,7 +150,7 @@ def best_epoch(history: Sequence[EpochRow]) -> int:
 
 
 def is_finished(config: TrainSection, history: Sequence[EpochRow]) -> bool:
-    """Whether every epoch is done, or an evaluation shows that `patience` of them went by without a better mIoU."""
+    """Say whether all epochs are done, or an evaluation shows that `patience` of them brought no better mIoU."""
     patience, looked = config.patience, bool(history) and is_evaluated(history[-1])
     tired = looked and patience is not None and len(history) - best_epoch(history) >= patience
     return len(history) >= config.epochs or tired

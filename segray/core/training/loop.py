@@ -52,15 +52,15 @@ from segray.core.transforms import augment, normalize, to_float
 from segray.errors import DataError, ModelError, TrainingDiverged
 from segray.sections.training import TrainSection
 
-CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
+CHECK_EVERY = 50  # steps between checks of the losses: each check waits for the device
 NAMED = 8  # frames of a batch that an error names
 KEPT_DIFFERS = 0.02  # share of pixels: rounding moves those where two classes tie, a fault moves tens of per cent
-THIN = 4  # of the training pixels every so many in each direction are scored: a curve needs no more
+THIN = 4  # every THIN-th training pixel in each direction is scored, which is enough for a curve
 
 
 @dataclass
 class Learner:
-    """What a step changes. model: as it is called, wrapped for its worker; ema: the averaged copy, if there is one."""
+    """What a step changes. model: as it is called, wrapped for its worker; ema: its EMA, if there is one."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -72,10 +72,10 @@ class Learner:
 def fit(
     worker: Worker, config: Config, data: TrainData, encoder_weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Train from the last whole epoch in `train.out` until the run is finished.
+    """Train from the last complete epoch in `train.out` until the run is finished.
 
     encoder_weights: what a new run's encoder starts from. Raises TrainingDiverged, and other SegrayErrors for
-    settings that this model or device cannot follow.
+    settings that this model or device does not support.
     """
     train, out = config.train, config.train.out
     check_device(train, worker)
@@ -97,20 +97,20 @@ def fit(
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
     was_frozen, had = None, len(history)
-    pending = 0  # epochs since the last one that is kept
+    pending = 0  # epochs since the last one that was saved
     worker.started(device)
     while not is_finished(train, history):
         epoch = len(history) + 1
         frozen = optim.is_frozen(train, epoch)
         optim.freeze(model, frozen)
-        if frozen != was_frozen:  # anew when an encoder thaws: gradients are averaged for what was trainable then
+        if frozen != was_frozen:  # anew when the encoder is unfrozen: DDP fixes what it averages at wrapping
             learner.model, was_frozen = worker.wrap(model), frozen
             if train.compile:
                 learner.model.compile()
         try:
             trained = train_epoch(worker, learner, config, data, epoch)
         except RuntimeError as error:
-            # What torch says of a CPU's memory has no class of its own.
+            # PyTorch's error for exhausted CPU memory has no class of its own.
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise ModelError(_too_large(worker, config, data)) from error
             raise
@@ -122,7 +122,7 @@ def fit(
         kept = ema.module if ema else model
         broadcast_buffers(worker, kept)
         confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
-        if confusion.any() and not math.isfinite(val_loss):  # the last step can end it, after a finite loss
+        if confusion.any() and not math.isfinite(val_loss):  # the last step can break the weights after a finite loss
             raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
         scores = metrics.scores(confusion)
         history.append({**row, "evaluated": True, "val_loss": val_loss, **scores.headlines()})
@@ -130,7 +130,7 @@ def fit(
             if best_epoch(history) == epoch:
                 bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
             save_state(out, state, history)
-        for row in history[-pending:]:  # not before: an epoch that is not kept is trained again by a run that goes on
+        for row in history[-pending:]:  # only now: a resumed run repeats the epochs that were not saved
             worker.report(row)
         pending = 0
     if worker.rank == 0 and len(history) > had:
@@ -138,13 +138,13 @@ def fit(
 
 
 def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: Objective) -> None:
-    """Load the best bundle as anybody will, and evaluate it; ModelError when it does not score as its epoch did.
+    """Load the best bundle as users will, and evaluate it. ModelError if its scores differ from its epoch's.
 
-    By one rank for all: what is kept must be what was measured.
+    One rank does so for all: the saved model must be the one that was measured.
     """
     place = storage.join(config.train.out, BEST)
     model, info = bundle.load(place)
-    if info.data_id != data.data_id:  # of the frames as they were in an earlier part of the run
+    if info.data_id != data.data_id:  # the bundle is of the frames of an earlier part of the run
         return
     model = model.to(worker.device).to(memory_format=torch.channels_last)
     confusion, _ = evaluate(worker, model, config, data, objective)
@@ -159,12 +159,12 @@ def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: 
 
 
 def share_of(worker: Worker, config: Config) -> Config:
-    """Settings with the batch that one worker of them all evaluates at once."""
+    """Return the settings with the number of images that one of the workers evaluates at once."""
     return config.changed({"train.batch_size": max(1, config.train.batch_size // worker.world_size)})
 
 
 def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> TrainedRow:
-    """One pass over this worker's share of the training samples; its part of the row of history."""
+    """Train on this worker's share of the training samples once; return its part of the row of history."""
     train, device = config.train, worker.device
     torch.manual_seed(_seed(train.seed, epoch, worker.rank))
     generator = torch.Generator().manual_seed(_seed(train.seed, epoch, worker.rank) + 1)
@@ -217,7 +217,7 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
 
 
 def tally(confusion: torch.Tensor, masks: torch.Tensor, logits: torch.Tensor) -> None:
-    """Add a batch's thinned pixels to int64 [C + 1, C], void ones in the last row: nothing waits for the device.
+    """Add a batch's subsampled pixels to int64 [C + 1, C], void ones in the last row, without waiting for the device.
 
     masks: ids [B, H, W]. logits: [B, C, H, W].
     """
@@ -239,7 +239,7 @@ def move(learner: Learner, config: TrainSection) -> None:
 
 
 def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data: TrainData, epoch: int) -> float:
-    """The mean loss over steps and workers. TrainingDiverged, with the step and its frames, when one is not finite."""
+    """Return the mean loss over steps and workers. TrainingDiverged with step and frames if one is not finite."""
     values = (all_reduce(worker, step_losses.clone()) / worker.world_size).tolist()
     for step, value in enumerate(values):
         if not math.isfinite(value):
@@ -271,7 +271,7 @@ def _diverged(what: str, value: float, config: Config, epoch: int, where: str = 
 def evaluate(
     worker: Worker, model: torch.nn.Module, config: Config, data: TrainData, objective: Objective
 ) -> tuple[np.ndarray, float]:
-    """(confusion int64 [C, C], loss) over the val split at the model's size, each pixel once.
+    """Return (confusion int64 [C, C], loss) over the val split at the model's size, each pixel once.
 
     The loss is the batches' mean, weighted by their labelled pixels. Every rank takes each world_size-th sample;
     counts are integers, so the number of workers changes nothing.
@@ -296,7 +296,7 @@ def evaluate(
 
 
 def epoch_batches(count: int, config: TrainSection, epoch: int, worker: Worker) -> list[Sequence[int]]:
-    """This worker's positions for each step of an epoch: a share of each whole batch of the global order."""
+    """List this worker's positions for each step of an epoch: its share of each complete batch in the global order."""
     order = epoch_order(count, config, epoch)
     share = config.batch_size // worker.world_size
     return [
@@ -306,7 +306,7 @@ def epoch_batches(count: int, config: TrainSection, epoch: int, worker: Worker) 
 
 
 def epoch_order(count: int, config: TrainSection, epoch: int) -> np.ndarray:
-    """All positions in an order of this epoch's; a set smaller than a batch is gone through as often as fills one."""
+    """Return all positions in this epoch's order; a set smaller than a batch is repeated until it fills one."""
     order = np.random.default_rng([config.seed, epoch]).permutation(count)
     return np.resize(order, max(count, config.batch_size))
 

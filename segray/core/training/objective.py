@@ -1,4 +1,4 @@
-"""Settings and data → what is minimised: losses of all outputs, class weights, and a teacher's soft labels."""
+"""Settings and data → the objective to minimise: losses of all outputs, class weights, and a teacher's soft labels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ Objective = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], tor
 
 
 def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective:
-    """(images, masks, outputs of forward_all) → what is minimised: the losses of main and auxiliary outputs, and
-    the distance from the teacher's soft labels (Hinton et al. 2015) where there is a teacher."""
+    """Return the objective as a function of images, masks and the outputs of forward_all.
+
+    It is the sum of the losses of main and auxiliary outputs, and of the distance from a teacher's soft labels
+    (Hinton et al. 2015), if there is a teacher.
+    """
     train = config.train
     weights = train.class_weights
     if weights == "median":
@@ -45,7 +48,7 @@ def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective
 
 
 def make_teacher(worker: Worker, config: Config, uri: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images as the student sees them → the teacher's logits. The teacher sees the student's size and crops."""
+    """Return the teacher's logits as a function of the student's images. It sees the student's size and crops."""
     teacher, info = bundle.load(uri)
     teacher = teacher.to(worker.device).to(memory_format=torch.channels_last).requires_grad_(False)
     mean, std = preprocessing(config.model)
@@ -62,7 +65,7 @@ def make_teacher(worker: Worker, config: Config, uri: str) -> Callable[[torch.Te
 
 
 def median_weights(worker: Worker, data: TrainData) -> list[float]:
-    """Class weights from the training masks, by median frequency balancing; every rank counts its share, in threads."""
+    """Compute class weights by median frequency balancing of the training masks; each rank counts its share."""
     counts = torch.zeros(2, data.label_space.num_classes, dtype=torch.int64)
 
     def count(index: int) -> torch.Tensor:

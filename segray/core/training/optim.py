@@ -1,4 +1,4 @@
-"""How weights move: optimizers, the learning rate at a step, frozen encoders, averaged weights."""
+"""How weights are updated: optimizers, learning rate schedules, frozen encoders, and EMA."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from segray.core.models import encoder_of
 from segray.errors import ModelError
 from segray.sections.training import TrainSection
 
-# Parameters of more than one dimension that are no weights of a layer: positions, class and register tokens, and tables
+# Parameters of more than one dimension that are not a layer's weights: positions, class and register tokens, and tables
 # of relative positions (as timm's models list them in no_weight_decay).
 NOT_DECAYED = re.compile(r"(^|\.)(\w*pos_embed\w*|\w+_tokens?|\w*relative_position_bias_table|rel_pos_[hw])$")
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainSection) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over four groups: encoder or not, decayed or not; `scale` multiplies a group's rate.
+    """Make AdamW, Adam or SGD with four groups: encoder or not, decayed or not; `scale` multiplies a group's rate.
 
     Norms and biases (parameters of one dimension) are not decayed (He et al. 2019, Bag of Tricks, 3.1), nor are
     position embeddings and tokens.
@@ -50,7 +50,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(config: TrainSection, step: int, total: int) -> float:
-    """The rate at `step` of `total`: linear warm-up to the peak, then the schedule by the share of what is left.
+    """Return the rate at `step` of `total`: linear warm-up to the peak, then the schedule over the remaining steps.
 
     poly: peak × (1 − progress)^power (Chen et al. 2017, DeepLab). cosine: half a wave down to 0 (Loshchilov &
     Hutter 2017). onecycle: the warm-up is half a wave from peak/25, the rest half a wave to 0 (Smith 2018, as
@@ -75,19 +75,19 @@ def learning_rate(config: TrainSection, step: int, total: int) -> float:
 
 
 def _half_wave(progress: float) -> float:
-    """1 at 0, 0 at 1."""
+    """Return half a cosine wave: 1 at 0, 0 at 1."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def is_frozen(config: TrainSection, epoch: int) -> bool:
-    """Whether the encoder stands still in this epoch (the first is 1)."""
+    """Say whether the encoder is frozen in this epoch (the first is 1)."""
     return config.freeze_encoder and (config.unfreeze_after is None or epoch <= config.unfreeze_after)
 
 
 def freeze(model: torch.nn.Module, frozen: bool) -> None:
-    """Training mode; a frozen encoder gets no gradients, and its batch-norm statistics stand.
+    """Set training mode; a frozen encoder gets no gradients and keeps its batch-norm statistics.
 
-    ModelError for a model without an encoder of its own.
+    Raises ModelError for a model without an encoder of its own.
     """
     encoder = encoder_of(model)
     model.train()
@@ -103,9 +103,9 @@ def freeze(model: torch.nn.Module, frozen: bool) -> None:
 class Average(torch.nn.Module):
     """The EMA of a model: `module` is a copy whose weights and statistics follow the model's as an exponential mean.
 
-    The decay rises with the count of updates, min(decay, (1 + n) / (10 + n)), so that short runs are not held
-    back by their random beginning (as in TensorFlow's ExponentialMovingAverage). torch's AveragedModel computes the
-    same, and makes the host wait for the device twice an update, as it sends its count there.
+    The decay rises with the number of updates n, min(decay, (1 + n) / (10 + n)), so that the random start does not
+    hold short runs back (as in TensorFlow's ExponentialMovingAverage). torch's AveragedModel computes the same, but
+    makes the host wait for the device twice an update, to send it the number.
     """
 
     n_averaged: torch.Tensor
@@ -117,7 +117,7 @@ class Average(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
-        """Follow the model as it is after a step. model: the one that was copied, wrapped or not."""
+        """Update the EMA after a step. model: the one that was copied, wrapped or not."""
         n = int(self.n_averaged)
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
         means: list[torch.Tensor] = []
@@ -127,7 +127,7 @@ class Average(torch.nn.Module):
             if mine.is_floating_point():
                 means.append(mine)
                 values.append(theirs)
-            else:  # the count of batches that a norm has seen
+            else:  # a norm's number of batches
                 mine.copy_(theirs)
         torch._foreach_lerp_(means, values, weight)
         self.n_averaged += 1

@@ -1,4 +1,4 @@
-"""Where the training loop runs: its place among the workers, what they say to each other, and what its device can.
+"""Where the training loop runs: its place among the workers, their communication, and what its device supports.
 
 The loop knows Ray only through a Worker; RayWorker is in segray.cluster.connect.
 """
@@ -18,26 +18,26 @@ from segray.sections.labelling import ClusterSection
 from segray.sections.training import TrainSection
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
-FEW_IMAGES = 4  # a worker with fewer a step gets batch statistics over all workers
+FEW_IMAGES = 4  # with fewer images a step, a worker gets batch statistics over all workers
 
 
 class Worker(Protocol):
-    """Where the loop runs: its rank of world_size processes, its device, and who is told of its progress."""
+    """Where the loop runs: its rank among world_size processes, its device, and where it reports its progress."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on the device, with gradients averaged over the workers."""
+        """Return the model on the device, with gradients averaged over the workers."""
         ...
 
     def started(self, device: str) -> None:
-        """Called by every rank before the first epoch, with what the run computes on."""
+        """Hear, on every rank before the first epoch, what the run computes on."""
         ...
 
     def report(self, row: EpochRow) -> None:
-        """Called by every rank after an epoch, with rank 0's numbers on rank 0."""
+        """Hear, on every rank after an epoch, its row; on rank 0 with rank 0's numbers."""
         ...
 
 
@@ -60,7 +60,7 @@ class LocalWorker:
 
 
 def local_device(config: ClusterSection) -> str:
-    """For torch: this machine's GPU where it has one, unless `cluster.gpu` says otherwise."""
+    """Return this machine's GPU for torch if it has one, unless `cluster.gpu` says otherwise, else the CPU."""
     wanted = torch.cuda.is_available() if config.gpu is None else config.gpu
     if wanted and not torch.cuda.is_available():
         raise ConfigError("cluster.gpu is true, and this machine has no GPU that torch can use; leave it out.")
@@ -68,7 +68,7 @@ def local_device(config: ClusterSection) -> str:
 
 
 def runs_on(config: TrainSection, worker: Worker) -> str:
-    """What all workers together compute on, for people: '8 × H100 80GB HBM3, bf16'."""
+    """Say what all workers together compute on: '8 × H100 80GB HBM3, bf16'."""
     kinds = [_kind(worker.device)] * worker.world_size
     if worker.world_size > 1:
         torch.distributed.all_gather_object(kinds, _kind(worker.device))
@@ -91,13 +91,13 @@ def _several(kind: str, count: int) -> str:
 
 
 def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:
-    """Compute in training_dtype()."""
+    """Return a context that computes in training_dtype()."""
     dtype = training_dtype(config, device)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def training_dtype(config: TrainSection, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in, None for float32; auto is what a GPU is fast at, and bf16 on a CPU with AMX."""
+    """Return autocast's dtype, None for float32; auto is the GPU's fast one, and bf16 on a CPU with AMX."""
     if config.precision != "auto":
         return DTYPES[config.precision]
     if device.type == "cuda":
@@ -106,29 +106,29 @@ def training_dtype(config: TrainSection, device: torch.device) -> torch.dtype | 
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a GPU of compute capability 8.0 or later, else fp16.
+    """Return bf16 for a GPU of compute capability 8.0 or later, else fp16.
 
-    Older ones emulate bf16 slowly, which torch.cuda.is_bf16_supported() counts as having it.
+    Older GPUs emulate bf16 slowly, and torch.cuda.is_bf16_supported() counts that as support.
     """
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over the workers."""
+    """Return the sum over the workers."""
     if worker.world_size > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def broadcast_buffers(worker: Worker, model: torch.nn.Module) -> None:
-    """Rank 0's batch-norm statistics for everyone: one model is evaluated, and it is the one that is saved."""
+    """Send rank 0's batch-norm statistics to all workers, so that the evaluated model is the saved one."""
     if worker.world_size > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def check_device(config: TrainSection, worker: Worker) -> None:
-    """ConfigError for a precision that this device is slow at or lacks; TF32 on where there is a GPU."""
+    """Raise ConfigError for a precision that this device lacks or is slow at; turn TF32 on if there is a GPU."""
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
@@ -146,14 +146,14 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_has(*names: str) -> bool:
-    """Whether it has one of these sets of instructions, in PyTorch's names."""
-    # Newer torch has it; what cannot be seen is not there.
+    """Say whether the CPU has one of these instruction sets, in PyTorch's names."""
+    # Only newer torch lists them; without the list, assume that there is none.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in names)
 
 
 def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:
-    """Whether norms see the batch of all workers: as asked, else where a worker's share of it is too small."""
+    """Say whether norms see the batch of all workers: as configured, else if a worker's share is too small."""
     if worker.world_size == 1 or worker.device.type != "cuda":
         return False
     few = config.batch_size // worker.world_size < FEW_IMAGES
