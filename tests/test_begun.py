@@ -52,6 +52,15 @@ def test_a_run_keeps_the_rate_and_decay_that_its_optimizer_was_given(tmp_path):
     assert kept(tmp_path) == ("sgd", 1e-2, 5e-4)
 
 
+def test_settings_that_a_person_wrote_are_no_runs_and_stay(tmp_path):
+    own = "train:\n  optimizer: sgd  # as in the paper\nsweep:\n  trials: 2\n"
+    (tmp_path / "config.yaml").write_text(own)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists, match="holds files that are no training run; give another --out"):
+            claim(load(str(tmp_path / "config.yaml"), {"train.out": str(tmp_path)}), overwrite)
+    assert (tmp_path / "config.yaml").read_text() == own
+
+
 def test_a_run_that_began_with_other_defaults_goes_on_with_them(tmp_path):
     older = {"train.optimizer": "sgd", "train.learning_rate": 1e-3, "train.weight_decay": 1e-2}
     claim(load(None, {"train.out": str(tmp_path), **older}), overwrite=False)

@@ -54,6 +54,11 @@ class EpochRow(TrainedRow, Headlines):
 
 
 History = list[EpochRow]
+WRITTEN = {  # command → sections that it writes whole into its folder, and has done from the first version on
+    "sweep": {"data", "model", "augment", "train", "sweep"},
+    "evaluate": {"data", "infer", "evaluate", "cluster"},
+    "train": {"data", "model", "augment", "train"},
+}
 
 
 class Stateful(Protocol):
@@ -71,9 +76,9 @@ def read_settings(out: str) -> Config:
 
 
 def command_of(out: str) -> str:
-    """Return the command whose settings a run's folder holds: sweep, evaluate or train."""
+    """Return the command whose settings a run's folder holds; "" for a file that a person wrote."""
     given = read_settings(out).model_fields_set
-    return next((section for section in ("sweep", "evaluate") if section in given), "train")
+    return next((command for command, sections in WRITTEN.items() if sections <= given), "")
 
 
 def has_results(out: str) -> bool:
