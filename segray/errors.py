@@ -21,11 +21,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LONGEST_LINE = 300  # characters of what was raised elsewhere: some put a whole tensor in it
+LONGEST_LINE = 300  # characters of a foreign error: some contain a whole tensor
 
 
 class SegrayError(Exception):
-    """Base of every error that a user can mend; `str(error)` is the whole message."""
+    """Base of every error that a user can fix; `str(error)` is the whole message."""
 
     exit_code = 1
 
@@ -83,13 +83,13 @@ class ClusterError(SegrayError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as on `segray stop`, `kill` and a spot machine that is reclaimed."""
+    """SIGTERM, as sent by `segray stop`, `kill` and the reclaiming of a spot machine."""
 
     exit_code = 143
 
 
 def in_a_line(error: BaseException) -> str:
-    """An exception that is not ours, for a message.
+    """Put an exception that is not ours into one line, for a message.
 
     >>> in_a_line(RuntimeError("CUDA error: unspecified launch failure\\nFor debugging consider …"))
     'RuntimeError: CUDA error: unspecified launch failure'
@@ -99,12 +99,12 @@ def in_a_line(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Of what was said elsewhere, as much as is read."""
+    """Shorten a foreign text to what people will read."""
     return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}…"
 
 
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
-    """A closing sentence that names the nearest valid names.
+    """Return a closing sentence that names the nearest valid names.
 
     >>> nearest("resnet81", ["resnet18", "vgg19"])
     ' Did you mean resnet18?'

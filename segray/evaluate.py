@@ -52,11 +52,11 @@ def _has_scores(out: str) -> bool:
 
 KIND = claims.Kind("evaluation", SETTINGS, MADE, _has_scores, lambda out: command_of(out) == "evaluate")
 
-Line = list[tuple[str, np.ndarray]]  # of pictures beside each other, with their captions
+Line = list[tuple[str, np.ndarray]]  # pictures beside each other, with their captions
 
 
 class Fit(TypedDict):
-    """What a bundle is told of its calibration: expected calibration errors of how many pixels, on which split."""
+    """A bundle's calibration: expected calibration errors before and after, over how many pixels of which split."""
 
     split: str
     pixels: int
@@ -65,7 +65,7 @@ class Fit(TypedDict):
 
 
 class Calibration(Fit):
-    """The fit, and what the bundle is called since."""
+    """The fit, and the bundle's new id."""
 
     temperature: float
     model_id: str
@@ -85,7 +85,7 @@ class SplitScores(metrics.PlainScores, MoreScores):
 
 
 class Evaluation(TypedDict):
-    """scores.json. confusion: int [C, C + 1], the last column undecided. scored: what, in words."""
+    """The content of scores.json. confusion: int [C, C + 1], the last column undecided. scored: what, in words."""
 
     frames: int
     protocol: str
@@ -110,7 +110,7 @@ class Evaluation(TypedDict):
 class ImageRow(metrics.Packed):
     """A row of images.parquet, with its matrix; the columns of evaluate.conditions come after.
 
-    shown: the report's galleries that the frame is in (digest.PICKS); with one, truth and prediction are palette PNGs.
+    shown: the report's galleries that the frame is in (digest.PICKS); if any, truth and prediction are palette PNGs.
     """
 
     sample_id: str
@@ -128,12 +128,11 @@ class ImageRow(metrics.Packed):
 
 
 def evaluate(config: Config, *, overwrite: bool = False, progress: Progress = untold) -> Evaluation:
-    """Score `evaluate.model`, a model or finished labels. Returns what scores.json holds. progress is in frames.
+    """Score `evaluate.model`, a model or finished labels. Returns the content of scores.json. progress is in frames.
 
-    Classes of prediction and truth are matched by name (scoring.classmaps); the truth's that are not among the
-    predicted are reported as not covered. scoring.protocols says which are scored. With `evaluate.calibrate`, the
-    bundle gets the temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that
-    cannot be used.
+    Classes of prediction and truth are matched by name (scoring.classmaps); classes of the truth that are not predicted
+    are reported as not covered. scoring.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
+    temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
     named, config = config.evaluate.given_model(), config.absolute()
     section, out = config.evaluate, config.evaluate.out
@@ -156,7 +155,7 @@ def _evaluate(
     out: str,
     progress: Progress,
 ) -> Evaluation:
-    """Score all frames, and write the folder. model: as it was named."""
+    """Score all frames and write the folder. model: the name that was given."""
     section = config.evaluate
     predicted, protocol = source.space.names, protocol_of(source.truth_space, source.space.names)
     confusion = np.zeros((len(protocol.names), len(protocol.names) + 1), np.int64)  # the last column: undecided
@@ -240,7 +239,7 @@ def start(source: ModelFrames | LabelFrames, config: Config) -> None:
 
 
 def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [C, C + 1]; 255 in the prediction counts in the last column."""
+    """Count the (true, predicted) pairs, int64 [C, C + 1]; 255 in the prediction counts in the last column."""
     decided = np.minimum(pred_hw.astype(np.int64), classes)
     counts: np.ndarray = metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
     return counts
@@ -249,7 +248,7 @@ def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.
 def _calibration(
     config: Config, source: ModelFrames | LabelFrames, drawn: Sequence[Drawn]
 ) -> tuple[list[Bin] | None, Calibration | None]:
-    """The reliability curve, None where labels have no confidence maps; of a model that is calibrated, the new one."""
+    """Return the reliability curve, None for labels without confidence maps, and a model's new calibration or None."""
     if isinstance(source, LabelFrames):
         known = [one.sure for one in drawn if one.sure is not None]
         return calibration.reliability(*_joined(known)) if known else None, None
@@ -269,7 +268,7 @@ def _joined(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 def _calibrate(
     model: str, before: float, split: str, logits_nc: np.ndarray, truth_n: np.ndarray
 ) -> tuple[float, Calibration]:
-    """Give the bundle the temperature that fits: (its factor, what is said of it). Logits are divided by `before`."""
+    """Give the bundle the fitting temperature; return its factor and the Calibration. `before`: the old one."""
     factor = calibration.fit(logits_nc, truth_n)
     fit: Fit = {
         "split": split,
@@ -301,7 +300,7 @@ def _row(frame: Scored, counts: np.ndarray) -> ImageRow:
 
 
 def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
-    """The columns of evaluate.conditions for these frames; {} without."""
+    """Read the columns of evaluate.conditions for these frames; {} without such a table."""
     place = config.evaluate.conditions
     if place is None:
         return {}
@@ -315,7 +314,7 @@ def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
 def _scores(
     protocol: Protocol, confusion: np.ndarray, boundary: np.ndarray, rows: Sequence[ImageRow], curve: list[Bin] | None
 ) -> SplitScores:
-    """curve: of reliability."""
+    """Compute the scores of the split. curve: of reliability."""
     class_boundary = [None if union == 0 else int(hit) / int(union) for hit, union in boundary]
     return {
         **metrics.scores(confusion).to_dict(),
@@ -337,7 +336,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def choose(rows: Sequence[ImageRow], count: int) -> None:
-    """Into `shown` of each row go the galleries that it is in, of `count` frames at most."""
+    """Write into `shown` of each row the galleries that it is in, of `count` frames at most."""
     for name, pick in PICKS.items():
         known = [(value, row) for row in rows if isinstance(value := row.get(pick.column), float)]
         order = sorted(known, key=lambda one: one[0], reverse=pick.high)
@@ -351,7 +350,7 @@ def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
 
 
 def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[ImageRow]) -> None:
-    """The rows get their truth and prediction; the best and the worst become one picture, the best first."""
+    """Add truth and prediction to the rows, and draw the best and the worst as one picture, the best first."""
     by_id = refs_by_id(source)
     lines: list[Line] = []
     refs = [by_id[row["sample_id"]] for row in rows]
@@ -364,7 +363,7 @@ def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[I
 
 
 def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
-    """Captions and pictures: the frame, its truth, the prediction alone and over the frame, and its errors."""
+    """Return captions and pictures: the frame, its truth, the prediction alone and over the frame, and its errors."""
     image_hwc = image_or_black(frame.ref, frame.truth_hw)
     wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
     return [
@@ -422,7 +421,7 @@ def _save(figure: Any, uri: str, dpi: int) -> None:
 
 
 def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
-    """The frame; black where labels outlived it."""
+    """Read the frame; return a black one if it no longer exists."""
     try:
         return read_image(ref.image)
     except SegrayError:

@@ -1,10 +1,10 @@
-"""Labels → what other tools read; a model bundle → ONNX, its card, the Hugging Face Hub.
+"""Labels → files for other tools; a model bundle → ONNX, its card, the Hugging Face Hub.
 
     OUT/…                              masks, JSON or Parquet, as the format has them (core.formats)
-    OUT/_export/export.json            what the export is of
-    OUT/_export/00000-00042.jsonl      that shard 42 of plan 0 is written, its counts, and what the end is made of
+    OUT/_export/export.json            what is exported
+    OUT/_export/00000-00042.jsonl      shard 42 of plan 0 is written: its counts, and records for the final step
 
-A part of the labels is exported at once or again: its piece is written last. Nothing but a piece is kept in memory.
+A part of the labels is exported completely or again: its piece is written last. Only pieces are kept in memory.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ COLUMNS = [
     *("class_pixels", "class_shares", *METRICS, "model_id"),
 ]
 THREADS = min(8, os.cpu_count() or 1)  # parts that are written at once
-ROWS = 16  # of a part that are in memory at once
+ROWS = 16  # rows of a part that are in memory at once
 
 
 class Exported(NamedTuple):
-    """frames, errors (rows without a mask), lost (reasons of images that could not be read), over all parts.
+    """Sums over all parts: frames, errors (rows without a mask), lost (why images could not be read).
 
     parts, of: how many of the labels' parts are exported, and planned. new: whether this call wrote any.
     """
@@ -71,7 +71,7 @@ class _Task(NamedTuple):
 
 
 def check_format(to: str) -> None:
-    """ConfigError with the nearest names for one that is not there."""
+    """Raise ConfigError with the nearest names for an unknown format."""
     if to not in WRITERS and to not in MODEL_FORMATS:
         raise ConfigError(f"{to!r} is not a format to export to.{nearest(to, (*WRITERS, *MODEL_FORMATS))}")
 
@@ -85,10 +85,10 @@ def export(
     overwrite: bool = False,
     progress: Progress = untold,
 ) -> Exported:
-    """Write the labels' frames in the format below `out`; the same call goes on where one was stopped.
+    """Write the labels' frames in the format below `out`; the same call resumes an interrupted one.
 
     progress is in parts. Raises DataError for labels without masks or with classes
-    that the format cannot hold, OutputExists where `out` holds something else.
+    that the format cannot hold, OutputExists if `out` holds something else.
     """
     check_format(to)
     folder = storage.local(out, "an export").absolute()
@@ -124,7 +124,7 @@ def _export(
 
 
 def _used(made: type[Writer], options: Options) -> dict[str, Any]:
-    """The options that this format knows. ConfigError for one that is given and would do nothing."""
+    """Return the options that this format takes. ConfigError for a given one that it would ignore."""
     for name, value in asdict(Options()).items():
         if name not in (*made.uses, "images") and getattr(options, name) != value:
             knows = ", ".join(to for to, other in WRITERS.items() if name in other.uses)
@@ -138,18 +138,18 @@ def _kind(out: Path, about: dict[str, Any]) -> claims.Kind:
 
 
 def _claim(out: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Make `out` the folder of this export, or find that it is. overwrite deletes what the one that is there wrote."""
+    """Claim `out` for this export, or check that it is its folder. overwrite deletes what an earlier one wrote."""
     mark = str(out / MARK)
     before: dict[str, Any] = storage.read_json(mark) if storage.exists(mark) else about
     changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
     kind = _kind(out, before)
-    left = bool(changed) and not kind.has_results(str(out))  # of one that was killed in its first part
+    left = bool(changed) and not kind.has_results(str(out))  # left by an export that was killed in its first part
     claims.claim(str(out), kind, overwrite or left, lambda: changed)
     storage.replace(mark, json.dumps(about, indent=2).encode())
 
 
 def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
-    """The parts that are labelled and not exported yet."""
+    """Yield the parts that are labelled and not exported yet."""
     there = {piece.name for piece in job.pieces}
     for plan, parts in groupby(labelled.parts, key=attrgetter("plan")):
         reader, repeated = PlanReader(plan), set(labelled.repeated_after(plan).to_pylist())
@@ -159,12 +159,12 @@ def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
 
 
 def _piece(part: Part) -> str:
-    """The name of the file that says that a part is exported."""
+    """Return the name of the file that marks a part as exported."""
     return f"{part.plan.number:05}-{part.shard:05}.jsonl"
 
 
 def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
-    """The files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
+    """Write the files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
     status = parquet.read(task.part.uri, ["input_id", "status"]).to_pylist()
     wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
     errors = [row["input_id"] for row in status if row["status"] == "error"]
@@ -196,7 +196,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
 
 
 def _upright(picture: bytes | DataError | None, uri: str) -> bytes | None:
-    """The picture as its mask stands; raises why there is none."""
+    """Return the picture in the orientation of its mask. Raises the reason if there is no picture."""
     if isinstance(picture, DataError):
         raise picture
     return None if picture is None else images.upright(picture, uri)
@@ -208,7 +208,7 @@ def _rows(uri: str) -> Iterator[LabelRow]:
 
 
 def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> LabelledFrame:
-    """written: whether its image is, and so has the frame's name; else it is called what its source is called."""
+    """Make the format's frame. written: its image is written under the frame's name; else the source's name is used."""
     name = names.name(row["uri"], row["frame_index"])
     below = names.below(row["uri"])
     if row["frame_index"] is not None:
@@ -219,7 +219,7 @@ def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> L
 
 
 def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:
-    """Frames, error rows that were not tried again, and images that could not be read, over all pieces."""
+    """Sum frames, error rows that were not tried again, and images that could not be read, over all pieces."""
     repeated = {plan.number: set(labelled.repeated_after(plan).to_pylist()) for plan in labelled.plans}
     frames, errors, lost = 0, 0, []
     for part in job.totals():
@@ -230,7 +230,7 @@ def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:
 
 
 def to_onnx(model: str, out: str, *, overwrite: bool = False) -> Any:
-    """Write a bundle, or a ready model, as one ONNX file that was checked against it: core.models.onnx_file.Check."""
+    """Write a bundle or a ready model as one ONNX file and check it. Returns core.models.onnx_file.Check."""
     from segray.core.models import onnx_file, ready
 
     if storage.exists(storage.absolute(out)) and not overwrite:
@@ -239,13 +239,13 @@ def to_onnx(model: str, out: str, *, overwrite: bool = False) -> Any:
 
 
 def push(model: str, repo: str, *, dry_run: bool = False) -> tuple[str, dict[str, int]]:
-    """Upload a bundle with a new card to the Hugging Face Hub; (its address there, bytes of each file).
+    """Upload a bundle with a new card to the Hugging Face Hub. Returns (its URL, bytes of each file).
 
-    A repository that is not there becomes a private one. What names places on this machine is left out of segray.json.
-    StorageError where the Hub refuses, or does not answer.
+    A missing repository is created as a private one. Names of places on this machine are left out of segray.json.
+    Raises StorageError if the Hub refuses, or does not answer.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library, which may change
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # an error of its HTTP library, which may change
 
     from segray.core.models import bundle, ready
 

@@ -35,13 +35,13 @@ from segray.errors import ClusterError, ConfigError, OutputExists, StorageError,
 from segray.sections.labelling import GivenLabelSection, InferSection
 
 NO_PART_YET = " No part of it is labelled yet: --overwrite loses nothing."
-ROUNDS = 3  # in which no shard was labelled, before a run is given up
+ROUNDS = 3  # rounds without a labelled shard after which a run is given up
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
 
 class Watch(Protocol):
-    """What a caller can watch of a run."""
+    """Hear the progress of a run."""
 
     def found(self, files: int) -> None:
         """Hear how many input files were listed so far."""
@@ -50,14 +50,14 @@ class Watch(Protocol):
         """Hear how many rows the output will have."""
 
     def done(self, receipt: Receipt) -> None:
-        """A shard is done; first come those that were there before."""
+        """Hear that a shard is done; shards of earlier runs come first."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know, in a sentence."""
+        """Hear something that the user should know, in a sentence."""
 
 
 class Unwatched:
-    """Watches nothing."""
+    """Ignore the progress of a run."""
 
     def found(self, files: int) -> None: ...
 
@@ -69,7 +69,7 @@ class Unwatched:
 
 
 def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None) -> Summary:
-    """Label every input into `label.out`, or resume with what is not labelled yet. Returns what `_SUCCESS` then says.
+    """Label every input into `label.out`, or resume with what is not labelled yet. Returns the content of `_SUCCESS`.
 
     Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
     than `label.max_error_rate` of the rows are errors.
@@ -81,11 +81,11 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         parts.clear(section.out)
     if config.infer.engine != "auto":
         return _label(config, section, watch)
-    if plans := load_plans(section.out):  # all parts of an output are of one engine
+    if plans := load_plans(section.out):  # one engine makes all parts of an output
         return _label(config.changed({"infer.engine": plans[0].settings["engine"]}), section, watch)
     with connect.connected(config.cluster, section.actors or 1) as has:
         engine = _faster_engine(config, section, has, watch)
-        return _label(config.changed({"infer.engine": engine}), section, watch)  # by the same Ray
+        return _label(config.changed({"infer.engine": engine}), section, watch)  # in the same Ray
 
 
 def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
@@ -116,13 +116,13 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
 
 
 def with_bundle(config: Config) -> GivenLabelSection:
-    """Give the settings with the folder of the model's bundle, also where a ready model was named."""
+    """Return the settings with the folder of the model's bundle, also if a ready model was named."""
     model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     return GivenLabelSection(**{**config.label.model_dump(), "model": model})
 
 
 def plan_settings(section: GivenLabelSection, infer: InferSection, info: BundleInfo) -> dict[str, Any]:
-    """What makes another output beside the files themselves, as plain data; a difference is named by its key."""
+    """Return, as plain data by key, what determines the output besides the files themselves."""
     model = {
         "weights": info.weights_sha256[:12],
         "classes": info.label_space["names"],
@@ -138,7 +138,7 @@ def plan_settings(section: GivenLabelSection, infer: InferSection, info: BundleI
 
 
 def _faster_engine(config: Config, section: GivenLabelSection, has: resources.Resources, watch: Watch) -> str:
-    """By a probe where an actor would run."""
+    """Choose the faster engine by a probe that runs where an actor would."""
     import ray
 
     shape = _shape(config, section, has)
@@ -158,7 +158,7 @@ def _faster_engine(config: Config, section: GivenLabelSection, has: resources.Re
 def _shape(
     config: Config, section: GivenLabelSection, has: resources.Resources, most: int = sys.maxsize
 ) -> resources.WorkerShape:
-    """The actors, at most so many."""
+    """Return the actors' resources, with `most` actors at most."""
     use_gpu = resources.uses_gpus(config.cluster, has)
     actors = min(section.actors or (has.gpus if use_gpu else 1), most)
     shape = resources.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
@@ -167,7 +167,7 @@ def _shape(
 
 
 def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Plan]:
-    """The output's plans; a first or a further one is made where that is asked for."""
+    """Return the output's plans, after making a first or a further one if needed."""
     info = read_info(section.model)
     settings, space = plan_settings(section, config.infer, info), info.space
     plans = load_plans(section.out)
@@ -178,7 +178,7 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
     if not plans:
         parts.check_empty(section.out)
         _check_store(section, watch)
-        connect.check_address(config.cluster)  # a plan would stay behind
+        connect.check_address(config.cluster)  # a plan would be left behind otherwise
         make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
     elif section.retry_errors:
         if read_summary(plans) is None:
@@ -193,9 +193,9 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
     plans = load_plans(section.out)
     mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])
     try:
-        check_same(mine, settings, ignoring)  # also where another run froze its plan first
+        check_same(mine, settings, ignoring)  # also if another run froze its plan first
     except OutputExists as error:
-        # The plan alone is not removed: another run may be at work by it.
+        # A plan alone is not removed: another run may be working on it.
         raise OutputExists(f"{error}{'' if LabelFolder(plans).parts else NO_PART_YET}") from None
     return plans
 
@@ -210,13 +210,13 @@ def _check_store(section: GivenLabelSection, watch: Watch) -> None:
 
 
 def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
-    """Label the shards that have no part; the receipts of this run."""
+    """Label the shards that have no part; yield the receipts of this run."""
     folder = LabelFolder(plans)
     done, rows = folder.done, folder.planned
     todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
-    errors = 0  # at least so many will be left
+    errors = 0  # a lower bound of the errors that will remain
     readers = [PlanReader(plan) for plan in plans]
-    for number, shard in sorted(done):  # as many rows as planned: no part is opened
+    for number, shard in sorted(done):  # with as many rows as planned, no part has to be opened
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
@@ -238,7 +238,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                 for answer in answers:
                     if isinstance(answer, Lost):
                         sickness.lost(answer, shape.count)
-                        if answer.sick:  # which says nothing of the shard
+                        if answer.sick:  # the process failed, which says nothing about the shard
                             back.add((answer.plan, answer.shard))
                         continue
                     sickness.labelled()
@@ -260,7 +260,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
 
 
 def _read_places(section: GivenLabelSection, readers: list[PlanReader]) -> list[str]:
-    """Where actors read: the model, and an input of each plan, as they mostly lie together."""
+    """List where actors read: the model, and one input of each plan, as inputs mostly lie together."""
     return [section.model, *(place_of(reader.shard(0)[0]) for reader in readers)]
 
 
@@ -281,9 +281,9 @@ def _label_shards(
     shape: resources.WorkerShape,
     careful: bool,
 ) -> Generator[Receipt | Lost]:
-    """What became of the shards, as it is known."""
+    """Yield the result of each shard as soon as it is known."""
     connect.hush()
-    at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # while one has a GPU, others decode
+    at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # one uses the GPU, the others decode
     given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
 
@@ -291,7 +291,7 @@ def _label_shards(
 def spread(
     todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: resources.WorkerShape, at_once: int
 ) -> Iterator[Receipt | Lost]:
-    """What became of the shards in a pool of actors, each of which is labeller(*given) and has `at_once` in work."""
+    """Yield the results of a pool of actors, each made by labeller(*given), with `at_once` shards in work."""
     with held():
         import ray.data
 
@@ -307,13 +307,13 @@ def spread(
         compute=ray.data.ActorPoolStrategy(
             size=shape.count,
             max_concurrent_calls_per_actor=at_once,
-            max_tasks_in_flight_per_actor=at_once + 1,  # more would be lost with an actor before they had begun
+            max_tasks_in_flight_per_actor=at_once + 1,  # an actor that dies loses the shards queued for it
             enable_true_multi_threading=True,
         ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
         max_restarts=-1,
-        max_task_retries=1,  # an input that ends its actor ends it twice, and no more
+        max_task_retries=1,  # an input that ends its actor does so at most twice
     )
     connect.hush()  # Ray Data sets its loggers up anew when a dataset is made
     found: Any = receipts.iter_rows()

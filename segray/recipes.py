@@ -1,4 +1,4 @@
-"""Settings by name for a kind of data and model, as they were published: below a file's settings and flags."""
+"""Published settings by name, each for a kind of data and model; a file's settings and flags override them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from segray.errors import ConfigError, nearest
 
-# PhotoMetricDistortion of mmsegmentation, which draws each of them for half of the frames: 32 of 255; 18 of OpenCV's
-# 180 steps around the colour circle.
+# PhotoMetricDistortion of mmsegmentation, which changes each of them in half of the frames: brightness by 32 of 255,
+# hue by 18 of OpenCV's 180 steps around the colour circle.
 COLORS = {
     "augment.brightness": 0.125,
     "augment.contrast": 0.5,
@@ -50,14 +50,14 @@ SEGFORMER = {  # the same optimizer for both of its data sets
 
 @dataclass(frozen=True)
 class Recipe:
-    """about: for what. source: where its settings were published. settings: by dotted key."""
+    """A recipe. about: what it is for. source: where its settings were published. settings: by dotted key."""
 
     about: str
     source: str
     settings: Mapping[str, Any]
 
     def to_yaml(self) -> str:
-        """As a file for --config, with what it is and where it comes from above."""
+        """Write the recipe as a file for --config, with its purpose and source in comments above."""
         import yaml
 
         sections: dict[str, dict[str, Any]] = {}

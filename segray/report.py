@@ -46,9 +46,9 @@ AVERAGES = {  # scores in the order of the page → what each is
 
 
 def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
-    """Write the page of these folders, in their order, to `out`, which is given back; each is known by what it holds.
+    """Write the page of these folders, in their order, to `out`, and return `out`. A folder's files tell its kind.
 
-    Raises ConfigError for no folder at all, DataError for one that cannot be reported, OutputExists.
+    Raises ConfigError if there is no folder, DataError for one that cannot be reported, OutputExists.
     """
     if not folders:
         raise ConfigError("Nothing to report: report.runs and report.labels are empty. Name a folder in one.")

@@ -20,14 +20,14 @@ from segray.core.io.masks import overlay
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.errors import ConfigError, DataError, OutputExists, nearest
 
-# What makes a frame worth looking at: the column that says so; rare classes are found from all frames' shares.
+# The column behind each order; rare classes are found from the class shares of all frames.
 ORDERS = {"uncertainty": "entropy_mean", "flicker": "flicker_share", "rare-class": "class_shares"}
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "time_s"]
 OUT_SUFFIXES = (".jsonl", ".parquet")
 
 
 class _Labelled(FrameOf):
-    """COLUMNS of a label row, and where it stands."""
+    """COLUMNS of a label row, with its part and its row in it."""
 
     time_s: float | None
     part: str
@@ -43,10 +43,10 @@ class Chosen(_Labelled):
 def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]:
     """Choose the `count` frames with the highest scores, best first.
 
-    uncertainty is mean entropy, flicker the share of pixels that differ from the frame before, rare-class the mean
-    over classes of the frame's share over that of all frames (1 is an average frame). No two frames of a video are
-    nearer than `apart` seconds, no two of a folder nearer than so many files; each video's and folder's best comes
-    before another's second. Raises DataError for labels that are not there, or do not have the metric.
+    uncertainty is mean entropy. flicker is the share of pixels that differ from the frame before. rare-class is the
+    mean over classes of the frame's share divided by the share in all frames (1 is an average frame). Frames of a
+    video are at least `apart` seconds apart, frames of a folder at least as many files; the best of each video and
+    folder comes before the second of any other. Raises DataError for labels that do not exist, or lack the metric.
     """
     if by not in ORDERS:
         raise ConfigError(f"{by!r} is not an order of frames.{nearest(by, ORDERS)}")
@@ -68,7 +68,7 @@ def select(labels: str, by: str, count: int, apart: float = 2.0) -> list[Chosen]
 
 
 def check_new(out: str | None, folder: Path | None, count: int) -> None:
-    """OutputExists where the list, or a picture of a rank up to `count`, would replace a file."""
+    """Raise OutputExists if the list, or a picture of a rank up to `count`, would replace a file."""
     if out is not None and storage.exists(storage.absolute(out)):
         raise OutputExists(f"{out} exists already. Choose another --out, or pass --overwrite.")
     pictures = (_picture(folder, rank) for rank in range(1, count + 1)) if folder else iter(())
@@ -119,7 +119,7 @@ def _read(labels: str, column: str) -> pa.Table:
 
 
 def _spread(order: list[int], rows: pa.Table, count: int, apart: float) -> list[int]:
-    """Positions of the frames to take: each video's or folder's first, then each one's second, …"""
+    """Return the positions of the frames to take: each video's or folder's first, then each one's second, and so on."""
     videos, uris, times = (rows[name].to_pylist() for name in ("video_uri", "uri", "time_s"))
     taken: dict[str, list[float]] = defaultdict(list)
     ranked = []

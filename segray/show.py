@@ -1,4 +1,4 @@
-"""Pictures to look at: what a model says of one frame, and a labelled video with its masks over it."""
+"""Pictures to look at: a model's prediction for one frame, and a labelled video with its masks over it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
 from segray.errors import DataError, OutputExists
 
-TICKS = 90_000  # a second, as MPEG counts it
+TICKS = 90_000  # ticks of a second in MPEG
 WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
 
 
@@ -53,8 +53,8 @@ def show(place: str, config: Config, out: str) -> list[str]:
 def overlay_video(labels: str, out: str, name: str | None = None, progress: Progress = untold) -> int:
     """Write a labelled video's frames under their masks, at their own times, as H.264. Returns how many there are.
 
-    name: the end of the video's path, where the labels hold several. Frames that have no mask are left out. progress
-    is in frames. Raises DataError where the labels hold no such video.
+    name: the end of the video's path, if the labels hold several. Frames without a mask are left out. progress is in
+    frames. Raises DataError if the labels hold no such video.
     """
     rows = _frames_of(labels, name)
     space = LabelFolder.open(labels).space
@@ -66,7 +66,7 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
     count = 0
     with av.open(str(file), mode="w") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
-        stream.height, stream.width = height - height % 2, width - width % 2  # H.264 halves its colours
+        stream.height, stream.width = height - height % 2, width - width % 2  # H.264 halves the resolution of colour
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
         for time_s, picture in _pictures(rows, space):
             frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width], format="rgb24")
@@ -79,7 +79,7 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
 
 
 def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and overlay of each frame; those of a part are decoded in one go."""
+    """Yield time and overlay of each frame; the frames of a part are decoded in one pass."""
     for _, group in groupby(rows.to_pylist(), lambda row: row["part"]):
         row_of = {frame_key(row): row for row in group}
         first = next(iter(row_of.values()))
@@ -89,7 +89,7 @@ def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.nda
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:
-    """A video's frames that have masks, in order of time: WHERE and their places. DataError unless it is one video."""
+    """Return the locations of a video's frames with masks, in order of time. DataError unless it is one video."""
     none = pa.table({"video_uri": pa.array([], pa.string())})
     masked = (
         rows.filter(pc.and_(pc.is_valid(rows["video_uri"]), pc.is_valid(rows["height_px"])))

@@ -1,4 +1,4 @@
-"""Batches of decoded frames → what the model sees; image and mask are changed by one and the same map.
+"""Batches of decoded frames → what the model sees; image and mask are changed by the same map.
 
 uint8 images [B, H, W, 3] and masks [B, H, W] go in; float images [B, 3, H, W], normalised, and int64 masks
 come out, on the device of the inputs. Places outside the frame become the mean colour and void.
@@ -20,40 +20,40 @@ from segray.sections.training import AugmentSection
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's and smp's encoders were trained
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-CROP_TRIES = 10  # as mmsegmentation's RandomCrop
-LOOK_PX = 24  # side of the small mask that a crop is judged by
-WHOLE_PX = 720 * 960  # of a frame that training sees whole
+CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
+LOOK_PX = 24  # side of the small mask by which a crop is judged
+WHOLE_PX = 720 * 960  # largest frame that is trained on without cropping
 BLUR_TAPS = 7
 BLUR_SIGMA = (0.3, 1.5)  # pixels
 
 Draw = Callable[..., torch.Tensor]
 
-# Decoders' arrays are, and fit() only reads them.
+# Decoders return read-only arrays, and fit() only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 def fit(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A decoded frame, RGB uint8 [H, W, 3] → what a model of that input size sees, [*size, 3].
+    """Resize a decoded frame, RGB uint8 [H, W, 3], to a model's input size, [*size, 3].
 
-    Bilinear over the source's area, so that shrinking does not alias: Pillow's filter, off by 1 of 255 at most and four
-    to ten times as fast. Training and labelling both come through here, so that a model sees the same pixels in both.
+    Bilinear over the source's area, so that shrinking does not alias: Pillow's filter, with differences of at most
+    1 of 255, and four to ten times as fast. Training and labelling both call it, so that they show the same pixels.
     """
     if image_hwc.shape[:2] == tuple(size):
         return image_hwc
-    # The batch before the permutation: so its strides say channels last, which has the fast path and comes out again.
+    # The batch axis is added before the permutation: so the strides say channels last, which has the fast path.
     image = torch.from_numpy(image_hwc)[None].permute(0, 3, 1, 2)
     return functional.interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def to_float(images_bhwc: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, H, W] in 0..1, channels last in memory."""
+    """Turn uint8 [B, H, W, 3] into float32 [B, 3, H, W] in 0..1, channels last in memory."""
     return images_bhwc.permute(0, 3, 1, 2).float().div_(255)
 
 
 def normalize(
     images_bchw: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> torch.Tensor:
-    """0..1 → zero mean and unit spread a channel."""
+    """Normalise images in 0..1 to zero mean and unit standard deviation per channel."""
     centre, spread = (sent(torch.tensor(values), images_bchw.device).view(1, 3, 1, 1) for values in (mean, std))
     return images_bchw.sub(centre).div_(spread)
 
@@ -67,9 +67,9 @@ def augment(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random colours, zoom, crop, rotation, flip, blur and pasted frames, drawn from `generator` (on the CPU).
+    """Apply random colours, zoom, crop, rotation, flip, blur and mixing, drawn from `generator` (on the CPU).
 
-    The result has `crop`'s size, else the input's; the images lie channels last in memory.
+    The result has `crop`'s size, else the input's; the images are channels last in memory.
     """
 
     def draw(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -77,7 +77,7 @@ def augment(
         return sent(values, images_bhwc.device)
 
     images = normalize(_recolor(to_float(images_bhwc), config, draw), mean, std)
-    # Zeros come from outside: the mean colour of a normalised image, and in 255 − class what void is too.
+    # Places outside become 0: in a normalised image the mean colour, and in 255 − class the same as void.
     masks = (IGNORE_INDEX - masks_bhw.float()).unsqueeze(1)
     size = config.crop or (masks_bhw.shape[1], masks_bhw.shape[2])
     grid = _grid(_choose(masks, config, draw, size), size)
@@ -91,15 +91,18 @@ def augment(
 
 
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A few numbers to the device. From memory that is not pinned the host may have to wait for all that the device
-    has queued (CUDA runtime API, "API synchronization behavior")."""
+    """Copy a few numbers to the device without blocking.
+
+    They are pinned first: for memory that is not, the host may have to wait for all that the device has queued (CUDA
+    runtime API, "API synchronization behavior").
+    """
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Tensor:
-    """Contrast, brightness, saturation and hue of RGB in 0..1."""
+    """Change contrast, brightness, saturation and hue of RGB in 0..1."""
     bright, contrast, saturation = config.brightness or 0.0, config.contrast or 0.0, config.saturation or 0.0
     gain = draw(1 - contrast, 1 + contrast).view(-1, 1, 1)
     shift = draw(-bright, bright).view(-1, 1, 1) + 0.5 - 0.5 * gain  # around middle grey
@@ -107,7 +110,7 @@ def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.
         return images
     if saturation == config.hue_deg == 0:
         return (images * gain.unsqueeze(1) + shift.unsqueeze(1)).clamp_(0, 1)
-    # One 3×3 matrix an image, around the grey axis: saturation scales what is not grey, hue turns it.
+    # One 3×3 matrix per image, around the grey axis: saturation scales the colour, hue rotates it.
     vivid, turn = draw(1 - saturation, 1 + saturation), draw(-config.hue_deg, config.hue_deg).deg2rad()
     matrix = _hue(turn, vivid) * gain
     pixels = images.movedim(1, -1)
@@ -116,7 +119,7 @@ def _recolor(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.
 
 
 def _hue(turn: torch.Tensor, vivid: torch.Tensor) -> torch.Tensor:
-    """[B, 3, 3] in RGB: turn of the chroma plane of YIQ by `turn` radians, chroma × `vivid`."""
+    """Return matrices [B, 3, 3] for RGB that rotate YIQ's chroma plane by `turn` radians and scale it by `vivid`."""
     yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])  # NTSC 1953
     to_yiq, to_rgb = (sent(matrix, turn.device) for matrix in (yiq, torch.linalg.inv(yiq)))
     matrix = torch.zeros(len(turn), 3, 3, device=turn.device)
@@ -127,9 +130,9 @@ def _hue(turn: torch.Tensor, vivid: torch.Tensor) -> torch.Tensor:
 
 
 def _choose(masks: torch.Tensor, config: AugmentSection, draw: Draw, size: tuple[int, int]) -> torch.Tensor:
-    """The map of each image, [B, 2, 3]: of some that are drawn, the first that is not full of one class, else the last.
+    """Choose the map of each image, [B, 2, 3]: the first drawn one that is not full of one class, else the last.
 
-    masks: float [B, 1, H, W] of 255 − class, 0 being void. A crop without a labelled pixel is as bad as a full one.
+    masks: float [B, 1, H, W] of 255 − class, 0 being void. A crop without a labelled pixel is refused as well.
     """
     count, _, height, width = masks.shape
     if config.max_class_share >= 1:
@@ -140,16 +143,16 @@ def _choose(masks: torch.Tensor, config: AugmentSection, draw: Draw, size: tuple
     seen = _sample(masks, grid, "nearest").long().view(count * CROP_TRIES, -1)
     counts = torch.zeros(len(seen), IGNORE_INDEX + 1, device=masks.device)
     counts = counts.scatter_add_(1, seen, torch.ones_like(seen, dtype=torch.float))[:, 1:]
-    share = counts.amax(1) / counts.sum(1)  # without a labelled pixel nan, which is under no limit
+    share = counts.amax(1) / counts.sum(1)  # nan without a labelled pixel, which is below no limit
     good = (share <= config.max_class_share).view(count, CROP_TRIES)
-    first = torch.where(good.any(1), good.int().argmax(1), CROP_TRIES - 1)  # on the device: nobody waits for it
+    first = torch.where(good.any(1), good.int().argmax(1), CROP_TRIES - 1)  # on the device, without waiting for it
     return tries.view(count, CROP_TRIES, 2, 3)[torch.arange(count, device=masks.device), first]
 
 
 def _affine(
     config: AugmentSection, draw: Draw, frame: tuple[int, int], size: tuple[int, int], count: int
 ) -> torch.Tensor:
-    """Output → input coordinates, [count, 2, 3], in affine_grid's units of −1..1 a side."""
+    """Draw maps from output to input coordinates, [count, 2, 3], in affine_grid's units of −1..1 a side."""
     height, width = frame
     low, high = config.scale or usual_zoom(frame, size)
     zoom = draw(math.log(low), math.log(high), count).exp()
@@ -164,7 +167,7 @@ def _affine(
 
 
 def usual_zoom(frame: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """None of whole frames; of crops 0.5 to 2 as in mmsegmentation, but never so small that void is seen.
+    """Return the default zoom: none for whole frames; for crops 0.5 to 2 as in mmsegmentation, without showing void.
 
     >>> usual_zoom((1024, 2048), (512, 1024)), usual_zoom((360, 480), (360, 480))
     ((0.5, 2.0), (1.0, 1.0))
@@ -176,7 +179,7 @@ def usual_zoom(frame: tuple[int, int], size: tuple[int, int]) -> tuple[float, fl
 
 
 def usual_crop(frame: tuple[int, int]) -> tuple[int, int] | None:
-    """Half of the sides, or a quarter, …, of a frame of more pixels than CamVid's 720×960; None for smaller ones.
+    """Return the default crop: half of the sides, or a quarter, … for frames larger than CamVid's 720×960, else None.
 
     >>> usual_crop((1024, 2048)), usual_crop((720, 960))
     ((512, 1024), None)
@@ -188,9 +191,9 @@ def usual_crop(frame: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def _place(side_px: int, view_px: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """Centre of a view of a side, −1..1: anywhere inside, or around where it is larger, from a whole pixel on.
+    """Draw the centre of a view along a side, −1..1: anywhere inside, or around the frame if the view is larger.
 
-    Whole pixels, so that a crop that is neither zoomed nor turned keeps the frame's own: no blending softens it.
+    Views start at whole pixels, so that a crop without zoom or rotation keeps the frame's pixels without blending.
     """
     free = side_px - view_px
     steps = free.trunc()
@@ -207,7 +210,7 @@ def _sample(values: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor
 
 
 def _blur(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Tensor:
-    """A Gaussian of its own over each of a share of the images, first along rows, then along columns."""
+    """Blur a share of the images with a Gaussian of its own each, first along rows, then along columns."""
     count, channels, height, width = images.shape
     sigma = draw(*BLUR_SIGMA).view(-1, 1)
     offsets = torch.arange(BLUR_TAPS, device=images.device) - BLUR_TAPS // 2
@@ -225,7 +228,7 @@ def _blur(images: torch.Tensor, config: AugmentSection, draw: Draw) -> torch.Ten
 def _paste(
     images: torch.Tensor, masks: torch.Tensor, config: AugmentSection, draw: Draw
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A share of the frames gets a piece of its neighbour in the batch.
+    """Paste a piece of the next image in the batch into a share of the images.
 
     cutmix (Yun et al. 2019): a rectangle. classmix (Olsson et al. 2021): half of the neighbour's classes, rounded down
     as in their code.
@@ -234,7 +237,7 @@ def _paste(
     device = masks.device
     other = masks.roll(1, 0)
     if config.mix == "cutmix":
-        cut = (1 - draw(0, 1)).sqrt().view(-1, 1, 1)  # sides, so that the area is uniform, as of Beta(1, 1)
+        cut = (1 - draw(0, 1)).sqrt().view(-1, 1, 1)  # side lengths that make the area uniform, as of Beta(1, 1)
         rows = (torch.arange(height, device=device).view(1, -1, 1) + 0.5) / height - draw(0, 1).view(-1, 1, 1)
         columns = (torch.arange(width, device=device).view(1, 1, -1) + 0.5) / width - draw(0, 1).view(-1, 1, 1)
         piece = (rows.abs() <= cut / 2) & (columns.abs() <= cut / 2)

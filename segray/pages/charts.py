@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from segray.core.training.checkpoint import EpochRow, History
     from segray.trials.leaderboard import LeaderboardRow
 
-MATRIX_CLASSES = 30  # what a page's width can show; the table has all
+MATRIX_CLASSES = 30  # limit of a page's width; the table shows all
 SERIES = 8  # colours of trials in the page's CSS: --s0 … --s7, the last for all others
 CURVES, DOTS = 60, 40  # trials whose curves are drawn; epochs up to which each is a dot
-PX_PER_PT = 1.25  # all charts' texts are of one size on the page
+PX_PER_PT = 1.25  # makes all texts of charts the same size on the page
 MIOU_BARS = 25
 
 INK, MUTED, LINE, ACCENT, CARD = "#0a0bf0", "#0a0bf1", "#0a0bf2", "#0a0bf3", "#0a0bf4"
@@ -41,13 +41,13 @@ TRIALS = [f"#0a0b{i:02x}" for i in range(SERIES)]
 CSS = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", CARD: "card"} | {
     c: f"s{i}" for i, c in enumerate(TRIALS)
 }
-STYLE: dict[Any, Any] = {  # by names that matplotlib lists one by one
+STYLE: dict[Any, Any] = {  # keys are matplotlib's names
     "svg.fonttype": "none",
     "svg.hashsalt": "segray",
     "text.parse_math": False,  # a class may be called $x$
     "figure.constrained_layout.use": True,
     "font.size": 9,
-    "font.sans-serif": ["DejaVu Sans"],  # for measuring: the page's CSS has the real ones
+    "font.sans-serif": ["DejaVu Sans"],  # only for measuring: the page's CSS names the real fonts
     "text.color": INK,
     "axes.labelcolor": MUTED,
     **{f"{axis}tick.labelcolor": MUTED for axis in "xy"},
@@ -69,7 +69,7 @@ def drawing() -> Iterator[None]:
 
 
 def to_svg(fig: Figure) -> Markup:
-    """Transparent, coloured by CSS, as wide as its texts' size asks, with ids that no other chart of the page has."""
+    """Draw a transparent SVG, coloured by CSS, wide enough for its texts, with ids unique on the page."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     fig.savefig(out, format="svg", transparent=True, metadata=nothing)
@@ -82,7 +82,7 @@ def to_svg(fig: Figure) -> Markup:
 
 
 def learning_curves(histories: Mapping[str, History], baseline: Scores | None) -> dict[str, Markup]:
-    """Charts by title, a line a trial: on the validation split, and dotted on training frames for a lone run."""
+    """Draw charts by title, a line per trial: of the validation split, and for a lone run dotted of training frames."""
     titles = {"Loss": ("val_loss", "loss"), "mIoU": ("miou", "train_miou")}
     titles["Pixel accuracy"] = ("pixel_accuracy", "train_pixel_accuracy")
     return {title: _curve(histories, *keys, baseline) for title, keys in titles.items()}
@@ -103,7 +103,7 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
             line = "o-" if len(known) <= DOTS else "-"
             ax.plot(
                 [row["epoch"] for row in known], _values(known, key), line, color=color, zorder=3 - i / 100
-            )  # the best on top
+            )  # the best is drawn on top
         if key != "val_loss":
             ax.set_ylim(bottom=0)
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -113,12 +113,12 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
 
 
 def _values(rows: Sequence[EpochRow], key: str) -> np.ndarray:
-    """Undefined and unknown ones are nan: gaps in the line."""
+    """Return the values of a key; undefined and unknown ones are nan, which leaves gaps in the line."""
     return np.array([row.get(key) for row in rows], dtype=float)
 
 
 def trade_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
-    """mIoU against labelling speed, a point a trial, a line through the Pareto front; None with fewer than two."""
+    """Draw mIoU against labelling speed, a point per trial, a line through the Pareto front; None below two points."""
     known = [(row, row.label_images_per_s, row.miou_mean) for row in rows if row.miou is not None]
     points = [(speed, score, row) for row, speed, score in known if speed and score is not None]
     if len(points) < 2:
@@ -146,7 +146,7 @@ def trade_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
 
 
 def settings_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
-    """Parallel coordinates: a line a trial through each setting that differs, to its mIoU; None with under two."""
+    """Draw parallel coordinates: a line per trial through each setting that differs, to its mIoU; None below two."""
     known = [(row.miou, json.loads(row.settings)) for row in rows if row.miou is not None and row.settings]
     scores, settings = [score for score, _ in known], [one for _, one in known]
     varied = [key for key in (settings[0] if settings else ()) if key != "train.seed"]
@@ -180,7 +180,7 @@ def settings_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
 
 
 def _places(values: Sequence[Any]) -> list[float]:
-    """Where values stand on an axis of 0..1: numbers by their logarithm, others evenly, in order."""
+    """Place values on an axis of 0..1: numbers by their logarithm, others evenly, in order."""
     if all(isinstance(value, int | float) and value > 0 for value in values):
         logs = np.log(np.array(values, dtype=float))
         places: list[float] = ((logs - logs.min()) / max(np.ptp(logs), 1e-9)).tolist()
@@ -194,7 +194,7 @@ def _short_name(value: Any) -> str:
 
 
 def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
-    """Row-normalised heat map of the most frequent classes: rows truth, columns prediction."""
+    """Draw a row-normalised heat map of the most frequent classes: rows truth, columns prediction."""
     truth = confusion.sum(1)
     top = np.sort(np.argsort(-truth, kind="stable")[:MATRIX_CLASSES])
     share = confusion[np.ix_(top, top)] / np.maximum(truth[top, None], 1)
@@ -218,7 +218,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
 
 
 def reliability_chart(curve: Sequence[Bin]) -> Markup:
-    """Accuracy over confidence by bin, with the dashed line of perfect calibration. Grey bars: each bin's share."""
+    """Draw accuracy over confidence by bin, a dashed line of perfect calibration, and grey bars of each bin's share."""
     confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
     share = [one["share"] for one in curve]
     with drawing():
@@ -235,7 +235,7 @@ def reliability_chart(curve: Sequence[Bin]) -> Markup:
 
 
 def miou_chart(counts: np.ndarray) -> Markup:
-    """Frames by their own mIoU, from its histogram, int64 [MIOU_BINS]; the middle half of them stands out."""
+    """Draw the histogram of the frames' own mIoU, int64 [MIOU_BINS], with the middle half highlighted."""
     bars = counts.reshape(MIOU_BARS, -1).sum(1)
     edges = np.linspace(0, 1, MIOU_BARS + 1)
     _, low, median, high, _ = quartiles(counts)
@@ -253,7 +253,7 @@ def miou_chart(counts: np.ndarray) -> Markup:
 
 
 def track_chart(track: Track, space: LabelSpace) -> Markup:
-    """A video's predicted class shares over time, stacked, and below them its flicker where that is known."""
+    """Draw a video's predicted class shares over time, stacked, and below them its flicker if it is known."""
     known = np.flatnonzero(np.isfinite(track.time_s))
     known = known[np.argsort(track.time_s[known], kind="stable")]
     time_s, pixels, flicker = track.time_s[known], track.pixels[known], track.flicker[known]
@@ -275,7 +275,7 @@ def track_chart(track: Track, space: LabelSpace) -> Markup:
 
 
 def difference_chart(rows: Mapping[str, Compared]) -> Markup:
-    """Differences B − A by name, in points, each a dot with its 95 % interval; those that hold 0 are grey."""
+    """Draw differences B − A by name, in points, as dots with 95 % intervals; intervals that contain 0 are grey."""
     known = {name: row for name, row in rows.items() if row["difference"] is not None}
     with drawing():
         fig = Figure(figsize=(5.2, 0.8 + 0.26 * len(known)))

@@ -1,6 +1,6 @@
 """A folder of train, sweep, evaluate, compare or label → what the page shows of it, charts and thumbnails drawn.
 
-Each view is plain data for the template of its kind. Of label parts only a digest is kept, however many rows there are.
+Each view is plain data for the template of its kind. Only a digest of label parts is kept, however many rows exist.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from segray.core.labels.totals import Summary
     from segray.evaluate import Evaluation as SplitEvaluation
 
-# In the whole page, shared out over its folders: it stays below 10 MB.
+# Limits of the whole page, divided among its folders, which keep it below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
 LISTED_COLUMNS = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]  # of evaluated frames
 WIDE_PX = 1280  # of compare's picture
@@ -46,7 +46,7 @@ STAGES = {  # of labelling, in the order of the work → what each is
 
 
 class Bundle(NamedTuple):
-    """What a model bundle says of itself; facts is its segray.json, confusion int64 [C, C]."""
+    """A model bundle's description; facts is its segray.json, confusion int64 [C, C]."""
 
     facts: dict[str, Any]
     space: LabelSpace
@@ -65,13 +65,13 @@ class Run:
 
     @property
     def has_costs(self) -> bool:
-        """Whether the leaderboard is of a sweep that measured them; earlier ones lack columns."""
+        """Whether the leaderboard has measured costs; those of earlier versions lack the columns."""
         return bool(self.leaderboard) and self.leaderboard[0].miou_mean is not None
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A label folder: of its plans, those parts that are there, and its receipt (None while unfinished)."""
+    """A label folder: its plans, the parts that exist, and its receipt (None while unfinished)."""
 
     place: str
     plan: dict[str, Any]
@@ -94,7 +94,7 @@ class Evaluation:
 
 
 class Share(NamedTuple):
-    """What one folder of a page may take of it."""
+    """The part of the page's limits that one folder gets."""
 
     picture_bytes: int
     listed: int
@@ -106,7 +106,7 @@ def share_of(folders: int) -> Share:
 
 
 def view_of(place: str, share: Share) -> dict[str, Any]:
-    """What the page shows of a folder. DataError for one that no command here wrote."""
+    """Return what the page shows of a folder. DataError for a folder that no command wrote."""
     there = storage.absolute(place)
     for mark, read in KINDS.items():
         if storage.exists(storage.join(there, mark)):
@@ -119,10 +119,10 @@ def view_of(place: str, share: Share) -> dict[str, Any]:
 
 
 def read_run(place: str) -> Run:
-    """A folder written by train (history.jsonl, best/) or by sweep (leaderboard.json, trials/, best/)."""
+    """Read a folder written by train (history.jsonl, best/) or by sweep (leaderboard.json, trials/, best/)."""
     leaderboard = ranked(place)
     best, config = (storage.join(place, name) for name in ("best/segray.json", "config.yaml"))
-    # Only the last part of a trial's name, as one with .. in it would lead out of the folder.
+    # Only the last part of a trial's name is used, as one with .. in it would lead out of the folder.
     trials = {row.trial: storage.join(place, "trials", storage.name_of(row.trial)) for row in leaderboard}
     folders = trials or {storage.name_of(place): place}
     histories = {trial: read_history(folder) for trial, folder in folders.items()}
@@ -131,7 +131,7 @@ def read_run(place: str) -> Run:
 
 
 def run_view(place: str, share: Share) -> dict[str, Any]:
-    """Of a training run or a sweep; scores is None before there is a model."""
+    """Return the view of a training run or a sweep; scores is None before there is a model."""
     run = read_run(place)
     best, board, name = run.best, run.leaderboard, storage.name_of(place)
     baseline = majority_baseline(best.confusion) if best else None
@@ -164,7 +164,7 @@ def run_view(place: str, share: Share) -> dict[str, Any]:
 
 
 def measured_on(config: str, best: Bundle) -> str:
-    """What the scores were counted on, in words, as far as the run's config tells."""
+    """Say in words which data the scores were counted on, as far as the run's config tells."""
     try:
         settings = yaml.safe_load(config)["data"].items()
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
@@ -180,7 +180,7 @@ def measured_on(config: str, best: Bundle) -> str:
 
 
 def read_labels(place: str, share: Share) -> Labels:
-    """A folder written by label: the parts of its plans, finished or not."""
+    """Read a folder written by label: the parts of its plans, finished or not."""
     folder = LabelFolder.open(place)
     first = folder.plans[0]
     about = {key: getattr(first, key) for key in ("plan_id", "model_id", "settings")}
@@ -190,7 +190,7 @@ def read_labels(place: str, share: Share) -> Labels:
 
 
 def labels_view(place: str, share: Share) -> dict[str, Any]:
-    """Of a label folder; sums are its receipt's, or of its rows while it is unfinished."""
+    """Return the view of a label folder; its sums are from its receipt, or from its rows while it is unfinished."""
     labels = read_labels(place, share)
     found, success, space = labels.digest, labels.success, labels.space
     pixels = success["class_pixels"] if success else found.class_pixels
@@ -221,7 +221,7 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
 
 
 def stage_rows(success: Summary) -> list[dict[str, Any]]:
-    """One table row a stage of the last run: its seconds over all threads, milliseconds a frame, share of all."""
+    """List a table row for each stage of the last run: its seconds over all threads, milliseconds a frame, share."""
     seconds, rows = success.get("stage_seconds") or {}, success.get("new_rows")
     total = sum(seconds.values())
     known = {stage: about for stage, about in STAGES.items() if seconds.get(stage)}
@@ -236,7 +236,7 @@ def stage_rows(success: Summary) -> list[dict[str, Any]]:
 
 
 def read_evaluation(place: str, share: Share) -> Evaluation:
-    """A folder written by evaluate. DataError for one from before it kept masks."""
+    """Read a folder written by evaluate. DataError for a folder of a version that kept no masks."""
     found, rows = storage.read_json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
     listed: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
@@ -270,7 +270,7 @@ def evaluation_view(place: str, share: Share) -> dict[str, Any]:
 
 
 def evaluated(row: dict[str, Any], classes: int) -> dict[str, Any]:
-    """A row of images.parquet with its id, name and classes as the page has them: true or predicted ones."""
+    """Return a row of images.parquet with its id, name and classes (true or predicted ones) for the page."""
     pairs = unpacked([{"cells": row["cells"], "pixels": row["pixels"]}], classes)
     most = np.maximum(pairs.sum(1), pairs.sum(0)[:classes])
     present = np.flatnonzero(most > digest.PRESENT * pairs.sum()).tolist()
@@ -291,14 +291,14 @@ def comparison_view(place: str, share: Share) -> dict[str, Any]:
 
 
 def narrowed(place: str, room: int) -> str | None:
-    """A picture as the data: URI of a JPEG of WIDE_PX at most; None where that does not fit."""
+    """Return a picture as a data: URI of a JPEG of WIDE_PX at most; None if that is too large."""
     image_hwc = images.decode_image(storage.read_bytes(place), place)
     scale = min(1.0, WIDE_PX / image_hwc.shape[1])
     uri = gallery.jpeg(images.resize_image(image_hwc, tuple(round(side * scale) for side in image_hwc.shape[:2])))
     return uri if len(uri) <= room else None
 
 
-KINDS = {  # a file that such a folder holds → its view; the first that is there
+KINDS = {  # a file in such a folder → its view; the first file found decides
     "_segray/plan-00000.json": labels_view,
     "scores.json": evaluation_view,
     "compare.json": comparison_view,
@@ -308,13 +308,13 @@ KINDS = {  # a file that such a folder holds → its view; the first that is the
 }
 
 
-# What several of them have
+# Parts that several views have
 
 
 def scored_view(
     names: Sequence[str], space: LabelSpace, scores: Mapping[str, Any], confusion: np.ndarray
 ) -> dict[str, Any]:
-    """Scores by class and on average, and the matrix, [C, C], or [C, C + 1] with undecided pixels."""
+    """Return scores by class and on average, and the matrix, [C, C], or [C, C + 1] with undecided pixels."""
     keys = [key for key in ("iou", "f1", "sensitivity", "specificity", "boundary") if f"class_{key}" in scores]
     columns = {key: scores[f"class_{key}"] for key in keys}
     colors = dict(zip(space.names, css_colors(space), strict=True))
@@ -327,7 +327,7 @@ def scored_view(
 
 
 def images_view(miou_counts: np.ndarray) -> dict[str, Any]:
-    """How the frames' own mIoU spreads, from its histogram; where there is any."""
+    """Return the distribution of the frames' own mIoU from its histogram, if there is any."""
     known = bool(miou_counts.any())
     return {
         "quartiles": digest.quartiles(miou_counts) if known else None,
@@ -340,7 +340,7 @@ def css_colors(space: LabelSpace) -> list[str]:
 
 
 def shares(pixels: Iterable[float]) -> list[float]:
-    """Each count's share of all; nan where there is nothing."""
+    """Return each count's share of all; nan if the sum is 0."""
     counts = np.asarray(pixels, dtype=np.float64)
     found: list[float] = (counts / counts.sum() if counts.sum() else counts * math.nan).tolist()
     return found

@@ -9,13 +9,13 @@ from typing import Any
 
 
 def clean(value: Any) -> str:
-    """Text without the control, bidi and surrogate characters that could hide or reorder what is shown."""
+    """Return text without the control, bidi and surrogate characters that could hide or reorder what is shown."""
     kept = (c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     return "–" if value is None else "".join(kept)
 
 
 def _or_dash(text: Callable[[float], str]) -> Callable[[float | None], str]:
-    """An undefined number is shown as a dash."""
+    """Make a formatter that shows an undefined number as a dash."""
     return lambda value: "–" if value is None or not math.isfinite(value) else text(value)
 
 

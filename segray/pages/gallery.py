@@ -31,36 +31,36 @@ TITLES = {
 }  # of PICKS
 VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
 
-Row = dict[str, Any]  # as a template has it
+Row = dict[str, Any]  # as a template uses it
 
 
 class Galleries(NamedTuple):
-    """Rows with their pictures by title, and how many frames had no room."""
+    """Rows with their pictures by title, and how many frames were left out for lack of room."""
 
     by_title: dict[str, list[Row]]
     left: int
 
 
 def of_labels(digest: Digest, space: LabelSpace, room: int) -> Galleries:
-    """Of `room` bytes at most; a spread of frames where none has truth."""
+    """Draw galleries of labels in `room` bytes at most; if no frame has ground truth, frames spread over the labels."""
     names = [name for name in PICKS if not (name == "spread" and digest.known["miou"])]
     chosen = {TITLES[name]: [described(row) for row in digest.gallery(name)] for name in names}
     return fill(chosen, lambda row: label_row(row, space), room)
 
 
 def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Galleries:
-    """Of evaluated frames, whose truth and prediction their rows hold, of `room` bytes at most."""
+    """Draw galleries of evaluated frames, whose rows hold truth and prediction, in `room` bytes at most."""
     chosen = {}
     for name, pick in PICKS.items():
-        mine = [row for row in rows if {name, TITLES[name]} & {*row["shown"]}]  # version 0.1 kept the title
+        mine = [row for row in rows if {name, TITLES[name]} & {*row["shown"]}]  # version 0.1 stored the title
         chosen[TITLES[name]] = sorted(mine, key=itemgetter(pick.column), reverse=pick.high)
     return fill(chosen, lambda row: evaluated_row(row, space), room)
 
 
 def fill(chosen: Mapping[str, list[Row]], draw: Callable[[Row], Row], room: int) -> Galleries:
-    """Draw the first frame of each gallery, then the second of each, … while there is room.
+    """Draw the first frame of each gallery, then the second of each, and so on, while there is room.
 
-    A frame of several galleries is pictured in the first; in the others, `seen` is that one's title.
+    A frame of several galleries is drawn in the first one only; in the others, `seen` is that one's title.
     """
     drawn: dict[str, Row] = {}
     kept: dict[str, list[Row]] = {title: [] for title in chosen}
@@ -86,7 +86,7 @@ def _by_turns(chosen: Mapping[str, list[Row]]) -> Iterator[tuple[str, Row]]:
 
 
 def label_row(row: Row, space: LabelSpace) -> Row:
-    """A label row with its pictures; what cannot be read becomes a note."""
+    """Return a label row with its pictures; a picture that cannot be read becomes a note."""
 
     def truth() -> np.ndarray:
         uri = row["truth_uri"]
@@ -105,7 +105,7 @@ def evaluated_row(row: Row, space: LabelSpace) -> Row:
 
 
 def described(row: Row) -> Row:
-    """A label row with its id, name and classes as the page has them."""
+    """Return a label row with its id, name and classes for the page."""
     name = storage.name_of(row["uri"])
     if row["frame_index"] is not None:
         name += f" · {'frame' if row['video_uri'] else 'row'} {row['frame_index']}"
@@ -115,7 +115,7 @@ def described(row: Row) -> Row:
 def pictures(
     place: str, truth: Callable[[], np.ndarray] | None, prediction: Callable[[], np.ndarray], space: LabelSpace
 ) -> dict[str, Any]:
-    """`panels`, data URIs by caption, less what cannot be read; `notes`, the reasons."""
+    """Return `panels`, data URIs by caption without those that cannot be read, and `notes`, the reasons."""
     notes: list[str] = []
     if (pred := _try(prediction, notes)) is None:
         return {"panels": {}, "notes": notes}
@@ -127,7 +127,7 @@ def pictures(
 
 
 def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray, space: LabelSpace) -> dict[str, str]:
-    """Data URIs of Image, Truth, Prediction, Errors, Overlay; less those of what is missing."""
+    """Return data URIs of Image, Truth, Prediction, Errors and Overlay, without those that lack their input."""
     found = {} if image is None else {"Image": jpeg(image)}
     if truth is not None:
         found["Truth"] = mask_png(truth, space)
@@ -140,7 +140,7 @@ def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray,
 
 
 def error_map(image: np.ndarray | None, truth: np.ndarray, pred: np.ndarray, ignore_index: int) -> np.ndarray:
-    """RGB [H, W, 3]: wrong pixels red and void grey, over the dimmed image (black without one)."""
+    """Draw RGB [H, W, 3]: wrong pixels red and void grey, over the dimmed image (black without one)."""
     grey = np.zeros((*pred.shape, 1)) if image is None else image.mean(2, keepdims=True) * 0.45
     shown = np.repeat(grey, 3, axis=2).astype(np.uint8)
     shown[truth != pred] = WRONG_RGB
