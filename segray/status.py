@@ -1,4 +1,4 @@
-"""A run's folder → how far it is: from what is stored alone, on any machine, while it runs or after."""
+"""A run's folder → its progress: from stored files alone, on any machine, while it runs or after."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from segray.core.training.checkpoint import (
 from segray.errors import DataError
 from segray.trials.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
 
-RECENT_S = 600.0  # what speed is taken over
-READS = 32  # footers of parts at once: each is a round trip
-ENDED = ("finished", "stopped", "failed")  # of a sweep's trials
+RECENT_S = 600.0  # the time over which speed is measured
+READS = 32  # footers of parts that are read at once: each is a round trip
+ENDED = ("finished", "stopped", "failed")  # states of a sweep's trials
 
 
 @dataclass(frozen=True)
 class Status:
-    """kind: train, sweep or label; `done` of `of` units (epochs, trials, parts) are there.
+    """The progress of a run. kind: train, sweep or label; `done` of `of` units (epochs, trials, parts) are there.
 
-    frames: labelled so far. errors: frames that failed, or trials. images_per_s: of label, over the last RECENT_S of
-    work; else of the last epoch. miou: the best so far. age_s: since the last unit; None before the first.
+    frames: labelled so far. errors: failed frames, or failed trials. images_per_s: for label, over the last RECENT_S of
+    work; else in the last epoch. miou: the best so far. age_s: time since the last unit; None before the first.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Status:
 
 
 def status(out: str) -> Status:
-    """Say how far the run in `out` is. Raises DataError where there is none."""
+    """Return the progress of the run in `out`. Raises DataError if there is none."""
     out = storage.absolute(out)
     if plans := load_plans(out):
         return _label(plans)
@@ -118,7 +118,7 @@ def _sweep(out: str, config: Config) -> Status:
 
 
 def _history(out: str) -> tuple[History, float]:
-    """A training run's rows so far, and when the last one came; 0 for never."""
+    """Return a training run's rows so far, and the time of the last one; 0 if there is none."""
     rows = read_history(out)
     return rows, storage.stat(storage.join(out, HISTORY)).modified_s if rows else 0.0
 

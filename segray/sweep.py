@@ -1,8 +1,8 @@
 """A space of settings → a leaderboard of score against cost, and the best bundle: Ray Tune around train.py.
 
-Each trial is a training run in a folder of its own, and trials.json says how each stands. So a sweep that was
-stopped goes on with the same command: no state of Tune's is needed or loaded. What has ended is not started again,
-and ASHA is told its epochs before the first trial starts; what was running goes on after its last whole epoch.
+Each trial is a training run in a folder of its own, and trials.json holds the state of each. So a sweep that was
+stopped resumes with the same command: no state of Tune's is needed or loaded. Ended trials are not started again, and
+ASHA is told their epochs before the first trial starts; interrupted ones resume after their last complete epoch.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ from segray.trials.queue import OnRow, Turns
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
 MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
-SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes as long
+SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes the same time
 
 
 def _has_results(out: str) -> bool:
-    """Whether a trial has an epoch."""
+    """Say whether a trial has completed an epoch."""
     trials = storage.iter_files(storage.join(out, "trials"))
     return storage.exists(storage.join(out, ROWS)) or any(
         storage.name_of(entry.uri) in (STATE, HISTORY) for entry in trials
@@ -91,7 +91,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     """Train every trial, stop the poor ones early, and rank them in `sweep.out`.
 
     on_row is called in this process with (trial, history row) for each epoch that ends.
-    Raises OutputExists when the folder holds a sweep with other settings, or one that runs now, and SegrayError when
+    Raises OutputExists if the folder holds a sweep with other settings, or one that is running, and SegrayError if
     all trials fail.
     """
     config = config.absolute()
@@ -122,7 +122,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
 
 
 def _check(config: Config) -> DataPlan:
-    """What can be known to be wrong before the first trial starts; the frames that all trials share."""
+    """Check all that can be checked before the first trial starts; return the frames that all trials share."""
     trials = list_trials(config)
     if config.sweep.search == "tpe":
         extra("optuna", "sweep")
@@ -147,14 +147,14 @@ def _check(config: Config) -> DataPlan:
 
 
 def concurrent(config: Config, has: resources.Resources, trials: int) -> int:
-    """Trials at once: as many as the cluster's nodes hold, so that none waits inside Ray for another's workers."""
+    """Return how many trials run at once: as many as fit the cluster's nodes, so that none waits inside Ray."""
     narrow = config.cluster.model_copy(update={"cpus_per_worker": config.cluster.cpus_per_worker or 1})
     one = resources.shape(narrow, has, runs_per_gpu=config.sweep.trials_per_gpu)
     return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, _most(config)))
 
 
 def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
-    """The trials, and by name the hours that one worker here would train each to its end: a step of each is tried."""
+    """Return the trials, and by name the hours of training each to its end on one worker here, from a timed step."""
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
     config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan.size)
@@ -171,7 +171,7 @@ def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
 
 
 def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.WorkerShape) -> None:
-    """Give each trial its turn, under ASHA."""
+    """Run the trials in turn, under ASHA."""
     from ray import tune
 
     driver = tune.with_parameters(
@@ -183,9 +183,9 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.Worke
     )
     scheduler = _scheduler(config, turns, worker.gpus * worker.count)
     state = storage.join(config.sweep.out, ".tune")
-    storage.remove(state)  # of a sweep that was killed
+    storage.remove(state)  # left by a sweep that was killed
     tuner = tune.Tuner(
-        # A driver only waits: it holds no CPU (but Tune wants something), so it can never keep workers from starting.
+        # A driver only waits. It holds no CPU (but Tune needs a resource), so it can never keep workers from starting.
         tune.with_resources(driver, {"CPU": 0, "memory": 1}),
         tune_config=tune.TuneConfig(
             search_alg=_searcher(turns, scheduler.is_over, partial(_room, config, worker)),
@@ -195,12 +195,12 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.Worke
         run_config=tune.RunConfig(
             name=storage.name_of(state),
             storage_path=connect.ray_path(config.sweep.out),
-            # Of drivers that are lost, as with their node; what fails in a trial's workers is Ray Train's to try again.
+            # For lost drivers, as with their node; Ray Train retries what fails in a trial's workers.
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             verbose=0,
         ),
     )
-    results: Any = tuner.fit()  # their type does not say that one may go through them
+    results: Any = tuner.fit()  # its type does not say that it can be iterated
     for result in results:
         if result.error:
             turns.ended(result.config["trial"]["name"], str(connect.explain(result.error)))
@@ -214,7 +214,7 @@ def _drive(
     worker: resources.WorkerShape,
     weights: dict[str, Any],
 ) -> None:
-    """One trial, in a process of Tune's. That it failed, and why, is reported: raised, Tune would try it again."""
+    """Run one trial, in a process of Tune's. A failure is reported, because Tune would retry a raised one."""
     from ray import tune
 
     trial = trial_config(Config(**config), Trial(**params["trial"]))
@@ -227,9 +227,9 @@ def _drive(
 
 
 def _train(trial: Config, data: TrainData, worker: resources.WorkerShape, weights: Any) -> None:
-    """Train from the last whole epoch; once more where the loss became no number on a GPU.
+    """Train from the last complete epoch; once more if the loss is not finite on a GPU.
 
-    A GPU's sums differ a little from run to run. A CPU's do not: it would meet the same number again.
+    A GPU's sums differ a little from run to run. A CPU's do not: it would get the same loss again.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -247,7 +247,7 @@ def _start(config: Config) -> str:
 
 
 def _encoders(config: Config) -> Iterator[Config]:
-    """Settings for each encoder and start of the space, whose weights are fetched here, once."""
+    """Yield settings for each encoder and initialisation of the space; their weights are fetched here, once."""
     choices = choices_of(config)
     keys = [key for key in ("model.encoder", "model.encoder_weights") if key in choices]
     for values in product(*(choices[key] for key in keys)):
@@ -255,7 +255,7 @@ def _encoders(config: Config) -> Iterator[Config]:
 
 
 def _room(config: Config, worker: resources.WorkerShape) -> int:
-    """Trials that may run at once now: a node that comes later has some too."""
+    """Return how many trials may run at once now: nodes that join later count as well."""
     return max(1, min(connect.resources().fits(worker.cpus, worker.gpus) // worker.count, _most(config)))
 
 
@@ -264,7 +264,7 @@ def _most(config: Config) -> int:
 
 
 def _searcher(turns: Turns, is_over: Callable[[], bool], room: Callable[[], int]) -> Any:
-    """The turns as Tune asks for them; none while as many trials run as there is room for."""
+    """Return a Searcher that hands Tune the trials in turn, and none while no more have room."""
     from ray.tune.search import Searcher
 
     class InTurn(Searcher):
@@ -276,7 +276,7 @@ def _searcher(turns: Turns, is_over: Callable[[], bool], room: Callable[[], int]
         def suggest(self, trial_id: str) -> Any:
             if len(self.running) >= room():
                 return None
-            trial = None if self.names and is_over() else turns.next()  # one at least, however short the time
+            trial = None if self.names and is_over() else turns.next()  # at least one, however short the time
             if trial is None:
                 return Searcher.FINISHED
             self.names[trial_id] = trial.name
@@ -291,14 +291,14 @@ def _searcher(turns: Turns, is_over: Callable[[], bool], room: Callable[[], int]
 
 
 def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
-    """ASHA, which also stops every trial once sweep.time or sweep.gpu_hours is spent."""
+    """Return an ASHA scheduler that also stops every trial once sweep.time or sweep.gpu_hours is spent."""
     from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
     ends_at = time.monotonic() + (config.sweep.time or float("inf"))
     most_s = (config.sweep.gpu_hours or float("inf")) * 3600
 
     class Budgeted(ASHAScheduler):
-        """Knows a trial by its name, as an earlier process did, and each of its epochs once."""
+        """ASHA with a budget. It knows trials by name, as an earlier process did, and counts each epoch once."""
 
         def __init__(self, **given: Any) -> None:
             super().__init__(**given)
@@ -326,16 +326,16 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
                 return TrialScheduler.CONTINUE
             action = self.judge(name, result)
             if result["epoch"] >= config.train.epochs:
-                return TrialScheduler.CONTINUE  # it ends by itself, and gives its CPUs back; stopped, it may not
+                return TrialScheduler.CONTINUE  # it ends by itself and frees its CPUs, which a stopped one may not
             if action == TrialScheduler.STOP:
                 turns.set(name, "stopped")
             return TrialScheduler.STOP if self.is_over() else action
 
         def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-            """All its epochs were judged."""
+            """Do nothing: all its epochs were judged."""
 
         def on_trial_remove(self, controller: Any, trial: Any) -> None:
-            """What it did before counts for the others still."""
+            """Do nothing: its results still count for the others."""
 
     scheduler = Budgeted(
         time_attr="epoch",
@@ -353,12 +353,12 @@ def _scheduler(config: Config, turns: Turns, gpus: float) -> Any:
 
 
 def _named(name: str) -> tuple[Any, Any]:
-    """A controller and a trial, of which ASHA looks at the trial's id alone."""
+    """Return a controller and a trial for ASHA, which only looks at the trial's id."""
     return None, SimpleNamespace(trial_id=name)
 
 
 def _costs(config: Config, trials: list[Trial], worker: resources.WorkerShape) -> dict[str, Cost]:
-    """By trial, one model after another in a process of its own; models that differ in weights alone cost the same."""
+    """Measure costs by trial, each model in a process of its own; those that differ only in weights share a cost."""
     import ray
 
     out = config.sweep.out
@@ -383,14 +383,14 @@ def _costs(config: Config, trials: list[Trial], worker: resources.WorkerShape) -
 
 
 def _publish(out: str, board: list[LeaderboardRow]) -> None:
-    """leaderboard.json, leaderboard.parquet and best/."""
+    """Write leaderboard.json, leaderboard.parquet and best/."""
     write_leaderboard(out, board)
     (chosen,) = (row.trial for row in board if row.chosen)
     bundle.copy_to(storage.join(out, BEST), storage.join(out, "trials", chosen, BEST))
 
 
 def _claim(config: Config, overwrite: bool, plan: DataPlan) -> Config:
-    """Make `sweep.out` this sweep's folder; its settings. What they leave open, each trial chooses for itself."""
+    """Claim `sweep.out` for this sweep; return its settings. What they leave open, each trial chooses for itself."""
     out = config.sweep.out
     config = as_begun(config, before(out, KIND, overwrite), plan.size)
     frames = plan.frame_list()

@@ -1,7 +1,7 @@
-"""Rows of history → the places where people look at curves: TensorBoard always, MLflow where it is asked for.
+"""Rows of history → experiment trackers: TensorBoard always, MLflow if it is configured.
 
-Written by the process that started the run, from the same rows as history.jsonl; a resumed run goes on in the
-same places, without doubling an epoch.
+They are written by the process that started the run, from the rows of history.jsonl; a resumed run continues there
+without repeating an epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segray.core.training.checkpoint import EpochRow, History, read_history
 from segray.errors import ConfigError, shortened
 
 TENSORBOARD, MLFLOW_RUN = "tensorboard", "mlflow-run.txt"
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else it waits for minutes
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # or it waits for minutes
 
 log = logging.getLogger("segray")
 
@@ -30,7 +30,7 @@ Track = Callable[[EpochRow], None]
 
 @contextmanager
 def tracking(config: Config) -> Iterator[Track]:
-    """Give a function that takes each new row of `train.out`'s history."""
+    """Yield a function that takes each new row of `train.out`'s history."""
     out = config.train.out
     history = read_history(out)
     board = _TensorBoard(out, history)
@@ -78,7 +78,7 @@ class _TensorBoard:
 
 
 def _mlflow(config: Config, out: str, history: History) -> Track:
-    """Log to a run of the experiment `segray`, named as the folder. Its id is kept beside the run."""
+    """Log to a run of the experiment `segray`, named like the folder. Its id is kept beside the run."""
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -97,7 +97,7 @@ def _mlflow(config: Config, out: str, history: History) -> Track:
 
 
 def _logged(client: Any, config: Config, out: str, history: History) -> Track:
-    """Log the settings and all rows so far to a run, and give a function that logs those that come."""
+    """Log the settings and all rows so far to a run, and return a function that logs later rows."""
     kept = storage.join(out, MLFLOW_RUN)
     if history and storage.exists(kept):
         run_id = storage.read_bytes(kept).decode()
@@ -120,7 +120,7 @@ def _logged(client: Any, config: Config, out: str, history: History) -> Track:
 
 
 def _kept(send: Track, uri: str, failure: type[Exception]) -> Track:
-    """Rows that cannot be logged are kept, and go out before the next one: a run does not end for its curves."""
+    """Keep rows that cannot be logged, and send them before the next one, so that no run ends because of a tracker."""
     waiting: History = []
 
     def track(row: EpochRow) -> None:

@@ -45,17 +45,17 @@ from segray.sections.training import TrainSection
 log = logging.getLogger("segray")
 
 SECTIONS = ("data", "model", "augment", "train", "cluster")
-FREE_KEYS = {  # may change between a run and its resumption
+FREE_KEYS = {  # settings that may change when a run is resumed
     "train.epochs", "train.max_steps", "train.eval_every", "train.out", "train.max_failures", "train.patience",
     "train.mlflow", "train.compile", "model.weights_dir",
 }  # fmt: skip
 
-CHOSEN = (  # where they are not given
+CHOSEN = (  # settings that are chosen if they are not given
     "train.learning_rate", "train.weight_decay",
     "augment.scale", "augment.crop", "augment.rotate_deg",
     "augment.brightness", "augment.contrast", "augment.saturation",
 )  # fmt: skip
-MEMORY_BYTES = 1 << 30  # of decoded frames that one process keeps; more go to the disk
+MEMORY_BYTES = 1 << 30  # decoded frames that one process keeps; more are stored on the disk
 MADE = (SETTINGS, FRAMES, STATE, HISTORY, BEST, trackers.TENSORBOARD, trackers.MLFLOW_RUN, connect.RUN)
 KIND = claims.Kind("training run", SETTINGS, MADE, has_results, lambda out: command_of(out) == "train")
 
@@ -65,7 +65,7 @@ OnStart = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """out: the run's folder, local or on S3; best: its bundle; history: a row an epoch."""
+    """out: the run's folder, local or on S3; best: its bundle; history: a row for each epoch."""
 
     out: str
     best: str
@@ -87,12 +87,12 @@ class DataPlan:
     data_id: str
 
     def frame_list(self) -> bytes:
-        """What the run's folder keeps of them."""
+        """The list of frames that the run's folder keeps."""
         return frame_list({"train": self.train, "val": self.val}, self.label_space)
 
     @property
     def decoded_bytes(self) -> int:
-        """Of all frames as a model sees them, with their masks."""
+        """The bytes of all frames as a model sees them, with their masks."""
         return (len(self.train) + len(self.val)) * self.size[0] * self.size[1] * BYTES_A_PIXEL
 
     def with_samples(
@@ -102,7 +102,7 @@ class DataPlan:
         return TrainData(train, val, self.label_space, self.size, self.data_id, ids, kept or nullcontext())
 
     def from_files(self, cache_gib: float | None) -> TrainData:
-        """Frames decoded as they are asked for, and kept on the disk of each machine."""
+        """Return frames that are decoded on request, and kept on the disk of each machine."""
         limit = None if cache_gib is None else int(cache_gib * 2**30)
         cache = FrameCache(len(self.val) + len(self.train), self.size, limit)
         val = FileSamples(self.val, self.label_space, self.size, cache)
@@ -117,11 +117,11 @@ def train(
     on_row: OnRow = lambda row: None,
     on_start: OnStart = lambda device: None,
 ) -> TrainResult:
-    """Train to `train.epochs` (or `train.max_steps`) in `train.out`; called again, go on after the last whole epoch.
+    """Train to `train.epochs` (or `train.max_steps`) in `train.out`, or resume after the last complete epoch.
 
     on_row is called in this process for each epoch that ends, on_start before the first with what the run computes
     on, as '8 × H100 80GB HBM3, bf16'. With cluster.workers=0 no Ray is started.
-    Raises OutputExists when the folder holds a run with other settings, and a SegrayError for input that
+    Raises OutputExists if the folder holds a run with other settings, and a SegrayError for input that
     cannot be used.
     """
     config = config.absolute()
@@ -157,7 +157,7 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
 
 
 def note_rate(train: TrainSection, history: History, frames: int) -> None:
-    """Warn where a run goes on by another schedule, as with more epochs, at a higher rate than it has ended with."""
+    """Warn if a resumed run with another schedule, as with more epochs, has a higher rate than it ended with."""
     if not history:
         return
     steps = max(1, frames // train.batch_size)
@@ -171,14 +171,14 @@ def note_rate(train: TrainSection, history: History, frames: int) -> None:
 
 
 def random_start(config: Config) -> str | None:
-    """Say that a new run's encoder starts from random weights, where pretrained ones are published; None elsewhere."""
+    """Say that a new run's encoder starts from random weights although pretrained ones are published, else None."""
     if config.model.encoder_weights != "none" or not has_imagenet(config.model):
         return None
     return f"{config.model.encoder} starts from random weights; --weights imagenet starts it from pretrained ones."
 
 
 def note_frames(out: str, plan: DataPlan) -> None:
-    """Warn where a run that kept no list of its frames, as earlier versions did, goes on over others."""
+    """Warn if a run of an earlier version, which kept no list of its frames, resumes with other frames."""
     best = storage.join(out, BEST)
     if storage.exists(best) and read_info(best).data_id not in ("", plan.data_id):
         log.warning(
@@ -200,7 +200,7 @@ class _Reporter(LocalWorker):
 
 
 def in_epochs(config: Config, frames: int) -> Config:
-    """The settings with train.max_steps, where it is given, as the epochs of so many frames that come nearest."""
+    """Return the settings with train.max_steps, if given, as the nearest number of epochs over that many frames."""
     if config.train.max_steps is None:
         return config
     steps = max(1, frames // config.train.batch_size)
@@ -208,12 +208,12 @@ def in_epochs(config: Config, frames: int) -> Config:
 
 
 def read_places(config: Config) -> list[str]:
-    """Where workers read a run's frames and its teacher."""
+    """List where workers read a run's frames and its teacher."""
     return [path for path in (config.data.root, config.train.teacher) if path is not None]
 
 
 def plan_data(config: Config) -> DataPlan:
-    """The frames that `config` names; everything that can be wrong before the first pixel is."""
+    """Find the frames that `config` names, and check all that can be checked before a pixel is read."""
     check_names(config.model)
     dataset = open_dataset(config.data)
     for note in dataset.notes:
@@ -242,7 +242,7 @@ def plan_data(config: Config) -> DataPlan:
 
 
 def check_model(config: Config, classes: int) -> None:
-    """ModelError for what cannot be built, or is not to be frozen, before a frame is decoded."""
+    """Raise ModelError for a model that cannot be built, or not be frozen, before a frame is decoded."""
     if config.train.freeze_encoder and config.model.encoder_weights == "none":
         raise ModelError(
             "train.freeze_encoder would keep an encoder of random weights as it is (model.encoder_weights is none). "
@@ -252,7 +252,7 @@ def check_model(config: Config, classes: int) -> None:
 
 
 def check_teacher(uri: str, space: LabelSpace) -> None:
-    """ModelError when the teacher's classes are not those of the data."""
+    """Raise ModelError if the teacher's classes are not those of the data."""
     theirs = tuple(read_info(uri).label_space["names"])
     if theirs != space.names:
         raise ModelError(
@@ -262,20 +262,22 @@ def check_teacher(uri: str, space: LabelSpace) -> None:
 
 
 def start_weights(config: Config) -> Weights | None:
-    """What the encoder of a new run starts from, fetched here once; None for random, or for a run that goes on."""
+    """Fetch the weights from which a new run's encoder starts; None for random ones, or for a resumed run."""
     return None if storage.exists(storage.join(config.train.out, STATE)) else encoder_weights(config.model)
 
 
 def in_memory(plan: DataPlan) -> TrainData:
-    """The plan's frames, decoded once, in this process."""
+    """Decode the plan's frames once, in this process."""
     return plan.with_samples(
         *(MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
     )
 
 
 def stored(config: Config, plan: DataPlan, has: resources.Resources) -> TrainData:
-    """The plan's frames for every worker of every run in this session: decoded once where the object store of each
-    node holds them, else as they are asked for."""
+    """Return the plan's frames for every worker of every run in this session.
+
+    They are decoded once if the object store of each node holds them, else on request.
+    """
     if not connect.fits_stores(plan.decoded_bytes, has):
         return plan.from_files(config.cluster.cache_gib)
     return plan.with_samples(
@@ -288,18 +290,18 @@ def run(
 ) -> None:
     """Run training.loop.fit in Ray Train's processes, with weights from connect.put. Blocks; needs a connected Ray.
 
-    Processes that die are started again, `train.max_failures` times, and go on after the last whole epoch. An error
-    of ours that one of them raises ends them all, and is raised here.
+    Processes that die are restarted, `train.max_failures` times, and resume after the last complete epoch. If one of
+    them raises an error of ours, all are ended, and the error is raised here.
     """
     import ray.train
 
-    api: Any = ray.train  # its types are those of Train's version 1; what runs is version 2
+    api: Any = ray.train  # its types describe Train's version 1; version 2 runs
     try:
         for left in reversed(range(1 + config.train.max_failures)):
             try:
                 _fit(api, config, data, worker, weights, callbacks)
                 break
-            except api.WorkerGroupError as error:  # Ray's own tries again would meet an error of ours again
+            except api.WorkerGroupError as error:  # Ray's own retries would repeat an error of ours
                 if ours := connect.own_error(error):
                     raise ours from error
                 if not left:
@@ -336,10 +338,10 @@ def _fit(
 
 
 def _loop(given: dict[str, Any]) -> None:
-    """What runs in each process of Ray Train. What one raises has the others ended, who may wait for it."""
+    """Run the training loop in a process of Ray Train. An error in one process ends the others, as they may wait."""
     import torch
 
-    torch.set_num_threads(given["threads"])  # Ray sets 1 where a worker's CPUs are given by resources
+    torch.set_num_threads(given["threads"])  # Ray sets 1 if a worker's CPUs are given by resources
     config = Config(**given["config"])
     data: TrainData = given["data"]
     with data.kept:
@@ -347,10 +349,10 @@ def _loop(given: dict[str, Any]) -> None:
 
 
 def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Config:
-    """Make `train.out` this run's folder; the settings that it trains with, which it keeps.
+    """Claim `train.out` for this run; return its settings, which the folder keeps.
 
-    plan: its frames, which are to be those that the run began with; a sweep has looked at those of its trials.
-    OutputExists when it holds something else, unless `overwrite`.
+    plan: the frames, which must be those that the run began with; None if a sweep has checked them for its trials.
+    OutputExists if the folder holds something else, unless `overwrite`.
     """
     out = config.train.out
     config = as_begun(config, before(out, KIND, overwrite), plan.size if plan else None).resolved()
@@ -367,7 +369,7 @@ def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Conf
 
 
 def with_kept_pixels(config: Config) -> Config:
-    """Take mean and standard deviation from the run's best bundle, where this version might choose others."""
+    """Take mean and standard deviation from the run's best bundle, if this version might choose others."""
     best, model = storage.join(config.train.out, BEST), config.model
     if (model.mean and model.std) or not storage.exists(best):
         return config
@@ -376,20 +378,20 @@ def with_kept_pixels(config: Config) -> Config:
 
 
 def changed_frames(out: str, frames: bytes | None) -> list[str]:
-    """How the frames of now differ from those that the run in `out` began with; [] where an older one kept no list."""
+    """Say how the frames differ from those that the run in `out` began with; [] if an older version kept no list."""
     place = storage.join(out, FRAMES)
     return differences(storage.read_bytes(place), frames) if frames is not None and storage.exists(place) else []
 
 
 def before(out: str, kind: claims.Kind, overwrite: bool) -> Config | None:
-    """The settings of the run in `out` that goes on; None where one begins."""
+    """Return the settings of the run in `out` that is resumed; None if a new one begins."""
     return read_settings(out) if kind.began(out) and not overwrite else None
 
 
 def as_begun(config: Config, before: Config | None, size: tuple[int, int] | None) -> Config:
-    """The settings, and what they leave open as the run began with it: another segray may choose otherwise.
+    """Return the settings, with defaults as they were when the run began: another version may choose otherwise.
 
-    before: that run's settings. Without, it is a new one, which gets the usual crop of frames of this size.
+    before: that run's settings. Without them, the run is new and gets the usual crop for frames of this size.
     """
     if before is None:
         crop = config.augment.crop or (usual_crop(size) if size else None)
@@ -400,7 +402,7 @@ def as_begun(config: Config, before: Config | None, size: tuple[int, int] | None
 
 
 def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[:-1]) -> list[str]:
-    """The settings that make another model, as `key was a, is b`."""
+    """List the settings that lead to another model, as `key was a, is b`."""
     lines = []
     for section in sections:
         old, new = (c.model_dump(mode="json")[section] for c in (before, now))
@@ -411,9 +413,9 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
 
 
 def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
-    """A poll that calls on_start once, when the workers of a run that begins now have said what they compute on."""
+    """Return a poll that calls on_start once, when the workers of a new run have said what they compute on."""
     place = storage.join(out, connect.RUN, connect.STARTED)
-    storage.remove(place)  # of a run that was killed
+    storage.remove(place)  # left by a run that was killed
     told = False
 
     def poll() -> None:
@@ -426,7 +428,7 @@ def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
 
 
 def new_rows(out: str, on_row: OnRow) -> Callable[[], None]:
-    """A poll that calls on_row for each epoch that is new in the history since now."""
+    """Return a poll that calls on_row for each epoch that is added to the history from now on."""
     seen = len(read_history(out))
 
     def poll() -> None:

@@ -1,8 +1,8 @@
-"""A sweep's folder → what is known of its trials: score against cost, which to take, and how far it is.
+"""A sweep's folder → its trials: score against cost, which to take, and the sweep's progress.
 
-trials.json         each trial, how it stands and why it failed; written by the sweep alone
+trials.json         each trial, its state and why it failed; written by the sweep alone
 trials/NAME/        its training run, whose history has the scores
-leaderboard.json    the rows below, as leaderboard.parquet has them; costs are measured when all trials have ended
+leaderboard.json    the rows below, also in leaderboard.parquet; costs are measured when all trials have ended
 
 No Ray and no torch: `segray sweep show` reads a sweep while it runs.
 """
@@ -33,7 +33,7 @@ from segray.core.training.checkpoint import (
 from segray.errors import DataError
 
 TRIALS, ROWS, TABLE = "trials.json", "leaderboard.json", "leaderboard.parquet"
-PRACTICAL = 0.9  # of the best mIoU: what is recommended where it is much cheaper
+PRACTICAL = 0.9  # share of the best mIoU above which a much cheaper model is recommended
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class LeaderboardRow:
     """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
 
     status: finished, stopped (by ASHA), failed, running, interrupted (the same command resumes) or not run.
-    miou_mean, miou_spread: over the seeds of one combination, and their standard deviation.
-    label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the size trained for; images_per_s is
+    miou_mean, miou_spread: mean and standard deviation over the seeds of one combination.
+    label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the training size; images_per_s is
     training's. cost_per_million: of labelling a million frames, by sweep.price.
     pareto: no other trial is at least as good and as fast, and better in one. chosen: its bundle is best/.
     """
@@ -82,7 +82,7 @@ class LeaderboardRow:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """rows: best first; best: the bundle of the chosen one; advice: which to take, and why; state: what is done."""
+    """rows: best first; best: the chosen trial's bundle; advice: which to take, and why; state: the progress."""
 
     out: str
     best: str
@@ -92,7 +92,7 @@ class SweepResult:
 
 
 def read_sweep(out: str) -> SweepResult:
-    """A sweep by its files alone, finished or not. DataError where there is none."""
+    """Read a sweep from its files alone, finished or not. DataError if there is none."""
     out = storage.absolute(out)
     if not storage.exists(storage.join(out, TRIALS)):
         raise DataError(f"{out} holds no sweep (no {TRIALS}); give the --out of segray sweep.")
@@ -105,7 +105,7 @@ def read_sweep(out: str) -> SweepResult:
 def leaderboard(
     config: Config, entries: Sequence[Entry], costs: Mapping[str, Cost], live: bool = False
 ) -> list[LeaderboardRow]:
-    """Rows from the trials' folders, best mean mIoU first, those without a score last. live: the sweep runs now."""
+    """Make rows from the trials' folders, best mean mIoU first, those without a score last. live: the sweep runs."""
     rows = [_row(config, entry, costs.get(entry.trial.name), live) for entry in entries]
     scores = defaultdict(list)
     for entry, row in zip(entries, rows, strict=True):
@@ -138,7 +138,7 @@ def _chosen(config: Config, rows: Sequence[LeaderboardRow]) -> str | None:
 
 
 def cheapest(rows: Sequence[LeaderboardRow], share: float) -> LeaderboardRow:
-    """The fastest labeller among those with so much of the best mIoU; the best where no speed was measured."""
+    """Return the fastest labeller with that share of the best mIoU; the best model if no speed was measured."""
     measured = [row for row in rows if row.label_images_per_s and row.miou is not None]
     good = [row for row in measured if _score(row) >= share * _score(rows[0])]
     return max(good, key=lambda row: row.label_images_per_s or 0, default=rows[0])
@@ -149,7 +149,7 @@ def _score(row: LeaderboardRow) -> float:
 
 
 def advice(board: Sequence[LeaderboardRow]) -> str:
-    """Which model to take, and why."""
+    """Say which model to take, and why."""
     if not board or board[0].miou is None:
         return "No trial has a score yet."
     best, cheap = board[0], cheapest(board, PRACTICAL)
@@ -164,13 +164,13 @@ def advice(board: Sequence[LeaderboardRow]) -> str:
 
 
 def planned(config: Config) -> int:
-    """How many trials the sweep has in all; with TPE at most, as a small space can be used up before."""
+    """Return how many trials the sweep has in all; with TPE at most, as a small space can be used up before."""
     tpe = config.sweep.search == "tpe"
     return config.sweep.trials * config.sweep.seeds if tpe else len(list_trials(config))
 
 
 def _state(config: Config, board: Sequence[LeaderboardRow], live: bool) -> str:
-    """Running: 3 finished, 1 running, 4 not run."""
+    """Say how far the sweep is: 'Running: 3 finished, 1 running, 4 not run.'"""
     counts = Counter(row.status for row in board)
     counts["not run"] += max(0, planned(config) - len(board))
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
@@ -182,7 +182,7 @@ def _state(config: Config, board: Sequence[LeaderboardRow], live: bool) -> str:
 
 
 def outcomes(config: Config, entries: Sequence[Entry]) -> list[Outcome]:
-    """What each combination came to, over its seeds, in the order of their first turns: what TPE learns from."""
+    """List the result of each combination over its seeds, in the order of their first turns, for TPE."""
     points = defaultdict(list)
     for entry in entries:
         points[entry.trial.point].append(entry)
@@ -207,12 +207,12 @@ def trial_out(out: str, trial: Trial) -> str:
 
 
 def trial_config(config: Config, trial: Trial) -> Config:
-    """The settings of one trial's training run."""
+    """Return the settings of one trial's training run."""
     return config.changed(trial.settings | {"train.out": trial_out(config.sweep.out, trial)})
 
 
 def read_entries(out: str) -> list[Entry]:
-    """trials.json; [] before a sweep's first turn."""
+    """Read trials.json; [] before a sweep's first turn."""
     lines = _read(out, TRIALS)
     return [Entry(Trial(**line["trial"]), line["state"], line["error"]) for line in lines]
 
@@ -222,7 +222,7 @@ def write_entries(out: str, entries: Sequence[Entry]) -> None:
 
 
 def ranked(out: str) -> list[LeaderboardRow]:
-    """The leaderboard as the sweep left it; [] before its end. What an older one has no column for is None."""
+    """Read the leaderboard that the sweep wrote at its end; [] before. Columns that an older one lacks are None."""
     nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(LeaderboardRow))
     return [LeaderboardRow(**nothing | {name: row[name] for name in nothing.keys() & row}) for row in _read(out, ROWS)]
 
@@ -234,7 +234,7 @@ def _read(out: str, name: str) -> list[dict[str, Any]]:
 
 
 def known_costs(out: str) -> dict[str, Cost]:
-    """By trial, what an earlier leaderboard has measured."""
+    """Return by trial the costs that an earlier leaderboard has measured."""
     return {
         row.trial: Cost(row.label_images_per_s, row.peak_memory_mib, row.gmacs, row.parameters)
         for row in ranked(out)

@@ -1,4 +1,4 @@
-"""The trials of a sweep in their order: whose turn is next, how each stands, and who is told of its epochs."""
+"""The queue of a sweep's trials: which is next, the state of each, and who is told of its epochs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OnRow = Callable[[str, EpochRow], None]
 
 
 class Turns:
-    """The sweep's trials: whose turn is next, and how each stands, as trials.json says.
+    """The sweep's trials: whose turn is next, and the state of each, as in trials.json.
 
-    Used by two threads: Tune's takes turns and says how they end, the caller's polls for new epochs.
+    Used by two threads: Tune's takes turns and reports how trials end, the caller's polls for new epochs.
     """
 
     def __init__(self, config: Config, on_row: OnRow, stack: ExitStack) -> None:
@@ -35,10 +35,10 @@ class Turns:
         self._write()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, ()  # Tune writes all that it holds to a file, which nothing reads
+        return dict, ()  # Tune pickles all that it holds into a file that nothing reads
 
     def _begin(self) -> list[Entry]:
-        """What is known before the first turn: TPE's earlier trials, or all of the others', each as it stands."""
+        """List the trials known before the first turn, each with its state: with TPE the earlier ones, else all."""
         before = {entry.trial.name: entry for entry in read_entries(self.out)}
         trials = list_trials(self.config)
         if self.config.sweep.search == "tpe":
@@ -47,7 +47,7 @@ class Turns:
         return [self._resumed(trial, before.get(trial.name)) for trial in trials]
 
     def _resumed(self, trial: Trial, before: Entry | None) -> Entry:
-        """ASHA's word stands; a trial that failed is tried again, as there may be more memory now."""
+        """Return a trial's entry in a resumed sweep: a stop by ASHA is final, a failure is tried again."""
         if self._is_finished(trial):
             return Entry(trial, "finished")
         return Entry(trial, "stopped") if before and before.state == "stopped" else Entry(trial)
@@ -56,7 +56,7 @@ class Turns:
         return bool(self._waiting()) or len(self.entries) < planned(self.config)
 
     def next(self) -> Trial | None:
-        """The trial whose turn it is now, or None when all had theirs."""
+        """Return the trial whose turn it is now, or None when all had theirs."""
         waiting = self._waiting()
         if not waiting and self.are_left():
             waiting = self._propose()
@@ -81,7 +81,7 @@ class Turns:
         self._polls.append(_follow(one, entry.trial.name, self._on_row, self._stack))
 
     def ended(self, name: str, error: str | None) -> None:
-        """A trial gave its place back: with an error, at its end, stopped by ASHA, or with the sweep's budget."""
+        """Set a trial's state when it ends: with an error, at its end, stopped by ASHA, or with the sweep's budget."""
         if error is not None:
             self.set(name, "failed", error)
         elif self._is_finished(self.entries[name].trial):
@@ -96,7 +96,7 @@ class Turns:
         self._write()
 
     def _close(self) -> None:
-        """What Tune's thread sees from here on, as Ray ends under it after Ctrl-C, is not how a trial stands."""
+        """Ignore later changes: after Ctrl-C, Ray ends under Tune's thread, which then reports wrong states."""
         self._closed = True
 
     def poll(self) -> None:
@@ -115,7 +115,7 @@ def _point(trial: Trial) -> dict[str, Any]:
 
 
 def _follow(config: Config, name: str, on_row: OnRow, stack: ExitStack) -> Callable[[], None]:
-    """A poll of one trial's new rows, for its trackers and for on_row."""
+    """Return a poll of one trial's new rows, for its trackers and for on_row."""
     claim(config, overwrite=False)
     track = stack.enter_context(trackers.tracking(config))
 
