@@ -131,7 +131,7 @@ def load(
 
 
 def _leave_rates(data: dict[str, Any], train: dict[str, Any], keys: list[str], recipe: Mapping[str, Any]) -> None:
-    """Drop a recipe's rates from `train` if the optimizer has changed; ConfigError if it is varied alone."""
+    """Drop a recipe's rates from `train` if the optimizer has changed; raises ConfigError if it is varied alone."""
     own, now = recipe.get("train.optimizer"), train.get("optimizer")
     sweep = data.get("sweep")
     space = sweep.get("space") if isinstance(sweep, dict) else None

@@ -124,7 +124,7 @@ def _export(
 
 
 def _used(made: type[Writer], options: Options) -> dict[str, Any]:
-    """Return the options that this format takes. ConfigError for a given one that it would ignore."""
+    """Return the options that this format takes. Raises ConfigError for a given one that it would ignore."""
     for name, value in asdict(Options()).items():
         if name not in (*made.uses, "images") and getattr(options, name) != value:
             knows = ", ".join(to for to, other in WRITERS.items() if name in other.uses)

@@ -16,7 +16,7 @@ COLORS = {
     "augment.saturation": 0.5,
     "augment.hue_deg": 36.0,
 }
-SGD = {  # of DeepLab, as PaddleSeg and mmsegmentation have it
+SGD = {  # DeepLab's optimizer, as in PaddleSeg and mmsegmentation
     "train.optimizer": "sgd",
     "train.learning_rate": 0.01,
     "train.momentum": 0.9,
@@ -35,7 +35,7 @@ SEGFORMER = {  # the same optimizer for both of its data sets
     "model.encoder_weights": "imagenet",
     "train.max_steps": 160_000,
     "train.optimizer": "adamw",
-    "train.learning_rate": 6e-4,  # of the head: ten times the encoder's
+    "train.learning_rate": 6e-4,  # the head's rate: ten times the encoder's
     "train.encoder_lr": 0.1,
     "train.weight_decay": 0.01,
     "train.schedule": "poly",

@@ -89,7 +89,7 @@ def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.nda
 
 
 def _frames_of(labels: str, name: str | None) -> pa.Table:
-    """Return the locations of a video's frames with masks, in order of time. DataError unless it is one video."""
+    """Return the locations of a video's frames with masks, by time. Raises DataError unless it is one video."""
     none = pa.table({"video_uri": pa.array([], pa.string())})
     masked = (
         rows.filter(pc.and_(pc.is_valid(rows["video_uri"]), pc.is_valid(rows["height_px"])))

@@ -352,7 +352,7 @@ def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Conf
     """Claim `train.out` for this run; return its settings, which the folder keeps.
 
     plan: the frames, which must be those that the run began with; None if a sweep has checked them for its trials.
-    OutputExists if the folder holds something else, unless `overwrite`.
+    Raises OutputExists if the folder holds something else, unless `overwrite`.
     """
     out = config.train.out
     config = as_begun(config, before(out, KIND, overwrite), plan.size if plan else None).resolved()

@@ -1,4 +1,4 @@
-"""The command line: its group, what ends a command, and its exit code."""
+"""The command line: its group, and what a command's errors become: one line and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Example(click.Command):
 
 
 class Examples(click.Group):
-    """A group of such commands."""
+    """A group of such commands: their help keeps its line breaks."""
 
     command_class = Example
 
@@ -40,8 +40,8 @@ def cli() -> None:
 def main(command: click.Command = cli) -> None:
     """Run a command and end the process.
 
-    Exit codes: 0 done, 1 failed, 2 usage or settings, 3 more errors than the limit, 130 Ctrl-C, 143 SIGTERM. What is
-    ours is one line on stderr.
+    Exit codes: 0 done, 1 failed, 2 usage or settings, 3 more errors than the limit, 130 Ctrl-C, 143 SIGTERM. An error
+    of ours is one line on stderr.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -60,5 +60,5 @@ def main(command: click.Command = cli) -> None:
 
 
 def _terminate(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who asks twice must not cut the tidying up short; SIGKILL can
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup; SIGKILL can
     raise Terminated

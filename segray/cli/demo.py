@@ -1,4 +1,4 @@
-"""The main job end to end on drawn streets."""
+"""The whole pipeline on drawn streets, from drawing to the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KIND = claims.Kind("demo", MADE[0], MADE, lambda out: any(storage.exists(storage
 
 
 def demo(out: str = "runs/demo", *, overwrite: bool = False) -> str:
-    """Draw, sweep, label, report, all in `out`; the report's path. The same call again goes on."""
+    """Draw, sweep, label and report, all in `out`; return the report's path. The same call again resumes."""
     started = time.monotonic()
     root = storage.local(out, "a demo")
     with claims.held(str(root), KIND):
@@ -76,7 +76,7 @@ def _config(root: Path, drawn: Path) -> Config:
             "data.format": "streets",
             "data.root": str(drawn),
             "data.size": SIZE,
-            "augment.scale": [0.75, 1.5],  # few epochs leave little time for more
+            "augment.scale": [0.75, 1.5],  # too few epochs for a wider range
             "train.epochs": EPOCHS,
             "train.batch_size": 4,
             "sweep.out": str(root / "sweep"),

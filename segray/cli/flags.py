@@ -1,4 +1,4 @@
-"""Settings as options of a command: flags, --config, --set, --recipe and --resume give the resolved Config."""
+"""Settings as options of a command: flags, --config, --set, --recipe and --resume make the resolved Config."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 if TYPE_CHECKING:
     from segray.config import Config
 
-Run = Callable[..., None]  # what click makes a command of
+Run = Callable[..., None]  # a function that click makes a command of
 
-# Flag → the setting that it gives, and more for click. What has no flag is given by --set or in a file.
+# Flag → its setting, and further arguments for click. Settings without a flag are given by --set or in a file.
 SWITCH: dict[str, Any] = {"is_flag": True, "default": None}
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--format": ("data.format", {}),
@@ -64,7 +64,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--flip": ("infer.flip", SWITCH),
     "--labels": ("report.labels", {"multiple": True}),
 }
-RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # flags, by names that others have too
+RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # shared with other commands' flags
 
 
 SET = "Any setting of docs/settings.md, such as train.epochs=3. Repeat the flag for more."
@@ -107,10 +107,10 @@ def stage(
         @functools.wraps(function)
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
             if click.get_current_context().invoked_subcommand:
-                return  # these are the options of the group, not of its command
+                return  # the options belong to the group, not to its command
             config = settings(file, sets, **given)
             if dry_run:
-                shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep chooses for itself
+                shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep has defaults
                 click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
             else:

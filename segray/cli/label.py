@@ -67,7 +67,7 @@ def verify(out: str) -> None:
 
 
 def note_unfinished(labels: str) -> None:
-    """Say what is missing of labels that may be looked at before their run is finished."""
+    """Say what is missing from labels that can be looked at before their run has finished."""
     from segray.cli.terminal import say
     from segray.core.labels.folder import LabelFolder
 

@@ -1,4 +1,4 @@
-"""Commands to look on with: demo, report, status."""
+"""Commands for an overview: demo, report, status."""
 
 from __future__ import annotations
 

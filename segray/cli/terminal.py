@@ -1,4 +1,4 @@
-"""What people see while they wait: a live bar or spinner on a terminal, plain lines where there is none."""
+"""Progress and results for people: a live bar or spinner on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from segray.status import Status
     from segray.trials.leaderboard import LeaderboardRow, SweepResult
 
-LINE_EVERY_S = 10.0  # without a terminal, a line now and then is enough for a log
+LINE_EVERY_S = 10.0  # without a terminal, few lines are enough for a log
 
 WIDTH = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))  # in a log, tables need not fold
 LONGEST_NAME = 40  # characters of a name that is not folded
@@ -45,7 +45,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 class Advance(Protocol):
-    """A Progress, with a note that stands beside."""
+    """A Progress with a note beside the bar."""
 
     def __call__(self, more: int, total: int | None = None, note: str = "") -> None: ...
 
@@ -70,7 +70,7 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
         nonlocal done, before, last
         done += more
         if (seconds := time.monotonic() - last) >= LINE_EVERY_S:
-            # By the speed since the line before: what an earlier run did took this one no time.
+            # the speed since the line before, as frames of an earlier run took no time now
             left = f", {duration(seconds * (total - done) / (done - before))} left" if total and done > before else ""
             before, last = done, time.monotonic()
             say(f"{what} {done}{f' of {total}' if total else ''}  {note}{left}".rstrip())
@@ -106,7 +106,7 @@ class LabelProgress:
         say(text)
 
     def _bottleneck(self) -> str:
-        """Name the stage that takes longest. Waiting counts as the model's, as that is what shards wait for."""
+        """Name the stage that takes longest. Waiting counts as the model's, because shards wait for the model."""
         work = dict(self._seconds)
         if not work:
             return ""
@@ -116,13 +116,13 @@ class LabelProgress:
 
 @contextmanager
 def labelling() -> Iterator[LabelProgress]:
-    """Show the progress of `label`: give its watch."""
+    """Show the progress of `label`, and yield its watch."""
     with counting("frames") as advance:
         yield LabelProgress(advance)
 
 
 def say(text: str) -> None:
-    """Print a line as it is; names that are not UTF-8 get escapes for their bytes."""
+    """Print a line as it is; bytes of names that are not UTF-8 are escaped."""
     console.print(_encodable(text), markup=False)
 
 
@@ -139,7 +139,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
     rows = [list(row) for row in rows]
     for i, name in enumerate(columns):
         numeric = any(isinstance(row[i], int | float) for row in rows)
-        # What people copy (a job, a trial) stands first.
+        # The first column holds what people copy, such as a job or a trial.
         whole = i == 0 and all(len(text(row[i])) <= LONGEST_NAME for row in rows)
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
@@ -148,7 +148,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
 
 
 def text(cell: object) -> str:
-    """Format a cell: three decimals for shares and scores, a dash for what is not known."""
+    """Format a cell: three decimals for shares and scores, a dash for unknown values."""
     if cell is None or cell != cell:
         return "–"
     if isinstance(cell, float):
@@ -161,14 +161,14 @@ def _encodable(text: str) -> str:
 
 
 def size(count: int) -> str:
-    """'812 bytes', '1.3 MiB'."""
+    """Format a number of bytes: '812 bytes', '1.3 MiB'."""
     units = ("bytes", "KiB", "MiB", "GiB")
     power = min(len(units) - 1, max(0, count.bit_length() - 1) // 10)
     return f"{count / 1024**power:.3g} {units[power]}"
 
 
 def moment(unix_s: float) -> str:
-    """Local time to the second."""
+    """Format a time as local time, to the second."""
     return datetime.fromtimestamp(unix_s).isoformat(" ", "seconds")
 
 
@@ -187,7 +187,7 @@ def epoch_line(row: EpochRow, epochs: int) -> str:
     )
 
 
-# Of the leaderboard: title → field, as they stand; the later in KEPT, the sooner one is left out for want of room.
+# Columns of the leaderboard: title → field, in order. If there is no room, columns late in KEPT are left out first.
 COLUMNS = {
     "": "pareto", "trial": "trial", "mIoU": "miou", "mean": "miou_mean", "±": "miou_spread", "epochs": "epochs",
     "status": "status", "parameters": "parameters", "G mult-adds": "gmacs", "labels/s": "label_images_per_s",
@@ -215,7 +215,7 @@ def show_leaderboard(rows: Sequence[LeaderboardRow]) -> None:
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow]) -> RenderableType:
-    """As many columns as have something to say and room; names without room stand above, by their numbers."""
+    """Build a table of the columns that have values and room; names without room are listed above, by number."""
     fields = COLUMNS | {"mean": "miou_spread"}  # without a spread the mean is the score itself
     known = [title for title in KEPT if title in LEAST or any(getattr(row, fields[title]) is not None for row in rows)]
     fewer = [known[:count] for count in range(len(known), len(LEAST) - 1, -1)]
@@ -229,7 +229,7 @@ def leaderboard_table(rows: Sequence[LeaderboardRow]) -> RenderableType:
 
 
 def _folded(text: str) -> Text:
-    """Text that is not cut at the terminal's edge."""
+    """Return text that folds at the terminal's edge instead of being cut."""
     return Text(text, no_wrap=False, overflow="fold")
 
 
@@ -247,13 +247,13 @@ def _cell(row: LeaderboardRow, field: str) -> object:
 
 
 def _width(drawn: Table) -> int:
-    """Of a table whose cells do not fold."""
+    """Return the width of a table whose cells do not fold."""
     return console.measure(drawn, options=console.options.update_width(10_000)).maximum
 
 
 @contextmanager
 def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
-    """Give the on_row of `sweep`: on a terminal a live leaderboard, elsewhere a line per epoch."""
+    """Yield the on_row of `sweep`: it updates a live leaderboard on a terminal, or prints a line per epoch."""
     from segray.core.io import storage
     from segray.core.training.checkpoint import read_settings
     from segray.errors import StorageError
@@ -263,7 +263,7 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
     devices: set[str] = set()
 
     def line(row: EpochRow) -> str:
-        if (device := row.get("device")) and device not in devices:  # an older run's rows have none
+        if (device := row.get("device")) and device not in devices:  # rows of an older version have none
             devices.add(device)
             say(f"Trials train on {device}.")
         return epoch_line(row, read_settings(out).train.epochs)
@@ -276,7 +276,7 @@ def sweeping(out: str) -> Iterator[Callable[[str, EpochRow], None]]:
 
     def draw() -> RenderableType:
         nonlocal drawn
-        with suppress(StorageError):  # a store that is away for a moment
+        with suppress(StorageError):  # the store may be unavailable for a moment
             if storage.exists(storage.join(out, TRIALS)):
                 now = read_sweep(out)
                 drawn = Group(leaderboard_table(now.leaderboard), _folded(now.state), last)
@@ -321,9 +321,9 @@ def _nothing() -> Iterator[None]:
 
 
 def show_scores(result: Evaluation) -> None:
-    """What `evaluate` found: a line a class (F1 is Dice, boundary is boundary IoU), then averages by their names."""
+    """Print the result of `evaluate`: a line per class (F1 is Dice, boundary is boundary IoU), then named averages."""
     scores = result["scores"]
-    columns = {  # of classes, and their mean
+    columns = {  # columns of the table of classes and their mean
         "IoU": (scores["class_iou"], scores["miou"]),
         "precision": (scores["class_precision"], scores["mean_precision"]),
         "sensitivity": (scores["class_sensitivity"], scores["mean_sensitivity"]),
@@ -374,7 +374,7 @@ def show_scores(result: Evaluation) -> None:
 
 
 def show_comparison(result: Comparison) -> None:
-    """What `compare` found: the mean and each class with their intervals, then the images that changed most."""
+    """Print the result of `compare`: mean and classes with their intervals, then the images that changed most."""
     verdicts = {None: "undefined", 0: "within noise", 1: "B is better", -1: "A is better"}
 
     def cells(name: str, one: Compared) -> tuple[object, ...]:

@@ -56,7 +56,7 @@ def train(config: Config, overwrite: bool) -> None:
         if not resumes and (hint := random_start(config)):
             say(hint)
 
-    def epochs() -> int:  # which may come of steps
+    def epochs() -> int:  # max_steps may have set them
         return read_settings(out).train.epochs
 
     with waiting("Starting"):

@@ -48,7 +48,7 @@ def keep_token() -> None:
     if token() is not None or os.environ.get("RAY_AUTH_MODE") == "disabled":
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent)  # of mode 0600
+    handle, beside = tempfile.mkstemp(dir=path.parent)  # with mode 0600
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
     with suppress(FileExistsError):  # if two processes start at once, one of them makes it

@@ -53,7 +53,7 @@ QUIET = {
 UNSAFE = ("RAY_DATA_AUTOLOAD_", "RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")
 LOCAL = "local"  # the address that makes ray.init start a Ray of our own
 STARTS = 2  # attempts to start one: on a busy machine the first may take longer than Ray waits
-RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's command
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set in the environment of a job's command
 SCALE_POLL_S = 2.0  # between checks for a node that an autoscaler starts
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples per object: few enough to move quickly, many enough to keep the number of objects small
@@ -68,7 +68,7 @@ def connected(config: ClusterSection, processes: int | None = None, *, sweeps: b
     """Yield a Ray to work on: the one that this process has, else the address given, else a Ray of our own.
 
     A Ray of our own ends with the block, also after Ctrl-C; a cluster that was joined keeps running.
-    processes: how many it must hold, at once or within `cluster.wait`; ClusterError if it does not.
+    processes: how many it must hold, at once or within `cluster.wait`; raises ClusterError if it does not.
     sweeps: training runs will be stopped before their end; Ray's processes then start more slowly.
     """
     for key, value in QUIET.items():
@@ -156,7 +156,7 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
 
 
 def _holding(config: ClusterSection, processes: int | None) -> Resources:
-    """Return what the cluster has; ClusterError if it cannot hold that many processes, even after `cluster.wait`."""
+    """Return what the cluster has. Raises ClusterError if it cannot hold the processes within `cluster.wait`."""
     has = resources()
     if processes is None:
         return has

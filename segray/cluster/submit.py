@@ -236,7 +236,7 @@ async def _tail(client: Any, job: str, new: Callable[[str, int], int]) -> None:
 
 
 def exit_code(info: Any) -> int:
-    """Return the job's exit code as a shell has it; 143 if it was stopped. ClusterError if its command never ran."""
+    """Return the job's exit code, 143 if it was stopped. Raises ClusterError if its command never ran."""
     if info.status == "STOPPED":
         return Terminated.exit_code
     code = info.driver_exit_code

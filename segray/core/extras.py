@@ -9,7 +9,7 @@ from segray.errors import ConfigError
 
 
 def extra(module: str, name: str = "export") -> ModuleType:
-    """Import a module and return it. ConfigError that names the extra of segray to install if it is missing."""
+    """Import a module and return it. Raises ConfigError that names the extra of segray to install if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:

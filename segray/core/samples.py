@@ -17,7 +17,7 @@ import numpy as np
 from segray.errors import DataError
 
 IGNORE_INDEX = 255
-BYTES_A_PIXEL = 4  # of a decoded sample: RGB and the mask
+BYTES_A_PIXEL = 4  # bytes of a decoded sample: RGB and the mask
 MaskChannel = Literal["red", "green", "blue"]
 CHANNELS: tuple[MaskChannel, ...] = get_args(MaskChannel)
 ROWS = 32  # rows of a mask that are mapped at once: NumPy takes 8 bytes for each index
@@ -103,7 +103,7 @@ class LabelSpace:
 
         With colours it takes 64 MiB, of which only the pages of colours in masks are ever in memory.
         """
-        held = {raw: label for raw, label in self.id_map.items() if 0 <= raw < 2 * COLOR}  # that a mask file can hold
+        held = {raw: label for raw, label in self.id_map.items() if 0 <= raw < 2 * COLOR}  # ids that files can hold
         table = np.zeros(max(held, default=0) + 2, np.uint16)
         table[list(held)] = [label + 1 for label in held.values()]
         return table

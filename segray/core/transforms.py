@@ -17,7 +17,7 @@ from torch.nn import functional
 from segray.core.samples import IGNORE_INDEX
 from segray.sections.training import AugmentSection
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's and smp's encoders were trained
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as for torchvision's and smp's pretrained encoders
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CROP_TRIES = 10  # as in mmsegmentation's RandomCrop

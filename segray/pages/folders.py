@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 # Limits of the whole page, divided among its folders, which keep it below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4
-LISTED_COLUMNS = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]  # of evaluated frames
-WIDE_PX = 1280  # of compare's picture
-STAGES = {  # of labelling, in the order of the work → what each is
+LISTED_COLUMNS = ["sample_id", "miou", "pixel_accuracy", "entropy_mean", "cells", "pixels"]  # read for each frame
+WIDE_PX = 1280  # width of compare's picture
+STAGES = {  # stages of labelling, in the order of the work → their descriptions
     "fetch": "reading files",
     "decode": "decoding, and resizing to the model's size",
     "wait": "waiting for the model, which other shards use",
@@ -106,7 +106,7 @@ def share_of(folders: int) -> Share:
 
 
 def view_of(place: str, share: Share) -> dict[str, Any]:
-    """Return what the page shows of a folder. DataError for a folder that no command wrote."""
+    """Return what the page shows of a folder. Raises DataError for a folder that no command wrote."""
     there = storage.absolute(place)
     for mark, read in KINDS.items():
         if storage.exists(storage.join(there, mark)):
@@ -236,7 +236,7 @@ def stage_rows(success: Summary) -> list[dict[str, Any]]:
 
 
 def read_evaluation(place: str, share: Share) -> Evaluation:
-    """Read a folder written by evaluate. DataError for a folder of a version that kept no masks."""
+    """Read a folder written by evaluate. Raises DataError for a folder of a version that kept no masks."""
     found, rows = storage.read_json(storage.join(place, "scores.json")), storage.join(place, "images.parquet")
     listed: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []

@@ -28,10 +28,10 @@ TITLES = {
     "spread": "A spread of frames",
     "uncertain": "Most uncertain frames",
     "flickering": "Most flickering frames",
-}  # of PICKS
+}  # by the names in PICKS
 VOID_RGB, WRONG_RGB = (128, 128, 128), (235, 30, 70)
 
-Row = dict[str, Any]  # as a template uses it
+Row = dict[str, Any]  # a row as a template uses it
 
 
 class Galleries(NamedTuple):

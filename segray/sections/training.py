@@ -156,7 +156,7 @@ RATES = {  # optimizer → peak learning rate and weight decay, where none are g
     "adam": (1e-3, 0.0),  # Kingma & Ba 2015; its decay, an L2 penalty scaled by the second moment, is another thing
     "sgd": (1e-2, 5e-4),  # mmsegmentation's schedules, as DeepLab's
 }
-RATE_KEYS = ("train.learning_rate", "train.weight_decay")  # as RATES has them
+RATE_KEYS = ("train.learning_rate", "train.weight_decay")  # in the order of RATES
 
 LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from segray.core.io import paths
 
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
-READY_MODELS = ("deeplabv3-coco", "deeplabv3-resnet101-coco", "deeplabv3-mobilenet-coco")  # of core.models.ready
+READY_MODELS = ("deeplabv3-coco", "deeplabv3-resnet101-coco", "deeplabv3-mobilenet-coco")  # in core.models.ready
 HUB = "smp-hub/"  # before the names of models that smp's authors published
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
@@ -87,7 +87,7 @@ def check_local(value: str) -> str:
 
 
 def _is_uri(text: str) -> bool:
-    return ":" in text or text in ("databricks", "databricks-uc")  # as MLflow takes them
+    return ":" in text or text in ("databricks", "databricks-uc")  # as MLflow accepts them
 
 
 @dataclass(frozen=True)

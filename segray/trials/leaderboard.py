@@ -92,7 +92,7 @@ class SweepResult:
 
 
 def read_sweep(out: str) -> SweepResult:
-    """Read a sweep from its files alone, finished or not. DataError if there is none."""
+    """Read a sweep from its files alone, finished or not. Raises DataError if there is none."""
     out = storage.absolute(out)
     if not storage.exists(storage.join(out, TRIALS)):
         raise DataError(f"{out} holds no sweep (no {TRIALS}); give the --out of segray sweep.")

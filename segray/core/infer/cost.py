@@ -27,7 +27,7 @@ from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
 
 REPEATS, BATCH = 3, 8
-ENGINES = ("torch", "onnx")  # of infer.engine
+ENGINES = ("torch", "onnx")  # values of infer.engine
 STATUS = Path("/proc/self/status")  # Linux's account of a process
 
 

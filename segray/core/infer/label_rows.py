@@ -67,7 +67,7 @@ def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> l
     if not good:
         return []
     try:
-        with clock("wait"):  # for the GPU, while it works for other shards
+        with clock("wait"):  # wait for the GPU, while it works for other shards
             predictor.lock.acquire()
         try:
             with clock("model"):

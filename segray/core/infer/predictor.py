@@ -97,7 +97,7 @@ class Predictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the forward pass in ONNX Runtime. ConfigError for a device or precision that it does not support."""
+        """Return the forward pass in ONNX Runtime. Raises ConfigError for an unsupported device or precision."""
         from segray.core.models import onnx_file
 
         if self.device.type != "cpu" or self.dtype is not None:
@@ -277,7 +277,7 @@ def side_by_side(cpus: int) -> int:
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return autocast's dtype, None for float32. ConfigError for a precision that this device lacks or is slow at."""
+    """Return autocast's dtype, None for float32. Raises ConfigError if this device lacks it or is slow at it."""
     if precision == "auto":
         return fast_dtype(device) if device.type == "cuda" else None
     if precision == "fp16" and device.type != "cuda":

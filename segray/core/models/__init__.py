@@ -155,7 +155,7 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
 
 
 def load_encoder(model: torch.nn.Module, state: weights.Weights) -> None:
-    """Start the model's encoder from a state dict. ModelError if the weights are another encoder's."""
+    """Start the model's encoder from a state dict. Raises ModelError if the weights are another encoder's."""
     weights.load_encoder(encoder_of(model), state)
 
 

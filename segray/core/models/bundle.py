@@ -92,7 +92,7 @@ def copy_to(folder: str, place: str) -> None:
 
 
 def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
-    """Load the model, in eval mode on the CPU, and its info. ModelError if the weights are not those saved."""
+    """Load the model, in eval mode on the CPU, and its info. Raises ModelError if the weights are not those saved."""
     from safetensors import SafetensorError
     from safetensors.torch import load as load_weights
 

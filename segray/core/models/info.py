@@ -57,7 +57,7 @@ class BundleInfo(BaseModel):
 
 
 def read_info(uri: str) -> BundleInfo:
-    """Read segray.json of a bundle. ModelError if the folder is not a bundle."""
+    """Read segray.json of a bundle. Raises ModelError if the folder is not a bundle."""
     try:
         return BundleInfo.model_validate_json(storage.read_bytes(storage.join(uri, INFO)))
     except StorageError:

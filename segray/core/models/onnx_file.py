@@ -66,7 +66,7 @@ class Bare(torch.nn.Module):
 
 
 def write(uri: str, out: str) -> Check:
-    """Write the bundle as an ONNX file. ModelError if it cannot be exported, or gives other logits than the model.
+    """Write the bundle as an ONNX file. Raises ModelError if it cannot be exported, or its logits differ.
 
     Height and width are free if the architecture can be exported so, else those of the bundle.
     """
@@ -83,7 +83,7 @@ def session(
     """Return the model in ONNX Runtime on the CPU: normalised images [B, 3, H, W] → logits, from any thread.
 
     threads: 1 is the caller's own; more belong to the session, shared by all callers. any_size: images may differ from
-    the bundle's input size. ModelError if the model cannot be exported for that, or gives other logits.
+    the bundle's input size. Raises ModelError if the model cannot be exported for that, or gives other logits.
     """
     _check_extras()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))

@@ -81,7 +81,7 @@ def file_name(config: ModelSection) -> str:
 
 
 def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
-    """Load the weights into the encoder, except a classifier's head. ModelError if they are another encoder's.
+    """Load the weights into the encoder, except a classifier's head. Raises ModelError if they are another encoder's.
 
     smp's encoders accept their older names themselves; counters of batch norms may be missing, as in older files.
     """

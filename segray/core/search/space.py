@@ -63,7 +63,7 @@ def list_trials(config: Config) -> list[Trial]:
 
 
 def choices_of(config: Config) -> Choices:
-    """Return the values of each setting. ConfigError for a setting that cannot be swept, or an invalid value."""
+    """Return the values of each setting. Raises ConfigError for a setting that cannot be swept, or an invalid value."""
     space = {
         "model.encoder": config.sweep.encoders or [config.model.encoder],
         "train.learning_rate": config.sweep.learning_rates,
@@ -83,7 +83,7 @@ def propose(config: Config, outcomes: Sequence[Outcome]) -> dict[str, Any] | Non
 
     Each call makes a new study, tells it all outcomes, and draws by (train.seed, their number): the same outcomes
     give the same proposal, also in a resumed sweep. Runs that were cut short count as Optuna's pruned trials do, longer
-    ones as better, and failed ones below them all. ConfigError if Optuna is missing.
+    ones as better, and failed ones below them all. Raises ConfigError if Optuna is missing.
     """
     optuna = extra("optuna", "sweep")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

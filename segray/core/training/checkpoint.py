@@ -70,7 +70,7 @@ class Stateful(Protocol):
 
 
 def read_settings(out: str) -> Config:
-    """Read the settings that a run was started with. StorageError if there are none."""
+    """Read the settings that a run was started with. Raises StorageError if there are none."""
     place = storage.join(out, SETTINGS)
     return parse(storage.read_bytes(place), place)
 
@@ -124,7 +124,7 @@ def plain(row: EpochRow) -> dict[str, Any]:
 
 
 def read_history(out: str) -> History:
-    """Read the rows of a run so far; [] before its first epoch ends. DataError for a file that is not a history."""
+    """Read the rows of a run so far; [] in its first epoch. Raises DataError for a file that is not a history."""
     path = storage.join(out, HISTORY)
     lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
     return [storage.parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]

@@ -103,7 +103,7 @@ def fit(
         epoch = len(history) + 1
         frozen = optim.is_frozen(train, epoch)
         optim.freeze(model, frozen)
-        if frozen != was_frozen:  # anew when the encoder is unfrozen: DDP fixes what it averages at wrapping
+        if frozen != was_frozen:  # also after unfreezing: DDP fixes what it averages
             learner.model, was_frozen = worker.wrap(model), frozen
             if train.compile:
                 learner.model.compile()
@@ -138,7 +138,7 @@ def fit(
 
 
 def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: Objective) -> None:
-    """Load the best bundle as users will, and evaluate it. ModelError if its scores differ from its epoch's.
+    """Load the best bundle as users will, and evaluate it. Raises ModelError if its scores differ from its epoch's.
 
     One rank does so for all: the saved model must be the one that was measured.
     """
@@ -239,7 +239,7 @@ def move(learner: Learner, config: TrainSection) -> None:
 
 
 def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data: TrainData, epoch: int) -> float:
-    """Return the mean loss over steps and workers. TrainingDiverged with step and frames if one is not finite."""
+    """Return the mean loss of steps and workers. Raises TrainingDiverged with step and frames if one is not finite."""
     values = (all_reduce(worker, step_losses.clone()) / worker.world_size).tolist()
     for step, value in enumerate(values):
         if not math.isfinite(value):

@@ -127,7 +127,7 @@ class Average(torch.nn.Module):
             if mine.is_floating_point():
                 means.append(mine)
                 values.append(theirs)
-            else:  # a norm's number of batches
+            else:  # the number of batches that a norm has seen
                 mine.copy_(theirs)
         torch._foreach_lerp_(means, values, weight)
         self.n_averaged += 1

@@ -17,7 +17,7 @@ from segray.errors import ConfigError
 from segray.sections.labelling import ClusterSection
 from segray.sections.training import TrainSection
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by precision
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # autocast's dtype of each train.precision
 FEW_IMAGES = 4  # with fewer images a step, a worker gets batch statistics over all workers
 
 
