@@ -26,7 +26,7 @@ from segray.sections.training import DataSection
 
 
 def open_streets(config: DataSection) -> Dataset:
-    """Streets that were drawn into `root`, in CamVid's layout."""
+    """Draw streets into `root`, in CamVid's layout, and open them."""
     root = check_root(config.root, "streets.json, train/ and trainannot/")
     if not storage.exists(storage.join(root, "streets.json")):
         raise DataError(f"{root} holds no drawn streets (no streets.json). segray data draw draws some.")
@@ -72,7 +72,7 @@ LAYOUTS = {
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """The splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
+    """List the splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
 
     `mask_channel` says where colour masks hold their ids. Raises ConfigError where format or folder are not given,
     and for an unknown format or class; DataError for a folder that is missing or holds no frame. Both name the
@@ -95,7 +95,7 @@ def open_dataset(config: DataSection) -> Dataset:
 
 
 def without_links(dataset: Dataset) -> Dataset:
-    """Of the frames that links to one folder show under several names the first in each split, and a note."""
+    """Keep only the first of the frames that links show under several names, in each split, and add a note."""
     splits, notes = {}, list(dataset.notes)
     for split, refs in dataset.splits.items():
         first: dict[str, SampleRef] = {}
@@ -108,14 +108,14 @@ def without_links(dataset: Dataset) -> Dataset:
 
 
 def likely_format(root: str) -> str | None:
-    """The format whose signs are below this folder, the one with the most of them; None where none has all."""
+    """Return the format whose signs are all below this folder, the one with most signs; None where there is none."""
     there = functools.cache(lambda sign: storage.exists(storage.join(storage.absolute(root), *sign.split("/"))))
     found = [name for name, row in LAYOUTS.items() if all(map(there, row.signs))]
     return "streets" if "streets" in found else next(iter(found), None)
 
 
 def _missing(config: DataSection) -> str:
-    """What to do where format or folder are not given."""
+    """Say what to do where format or folder are not given."""
     if config.root is None:
         return (
             f"No data is given; name a folder and its layout: --data FOLDER --format {config.format or 'NAME'}. "
@@ -129,9 +129,9 @@ def _missing(config: DataSection) -> str:
 
 
 def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:
-    """Classes renamed, merged under one name, or made void by null. ConfigError for a class that is not there.
+    """Rename classes, merge them under one name, or make them void by null. ConfigError for a class that is not there.
 
-    A merged class takes the place and colour of its first.
+    A merged class takes the position and colour of its first.
     """
     for name in class_map:
         if name not in space.names:
@@ -146,7 +146,7 @@ def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpa
 
 
 def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
-    """The frames of one split. DataError when there is none, or when images and masks do not pair."""
+    """Return the frames of one split. DataError when there is none, or when images and masks do not pair."""
     refs = dataset.splits.get(split, ())
     if not refs:
         raise DataError(f"{dataset.name} has no split {split!r}.{nearest(split, dataset.splits)}")
@@ -228,7 +228,7 @@ class MemorySamples:
 
 
 def input_size(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[int, int]:
-    """(height, width) that the model sees: as configured, else that of the first frame."""
+    """Return the (height, width) that the model sees: as configured, else that of the first frame."""
     if config.size is not None:
         return config.size
     return read_image(refs[0].image).shape[:2]

@@ -17,7 +17,7 @@ FOLDERS = {"train": "training", "val": "validation"}
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits train (training/) and val (validation/)."""
+    """Open the splits train (training/) and val (validation/)."""
     root = check_root(config.root, "images/ and annotations/")
     splits, unpaired = {}, []
     for name, folder in FOLDERS.items():
@@ -37,7 +37,7 @@ def label_space(root: str) -> LabelSpace:
 
 
 def _names(uri: str) -> tuple[str, ...]:
-    """The first synonym of each line's last column; numbered where the file is absent."""
+    """Read the first synonym in each line's last column; classes are numbered where the file is absent."""
     if not storage.exists(uri):
         return tuple(f"class {i + 1}" for i in range(CLASSES))
     lines = read_text(uri).splitlines()[1:]

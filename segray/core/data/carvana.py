@@ -16,7 +16,7 @@ LABEL_SPACE = LabelSpace(("background", "car"), ((0, 0, 0), (0, 0, 142)), {0: 0,
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits train and val, out of Kaggle's train/."""
+    """Open the splits train and val, both from Kaggle's train/."""
     root = check_root(config.root, "train/ and train_masks/")
     images, masks = (find_images(storage.join(root, name)) for name in ("train", "train_masks"))
     refs, unpaired = pair_found(images, masks)

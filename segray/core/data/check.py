@@ -16,12 +16,12 @@ from segray.core.progress import Progress, untold
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
 from segray.errors import SegrayError
 
-KEPT_IDS = 256  # unknown ids of one mask that are counted each: a mask that was a JPEG has ten thousand
-LISTED_IDS = 20  # that have a line of their own
-BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few, of thin things
+KEPT_IDS = 256  # unknown ids of one mask that are counted one by one: a mask that was a JPEG has ten thousand
+LISTED_IDS = 20  # unknown ids that get a line of their own
+BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few such pixels, at thin objects
 LEAST_BOUNDARIES = 50
 SAME_SIZE = (2, 3, 4)  # EXIF's rotations and mirrors after which an image is as large as before
-ROWS = 256  # of a mask that are looked at together: a mask may be larger than what memory has for its differences
+ROWS = 256  # rows of a mask that are looked at together: the differences of a whole mask may not fit into memory
 NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
 
 
@@ -92,7 +92,7 @@ def check(dataset: Dataset, needed: tuple[str, ...], progress: Progress = untold
 
 
 def frames_of(dataset: Dataset) -> list[SampleRef]:
-    """Every frame once, also where splits share some, as VOC's trainval does."""
+    """List every frame once, also where splits share some, as VOC's trainval does."""
     return list(dict.fromkeys(ref for refs in dataset.splits.values() for ref in refs))
 
 
@@ -120,7 +120,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
 
 
 def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
-    """What a palette says of the ids where it shows most of them in other classes' colours: they may be no ids."""
+    """Say so where a mask's palette shows most of its ids in other classes' colours: they may not be class ids."""
     shown = {raw: space.id_map.get(color_id(*palette[raw])) for raw in ids if raw in palette}
     known = {raw: label for raw, label in shown.items() if label is not None and raw in space.id_map}
     other = [raw for raw, label in known.items() if label != space.id_map[raw]]
@@ -134,7 +134,7 @@ def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int
 
 
 def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
-    """(pairs of pixels with one between them that differ by 2 or more, how many have one with a value between).
+    """Count pairs of pixels, two apart, that differ by 2 or more, and those of them with a value between in the middle.
 
     >>> boundaries(np.array([[0, 0, 7, 7], [0, 3, 7, 7]]))
     (4, 1)
@@ -204,7 +204,7 @@ def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: Label
 
 
 def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> str:
-    """What made so many ids, and what to do."""
+    """Explain what made so many unknown ids, and what to do."""
     if (channel := _channel_of(unknown)) and min(unknown) >= COLOR:
         return f"Their colours are of {channel} alone, which may hold ids: --set data.mask_channel={channel}"
     colors, seen = (_rgb([raw for raw in ids if raw >= COLOR]) for ids in (space.id_map, unknown))
@@ -225,7 +225,7 @@ def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> 
 
 
 def _channel_of(ids: Iterable[int]) -> str | None:
-    """The one channel in which all these colours differ from black."""
+    """Return the only channel in which all these colours differ from black, or None."""
     lit = _rgb(ids).any(axis=0)
     return CHANNELS[int(lit.argmax())] if lit.sum() == 1 else None
 
@@ -236,13 +236,13 @@ def _is_grey(ids: Iterable[int]) -> bool:
 
 
 def _rgb(ids: Iterable[int]) -> np.ndarray:
-    """Colours' ids → int [N, 3]."""
+    """Turn colours' ids into int [N, 3]."""
     colors: np.ndarray = np.array(list(ids), np.int64).reshape(-1, 1) >> np.array([16, 8, 0]) & 255
     return colors
 
 
 def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
-    """Frames, and else folders of them, that are trained on and validated on."""
+    """List frames, or else folders of frames, that are in both training and validation."""
     splits = [dataset.splits.get(split, ()) for split in dict.fromkeys(needed)]
     if len(splits) != 2:
         return []

@@ -49,12 +49,12 @@ LABEL_SPACE_34 = _space(list(range(len(LABELS))))
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """The 19 classes; splits train, val and test as far as their folders of gtFine/ are there."""
+    """Open the 19 classes; splits train, val and test as far as their folders of gtFine/ are there."""
     return _open(config, "cityscapes", LABEL_SPACE)
 
 
 def open_dataset_34(config: DataSection) -> Dataset:
-    """All 34 labels as classes."""
+    """Open the data set with all 34 labels as classes."""
     return _open(config, "cityscapes34", LABEL_SPACE_34)
 
 

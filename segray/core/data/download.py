@@ -51,7 +51,7 @@ SOURCES = {
 
 
 def get(name: str, root: Path, url: str | None = None, progress: Progress = untold) -> None:
-    """Put the data set into `root`, which must not exist. A download that broke goes on where it was.
+    """Put the data set into `root`, which must not exist. An interrupted download resumes where it stopped.
 
     url: a mirror, or the archive as a file. progress is in bytes.
     Raises ConfigError for an unknown name, DataError for what cannot be fetched or is not what was published.
@@ -85,7 +85,7 @@ def get(name: str, root: Path, url: str | None = None, progress: Progress = unto
 
 
 def fetch(url: str, target: Path, progress: Progress) -> None:
-    """Download into `target`, from where an earlier try ended where the server can; DataError when it breaks off."""
+    """Download into `target`, resuming an earlier try where the server can; DataError when the connection breaks."""
     have = target.stat().st_size if target.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -111,7 +111,7 @@ def fetch(url: str, target: Path, progress: Progress) -> None:
 
 
 def digest_of(folder: Path) -> str:
-    """sha256 over `name sha256` lines of all .png files below, in order of name."""
+    """Return the sha256 over `name sha256` lines of all .png files below, in order of name."""
     digest = hashlib.sha256()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     for name in names:
@@ -133,7 +133,7 @@ def _check(expected: str | None, found: Callable[[], str], archive: Path, url: s
 
 
 def _unpack(archive: Path, target: Path, url: str) -> None:
-    """Nothing lands outside `target`: zipfile keeps such paths inside, tarfile's data filter refuses them."""
+    """Unpack, writing nothing outside `target`: zipfile keeps such paths inside, tarfile's data filter refuses them."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         if zipfile.is_zipfile(archive):

@@ -30,7 +30,7 @@ SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": 
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits by lists at the root, or as folders below images/ and masks/, or else shared out by the names' hashes."""
+    """Split by lists at the root, or by folders below images/ and masks/, or else by the hashes of names."""
     root = check_root(config.root, "images/, masks/ and classes.csv")
     space, notes = read_classes(storage.join(root, config.classes))
     images, masks = (find_images(storage.join(root, name)) for name in (config.images, config.masks))
@@ -42,7 +42,7 @@ def open_dataset(config: DataSection) -> Dataset:
 
 
 def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
-    """classes.csv or .yaml → label space, and what is worth knowing of it. DataError says what is wrong with it."""
+    """Read classes.csv or .yaml: the label space and notes. DataError says what is wrong with the file."""
     text = read_text(uri)
     is_yaml = uri.endswith((".yaml", ".yml"))
     rows, unread = _yaml(text, uri) if is_yaml else _csv(text, uri)
@@ -81,7 +81,7 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
 
 
 def is_void(name: str) -> bool:
-    """Whether a class of this name is none: what nobody drew or judged.
+    """Say whether a class of this name means void: pixels that nobody drew or judged.
 
     >>> is_void("Don't care"), is_void("avoid")
     (True, False)
@@ -90,7 +90,7 @@ def is_void(name: str) -> bool:
 
 
 def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
-    """What the row says itself; None where it says nothing."""
+    """Return what the row itself says; None where it says nothing."""
     given = str("" if row.get("scored") is None else row["scored"]).strip().lower()
     if given not in SCORED:
         raise DataError(f"{uri}: scored is {given!r} for {name}; write yes or no.")
@@ -98,7 +98,7 @@ def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
 
 
 def _csv(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows, and the columns that are not read; a header's capitals and spaces say nothing."""
+    """Read rows, and the columns that are ignored; capitals and spaces in the header do not matter."""
     table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     try:
         table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
@@ -113,7 +113,7 @@ def _csv(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _yaml(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows, and the keys that are not read, as of a CSV."""
+    """Read rows, and the keys that are ignored, as for a CSV."""
     try:
         rows = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -126,7 +126,7 @@ def _yaml(text: str, uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _whole(value: Any) -> int:
-    """A whole number as a table writes it; ValueError for 1.7 and for yes, which YAML takes for true."""
+    """Read a whole number as tables write it; ValueError for 1.7, and for yes, which YAML takes for true."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(f"{str(value).lower()} is not whole")
     return int(value)

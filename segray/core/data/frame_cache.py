@@ -26,11 +26,11 @@ import numpy as np
 
 from segray.core.samples import Sample
 
-ABANDONED_S = 600.0  # after which a folder without a lock is nobody's
+ABANDONED_S = 600.0  # a folder that has had no lock for so long is abandoned
 PREFIX = "segray-frames-"
-FREE_SHARE = 0.5  # of the disk's free room, where no limit is given
-WAITING_BYTES = 64 << 20  # of a process's frames that wait for the disk; what comes meanwhile is not kept
-SYNC_BYTES = 8 << 20  # that are written before a process waits until the disk has them
+FREE_SHARE = 0.5  # share of the disk's free space that is used where no limit is given
+WAITING_BYTES = 64 << 20  # frames of a process that may wait for the disk; frames beyond it are not kept
+SYNC_BYTES = 8 << 20  # bytes that are written before a process waits until the disk has them
 
 
 class FrameCache:
@@ -110,7 +110,7 @@ class FrameCache:
         return sample if self.read_into(index, *sample) else None
 
     def write(self, index: int, sample: Sample) -> None:
-        """Keep a frame soon, unless many wait for the disk: it is decoded again then, and has another chance."""
+        """Write a frame in the background, unless too many are waiting for the disk: then it may be kept next time."""
         if index < self._slots and self._room.acquire(blocking=False):
             self._writer.submit(self._write, index, sample).add_done_callback(lambda _: self._room.release())
 
@@ -128,7 +128,7 @@ class FrameCache:
     def _sync(self) -> None:
         """Wait until the frames are on the disk, and free the memory that the system has kept them in.
 
-        So frames are kept no faster than the disk takes them, and writing needs the same few pages again and again: new
+        So frames are kept no faster than the disk takes them, and writing reuses the same few pages of memory, as new
         ones cost a virtual machine 10 ms of CPU for a frame of 1024×2048. Later epochs fill what memory is free.
         """
         os.fdatasync(self._frames)
@@ -138,14 +138,14 @@ class FrameCache:
 
 
 def _travelled(count: int, size: tuple[int, int], limit_bytes: int | None, key: str) -> FrameCache:
-    """A cache in a process that did not make it."""
+    """Rebuild a cache in a process that did not make it."""
     cache = FrameCache(count, size, limit_bytes)
     cache.key, cache._maker = key, -1
     return cache
 
 
 def remove_abandoned() -> None:
-    """Remove folders of which no process holds the lock: theirs were killed."""
+    """Remove folders of which no process holds the lock: their processes were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # somebody else's, or gone by now
             try:
@@ -162,7 +162,7 @@ def remove_abandoned() -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, its lock last: who enters meanwhile finds no old marks beside new, empty frames."""
+    """Remove a folder, its lock last: whoever enters meanwhile finds no old marks beside new, empty frames."""
     with suppress(OSError):
         for name in ("written", "frames", "lock"):
             (folder / name).unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _remove(folder: Path) -> None:
 
 
 def _hold(folder: Path) -> int:
-    """The folder's lock, held beside others who hold it. What is removed at that moment is made again."""
+    """Take a shared lock on the folder. A folder that is removed at that moment is made again."""
     while True:
         folder.mkdir(0o700, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -186,8 +186,8 @@ def _hold(folder: Path) -> int:
 
 
 def _is_last(lock: int) -> bool:
-    """Let go of the lock, and take it for oneself alone if nobody else holds it."""
-    fcntl.flock(lock, fcntl.LOCK_UN)  # before: of two that leave at once, neither would else be the last
+    """Release the shared lock, and take it exclusively if nobody else holds it."""
+    fcntl.flock(lock, fcntl.LOCK_UN)  # released first: otherwise, of two that leave at once, neither would be the last
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,7 +22,7 @@ LISTINGS = 8  # folders that are listed at once
 
 
 def frame_list(splits: Mapping[str, Sequence[SampleRef]], space: LabelSpace) -> bytes:
-    """What frames.jsonl holds of these splits."""
+    """Return the content of frames.jsonl for these splits."""
     refs = [(split, ref) for split, members in splits.items() for ref in members]
     sizes = _sizes(file_of(place) for _, ref in refs for place in (ref.image, ref.mask))
     rows = [
@@ -32,7 +32,7 @@ def frame_list(splits: Mapping[str, Sequence[SampleRef]], space: LabelSpace) -> 
 
 
 def differences(before: bytes, now: bytes) -> list[str]:
-    """What changed between two lists, in words; [] where they are of the same frames and classes.
+    """Say what changed between two lists, in words; [] where they have the same frames and classes.
 
     >>> before = b'{}\\n["train", "a", 9, 9]\\n["train", "b", 9, 9]\\n'
     >>> differences(before, b'{}\\n["train", "b", 9, 8]\\n["val", "c", 9, 9]\\n')
@@ -59,7 +59,7 @@ def _differ(old: list[int | None], new: list[int | None]) -> bool:
 
 
 def _sizes(files: Iterable[str]) -> dict[str, int]:
-    """Bytes of the files, as far as their folders can be listed."""
+    """Return the files' sizes in bytes, as far as their folders can be listed."""
     with ThreadPoolExecutor(LISTINGS) as pool:
         listed = pool.map(_sizes_in, sorted({storage.folder_of(file) for file in files}))
     return {file: size for found in listed for file, size in found.items()}

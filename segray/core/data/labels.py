@@ -24,7 +24,7 @@ class _Row(FrameOf):
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits train and val: whole videos and images by their names' hashes; of a lone video, its end is val."""
+    """Open the splits train and val: whole videos and images by their names' hashes; the end of a lone video is val."""
     if config.mask_channel:
         raise ConfigError("data.mask_channel is of mask files; labels hold class ids: leave it out.")
     from segray.core.labels.folder import LabelFolder  # here, as plans pair their truths through this package

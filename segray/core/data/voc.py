@@ -18,7 +18,7 @@ NAMES = (
 
 
 def color_of(label: int) -> tuple[int, int, int]:
-    """The devkit's VOClabelcolormap: bits 0, 1, 2 of each octal digit go to red, green, blue, highest first."""
+    """Compute the devkit's VOClabelcolormap: bits 0, 1, 2 of each octal digit go to red, green, blue, highest first."""
     red, green, blue = (
         sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)
     )
@@ -33,7 +33,7 @@ LABEL_SPACE = LabelSpace(
 
 
 def open_dataset(config: DataSection) -> Dataset:
-    """Splits as the lists of ImageSets/Segmentation name them: train, val, trainval."""
+    """Open the splits that the lists of ImageSets/Segmentation name: train, val, trainval."""
     root = _devkit(check_root(config.root, "JPEGImages/, SegmentationClass/ and ImageSets/"))
     images, masks = (find_images(storage.join(root, name)) for name in ("JPEGImages", "SegmentationClass"))
     refs, _ = pair_found(images, masks)

@@ -19,7 +19,7 @@ from segray.core.labels import quality
 
 # As COCO's own files are called, with the subset `default`: by these names datumaro and CVAT find them.
 INSTANCES, PANOPTIC = "annotations/instances_default.json", "annotations/panoptic_default"
-MOST_REGIONS = (1 << 16) - 1  # that G and B can tell apart; further ones are the last
+MOST_REGIONS = (1 << 16) - 1  # as many as G and B can tell apart; further regions share the last number
 
 
 class Coco(Writer):
@@ -101,8 +101,9 @@ class Runs(NamedTuple):
 
 
 def segment_runs(mask_hw: np.ndarray, things: Sequence[bool]) -> Runs:
-    """Ids uint8 [H, W] → segments: 0 is void, class + 1 all of a stuff, each region of a thing 256 × its number more.
+    """Turn ids uint8 [H, W] into runs of segments.
 
+    Segment ids: 0 is void; a stuff class has its class id + 1; each region of a thing adds 256 × its number to that.
     [[0, 1], [1, 0]] where 1 is a thing → ids 1, 258, 514, 1
     """
     starts, region_of_run = quality.regions(mask_hw)
@@ -116,7 +117,7 @@ def segment_runs(mask_hw: np.ndarray, things: Sequence[bool]) -> Runs:
 
 
 def instances(mask_hw: np.ndarray, num_classes: int, min_area: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Ids uint8 [H, W] → (class, pixels, COCO's counts) of each region of min_area pixels or more.
+    """Give (class, pixels, COCO's counts) for each region of min_area pixels or more in ids uint8 [H, W].
 
     counts: pixels outside, inside, outside, … down the columns, from the left. [[0, 1], [1, 1]] of 2 classes →
     (0, 1, [0, 1, 3]), (1, 3, [1, 3])
@@ -153,7 +154,7 @@ def _segments(runs: Runs) -> list[dict[str, Any]]:
 
 
 def _write(job: Job, name: str, more: Iterable[dict[str, Any]], annotations: Iterator[dict[str, Any]]) -> None:
-    """images and annotations, one after the other: the records are read twice, and not kept. more: of each category."""
+    """Write images and then annotations: the records are read twice, and not kept. more: what each category adds."""
     named = enumerate(zip(job.space.names, job.space.colors, more, strict=False), 1)
     categories = [
         {"id": i, "name": class_name, "supercategory": "", "color": list(color), **facts}

@@ -14,7 +14,7 @@ from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
 Color = tuple[int, int, int]
-BACKGROUND = "background"  # CVAT's own label for what is black
+BACKGROUND = "background"  # CVAT's own label for black pixels
 BLACK = (0, 0, 0)
 
 
@@ -53,7 +53,7 @@ class Cvat(Writer):
 
 
 def own_colors(space: LabelSpace) -> list[Color]:
-    """The classes' colours; one that is black, or an earlier class's, becomes another. A class background is black."""
+    """Choose the classes' colours; a black one, or one already used, becomes another. A class `background` is black."""
     taken = {BLACK, *space.colors}
     colors: list[Color] = []
     levels = (64, 192, 128, 255, 0, 32, 224)
@@ -67,5 +67,5 @@ def own_colors(space: LabelSpace) -> list[Color]:
 
 
 def color_text(color: Color) -> str:
-    """'128,64,128'"""
+    """Write a colour as text: '128,64,128'."""
     return ",".join(map(str, color))

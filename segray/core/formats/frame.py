@@ -40,12 +40,12 @@ class LabelledFrame:
 
     @cached_property
     def mask_hw(self) -> np.ndarray:
-        """Class ids uint8 [H, W]; 255 is void."""
+        """Decode the class ids, uint8 [H, W]; 255 is void."""
         return mask_in(self.row, f"the mask of {self.name}")
 
     @property
     def image_facts(self) -> dict[str, Any]:
-        """As COCO has them."""
+        """Return the image's facts with COCO's keys."""
         return {"file_name": self.picture, "height": self.row["height_px"], "width": self.row["width_px"]}
 
 
@@ -70,7 +70,7 @@ class Job:
     options: Options = Options()
 
     def put(self, name: str, data: bytes) -> None:
-        """A file below OUT, whole, over one that a stopped run left."""
+        """Write a file below OUT as a whole, over one that a stopped run left."""
         storage.replace(str(self.out / name), data)
 
     @property
@@ -78,11 +78,11 @@ class Job:
         return sorted((self.out / STATE).glob("[0-9]*.jsonl"))
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Those of all parts, in the order of the labels."""
+        """Give the records of all parts, in the order of the labels."""
         return (json.loads(line) for line in self._lines() if not line.startswith(TOTALS))
 
     def totals(self) -> Iterator[dict[str, Any]]:
-        """Of each part."""
+        """Give the totals of each part."""
         return (json.loads(line)["totals"] for line in self._lines() if line.startswith(TOTALS))
 
     def _lines(self) -> Iterator[str]:
@@ -112,7 +112,7 @@ class Writer(Protocol):
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that takes its name when the block ends; what fails inside leaves none."""
+    """Open a file that gets its name when the block ends; if the block fails, no file is left."""
     temporary = storage.temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_items(file: IO[str], items: Iterable[Any]) -> None:
-    """A JSON list, one item in memory at a time."""
+    """Write a JSON list, with one item in memory at a time."""
     before = "[\n"
     for item in items:
         file.write(before + json.dumps(item))
@@ -137,7 +137,7 @@ def write_items(file: IO[str], items: Iterable[Any]) -> None:
 
 
 def write_object(file: IO[str], fields: dict[str, Any]) -> None:
-    """A JSON object; values that are iterators are written as lists, item by item."""
+    """Write a JSON object; values that are iterators are written as lists, item by item."""
     before = "{"
     for key, value in fields.items():
         file.write(f"{before}{json.dumps(key)}: ")

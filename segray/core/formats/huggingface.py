@@ -14,7 +14,7 @@ from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io.masks import encode_mask
 from segray.core.labels.schema import IMAGE, METRICS, ROW_SCHEMA
 
-ROWS = 16  # of a row group: some 50 MB of frames
+ROWS = 16  # rows of a row group: some 50 MB of frames
 COPIED = ("height_px", "width_px", "frame_index", "time_s", "class_shares", *METRICS, "model_id")
 FEATURES = {"info": {"features": {name: {"_type": "Image"} for name in ("image", "mask")}}}
 SCHEMA = pa.schema(

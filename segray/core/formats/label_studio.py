@@ -69,7 +69,7 @@ class LabelStudio(Writer):
 
 
 def encode_brush(marked_hw: np.ndarray) -> list[int]:
-    """Marked pixels, bool [H, W] → the bytes of Label Studio's brush: thi.ng/rle-pack of RGBA, 255 where marked.
+    """Encode marked pixels, bool [H, W], as Label Studio's brush: bytes of thi.ng/rle-pack of RGBA, 255 where marked.
 
     32 bits of length, 5 of word size - 1, 4 of each of BITS - 1; then of every run a 1, which of BITS its length takes
     (2 bits), length - 1, value. The bytes are those of label_studio_converter.brush.mask2rle.
@@ -91,7 +91,7 @@ def encode_brush(marked_hw: np.ndarray) -> list[int]:
 
 
 def _bits(codes: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Numbers int64 [N] and their widths in bits → their bits, the highest first, one after the other, uint8."""
+    """Write numbers int64 [N] with their widths in bits as one sequence of bits, uint8, highest bit first."""
     ends = np.cumsum(widths)
     shift = np.repeat(ends, widths) - 1 - np.arange(ends[-1])
     bits: np.ndarray = np.repeat(codes, widths) >> shift & 1

@@ -36,12 +36,12 @@ class Names:
         self._still_shared = _doubled((*(self._whole(*source) for source in sources), *folders))
 
     def below(self, uri: str) -> str:
-        """The URI from the common folder on, as a path that cannot leave the folder that it is put into."""
+        """Return the URI from the common folder on, as a path that cannot leave the folder that it is put into."""
         uri = re.sub(r"[\x00-\x1f\x7f]", "_", uri.removeprefix(f"{self.root}/"))
         return "/".join(part if part.strip(".") else "_" for part in uri.strip("/").split("/"))
 
     def name(self, uri: str, frame_index: int | None) -> str:
-        """The name of a frame, without suffix."""
+        """Return the name of a frame, without suffix."""
         end = "" if frame_index is None else "/"
         name = self._whole(uri, end)
         if name.lower() in self._still_shared:
@@ -57,6 +57,6 @@ class Names:
 
 
 def _doubled(names: Iterable[str]) -> set[str]:
-    """Names that are there twice, upper and lower case being one: disks may not tell them apart."""
+    """Find names that occur twice, ignoring case: disks may not tell upper and lower case apart."""
     counts = pc.value_counts(pa.array((name.lower() for name in names), pa.string()))
     return set(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segray.core.samples import LabelSpace
 
-# Those that have instances: cityscapesScripts' helpers/labels.py; VOC's objects; CamVid's that move.
+# Classes that have instances: cityscapesScripts' helpers/labels.py; VOC's objects; CamVid's moving ones.
 THINGS = frozenset(
     {
         *("person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
@@ -23,7 +23,7 @@ ADE20K_STUFF = frozenset(
 
 
 def things(space: LabelSpace) -> list[bool]:
-    """Whether each class is one.
+    """Say of each class whether it is a thing.
 
     >>> things(LabelSpace(("road", "car"), ((128, 64, 128), (0, 0, 142))))
     [False, True]

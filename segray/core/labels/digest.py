@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 
 from segray.core.labels.folder import LabelFolder
 
-EACH = 4  # frames of a gallery
+EACH = 4  # frames in a gallery
 STRETCHES = 16 * EACH
-MOMENTS = 160  # of a video's curve, at least, where it has so many frames
+MOMENTS = 160  # at least so many points in a video's curve, where it has so many frames
 BATCH = 10_000  # rows that are looked at together
-PRESENT = 0.001  # a class is in a frame that has so much of it
-MIOU_BINS = 1000  # of a histogram: quartiles to a tenth of a point
+PRESENT = 0.001  # a frame counts as having a class from this share of its pixels on
+MIOU_BINS = 1000  # bins of a histogram: quartiles to a tenth of a point
 
 # A label row without its masks.
 TEXTS = ("input_id", "uri", "video_uri", "truth_uri", "status", "error_code", "error_message")
@@ -60,7 +60,7 @@ PICKS = {
 
 
 class Track:
-    """Class pixels and flicker over the time of one video, in at most 2 × MOMENTS stretches of `step` frames."""
+    """Class pixels and flicker over the time of one video, in at most 2 × MOMENTS bins of `step` frames."""
 
     def __init__(self, classes: int) -> None:
         self.step, self.frames = 1, 0
@@ -88,7 +88,7 @@ class Digest:
 
     planned: how many the plans have, less those that a later one repeats.
     picked: for each of PICKS the rows that may be shown. listed: the `frames` rows with the lowest mIoU, or the
-    lowest confidence where nothing has truth. tracks: of the first `videos` videos; more_videos: there are others.
+    lowest confidence where no row has ground truth. tracks: of the first `videos` videos; more_videos: if more exist.
     """
 
     def __init__(self, classes: int, total: float, *, frames: int, videos: int) -> None:
@@ -123,11 +123,11 @@ class Digest:
 
     @property
     def score(self) -> str:
-        """The column that frames are listed and filtered by."""
+        """The column by which frames are listed and filtered."""
         return "miou" if self.known["miou"] else "confidence_mean"
 
     def gallery(self, name: str) -> list[dict[str, Any]]:
-        """The frames to show, in order; those of a pair such as best and worst share out what there is."""
+        """List the frames to show, in order; a pair such as best and worst shares the frames that there are."""
         pick, rows = PICKS[name], self.picked[name]
         most = min(EACH, -(-self.known[pick.column] // 2))
         found: list[dict[str, Any]]
@@ -161,7 +161,7 @@ class Digest:
 
 
 def read(folder: LabelFolder, *, frames: int, videos: int) -> Digest:
-    """Of the rows that count in all parts that are there. DataError for a torn part."""
+    """Digest the current rows of all parts that are there. DataError for a torn part."""
     total = folder.planned * len(folder.parts) / folder.shards
     digest = Digest(folder.space.num_classes, total, frames=frames, videos=videos)
     digest.planned = folder.planned
@@ -171,7 +171,7 @@ def read(folder: LabelFolder, *, frames: int, videos: int) -> Digest:
 
 
 def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables joined to BATCH rows or a few more."""
+    """Join tables to batches of BATCH rows or a few more."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
@@ -183,33 +183,33 @@ def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def class_pixels(ok: pa.Table, num_classes: int) -> np.ndarray:
-    """Predicted pixels, int64 [rows, C]."""
+    """Return the predicted pixels of each class, int64 [rows, C]."""
     pixels: np.ndarray = pc.list_flatten(ok["class_pixels"]).to_numpy()
     return pixels.reshape(-1, num_classes)
 
 
 def classes_in(row: dict[str, Any]) -> list[int]:
-    """Classes that a frame has: predicted in PRESENT of its pixels, or in its truth and missed altogether."""
+    """List a frame's classes: predicted in PRESENT of its pixels, or in its ground truth and missed altogether."""
     least = PRESENT * sum(row["class_pixels"])
     pairs = zip(row["class_pixels"], row["class_iou"] or repeat(None), strict=False)
     return [i for i, (pixels, iou) in enumerate(pairs) if pixels > least or iou == 0]
 
 
 def miou_histogram(values: Any) -> np.ndarray:
-    """Of an Arrow array of mIoU, int64 [MIOU_BINS]."""
+    """Count an Arrow array of mIoU values into a histogram, int64 [MIOU_BINS]."""
     counts: np.ndarray = np.histogram(values.drop_null().to_numpy(), MIOU_BINS, (0, 1))[0]
     return counts
 
 
 def quartiles(counts: np.ndarray) -> list[float]:
-    """Lowest, first quartile, median, third quartile and highest of values in 0..1, from their histogram."""
+    """Return minimum, first quartile, median, third quartile and maximum of values in 0..1, from their histogram."""
     ranks = np.array([0, 0.25, 0.5, 0.75, 1]) * (counts.sum() - 1)
     values: list[float] = ((np.searchsorted(counts.cumsum(), ranks, side="right") + 0.5) / len(counts)).tolist()
     return values
 
 
 def apart(order: Iterable[int], most: int, total: int) -> list[int]:
-    """The first `most` positions of an order, without near neighbours: frames of one moment look alike."""
+    """Choose the first `most` positions of an order, without near neighbours: frames of one moment look alike."""
     picks: list[int] = []
     for i in order:
         if len(picks) < most and all(abs(i - other) > total // (4 * most) for other in picks):

@@ -49,14 +49,14 @@ class LabelFolder:
 
     @classmethod
     def open(cls, labels: str) -> LabelFolder:
-        """All labels of an output. DataError where there are none."""
+        """Open all labels of an output. DataError where there are none."""
         if not (plans := load_plans(storage.absolute(labels))):
             raise DataError(f"{labels} holds no labels; give the --out of segray label.")
         return cls(plans)
 
     @classmethod
     def open_finished(cls, labels: str) -> LabelFolder:
-        """All labels of an output. DataError where there are none, or a run or `--extend` left off."""
+        """Open all labels of an output. DataError where there are none, or a run or `--extend` is unfinished."""
         folder = cls.open(labels)
         if left := folder.unfinished:
             raise DataError(f"{labels} is not finished: {left}")
@@ -94,7 +94,7 @@ class LabelFolder:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """What `_SUCCESS` says of these plans; None while their run is not finished."""
+        """What `_SUCCESS` says of these plans; None while their run is unfinished."""
         return read_summary(self.plans)
 
     @property
@@ -108,24 +108,24 @@ class LabelFolder:
 
     @cached_property
     def _repeats(self) -> list[pa.Array]:
-        """For each plan the ids of the failed rows that it repeats."""
+        """Return for each plan the ids of the failed rows that it repeats."""
         none = pa.array([], pa.string())
         return [repeated_ids(plan) if plan.number else none for plan in self.plans]
 
     def repeated_after(self, plan: Plan) -> pa.Array:
-        """The ids of the plan's rows that a later plan repeats."""
+        """Return the ids of the plan's rows that a later plan repeats."""
         later = [ids for other, ids in zip(self.plans, self._repeats, strict=True) if other.number > plan.number]
         return pa.concat_arrays(later) if later else pa.array([], pa.string())
 
     def current(self, plan: Plan, rows: pa.Table) -> pa.Table:
-        """Of a plan's rows, which have their input_id, those that count."""
+        """Return those of a plan's rows that count; the rows must have their input_id."""
         repeated = self.repeated_after(plan)
         return rows.filter(pc.invert(pc.is_in(rows["input_id"], repeated))) if len(repeated) else rows
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows that count, a part at a time: `columns`, `part`, its URI, and `row`, the row's number in it.
+        """Give the rows that count, one part at a time: `columns`, `part`, its URI, and `row`, the row's number in it.
 
-        A few parts are read ahead, and what was taken is let go. DataError for a torn part.
+        A few parts are read ahead; tables that were given are not kept. DataError for a torn part.
         """
 
         def read(part: Part) -> pa.Table:
@@ -138,13 +138,13 @@ class LabelFolder:
             yield from ahead(pool, read, self.parts, 2 * FETCHES)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Any]:
-        """The rows of tables() as dicts, with `place`, where their mask is."""
+        """Give the rows of tables() as dicts, with `place`, where their mask is."""
         for table in self.tables(columns):
             for row in table.to_pylist():
                 yield row | {"place": mask_place(row)}
 
     def totals(self, progress: Progress = untold) -> tuple[Totals, pa.Table]:
-        """The sum over all parts, from their footers, and ERROR_COLUMNS of the failed rows that count."""
+        """Sum the totals of all parts, from their footers; also return ERROR_COLUMNS of the failed rows that count."""
         totals = Totals.empty(self.space.num_classes)
         errors = [pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})]
         with ThreadPoolExecutor(FETCHES) as pool:
@@ -161,7 +161,7 @@ class LabelFolder:
         return ahead(pool, _part_totals, (part.uri for part in self.parts), 2 * FETCHES)
 
     def failed_rows(self) -> dict[str, PlanRow]:
-        """The plan rows of a finished run's errors, by id. From the parts: errors.parquet may be an earlier run's."""
+        """Return the plan rows of a finished run's errors, by id. Parts are read: errors.parquet may be outdated."""
         ids = self.totals()[1]["input_id"]
         found: dict[str, PlanRow] = {}
         for plan in self.plans:
@@ -171,23 +171,23 @@ class LabelFolder:
 
 
 def is_labels(place: str) -> bool:
-    """Whether a place is the --out of `segray label`."""
+    """Say whether a place is the --out of `segray label`."""
     return storage.exists(storage.join(storage.absolute(place), "_segray"))
 
 
 def mask_place(row: Any) -> str:
-    """Where the mask of a row of LabelFolder.tables() is, for places.read_mask()."""
+    """Return the place of a mask, for locators.read_mask(), from a row of LabelFolder.tables()."""
     return f"{row['part']}#row={row['row']}"
 
 
 def part_totals(uri: str) -> Totals:
-    """What a part's footer says of its rows."""
+    """Read the totals of a part's rows from its footer."""
     with parquet.opened(uri) as file:
         return totals_in(file.schema_arrow, uri)
 
 
 def totals_in(schema: pa.Schema, uri: str) -> Totals:
-    """What a part's schema says of its rows. DataError for one that is damaged."""
+    """Read the totals of a part's rows from its schema. DataError for a damaged one."""
     try:
         return Totals.from_dict(json.loads(schema.metadata[b"segray"])["totals"])
     except (ValueError, LookupError, TypeError) as error:
@@ -204,13 +204,13 @@ def _part_totals(uri: str) -> tuple[Totals, pa.Table]:
 
 
 def read_summary(plans: Sequence[Plan]) -> Summary | None:
-    """What `_SUCCESS` says now of these plans; None while their run is not finished."""
+    """Read what `_SUCCESS` says now of these plans; None while their run is unfinished."""
     summary = last_summary(plans[0].out)
     return summary if summary and summary["plans"] == [plan.plan_id for plan in plans] else None
 
 
 def last_summary(out: str) -> Summary | None:
-    """What `_SUCCESS` says now, maybe of the plans before the last; None where no run was finished yet."""
+    """Read `_SUCCESS` as it is now, even if it lacks the last plans; None where no run has finished yet."""
     uri = success_uri(out)
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
 

@@ -38,9 +38,9 @@ MADE = ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray")
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a shard came to. created: False when another run had made the part before.
+    """What happened to a shard. created: False when another run had made the part before.
 
-    seconds: of fetch, decode, model, encode and write; `wait` is how long the shard waited for its turns at the model.
+    seconds: of fetch, decode, model, encode and write; `wait` is how long the shard waited for its turn at the model.
     """
 
     shard: int
@@ -55,7 +55,7 @@ def label_shard(
 ) -> Receipt:
     """Label the rows of one shard and create its part. StorageError when it cannot be written.
 
-    label: rows.label_rows with its model, or what calls it in another process.
+    label: rows.label_rows with its model, or a function that calls it in another process.
     """
     if storage.exists(plan.part_uri(shard)):  # another run's, or that of a task whose answer was lost
         return done_receipt(plan, shard)
@@ -68,15 +68,15 @@ def label_shard(
 
 
 def done_receipt(plan: Plan, shard: int) -> Receipt:
-    """The receipt of a part that is there, from its footer."""
+    """Make the receipt of a part that is there, from its footer."""
     totals = part_totals(plan.part_uri(shard))
     return Receipt(shard, totals.rows, totals.errors.total(), created=False)
 
 
 def finish(plans: list[Plan], speed: Speed, progress: Progress = untold) -> Summary:
-    """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; what `_SUCCESS` says.
+    """Write errors.parquet, summary.json and then `_SUCCESS`, once all parts are there; return what `_SUCCESS` says.
 
-    A row that a later plan repeats is out of the counts and out of errors.parquet.
+    A row that a later plan repeats is neither counted nor listed in errors.parquet.
     """
     out, first = plans[0].out, plans[0]
     totals, errors = LabelFolder(plans).totals(progress)
@@ -108,7 +108,7 @@ def finish(plans: list[Plan], speed: Speed, progress: Progress = untold) -> Summ
 
 
 def _remove_leftovers(out: str) -> None:
-    """Temporary files of writers that were killed on a disk; not those of one that may be at work."""
+    """Remove temporary files that killed writers left on a disk, but not those that may still be in use."""
     if storage.is_s3(out):
         return
     for entry in storage.iter_files(storage.join(out, "labels")):
@@ -118,12 +118,12 @@ def _remove_leftovers(out: str) -> None:
 
 
 def check_empty(out: str) -> None:
-    """OutputExists when a folder without a plan holds files: they are not ours."""
+    """Check that a folder without a plan holds no files, as they would not be ours. Raise OutputExists otherwise."""
     claims.check_free(out, "labels", lambda uri: "/_segray/" in uri)
 
 
 def clear(out: str) -> None:
-    """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not one's."""
+    """Delete what a labelling run wrote, and nothing else. OutputExists when the folder is not a labelling run's."""
     if not storage.exists(storage.join(out, "_segray")):
         check_empty(out)
     for name in MADE:
@@ -131,7 +131,7 @@ def clear(out: str) -> None:
 
 
 def verify(plans: list[Plan], progress: Progress = untold) -> list[str]:
-    """Every break of the promise, one line each; [] when there is none. Reads all that was written."""
+    """List every violation of the promise, one line each; [] when there is none. Reads all that was written."""
     problems: list[str] = []
     folder = LabelFolder(plans)
     done = folder.done
@@ -197,7 +197,7 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
 
 
 def _to_parquet(rows: list[LabelRow], plan: Plan, totals: Totals) -> bytes:
-    """A whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
+    """Build a whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
     about = {"totals": totals.to_dict(), "label_space": plan.label_space.to_dict()}
     schema = ROW_SCHEMA.with_metadata({"huggingface": json.dumps(HUGGINGFACE), "segray": json.dumps(about)})
     sink = pa.BufferOutputStream()

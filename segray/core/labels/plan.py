@@ -71,7 +71,7 @@ class PlanRow(TypedDict):
 
 @dataclass(frozen=True)
 class Plan:
-    """plan_id: hash of settings and inputs. settings: what makes another output, as plain data."""
+    """plan_id: hash of settings and inputs. settings: those that change the output, as plain data."""
 
     out: str
     number: int
@@ -114,23 +114,23 @@ class PlanReader:
 
 
 def place_of(row: PlanRow) -> str:
-    """Where a plan row's file is, as the file system has its name."""
+    """Return where a plan row's file is, with the file system's own spelling of its name."""
     return row["uri"] if row["raw"] is None else os.fsdecode(row["raw"])
 
 
 def frame_key(row: Mapping[str, Any]) -> int:
-    """What read_frames() finds a video row's frame by: its time stamp, or its index where stamps do not name frames."""
+    """Return the key by which read_frames() finds a video row's frame: its time stamp, else its index."""
     key: int = row["frame_index"] if row["pts"] is None else row["pts"]
     return key
 
 
 def repeated_ids(plan: Plan) -> pa.Array:
-    """The ids of the failed rows in earlier plans that this plan replaces; a video's frames may all replace one."""
+    """Return the ids of earlier plans' failed rows that this plan replaces. A video's frames may all replace one."""
     return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null().unique()
 
 
 def load_plans(out: str) -> list[Plan]:
-    """The plans of an output folder, in the order in which they were made; [] where there is none."""
+    """Load the plans of an output folder, in the order in which they were made; [] where there is none."""
     numbers = {}
     for entry in storage.iter_files(storage.join(out, "_segray")):
         if found := re.fullmatch(r"plan-(\d{5})\.json", storage.name_of(entry.uri)):
@@ -139,7 +139,7 @@ def load_plans(out: str) -> list[Plan]:
 
 
 def check_same(plan: Plan, settings: dict[str, Any], ignoring: Iterable[str] = ()) -> None:
-    """OutputExists that names what differs, when the folder was made with other settings."""
+    """Raise OutputExists, naming the differences, when the folder was made with other settings."""
     changed = [
         f"{key} was {plan.settings.get(key)}, is {value}"
         for key, value in settings.items()
@@ -163,5 +163,5 @@ def load_plan(out: str, number: int, uri: str) -> Plan:
 
 
 def rows_uri(out: str, plan_id: str) -> str:
-    """A name of its own for each plan: one that loses a race must not write over the rows of the winner."""
+    """Give each plan a file name of its own: a plan that loses a race must not overwrite the winner's rows."""
     return storage.join(out, "_segray", f"plan-{plan_id[:8]}.parquet")

@@ -36,10 +36,10 @@ from segray.core.samples import LabelSpace
 from segray.errors import DataError, InputUnreadable
 
 LEAST_ROWS, SHARD_ROWS = 8, 64
-SPREAD = 16  # shards that few images make
+SPREAD = 16  # shards that a run with few images is divided into
 MOST_SHARDS = 5000  # beyond it shards grow: a listing of the parts stays a few requests
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
-LONGEST_UNSEEKABLE = 16  # the same of a video each of whose shards is decoded from the beginning
+LONGEST_UNSEEKABLE = 16  # the same for a video each of whose shards is decoded from the beginning
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
 
 
@@ -87,7 +87,7 @@ def make_plan(
 
 
 def _shard_rows(files: pa.Table) -> int:
-    """Rows a shard: fewer of few images, so that several processors have some; more of very many files."""
+    """Choose the rows of a shard: fewer for few images, so that several devices have work; more for very many files."""
     images = pc.all(pc.equal(files["kind"], inputs.IMAGE)).as_py()
     share = math.ceil(len(files) / SPREAD) if images else SHARD_ROWS
     return max(LEAST_ROWS, min(SHARD_ROWS, share), math.ceil(len(files) / MOST_SHARDS))
@@ -100,7 +100,7 @@ class _Frozen(NamedTuple):
 
 
 def _write_rows(out: str, shards: Iterator[list[PlanRow]], about: bytes) -> _Frozen:
-    """Rows into their file, a row group a shard, so that an actor reads no more than its own."""
+    """Write the rows into their file, one row group per shard, so that an actor reads only its own."""
     digest, count, rows = hashlib.sha256(about), 0, 0
     with tempfile.TemporaryFile() as file:
         writer = pq.ParquetWriter(file, PLAN_SCHEMA, compression="zstd")
@@ -118,7 +118,7 @@ def _write_rows(out: str, shards: Iterator[list[PlanRow]], about: bytes) -> _Fro
 
 
 def _not_planned(files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> pa.Table:
-    """The files of which no earlier plan has a row. Those that are others by now than they were then are said."""
+    """Return the files of which no earlier plan has a row. A note names those that have changed since then."""
     if not before:
         return files
     planned = pa.concat_tables([_names_and_stamps(plan) for plan in before])
@@ -137,14 +137,14 @@ def _not_planned(files: pa.Table, before: list[Plan], on_note: Callable[[str], N
 
 
 def _names_and_stamps(plan: Plan) -> pa.Table:
-    """Each file of a plan, once: its name, as inputs.FILES has it, and its stamp."""
+    """List each file of a plan once: its name, as in inputs.FILES, and its stamp."""
     rows = PlanReader(plan).columns(["uri", "raw", "stamp"])
     names = pc.coalesce(rows["raw"], rows["uri"].cast(pa.binary()))
     return pa.table({"name": names, "stamp": rows["stamp"]}).group_by(["name", "stamp"]).aggregate([])
 
 
 def _again(failed: Mapping[str, PlanRow]) -> pa.Table:
-    """The files of failed rows as they are now."""
+    """Look up the files of failed rows as they are now."""
     places = sorted({place_of(row) for row in failed.values()})
     found = [inputs.look_up(place) for place in places]
     return pa.Table.from_pylist([one._asdict() for one in found], inputs.FILES).sort_by(
@@ -153,7 +153,7 @@ def _again(failed: Mapping[str, PlanRow]) -> pa.Table:
 
 
 def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> dict[str, str]:
-    """Image → its mask. files: those of which no plan has a row; an image of an earlier plan keeps its mask."""
+    """Map images to masks. files: those of which no plan has a row; an image of an earlier plan keeps its mask."""
     names = files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
     images = [pa.chunked_array([pa.array([_printable(name.as_py()) for name in names], pa.string())])]
     taken: set[str] = set()
@@ -172,7 +172,7 @@ def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[
 
 
 def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
-    """The ids of all rows so far of videos that were cut: what such a video has more by now was never planned."""
+    """Return the ids of all rows so far of truncated videos: frames that such a video has gained were never planned."""
     cut = {row["uri"] for key, row in failed.items() if key == _damage_id(place_of(row))}
     known: set[str] = set()
     for plan in before if cut else []:
@@ -184,7 +184,7 @@ def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
 def _chosen(
     units: Iterator[list[PlanRow]], settings: dict[str, Any], failed: Mapping[str, PlanRow] | None, known: set[str]
 ) -> Iterator[list[PlanRow]]:
-    """Of each unit the rows that are to be labelled, each video's with the frame that stands before."""
+    """Give the rows of each unit that are to be labelled, each video's with the frame that precedes it."""
     left = settings["limit"] if failed is None else None
     before: PlanRow | None = None
     start: dict[str, int | None] | None = None
@@ -208,10 +208,10 @@ def _chosen(
 
 
 def _key(row: PlanRow, failed: Mapping[str, PlanRow], known: set[str]) -> str | None:
-    """The id of the failed row that a row is another try of.
+    """Return the id of the failed row that this row retries.
 
-    Its own, or its file's, which could not be opened, or, for a frame that is new, of the row that said that the video
-    was cut.
+    That is its own id, or its file's, which could not be opened, or, for a new frame, that of the row that reported
+    the video as truncated.
     """
     keys = [row["input_id"], _id(place_of(row))]
     if row["input_id"] not in known:
@@ -220,7 +220,7 @@ def _key(row: PlanRow, failed: Mapping[str, PlanRow], known: set[str]) -> str | 
 
 
 def _pack(units: Iterator[list[PlanRow]], size: int) -> Iterator[list[PlanRow]]:
-    """Units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
+    """Pack units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
     shard: list[PlanRow] = []
     for unit in units:
         seekable = not unit or unit[0]["pts"] is not None or unit[0]["start"] is not None
@@ -237,7 +237,7 @@ def _pack(units: Iterator[list[PlanRow]], size: int) -> Iterator[list[PlanRow]]:
 def _units(
     files: pa.Table, settings: dict[str, Any], truths: dict[str, str], on_note: Callable[[str], None]
 ) -> Iterator[list[PlanRow]]:
-    """Rows that one actor should have together: an image, a video's frames from keyframe to keyframe."""
+    """Give rows that one actor should label together: an image, or a video's frames from keyframe to keyframe."""
     several: list[str] = []  # videos that hold more than one
 
     def units(file: Found) -> list[list[PlanRow]]:
@@ -296,12 +296,12 @@ def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> l
 
 
 def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
-    """Every N-th frame, or the first at or after each tick of 1/fps seconds."""
+    """Choose every N-th frame, or the first at or after each tick of 1/fps seconds."""
     if fps is None:
         return list(range(0, len(index.times_s), every))
     frames, tick = [], 0
     for i, time_s in enumerate(index.times_s):
-        at = time_s * fps + 1e-6  # in ticks; stamps are rounded, a tick is not missed by that
+        at = time_s * fps + 1e-6  # in ticks; stamps are rounded, and the tolerance keeps a tick from being missed
         if at >= tick:
             frames.append(i)
             tick = math.floor(at) + 1
@@ -309,7 +309,7 @@ def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
 
 
 def _table_units(file: Found) -> list[list[PlanRow]]:
-    """Rows of a Parquet file by row group: a group is read as a whole."""
+    """Give the rows of a Parquet file by row group: a group is read as a whole."""
     place = os.fsdecode(file.name)
     with storage.open_read(place) as opened:
         about = pq.ParquetFile(opened)
@@ -365,7 +365,7 @@ def _id(text: str) -> str:
 
 
 def _printable(name: bytes) -> str:
-    """A file's name as text: undecodable bytes as \\xff."""
+    """Return a file's name as text: undecodable bytes as \\xff."""
     return name.decode(errors="backslashreplace")
 
 

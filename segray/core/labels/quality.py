@@ -13,7 +13,7 @@ BAND_ROWS = 128  # a band's comparisons stay in the processor's cache: 0.33 ms a
 
 
 def boundary_share(mask_hw: np.ndarray) -> float:
-    """Share of pixels whose right or lower neighbour is of another class."""
+    """Return the share of pixels whose right or lower neighbour is of another class."""
     last = mask_hw.shape[0] - 1
     count = np.count_nonzero(mask_hw[last, :-1] != mask_hw[last, 1:])
     for top in range(0, last, BAND_ROWS):
@@ -26,12 +26,12 @@ def boundary_share(mask_hw: np.ndarray) -> float:
 
 
 def flicker_share(mask_hw: np.ndarray, before_hw: np.ndarray) -> float:
-    """Share of pixels whose class differs from the frame labelled before, without motion compensation."""
+    """Return the share of pixels whose class differs from the frame labelled before, without motion compensation."""
     return np.count_nonzero(mask_hw != before_hw) / mask_hw.size
 
 
 def class_pixels(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
-    """Ids uint8 [H, W] → pixels of each class, int64 [C]; ids from num_classes on (void) are left out.
+    """Count the pixels of each class, int64 [C], in ids uint8 [H, W]; ids from num_classes on (void) are left out.
 
     [[0, 0, 2], [0, 2, 255]] of 3 classes → [3, 0, 2]
     """
@@ -44,7 +44,7 @@ def class_pixels(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def component_counts(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
-    """Ids uint8 [H, W] → regions of each class, int64 [C]: pixels of one class joined by their sides.
+    """Count the regions of each class, int64 [C], in ids uint8 [H, W]: pixels of one class joined by their sides.
 
     Ids from num_classes on (void) are left out. [[0, 1], [1, 0]] of 2 classes → [2, 2]
     """
@@ -55,7 +55,7 @@ def component_counts(mask_hw: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def regions(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids uint8 [H, W] → where runs of one class along the rows begin in the flat mask, and the region of each run.
+    """Find runs of one class along the rows of ids uint8 [H, W]: where each begins in the flat mask, and its region.
 
     Regions are numbered from 0: pixels of one class joined by their sides.
     [[0, 1], [1, 0]] → [0, 1, 2, 3], [0, 1, 2, 3]
@@ -74,7 +74,7 @@ def regions(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _run_begins(mask_hw: np.ndarray) -> np.ndarray:
-    """Where runs of one class along the rows begin, bool [H, W]; each row begins one."""
+    """Mark where runs of one class along the rows begin, bool [H, W]; each row begins one."""
     begins = np.empty(mask_hw.shape, dtype=bool)
     begins[:, 0] = True
     np.not_equal(mask_hw[:, 1:], mask_hw[:, :-1], out=begins[:, 1:])
@@ -82,6 +82,6 @@ def _run_begins(mask_hw: np.ndarray) -> np.ndarray:
 
 
 def _graph(source: np.ndarray, target: np.ndarray, size: int) -> csr_array:
-    """Edges source[i] → target[i] among `size` nodes; source goes up, so a row's edges lie together already."""
+    """Make a graph of edges source[i] → target[i] among `size` nodes; source must be sorted."""
     first = np.searchsorted(source, np.arange(size + 1)).astype(np.int32)
     return csr_array((np.ones(len(source)), target.astype(np.int32), first), shape=(size, size))

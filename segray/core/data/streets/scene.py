@@ -58,7 +58,7 @@ from segray.core.data.streets.world import (
 
 @functools.lru_cache(maxsize=4)
 def world_of(seed: int) -> World:
-    """The street `seed`, the same in every process; the frames of a video read it again and again."""
+    """Build the street `seed`, the same in every process; it is cached, as the frames of a video read it repeatedly."""
     rng = random.Random(seed)  # quicker than NumPy where numbers are drawn one by one, and as reproducible
     street = _street(rng, seed)
     things = [*_ground(rng, street), _far_end(rng, street), _bonnet(rng, street)]
@@ -110,7 +110,7 @@ def _street(rng: random.Random, seed: int) -> Street:
 
 
 def _mixed(rng: random.Random, colors: Sequence[Color], spread: float = 12) -> Color:
-    """One of the colours, a little off and a little lighter or darker."""
+    """Draw one of the colours, with a slightly different hue and lightness."""
     grey = rng.gauss(0, spread)
     red, green, blue = (min(max(c + grey + rng.gauss(0, spread / 3), 12), 250) for c in rng.choice(colors))
     return red, green, blue
@@ -122,7 +122,7 @@ def _blend(a: Color, b: Color, share: float) -> Color:
 
 
 def _spots(rng: random.Random, gap_m: tuple[float, float], start_m: float = 0.0) -> Iterator[float]:
-    """Places along the whole street, one gap apart."""
+    """Give places along the whole street, one gap apart."""
     z = start_m + rng.uniform(0, gap_m[0])
     while z < LENGTH_M - gap_m[0]:
         yield z
@@ -146,7 +146,7 @@ def _far_first(shapes: list[Shape]) -> list[Shape]:
 
 
 def _ground(rng: random.Random, street: Street) -> list[Thing]:
-    """Sky, far ground, road, kerbs, pavements, and the lines and patches on the road."""
+    """Draw sky, far ground, road, kerbs, pavements, and the lines and patches on the road."""
     half, speed, weather = street.half_m, street.speed_m_s, street.weather
     grey = rng.uniform(78, 150)
     road = (grey, grey * rng.uniform(0.97, 1.02), grey * rng.uniform(0.95, 1.06))
@@ -174,7 +174,7 @@ def _ground(rng: random.Random, street: Street) -> list[Thing]:
 
 
 def _far_end(rng: random.Random, street: Street) -> Thing:
-    """Trees and houses on the horizon, which the camera never reaches."""
+    """Draw trees and houses on the horizon, which the camera never reaches."""
     leafy, shapes = rng.random(), []
     for x in range(-110, 111, 6):
         if rng.random() < leafy:
@@ -187,7 +187,7 @@ def _far_end(rng: random.Random, street: Street) -> Thing:
 
 
 def _bonnet(rng: random.Random, street: Street) -> Thing:
-    """The own car's, seen in most scenes."""
+    """Draw the bonnet of the camera's own car, seen in most scenes."""
     top = rng.choice((0.74, 0.76, 0.78, 0.3))
     rim = [(0.1 * i, top - 0.11 * (0.1 * i / 0.9) ** 2, 0) for i in range(9, -10, -2)]
     shape = Shape(VOID_ID, [(-0.9, -2, 0), (0.9, -2, 0), *rim], _mixed(rng, PAINTS))
@@ -195,7 +195,7 @@ def _bonnet(rng: random.Random, street: Street) -> Thing:
 
 
 def _frontage(rng: random.Random, street: Street, side: int) -> list[Thing]:
-    """Behind the pavement: houses at the line, houses behind gardens, parks."""
+    """Draw what is behind the pavement: houses at the line, houses behind gardens, parks."""
     things, z, leafy = [], 0.0, rng.uniform(0.15, 0.95)
     fence, floors = _fence_style(rng), rng.uniform(1.5, 5)
     while z < LENGTH_M - 5:
@@ -212,7 +212,7 @@ def _frontage(rng: random.Random, street: Street, side: int) -> list[Thing]:
 
 
 def _house(rng: random.Random, street: Street, side: int, width: float, back: float, floors: float) -> list[Shape]:
-    """A house from -width to 0 along the street, its front `back` metres behind the line; roof, shop or door."""
+    """Draw a house from -width to 0 along the street, its front `back` metres behind the line; roof, shop or door."""
     wall, roof = (
         _blend(_mixed(rng, PAINTS), (160, 150, 140), 0.25),
         _mixed(rng, [(120, 66, 52), (84, 84, 92), (96, 72, 60)]),
@@ -245,14 +245,14 @@ def _house(rng: random.Random, street: Street, side: int, width: float, back: fl
 
 
 def _fence_style(rng: random.Random) -> Shape:
-    """A fence without its place; points[0] holds its height."""
+    """Choose a fence without its place; points[0] holds its height."""
     texture, height_m = rng.choice((("boards", 1.7), ("pickets", 1.0), ("pickets", 1.3)))
     behind = _mixed(rng, [(70, 86, 54), (90, 92, 86), (120, 116, 106)])
     return Shape(FENCE, [(0, height_m, 0)], _mixed(rng, PAINTS), texture, behind, (2.4, 2 * height_m))
 
 
 def _border(rng: random.Random, width: float, fence: Shape) -> list[Shape]:
-    """A fence along the line, or now and then a hedge."""
+    """Draw a fence along the line, or sometimes a hedge."""
     height = fence.points[0][1]
     if rng.random() < 0.2:
         leaf = _mixed(rng, LEAVES[:4])
@@ -264,7 +264,7 @@ def _border(rng: random.Random, width: float, fence: Shape) -> list[Shape]:
 
 
 def _kerbside(rng: random.Random, street: Street, side: int) -> list[Thing]:
-    """Trees, lamps, signs, rails, bollards and bins between road and walkers."""
+    """Draw trees, lamps, signs, rails, bollards and bins between road and walkers."""
     rail, gap, x = _fence_style(rng), rng.uniform(4, 8), side * (street.half_m + 0.55)
     bollards = [((0, 0.1, -1.5 * i), (0, 0.95, -1.5 * i)) for i in range(3)]
     kinds: tuple[Callable[[], list[Shape]], ...] = (
@@ -302,7 +302,7 @@ def _lamp(rng: random.Random, side: int) -> list[Shape]:
 
 
 def _sign(rng: random.Random) -> list[Shape]:
-    """A disc, a triangle, a board or a traffic light on a pole."""
+    """Draw a disc, a triangle, a board or a traffic light on a pole."""
     high, size = rng.uniform(2.1, 2.9), rng.uniform(0.42, 0.62)
     main, lit = _mixed(rng, SIGN_COLORS), rng.randrange(3)
     lamps = [(60, 56, 54)] * lit + [SIGN_COLORS[(0, 2, 3)[lit]]] + [(60, 56, 54)] * (2 - lit)
@@ -316,7 +316,7 @@ def _sign(rng: random.Random) -> list[Shape]:
 
 
 def _people(rng: random.Random, street: Street, side: int) -> list[Thing]:
-    """Walkers along the pavement, riders along the road, and a few of both who cross it ahead."""
+    """Draw walkers along the pavement, riders along the road, and a few of both who cross it ahead."""
     things, gap = [], rng.uniform(2.5, 12)
     for z in _spots(rng, (gap, 2 * gap)):
         speed, x = rng.choice((0, 1, 1, -1, -1)) * rng.uniform(0.8, 1.6), rng.uniform(0.9, street.pavement_m - 0.5)
@@ -333,7 +333,7 @@ def _people(rng: random.Random, street: Street, side: int) -> list[Thing]:
 
 
 def _walker(rng: random.Random, heading: float, stride_m: float) -> list[Shape]:
-    """Some with a coat, a bag or both; one in four is a child."""
+    """Draw a walker, some with a coat, a bag or both; one in four is a child."""
     limbs = rng.choice((WALKER, WALKER[1:], WALKER[2:], WALKER[2:]))
     return _figure(rng, PEDESTRIAN, limbs, heading, rng.choice((0.65, 0.95, 1.0, 1.05)) * rng.gauss(1, 0.03), stride_m)
 
@@ -345,7 +345,7 @@ def _rider(rng: random.Random, heading: float) -> list[Shape]:
 def _figure(
     rng: random.Random, label: int, limbs: Sequence[Limb], heading: float, scale: float, stride_m: float
 ) -> list[Shape]:
-    """Limbs turned from heading away (0) to heading right (π / 2), each colour slot with a colour of its own."""
+    """Draw a figure turned from heading away (0) to heading right (π / 2), each colour slot with its own colour."""
     colors = [_mixed(rng, box) for box in (PAINTS, PAINTS, SKIN, HAIR, PAINTS, [(38, 38, 40)])]
     sin, cos = math.sin(heading) * scale, math.cos(heading) * scale
     shapes = []
@@ -357,7 +357,7 @@ def _figure(
 
 
 def _traffic(rng: random.Random, street: Street) -> list[Thing]:
-    """Cars ahead in the own lane, which keep their distance; oncoming ones; parked ones."""
+    """Draw cars ahead in the own lane, which keep their distance; oncoming ones; parked ones."""
     lanes: list[tuple[float, float, int, tuple[float, float], float, float]]
     lanes = [(EGO_M, street.speed_m_s, 1, (14, 50), 8, 0.65), (-EGO_M, -rng.uniform(5, 10), -1, (10, 50), 0, 0.8)]
     if street.parking:
@@ -372,7 +372,7 @@ def _traffic(rng: random.Random, street: Street) -> list[Thing]:
 
 
 def _car(rng: random.Random, ahead: int, flank: int, body: Body) -> list[Shape]:
-    """A vehicle that heads away (ahead 1) or towards the camera (-1), which sees its left (-1) or right flank."""
+    """Draw a vehicle heading away (ahead 1) or to the camera (-1), which sees its left (-1) or right flank."""
     half, tall, wide = body.length_m / 2, body.height_m, body.width_m / 2
     paint, pane = _mixed(rng, PAINTS), _mixed(rng, [(36, 42, 50), (70, 80, 92), (100, 112, 124)])
     lights, part = ((252, 246, 220), (200, 30, 34))[ahead > 0], functools.partial(Shape, CAR)

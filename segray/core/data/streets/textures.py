@@ -14,7 +14,7 @@ TEXELS, LEVELS = 128, 4  # a texture's side, and how many blurs of it, against s
 
 
 def look_up(texture: np.ndarray, u: np.ndarray, v: np.ndarray, texels_per_px: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Texture numbers and coordinates [H, W] → share of the second colour and tone, float32 [H, W]."""
+    """Look up texture numbers and coordinates [H, W]: share of the second colour and tone, float32 [H, W]."""
     level = (texels_per_px > 1.5).astype(np.int32) + (texels_per_px > 3) + (texels_per_px > 6)
     place = (texture * LEVELS + level) * TEXELS + (np.floor(v * TEXELS).astype(np.int32) & (TEXELS - 1))
     place = place * TEXELS + (np.floor(u * TEXELS).astype(np.int32) & (TEXELS - 1))
@@ -24,7 +24,7 @@ def look_up(texture: np.ndarray, u: np.ndarray, v: np.ndarray, texels_per_px: np
 
 @functools.cache
 def _textures() -> tuple[np.ndarray, np.ndarray]:
-    """Share of the second colour and tone of every texture, level by level blurrier, flat float32."""
+    """Make all textures: share of the second colour and tone, level by level blurrier, flat float32."""
     rng = np.random.default_rng(0)
     v, u = np.mgrid[:TEXELS, :TEXELS]
     fine, rough, cloud = (_noise(rng, power) for power in (0.5, 1.0, 1.8))
@@ -58,7 +58,7 @@ def _textures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise(rng: np.random.Generator, power: float) -> np.ndarray:
-    """Noise with a 1 / frequency^power spectrum that repeats seamlessly: mean 0, deviation 1, [128, 128]."""
+    """Make noise with a 1 / frequency^power spectrum that repeats seamlessly: mean 0, deviation 1, [128, 128]."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TEXELS), np.fft.fftfreq(TEXELS)))
     frequency[0, 0] = np.inf
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(TEXELS, TEXELS))) / frequency**power).real
@@ -69,7 +69,7 @@ def _noise(rng: np.random.Generator, power: float) -> np.ndarray:
 def _windows(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """4 × 4 windows a texture, texels first to last of 32 → share of window, and tone of panes and frames."""
+    """Make 4 × 4 windows per texture, texels first to last of 32: share of window, and tone of panes and frames."""
     x, y = u % 32, v % 32
     inside = (x >= first) & (x < last) & (y >= 9) & (y < 27)
     cross = inside & ((x == 16) | (y == 19))
