@@ -79,7 +79,7 @@ class OutputExists(SegrayError):
 
 
 class ClusterError(SegrayError):
-    """Ray cannot give what was asked, or lost a worker."""
+    """Ray cannot provide what was requested, or lost a worker."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -56,7 +56,7 @@ Line = list[tuple[str, np.ndarray]]  # pictures beside each other, with their ca
 
 
 class Fit(TypedDict):
-    """A bundle's calibration: expected calibration errors before and after, over how many pixels of which split."""
+    """A bundle's calibration: expected calibration errors before and after, the number of pixels, and the split."""
 
     split: str
     pixels: int

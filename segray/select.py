@@ -35,7 +35,7 @@ class _Labelled(FrameOf):
 
 
 class Chosen(_Labelled):
-    """A frame that is worth a look."""
+    """A frame that a person should look at, with its score."""
 
     score: float
 

@@ -48,7 +48,7 @@ def tracking(config: Config) -> Iterator[Track]:
 
 
 class _TensorBoard:
-    """OUT/tensorboard, written anew from the history, so that a resumed run has one file and one curve.
+    """OUT/tensorboard, rewritten from the history, so that a resumed run has one file and one curve.
 
     It grows in a folder of this machine; on S3 it is replaced after each epoch.
     """

@@ -196,7 +196,7 @@ class Sickness:
         self._failed.clear()
 
     def lost(self, lost: Lost, actors: int) -> None:
-        """Raise ClusterError if so many actors had FAILS failed processes each, and no shard was labelled meanwhile."""
+        """Say new reasons. Raises ClusterError if that many actors failed FAILS times since the last labelled shard."""
         self.last = lost.reason
         failed = f"failed on {lost.node} ({lost.reason})."
         if (lost.node, lost.reason) not in self._said:

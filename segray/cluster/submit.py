@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sent:
-    """A job as it was sent: its id, and how many bytes were sent with it."""
+    """A job as it was sent: its id, and the number and total size in bytes of its files."""
 
     job: str
     files: int

@@ -1,4 +1,4 @@
-"""What goes on, for machines: Prometheus metrics through Ray's exporter, and log lines that carry their run.
+"""Telemetry for machines: Prometheus metrics through Ray's exporter, and log lines that carry their run.
 
 Ray's agent on each node serves the metrics beside its own, with `ray_` before a name and `_total` after a counter's;
 deploy/grafana.json draws them. They are updated once per shard or epoch, in a process that Ray started or joined, and

@@ -49,7 +49,7 @@ class PlainScores(Headlines):
 
 
 class Packed(TypedDict):
-    """A matrix as two columns: `cells`, where it is not zero, flattened, and `pixels`, what stands there."""
+    """A matrix as two columns: `cells`, the flat positions of its nonzero cells, and `pixels`, their values."""
 
     cells: Sequence[int] | np.ndarray
     pixels: Sequence[int] | np.ndarray

@@ -1,4 +1,4 @@
-"""segray.json of a bundle: what is known of a model besides its weights."""
+"""segray.json of a bundle: the facts about a model besides its weights."""
 
 from __future__ import annotations
 
