@@ -17,16 +17,16 @@ from pathlib import Path
 from segray.core.io import storage
 from segray.errors import OutputExists, SegrayError, StorageError
 
-TRY_FOR_S = 0.5  # who only looks whether a run is live holds the lock for an instant
+TRY_FOR_S = 0.5  # a process that only asks whether a run is live holds the lock for an instant
 
 
 @dataclass(frozen=True)
 class Kind:
     """What a command makes of a folder.
 
-    name: as messages have it. mark: the file that says whose the folder is. made: all that the command writes there,
+    name: as used in messages. mark: the file that says whose the folder is. made: all that the command writes there,
     which is all that --overwrite deletes. has_results: whether a folder holds something that would be lost. is_ours:
-    whether a mark is of this kind, where others have the same file.
+    whether a mark is of this kind, where other kinds have a file of the same name.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Kind:
         return storage.exists(storage.join(out, self.mark)) and self.is_ours(out)
 
     def began(self, out: str) -> bool:
-        """Whether such a run has made something in `out`, with which it goes on."""
+        """Say whether such a run has made something in `out`, from which it can go on."""
         return self.marks(out) and self.has_results(out)
 
 
 def claim(out: str, kind: Kind, overwrite: bool, changed: Callable[[], list[str]] = list) -> None:
-    """Find that `out` is free for a run of this kind, or holds one with the same settings; its mark is the caller's.
+    """Check that `out` is free for a run of this kind, or holds one with the same settings. The caller writes the mark.
 
     changed: the settings that differ from those of the run in `out`, as `key was a, is b`. overwrite deletes what such
     a run makes, and nothing else. OutputExists for any other folder that holds files.
@@ -62,7 +62,7 @@ def claim(out: str, kind: Kind, overwrite: bool, changed: Callable[[], list[str]
 
 
 def check_free(out: str, name: str, ours: Callable[[str], bool] = lambda uri: False) -> None:
-    """OutputExists when a folder without a mark holds files: they are not ours. ours: of which files that is known."""
+    """Raise OutputExists when a folder without a mark holds files that are not ours. ours: whether a file is known."""
     if any(not ours(entry.uri) for entry in storage.iter_files(out)):
         raise OutputExists(f"{out} holds files that are no {name}; give another --out.")
 
@@ -73,18 +73,18 @@ def is_empty(out: str) -> bool:
 
 @contextmanager
 def held(out: str, kind: Kind) -> Iterator[None]:
-    """Be alone in `out`, in which claim() is asked next; a run that fails without results leaves nothing there."""
+    """Hold `out` alone, before claim() is called for it; a run that fails without results leaves nothing there."""
     with alone(out, kind.name), begun(out, kind, is_empty(out)):
         yield
 
 
 @contextmanager
 def begun(out: str, kind: Kind, fresh: bool) -> Iterator[None]:
-    """A run that fails without results leaves nothing. fresh: whether all that is of this kind in `out` is its own."""
+    """Clean up after a run that fails without results. fresh: whether all of this kind in `out` is the run's own."""
     try:
         yield
     except SegrayError:
-        with suppress(StorageError):  # what failed may be the store
+        with suppress(StorageError):  # the store itself may have failed
             if fresh and not kind.has_results(out):
                 for name in kind.made:
                     storage.remove(storage.join(out, name))
@@ -93,9 +93,9 @@ def begun(out: str, kind: Kind, fresh: bool) -> Iterator[None]:
 
 @contextmanager
 def alone(out: str, name: str) -> Iterator[None]:
-    """Hold the folder: two runs in one would write each other's checkpoints. OutputExists while another has it.
+    """Lock the folder, as two runs in one would overwrite each other's checkpoints. OutputExists while another has it.
 
-    S3 has no locks, nor have some file systems that machines share: there it is left to who starts them.
+    S3 has no locks, nor have some file systems that machines share: there the user must start only one run.
     """
     if not storage.is_s3(out) and not storage.exists(out):
         try:
@@ -111,14 +111,14 @@ def alone(out: str, name: str) -> Iterator[None]:
 
 
 def is_live(out: str) -> bool:
-    """Whether a run holds the folder now, as far as a lock tells."""
+    """Say whether a run holds the folder now, as far as a lock tells."""
     with _locked(out, fcntl.LOCK_SH) as free:
         return not free
 
 
 @contextmanager
 def _locked(folder: str, kind: int, try_for_s: float = 0.0) -> Iterator[bool]:
-    """Whether the folder could be locked. The system lets go of it when the process ends, killed or not."""
+    """Give whether the folder could be locked. The system releases the lock when the process ends, killed or not."""
     if storage.is_s3(folder):
         yield True
         return
@@ -144,7 +144,7 @@ def _lock(handle: int, kind: int) -> bool:
 
 
 def _holder(folder: str) -> str:
-    """Who has locked the folder, as ' (process 4711)'; '' where Linux does not say, as of another machine's process."""
+    """Name the process that has locked the folder, as ' (process 4711)'; '' where Linux does not say."""
     with suppress(OSError):
         info = os.stat(folder)  # noqa: PTH116
         place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"

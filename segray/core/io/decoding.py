@@ -55,13 +55,13 @@ DAMAGE = (av.FFmpegError, EOFError, IndexError, _DamagedError)
 
 
 def metadata_options(version: str) -> dict[str, Any]:
-    """What has av.open() pass over texts that are no UTF-8: PyAV 19 always does, and has no such argument any more."""
+    """Return the option that lets av.open() accept texts that are not UTF-8: PyAV 19 always does, and has no option."""
     return {"metadata_errors": "ignore"} if int(version.partition(".")[0]) < 19 else {}
 
 
 @contextmanager
 def open_video(uri: str, **options: str) -> Iterator[Any]:
-    """The container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
+    """Open a container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
     with storage.open_read(uri) as file:
         try:
             container = av.open(
@@ -80,7 +80,7 @@ def open_video(uri: str, **options: str) -> Iterator[Any]:
 
 
 def check_moves(uri: str) -> None:
-    """DataError where a file begins as a picture does: PNG, also an animated one, JPEG, AVIF and so on."""
+    """Raise DataError where a file begins like a picture: PNG, also an animated one, JPEG, AVIF and so on."""
     with storage.open_read(uri) as file:
         if still := still_kind(file.read(16)):
             an = "an" if still == "AVIF" else "a"
@@ -88,7 +88,7 @@ def check_moves(uri: str) -> None:
 
 
 def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: bool = True) -> Any:
-    """The best video stream. strict: what the decoder takes for damage is an error."""
+    """Return the best video stream. strict: what the decoder takes for damage is an error."""
     videos = video_streams(container)
     if not videos:
         raise DataError(f"{uri} holds no video stream.")
@@ -102,25 +102,25 @@ def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: boo
 
 
 def video_streams(container: Any) -> list[Any]:
-    """The video streams that can be decoded; not a cover or a thumbnail, which are streams of one picture."""
+    """List the video streams that can be decoded; not a cover or thumbnail, which is a stream of one picture."""
     stills = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
     return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]
 
 
 class _Tag(NamedTuple):
-    """What a packet hands on to its frame. A new object each: PyAV keeps them by id(), and loses a number's."""
+    """What a packet hands to its frame. Each gets a new object: PyAV keeps them by id(), and loses plain numbers."""
 
     number: int
 
 
 def _number_of(frame: Any, latest: int) -> int:
-    """Of the packet that a frame is from; where the decoder does not tell, the latest."""
+    """Return the number of the packet that a frame is from; where the decoder does not tell, the latest."""
     number: int = frame.opaque.number if frame.opaque else latest
     return number
 
 
 class Shown(NamedTuple):
-    """A frame's turn. frame: None for one that is lost. number: of its packet in the run, where the decoder tells."""
+    """One position in the output. frame: None for a lost one. number: of its packet in the run, where it is known."""
 
     frame: av.VideoFrame | None
     pts: int | None
@@ -147,7 +147,7 @@ class Run(NamedTuple):
 
 
 def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
-    """The frames of packets, in order. Damage is an error, which several threads raise some frames later than one."""
+    """Decode packets to frames, in order. Damage is an error, which several threads raise a few frames later."""
     settled, number, shown = run.settled is None, -1, -1
     for packet in chain(run.packets, [None]):
         if packet is not None:
@@ -167,7 +167,7 @@ def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
         for frame in frames:  # the last packet of an interlaced video may be a field of the frame of the one before
             shown = max(shown, _number_of(frame, number) + frame.interlaced_frame)
             yield Shown(frame, frame.pts, frame.opaque and frame.opaque.number)
-    if shown < number:  # an error of the last packets, of which several threads tell nothing
+    if shown < number:  # errors of the last packets, which several threads do not report
         raise _DamagedError
 
 
@@ -180,7 +180,7 @@ class Numbered(NamedTuple):
 
 
 def number_frames(container: Any, stream: Any) -> Numbered:
-    """Decode from the beginning, up to damage if there is any."""
+    """Decode from the beginning, up to damage if there is any, and number the frames."""
     keys: dict[int, tuple[int, int | None]] = {}
     bytes_seen: Counter[int | None] = Counter()  # several packets may begin in one of the container's
 
@@ -208,7 +208,7 @@ def checksum(frame: av.VideoFrame) -> int:
 
 
 def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
-    """The frames of packets, in order, by a decoder that goes on behind damage as well as it can."""
+    """Decode packets to frames, in order, with a decoder that goes on after damage as well as it can."""
     for number, packet in enumerate(chain(_until_damage(run.packets), [None])):
         if packet is not None:
             if not packet.size:
@@ -220,7 +220,7 @@ def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
 
 
 def frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
-    """What the decoder gives for a packet; for None, the end, what it still holds. lenient: [] for damage."""
+    """Return the decoder's frames for a packet; for None, the end, those still held. lenient: [] for damage."""
     try:
         frames: list[Any] = stream.codec_context.decode(packet)
         return frames
@@ -235,7 +235,7 @@ def frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
 def find_damage(
     uri: str, wanted: set[int] | None = None, early_s: float | None = None, begins_cut: bool = False
 ) -> Damage:
-    """The damage around the wanted time stamps, or anywhere, by a strict decoder in one thread: it tells where it is.
+    """Find damage around the wanted time stamps, or anywhere, with a strict decoder in one thread, which locates it.
 
     begins_cut: the first frame is known to lack a part.
     """
@@ -279,7 +279,7 @@ class _Keyframe(NamedTuple):
 
 
 class Damage:
-    """Packets that are damaged, and so the frames that are.
+    """Damaged packets, and the frames that are lost with them.
 
     The frame of a damaged packet and those up to the next keyframe, which refer to it, are lost; so are those that are
     decoded after that keyframe and shown before it. Of keyframes that do not stand alone it takes two: between them
@@ -296,7 +296,7 @@ class Damage:
         insort(self.hurt, number)
 
     def spares(self, number: int, pts: int | None) -> bool:
-        """Whether a packet's frame is sound; to be asked in the order of presentation."""
+        """Say whether a packet's frame is sound; must be called in the order of presentation."""
         at = bisect_right(self.hurt, number)
         if not at:
             return True
@@ -317,7 +317,7 @@ class Damage:
 
 
 def _stands_alone(stream: Any, packet: Any) -> bool:
-    """Whether all frames behind a keyframe can be decoded from it: of H.264, an IDR picture."""
+    """Say whether all frames after a keyframe can be decoded from it: for H.264, whether it is an IDR picture."""
     if stream.codec_context.name != "h264":
         return True
     data, extra = bytes(packet), stream.codec_context.extradata or b""
@@ -339,7 +339,7 @@ def _until_damage(packets: Iterator[Any]) -> Iterator[Any]:
 
 
 def start_at(container: Any, stream: Any, at: Start) -> Run | None:
-    """Packets from this keyframe on; None where seeking does not find it."""
+    """Return the packets from this keyframe on; None where seeking does not find it."""
     packets, landed = container.demux(stream), False
     try:
         _name_encoder(stream, packets)
@@ -365,7 +365,7 @@ def _name_encoder(stream: Any, packets: Iterator[Any]) -> None:
 
 
 def start(container: Any, stream: Any, first: int, early_s: float | None) -> Run | None:
-    """Packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
+    """Return packets from a keyframe at or before `first`; None where seeking to `early_s` before it finds none."""
     decoder, packets = stream.codec_context, container.demux(stream)
     if early_s is None:
         return Run(packets)
@@ -373,7 +373,7 @@ def start(container: Any, stream: Any, first: int, early_s: float | None) -> Run
         return None
 
     def keyframe(last: int, early_s: float) -> Any:
-        """Where a seek to so many seconds before `last` lands, if that is not behind it."""
+        """Seek to so many seconds before `last`; return the keyframe found there, unless it lies after `last`."""
         container.seek(last - round(early_s / stream.time_base), stream=stream, backward=True)
         key = next((packet for packet in packets if packet.is_keyframe), None)
         return key if key is not None and key.pts is not None and key.pts <= last else None

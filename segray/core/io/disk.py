@@ -18,7 +18,7 @@ NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
 
 def regular_file(uri: str) -> Path:
-    """The path of a regular file. OSError for a folder, a pipe, which would be waited for, or a device without end."""
+    """Return the path of a regular file. OSError for a folder, for a pipe, which would block, or for a device."""
     path = Path(check_uri(uri))
     check_regular(path.stat())
     return path
@@ -70,12 +70,12 @@ def walk(
 
 
 def temporary_beside(target: Path) -> Path:
-    """A name that no other attempt takes; of a long one the beginning, as a name has 255 bytes at most."""
+    """Choose a name that no other attempt takes; a long name is shortened, as names have 255 bytes at most."""
     return target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
 
 
 def write_beside(target: Path, data: bytes) -> Path:
-    """A synced temporary file in the target's folder, of a name of its own, which is not a .parquet's."""
+    """Write a synced temporary file in the target's folder, with a name of its own that does not end in .parquet."""
     with one_line(str(target), "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(target)
@@ -109,7 +109,7 @@ def create(target: Path, data: bytes) -> bool:
 
 
 def _link(temporary: Path, target: Path) -> bool:
-    """Give a file its name, or leave it and say False when the name is taken."""
+    """Give a file its name, or leave it and return False when the name is taken."""
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -123,7 +123,7 @@ def _link(temporary: Path, target: Path) -> bool:
 
 
 def _rename_new(temporary: Path, target: Path) -> bool:
-    """renameat2() with RENAME_NOREPLACE, for file systems without hard links, as on FAT and some network disks."""
+    """Call renameat2() with RENAME_NOREPLACE, for file systems without hard links: FAT and some network disks."""
     here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE: fcntl.h, stdio.h
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename and rename(here, os.fsencode(temporary), here, os.fsencode(target), no_replace) == 0:

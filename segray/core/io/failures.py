@@ -18,7 +18,7 @@ OWN_ERRNOS = frozenset(
 
 
 def reason(error: BaseException) -> str:
-    """An error's own words on one line, without the path that the message names already and without secrets."""
+    """Return an error's own words on one line, without the path that the message names already and without secrets."""
     answer = s3.answer_of(error).get("Error", {})
     if isinstance(error, FileNotFoundError) and answer.get("Code") in ("404", "NoSuchKey"):
         return "No such file"
@@ -31,7 +31,7 @@ def reason(error: BaseException) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    """Neither the credentials of the environment nor those of a URL or a signed request."""
+    """Remove the credentials of the environment, and those of a URL or a signed request."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
         text = text.replace(os.environ.get(name) or "\0", "***")
     text = re.sub(r"(Credential|Signature|Token|AccessKeyId)=[^&\s,;\"']+", r"\1=***", text)
@@ -39,13 +39,13 @@ def _without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """With bytes that are no UTF-8, line ends and signs that turn text around written as escapes, as in \\udcff."""
+    """Escape bytes that are not UTF-8, line ends and characters that change the direction of text, as in \\udcff."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
 def one_line(uri: str, verb: str) -> Iterator[None]:
-    """What fails inside is a StorageError: `{uri} cannot be {verb}: {reason}.`; a denied one says what to look at."""
+    """Turn failures inside into StorageError: `{uri} cannot be {verb}: {reason}.`; if denied, say what to look at."""
     try:
         yield
     except s3.FAILURES as error:

@@ -47,7 +47,7 @@ JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 # 268 MP: above any road camera, below what fills a laptop's memory: 0.8 GB as RGB, 2.7 while it is decoded (144 MP
 # took 1.4: Pillow's 4 bytes a pixel, then the array's 3 twice; 3.7 GB with alpha or a palette).
 MAX_PIXELS = 1 << 28
-MAX_TILE_PIXELS = 1 << 24  # of a TIFF that is smaller than one tile; libtiff takes memory for a whole one
+MAX_TILE_PIXELS = 1 << 24  # pixels of a tile in a TIFF that is smaller than one tile; libtiff allocates a whole one
 # Decoders that take more than those 10 bytes a pixel: WebP 18, for its canvases; JPEG 2000 19, for 32 bits a channel.
 MAX_PIXELS_OF = {"WEBP": 1 << 27, "JPEG2000": 1 << 27}
 
@@ -74,11 +74,11 @@ BROKEN = (
 
 
 def decode_image(data: bytes, source: str = "image", note: Callable[[str], None] | None = None) -> np.ndarray:
-    """An encoded image → uint8 RGB [H, W, 3], upright after EXIF; the first frame or page of several.
+    """Decode an image to uint8 RGB [H, W, 3], upright after EXIF; of several frames or pages, the first.
 
-    16 bits a channel become their upper 8; files whose 16 bits hold 12 or fewer, floats and other deep pixels are
-    refused. Alpha is left out: a pixel has its own colour, whatever lies behind. `source` names the file in errors.
-    note: told in a sentence what is not known of the pixels, such as their rotation where EXIF is damaged.
+    Channels of 16 bits are reduced to their upper 8; files whose 16 bits hold 12 or fewer, floats and other deep pixels
+    are refused. Alpha is ignored: a pixel has its own colour, whatever is behind it. `source` names the file in errors.
+    note: called with a sentence about what is not known of the pixels, such as the rotation where EXIF is damaged.
     """
     file = open_image(data, source)
     _check_pixels(file, source)
@@ -117,7 +117,7 @@ def is_lossless_webp(data: bytes) -> bool:
 
 
 def loaded_orientation(image: Image.Image) -> int | None:
-    """Of a loaded image, as EXIF or XMP has it, 1 without; None where a damaged EXIF block does not tell."""
+    """Return a loaded image's orientation from EXIF or XMP, 1 without; None where EXIF is too damaged to tell."""
     if image.format == "TIFF":  # turned by Pillow as it is loaded
         return 1
     try:
@@ -128,7 +128,7 @@ def loaded_orientation(image: Image.Image) -> int | None:
 
 
 def orientation(data: bytes, source: str = "image") -> int | None:
-    """What EXIF says of an encoded image, a key of TURNS or 1; None where a damaged EXIF block does not tell."""
+    """Return an encoded image's EXIF orientation, a key of TURNS or 1; None where EXIF is too damaged to tell."""
     image = open_image(data, source)
     if image.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
         return 1
@@ -144,7 +144,7 @@ def orientation(data: bytes, source: str = "image") -> int | None:
 
 
 def _is_whole(exif: bytes) -> bool:
-    """Whether the block has all the tags of its first directory; Pillow passes over those that it lacks."""
+    """Say whether the block has all the tags of its first directory; Pillow ignores tags that are missing."""
     exif = exif.removeprefix(b"Exif\0\0")
     if not exif:
         return True
@@ -160,16 +160,16 @@ def turn_upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W] or RGB [H, W, 3] → PNG, grey or RGB; little time for a somewhat larger file."""
+    """Encode uint8 [H, W] or RGB [H, W, 3] as PNG, grey or RGB; fast, for a somewhat larger file."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
 def upright(data: bytes, source: str = "image") -> bytes:
-    """An encoded image that stands upright without EXIF: as it is, or written anew where EXIF turns it.
+    """Return an encoded image that stands upright without EXIF: unchanged, or encoded again where EXIF turns it.
 
-    A reader that passes over EXIF then sees what its mask was made of. JPEGs are written with quality 95, and
+    A reader that ignores EXIF then sees what its mask was made of. JPEGs are written with quality 95, and
     so are WebPs, but for lossless ones. DataError for one that has to be turned and cannot be decoded.
     """
     turned = orientation(data, source)
@@ -185,9 +185,9 @@ def upright(data: bytes, source: str = "image") -> bytes:
 
 
 def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """RGB uint8 [H, W, 3] → [*size, 3]; bilinear over the source's area, so that shrinking does not alias.
+    """Resize RGB uint8 [H, W, 3] to [*size, 3]; bilinear over the source's area, so that shrinking does not alias.
 
-    For pictures, without PyTorch; what a model sees is transforms.fit()'s.
+    For pictures, without PyTorch; a model's input is resized by transforms.fit().
     """
     if image_hwc.shape[:2] == tuple(size):
         return image_hwc
@@ -195,7 +195,7 @@ def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def still_kind(head: bytes) -> str | None:
-    """What picture a file is that begins so, 16 bytes or more; None for what may be a video."""
+    """Name the picture format of a file by its first 16 bytes or more; None for what may be a video."""
     if head[4:12] in (b"ftypavif", *HEIC):
         return "AVIF" if head[8:12] == b"avif" else "HEIC"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -204,12 +204,12 @@ def still_kind(head: bytes) -> str | None:
 
 
 def kind(data: bytes, source: str = "image") -> str:
-    """What an encoded image is: jpeg, png, …"""
+    """Name the format of an encoded image: jpeg, png, …"""
     return (open_image(data, source).format or "").lower()
 
 
 def open_image(data: bytes, source: str) -> ImageFile.ImageFile:
-    """The header; no pixel is decoded, and no memory taken for more than MAX_PIXELS."""
+    """Open an image's header, without decoding a pixel or taking memory for more than MAX_PIXELS."""
     if size := _webp_size(data):  # libwebp takes a canvas when it is opened
         _check_size(*size, "WEBP", source)
     try:
@@ -251,7 +251,7 @@ def _check_size(width: int, height: int, kind: str | None, source: str) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) as a WebP's header has them (RFC 9649, sections 2.5 to 2.7 and 3.4)."""
+    """Return (width, height) from a WebP's header (RFC 9649, sections 2.5 to 2.7 and 3.4)."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
     if data[12:16] == b"VP8X":
@@ -263,7 +263,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _check_pixels(image: Image.Image, source: str) -> None:
-    """DataError for the pixels that Pillow reads, or turns to RGB, without complaint and wrong."""
+    """Raise DataError for pixels that Pillow reads, or converts to RGB, wrongly and without complaint."""
     kind = {"I": "signed or 32-bit integers", "F": "floats"}.get(image.mode)  # convert("RGB") would clip them
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
@@ -293,14 +293,14 @@ def _upper_bits(image: Image.Image, source: str) -> np.ndarray:
 
 
 def _jpeg2000_bits(data: bytes) -> int:
-    """The most bits of a channel, as the SIZ marker has them (ISO/IEC 15444-1, A.5.1)."""
+    """Return the most bits of a channel, from the SIZ marker (ISO/IEC 15444-1, A.5.1)."""
     at = data.find(b"\xff\x4f\xff\x51")
     channels = int.from_bytes(data[at + 40 : at + 42], "big")
     return max((size % 128 + 1 for size in data[at + 42 : at + 42 + 3 * channels : 3]), default=8)
 
 
 def _check_range(highest: int, source: str) -> None:
-    """`highest`: the upper 8 of 16 bits, which 12-bit cameras leave at 15 or less."""
+    """Check the `highest` of the upper 8 of 16 bits, which 12-bit cameras leave at 15 or less. DataError for such."""
     if highest < 16:
         raise DataError(
             f"{source} holds 12-bit values or smaller in 16 bits, which would come out black; scale them to 0..65535."
@@ -308,7 +308,7 @@ def _check_range(highest: int, source: str) -> None:
 
 
 def _tiff_reason(data: bytes, source: str) -> str | None:
-    """Why Pillow does not know this TIFF, where its first directory can be read."""
+    """Explain why Pillow does not know this TIFF, where its first directory can be read."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         file = io.BytesIO(data)
@@ -321,6 +321,6 @@ def _tiff_reason(data: bytes, source: str) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """Pillow's reason without the address of the buffer that it was given."""
+    """Return Pillow's reason without the address of the buffer that it was given."""
     text = str(error).split(" <", maxsplit=1)[0].strip().rstrip(".")
     return text or type(error).__name__

@@ -39,15 +39,15 @@ PLACES = ("uri", "path", "file_name", "image", "image_path", "file", "url")
 PARQUET = ".parquet"
 LOOKUPS = 32  # files of a list that are looked up at once: on S3 each is a round trip
 CHUNK = 10_000
-NAMED, SUFFIXES = 3, 12  # of what is not taken, so many are named, and suffixes counted
+NAMED, SUFFIXES = 3, 12  # untaken files that are named, and suffixes that are counted
 
-# What Pillow would take for a picture, and what looks like a list and is none.
+# Formats that Pillow would take for a picture, and files that look like lists and are not.
 RAW = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw")
 REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; develop it to JPEG, PNG or TIFF") | (
     dict.fromkeys((".csv", ".tsv", ".json"), "no list that is read; give .txt with a path a line, .jsonl or .parquet")
 )
 SUFFIX = re.compile(r"\.[a-z]\w{0,9}")  # else it is a part of a name, as in 1623173424.123456
-WRITTEN = ("_segray", "_export")  # what stands in a folder that segray wrote
+WRITTEN = ("_segray", "_export")  # found in a folder that segray wrote
 PARTS = ("_segray", "labels")  # and what `segray label` writes there
 
 IMAGE, TABLE, VIDEO = 0, 1, 2  # the order in which files are labelled
@@ -85,7 +85,7 @@ class Untaken:
         self.unlisted: list[str] = []
 
     def taken(self, entries: Iterable[storage.Entry], *, hidden: bool = False) -> Iterator[Found]:
-        """The files to label among those listed. hidden: also those of which the name says that they are hidden."""
+        """Give those listed files that are to be labelled. hidden: include files whose names mark them as hidden."""
         for entry in entries:
             kind, suffix = _kind(entry.uri), _suffix(entry.uri)
             if storage.is_hidden(storage.name_of(entry.uri)) and not hidden:
@@ -96,7 +96,7 @@ class Untaken:
                 yield Found(kind, os.fsencode(entry.uri), entry.size, entry.stamp)
 
     def enter(self, folder: str, *, hidden: bool = False) -> bool:
-        """Whether to list a folder: not one of a system or tool, nor one that segray wrote."""
+        """Say whether to list a folder: not one of a system or tool, nor one that segray wrote."""
         above, _, name = folder.rpartition("/")
         if storage.is_s3(folder):
             written = above if name in WRITTEN else None
@@ -119,7 +119,7 @@ class Untaken:
         self.unlisted.append(str(error))
 
     def notes(self) -> list[str]:
-        """In sentences, one for all that is counted."""
+        """List the counts as sentences, one for each kind."""
         named = self.suffixes.most_common(SUFFIXES)
         counts = [f"{count} {suffix}" for suffix, count in named]
         if rest := self.suffixes.total() - sum(count for _, count in named):
@@ -141,9 +141,9 @@ def find_inputs(
     on_found: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> pa.Table:
-    """Every file that the inputs name, once, images first, each kind in order of its name.
+    """List every file that the inputs name, once, images first, each kind in order of its name.
 
-    on_found gets the number found so far; on_note what is named twice, holds nothing or is not taken, in sentences.
+    on_found gets the number found so far; on_note gets sentences on what is named twice, holds nothing or is not taken.
     Raises DataError for an input that does not exist, StorageError for a place that cannot be listed.
     """
     tables, untaken = [FILES.empty_table()], Untaken()
@@ -175,7 +175,7 @@ def find_inputs(
 
 
 def _without_links(files: pa.Table) -> pa.Table:
-    """The files without those that links to one folder show under several names; the folder's own name comes first."""
+    """Keep one name of each file that links show under several; the name in the folder itself comes first."""
     places = [name for batch in files["name"].chunks for name in batch.to_pylist()]
     folders = {os.path.dirname(name) for name in places if not storage.is_s3(os.fsdecode(name))}  # noqa: PTH120
     real = {folder: os.path.realpath(folder) for folder in folders}
@@ -194,7 +194,7 @@ def _without_links(files: pa.Table) -> pa.Table:
 
 
 def look_up(place: str, listed: str = "") -> Found:
-    """One file as it is now; where it cannot be looked at or is not read, with the reason.
+    """Look at one file as it is now; where it cannot be read, return it with the reason.
 
     listed: where it is named, as in `frames.txt line 3`.
     """
@@ -217,13 +217,13 @@ def look_up(place: str, listed: str = "") -> Found:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """The column of a Parquet file that holds encoded images: binary, or the Hub's struct of bytes and path."""
+    """Name the column of a Parquet file that holds encoded images: binary, or the Hub's struct of bytes and path."""
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     return "image" if "image" in columns else columns[0] if len(columns) == 1 else None
 
 
 def read_images(uri: str, rows: Sequence[int]) -> Iterator[bytes | None]:
-    """The encoded images in these rows of a Parquet file, which stand in order; None for an empty cell."""
+    """Read the encoded images in these rows of a Parquet file; rows must be in order. None for an empty cell."""
     with storage.open_read(uri) as opened:
         file = pq.ParquetFile(opened)
         column = image_column(file.schema_arrow)
@@ -268,7 +268,7 @@ def _find(root: str, untaken: Untaken) -> Iterator[Found]:
 
 
 def _below(root: str, untaken: Untaken) -> Iterator[Found]:
-    """The files of a folder; on S3 also a file that is named itself."""
+    """List the files of a folder; on S3 also a file that is named itself."""
     if any(storage.exists(storage.join(root, name)) for name in WRITTEN):
         raise DataError(f"{root} was written by segray and is no input; give the folder of the images themselves.")
     real = f"{os.path.realpath(root).rstrip('/')}/"
@@ -290,7 +290,7 @@ def _below(root: str, untaken: Untaken) -> Iterator[Found]:
 
 
 def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
-    """Files that match a glob, from the folders that can hold some."""
+    """List files that match a glob, from the folders that can hold some."""
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if _signs(part))
     deep = parts.index("**") if "**" in parts else len(parts)
@@ -313,7 +313,7 @@ def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
 
 
 def _output_of(folder: str) -> str | None:
-    """The output of `segray label` whose labels or plans lie in a folder."""
+    """Return the output of `segray label` whose labels or plans lie in a folder."""
     if not storage.is_s3(folder) and os.path.islink(folder):  # noqa: PTH114
         folder = os.path.realpath(folder)
     above, _, name = folder.rpartition("/")
@@ -348,7 +348,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _listed(uri: str, untaken: Untaken) -> Iterator[Found]:
-    """The files that a list names; one that is not there has its reason, and so a row."""
+    """List the files that a list names; one that does not exist is listed with the reason, and so gets a row."""
     folder, _, name = uri.rpartition("/")
     with ThreadPoolExecutor(LOOKUPS) as pool:
         places = ((_whole(folder, place), f"{name} {where}") for where, place in _places(uri, untaken))
@@ -356,7 +356,7 @@ def _listed(uri: str, untaken: Untaken) -> Iterator[Found]:
 
 
 def _whole(folder: str, place: str) -> str:
-    """A place that a list names, from the list's folder on where it is a relative one, in one spelling."""
+    """Return a place that a list names, relative ones from the list's folder on, in one spelling."""
     if "://" in place:
         return place
     whole = place if place.startswith("/") else storage.join(folder, place)
@@ -367,7 +367,7 @@ def _whole(folder: str, place: str) -> str:
 
 
 def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str]]:
-    """(`line 3`, what it names) of a list."""
+    """Give (`line 3`, the place named there) for each entry of a list."""
     if _suffix(uri) == PARQUET:
         with storage.open_read(uri) as opened:
             file = pq.ParquetFile(opened)
@@ -388,7 +388,7 @@ def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str]]:
 
 
 def _text(uri: str) -> bytes:
-    """A list without its byte-order mark, as UTF-8 where it says that it is UTF-16; names need be neither."""
+    """Read a list without its byte-order mark, as UTF-8 where it is marked as UTF-16; names need be neither."""
     data = storage.read_bytes(uri)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
@@ -415,7 +415,7 @@ def _place(line: bytes, source: str) -> str:
 
 
 def _is_list(uri: str) -> bool:
-    """Whether a Parquet file names images and does not hold them. False for what cannot be read: it becomes a row."""
+    """Say whether a Parquet file names images and holds none. False for an unreadable one: it becomes a row."""
     try:
         with storage.open_read(uri) as opened:
             file = pq.ParquetFile(opened)
@@ -425,7 +425,7 @@ def _is_list(uri: str) -> bool:
 
 
 def _holds_images(file: pq.ParquetFile) -> bool:
-    """Whether there is a column of images with an image in it: the Hub's struct may have paths alone."""
+    """Say whether there is a column of images with an image in it: the Hub's struct may have paths alone."""
     column = image_column(file.schema_arrow)
     if column is None or not pa.types.is_struct(file.schema_arrow.field(column).type):
         return column is not None
@@ -434,7 +434,7 @@ def _holds_images(file: pq.ParquetFile) -> bool:
 
 
 def _place_column(schema: pa.Schema) -> str | None:
-    """The column that names files; of the Hub's struct its path."""
+    """Name the column that names files; for the Hub's struct its path."""
     places = {field.name: field.name for field in schema if _holds_text(field.type)}
     structs = (field for field in schema if pa.types.is_struct(field.type))
     for field in structs:

@@ -30,12 +30,12 @@ ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
 CELL = re.compile(r"(.*)#image=(\d+)")
 ROW_COLUMNS = ("mask", "mask_rle", "confidence", "height_px", "width_px")
-ROWS_AT_ONCE, BUFFER = 64, 1 << 20  # of a part that is read
-INDICES = 256  # of videos, which are made by reading all of a file; one of ten minutes at 30 frames/s takes 1.3 MB
+ROWS_AT_ONCE, BUFFER = 64, 1 << 20  # rows and bytes of a part that are read at a time
+INDICES = 256  # video indices in memory, each made by reading a whole file; ten minutes at 30 frames/s take 1.3 MB
 
 
 class FrameOf(TypedDict):
-    """Which frame a label row is of."""
+    """The frame that a label row is of."""
 
     input_id: str
     uri: str
@@ -44,14 +44,14 @@ class FrameOf(TypedDict):
 
 
 def image_place(row: Mapping[str, Any]) -> str:
-    """Where the frame of a label row is."""
+    """Return where the frame of a label row is."""
     if row["frame_index"] is None:
         return str(row["uri"])
     return f"{row['uri']}#{'frame' if row['video_uri'] else 'image'}={row['frame_index']}"
 
 
 def file_of(place: str) -> str:
-    """The file that a place is in.
+    """Return the file that a place is in.
 
     >>> file_of("drive.mp4#frame=120"), file_of("frames/a.png")
     ('drive.mp4', 'frames/a.png')
@@ -61,7 +61,7 @@ def file_of(place: str) -> str:
 
 
 def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
-    """Class ids uint8 [H, W] that a label row holds as a PNG or as runs; None where it holds none."""
+    """Decode the class ids, uint8 [H, W], that a label row holds as a PNG or as runs; None where it holds none."""
     if row["mask"] is not None:
         return decode_mask(row["mask"]["bytes"], source)
     if row["mask_rle"] is None:
@@ -74,7 +74,7 @@ def mask_of(row: Mapping[str, Any], source: str = "mask") -> np.ndarray | None:
 
 
 def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
-    """mask_of() a row that has one. DataError where it holds none."""
+    """Decode the mask of a row as mask_of() does. DataError where it holds none."""
     mask_hw = mask_of(row, source)
     if mask_hw is None:
         raise DataError(f"{source} is not there; the row holds metrics alone, or an error.")
@@ -82,7 +82,7 @@ def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
 
 
 def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
-    """uint8 RGB [H, W, 3]. note: as images.decode_image has it. DataError for what cannot be decoded."""
+    """Read uint8 RGB [H, W, 3]. note: see images.decode_image(). DataError for what cannot be decoded."""
     if found := FRAME.fullmatch(place):
         index, number = _index(found[1]), int(found[2])
         keys = index.keys[number : number + 1] if number not in index.lost else ()
@@ -95,14 +95,14 @@ def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndar
 
 
 def orientation(place: str) -> int | None:
-    """What EXIF says of a file, as images.orientation() has it; 1 of what is no file of its own."""
+    """Return a file's EXIF orientation, as images.orientation() does; 1 where the frame is not a file of its own."""
     if any(inside.fullmatch(place) for inside in (FRAME, CELL, ROW)):
         return 1
     return images.orientation(storage.read_bytes(place), place)
 
 
 def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
-    """The ids that stand in the mask, or in that channel of it, unsigned [H, W].
+    """Read the ids stored in the mask, or in that channel of it, unsigned [H, W].
 
     DataError for what cannot be decoded.
     """
@@ -124,7 +124,7 @@ def read_mask(place: str, channel: MaskChannel | None = None) -> np.ndarray:
 def read_mask_and_palette(
     place: str, channel: MaskChannel | None = None
 ) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
-    """What read_mask gives, and id → its colour of a mask file with a palette, {} of any other."""
+    """Read a mask as read_mask() does, and its palette's colour of each id; {} for a mask without a palette."""
     if ROW.fullmatch(place):
         return read_mask(place), {}
     data = storage.read_bytes(place)
@@ -132,7 +132,7 @@ def read_mask_and_palette(
 
 
 def read_confidence(place: str) -> np.ndarray | None:
-    """Each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
+    """Read each pixel's confidence × 255, uint8 [H, W], of a label row; None where labels hold none."""
     found = ROW.fullmatch(place)
     if found is None:
         return None
@@ -141,9 +141,9 @@ def read_confidence(place: str) -> np.ndarray | None:
 
 
 class _Rows:
-    """Label rows by part and number: a part is read once, and its rows go to a file of this process's own.
+    """Label rows by part and number. A part is read once, and its rows are copied to a file of this process's own.
 
-    Masks stay encoded there, and memory holds where each row begins alone. The file has no name: the system removes it
+    Masks stay encoded there, and memory holds only where each row begins. The file has no name: the system removes it
     with the process, however that ends.
     """
 
@@ -190,7 +190,7 @@ class _Rows:
 
 @lru_cache(maxsize=1)
 def _rows_of(process: int) -> _Rows:
-    """This process's; one that was forked begins anew."""
+    """Return this process's rows; a forked process begins anew."""
     return _Rows()
 
 

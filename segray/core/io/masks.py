@@ -30,7 +30,7 @@ NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of Ge
 
 
 def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None = None) -> np.ndarray:
-    """An encoded mask → the ids that stand in it, [H, W]: uint8 of palette and grey masks, uint16 of deep ones.
+    """Decode a mask to the ids stored in it, [H, W]: uint8 for palette and grey masks, uint16 for deep ones.
 
     A pixel of an RGB mask has the id of its colour, uint32 (samples.color_id), or with `channel` the value of that
     channel; alpha is left out. Ids are the values as stored: no scaling of 2 or 4 bits to 8, no inversion where a
@@ -69,7 +69,7 @@ def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None =
 
 
 def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, int]]:
-    """Id → its colour, of a palette mask; {} of any other."""
+    """Return the colour of each id in a palette mask; {} for any other."""
     image = open_image(data, source)
     if image.mode not in ("P", "PA"):
         return {}
@@ -81,7 +81,7 @@ def palette_of(data: bytes, source: str = "mask") -> dict[int, tuple[int, int, i
 
 
 def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
-    """DataError for a mask whose ids are not those that somebody drew."""
+    """Raise DataError for a mask whose ids are not those that somebody drew."""
     lossy = image.format if image.format not in MASK_FORMATS else None
     if image.format == "WEBP" and not is_lossless_webp(data):
         lossy = "lossy WebP"
@@ -98,9 +98,9 @@ def _check_mask(image: Image.Image, data: bytes, source: str) -> None:
 
 
 def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> None:
-    """DataError for a GIF whose shades of grey are other numbers than their places in the palette.
+    """Raise DataError for a GIF whose shades of grey differ from their positions in the palette.
 
-    Who writes grey as GIF with Pillow gets the shades in use, renumbered. Black and white are 0 and 1.
+    Pillow renumbers the shades in use when it writes grey as GIF. Black and white are 0 and 1.
     """
     colors = np.array(palette, np.uint8).reshape(-1, 3)
     used = np.unique(ids_hw)
@@ -117,7 +117,7 @@ def _check_numbers(ids_hw: np.ndarray, palette: Sequence[int], source: str) -> N
 
 
 def _has_pages(image: Image.Image) -> bool:
-    """Whether there are more full pages than one; a TIFF's smaller copies of the first are none."""
+    """Say whether there is more than one full page; smaller copies of the first in a TIFF do not count."""
     if not getattr(image, "is_animated", False):
         return False
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -134,13 +134,13 @@ def _has_pages(image: Image.Image) -> bool:
 
 
 def _stored_as(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for the layout of the stored pixels, such as L;4, 1;I or RGB;16B."""
+    """Return Pillow's name for the layout of the stored pixels, such as L;4, 1;I or RGB;16B."""
     args = image.tile[0].args if image.tile else ""
     return str(args[0] if isinstance(args, tuple) else args)
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow keeps 8 of 16 bits a channel."""
+    """Say whether Pillow keeps only 8 of 16 bits per channel."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
         return max(bits) == 16 and len(image.getbands()) > 1  # planes of their own are read as if they had 8 bits
@@ -148,7 +148,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _as_stored(values_hw: np.ndarray, stored: str) -> np.ndarray:
-    """Grey as Pillow gives it → uint8 as it stands in the file: Pillow scales 2 and 4 bits, and inverts TIFFs."""
+    """Turn Pillow's grey into uint8 as stored in the file: Pillow scales 2 and 4 bits, and inverts TIFFs."""
     kind, _, how = stored.partition(";")
     values_hw = values_hw.astype(np.uint8)
     if kind == "1":
@@ -168,7 +168,7 @@ def _color_ids(image_hwc: np.ndarray) -> np.ndarray:
 
 
 def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel, *, deep: bool) -> np.ndarray:
-    """One channel of a colour mask: uint8, or uint16 of a deep PNG or TIFF."""
+    """Read one channel of a colour mask: uint8, or uint16 of a deep PNG or TIFF."""
     if image.mode not in ("RGB", "RGBA"):
         raise DataError(f"{source} has {image.mode} pixels and no {channel} channel; leave data.mask_channel out.")
     index = CHANNELS.index(channel)
@@ -194,9 +194,9 @@ def _channel(image: Image.Image, data: bytes, source: str, channel: MaskChannel,
 
 
 def _is_plain(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether FFmpeg reads a TIFF's 16 bits right: in strips, of all channels together, and without loss.
+    """Say whether FFmpeg reads a TIFF's 16 bits right: in strips, of all channels together, and without loss.
 
-    It takes tiles for strips, and leaves packbits' differences as they are, without a word.
+    It takes tiles for strips, and leaves packbits' differences as they are, without reporting it.
     """
     tags = image.tag_v2
     packed = image.info.get("compression")
@@ -213,7 +213,7 @@ def _tiff_orientation(data: bytes) -> int | None:
 
 
 def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
-    """Class ids uint8 [H, W] → palette PNG: the pixels are ids, and any viewer shows the colours."""
+    """Encode class ids uint8 [H, W] as palette PNG: the pixels are ids, and any viewer shows the colours."""
     # Unfiltered rows: a street of 1024×2048 in 3.4 ms on one thread, about what Pillow 13 takes at level 1 with its
     # search for filters (4.0). ISA-L needs 0.4, and gave other bytes for the same pixels now and then (2 masks of 150
     # on a busy machine): two runs would not write the same part.
@@ -236,7 +236,7 @@ def encode_mask(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> 
 
 
 def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Class ids uint8 [H, W] → RGB uint8 [H, W, 3]; ids beyond the colours (void) are black."""
+    """Colour class ids uint8 [H, W] as RGB uint8 [H, W, 3]; ids beyond the colours (void) are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(colors)] = colors
     rgb_hwc: np.ndarray = table[mask_hw]
@@ -244,18 +244,18 @@ def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.
 
 
 def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """The mask's colours half over the frame, uint8 [H, W, 3]; void shows the frame alone."""
+    """Blend the mask's colours half over the frame, uint8 [H, W, 3]; void shows the frame alone."""
     mixed = image_hwc // 2 + colorize(mask_hw, colors) // 2
     return np.where((mask_hw == IGNORE_INDEX)[..., None], image_hwc, mixed)
 
 
 def resize_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Ids uint8 [H, W] → [*size], nearest: no new ids."""
+    """Resize ids uint8 [H, W] to [*size] by nearest neighbour, which makes no new ids."""
     if mask_hw.shape == tuple(size):
         return mask_hw
     return np.asarray(Image.fromarray(mask_hw).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    """PNG, 5.3: length, type, data, checksum of type and data."""
+    """Build a PNG chunk (PNG, 5.3): length, type, data, checksum of type and data."""
     return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))

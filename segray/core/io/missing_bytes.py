@@ -12,15 +12,15 @@ from typing import Any
 
 from segray.core.io import storage
 
-HEAD = 1 << 16  # bytes in which a header that tells the length stands
+HEAD = 1 << 16  # bytes that contain a header with the length
 
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # File Properties (ASF specification, 3.2)
 BROADCAST = 1  # its flag: the length was not known when the header was written
-NEVER_SO_LONG = 0x7FFFFFFF  # what writers of AVI that cannot go back put for a length
+NEVER_SO_LONG = 0x7FFFFFFF  # length written by AVI writers that cannot seek back
 
 
 def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
-    """How many bytes the file is too short; 0 where it is whole or does not tell. stream: all of it was read."""
+    """Return how many bytes the file is too short; 0 where it is whole or unknown. stream: must be fully read."""
     with storage.open_read(uri) as file:
         size: int = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -44,7 +44,7 @@ def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
 
 
 def _segment_end(head: bytes) -> int:
-    """Of Matroska: behind the EBML header stands one element, the segment, that holds all others."""
+    """Find the end of Matroska's segment, the one element after the EBML header, which holds all others."""
     at, size = _ebml_size(head, 4)
     if size is None or head[at + size : at + size + 4] != b"\x18\x53\x80\x67":
         return 0
@@ -53,7 +53,7 @@ def _segment_end(head: bytes) -> int:
 
 
 def _ebml_size(head: bytes, at: int) -> tuple[int, int | None]:
-    """Where the size that begins at `at` ends, and the size; None: not known (RFC 8794, 4 and 6.2)."""
+    """Return where the size that begins at `at` ends, and the size; None: not known (RFC 8794, 4 and 6.2)."""
     length = 9 - head[at].bit_length()
     unknown = (1 << 7 * length) - 1
     size = int.from_bytes(head[at : at + length], "big") & unknown
@@ -61,7 +61,7 @@ def _ebml_size(head: bytes, at: int) -> tuple[int, int | None]:
 
 
 def _riff_end(file: Any) -> int:
-    """Of AVI: a RIFF for each gigabyte or so, one behind the other."""
+    """Find the end of an AVI: it has one RIFF per gigabyte or so, one after the other."""
     at = end = 0
     while file.seek(at) == at and (chunk := file.read(8))[:4] == b"RIFF" and len(chunk) == 8:
         size = int.from_bytes(chunk[4:], "little")
@@ -80,7 +80,7 @@ def _asf_size(head: bytes) -> int:
 
 
 def _flv_size(head: bytes) -> int:
-    """A number in its onMetaData."""
+    """Read the size from a number in FLV's onMetaData."""
     at = head.find(b"\0\x08filesize\0")
     if at < 0 or len(head) < at + 19:
         return 0
@@ -89,7 +89,7 @@ def _flv_size(head: bytes) -> int:
 
 
 def _ts_end(file: Any, head: bytes, size: int) -> int:
-    """Of a transport stream: of its last packet, where that has begun; what else stands at the end is no packet."""
+    """Find the end of a transport stream: of its last packet that has begun; other bytes at the end are no packet."""
     packet = _ts_packet(head)
     begun = size - size % packet
     file.seek(begun + packet % 188)  # m2ts has 4 bytes of time before a packet
@@ -97,7 +97,7 @@ def _ts_end(file: Any, head: bytes, size: int) -> int:
 
 
 def _ts_packet(head: bytes) -> int:
-    """Bytes in a packet, each of which begins with 0x47, in m2ts behind 4 bytes of time; 1 where none is seen."""
+    """Return the packet size in bytes; each begins with 0x47, in m2ts after 4 bytes of time; 1 where none is seen."""
     if head[0:1] == head[188:189] == b"G":
         return 188
     return 192 if head[4:5] == head[196:197] == b"G" else 1

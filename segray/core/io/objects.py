@@ -20,7 +20,7 @@ TOKEN = "segray-token"  # object metadata: which call of create() an object come
 
 
 def key_of(uri: str) -> dict[str, str]:
-    """s3://bucket/a/b → {"Bucket": "bucket", "Key": "a/b"}"""
+    """Split s3://bucket/a/b into {"Bucket": "bucket", "Key": "a/b"}."""
     bucket, _, key = check_uri(uri)[5:].partition("/")
     return {"Bucket": bucket, "Key": key}
 
@@ -31,14 +31,14 @@ def get(uri: str, **conditions: str) -> bytes:
 
 
 def prefix_of(key: str) -> str:
-    """The prefix of what lies below a folder, given with or without its slash; "" is the whole bucket."""
+    """Return the prefix of all keys below a folder, given with or without its slash; "" is the whole bucket."""
     return key.rstrip("/") + "/" if key.rstrip("/") else ""
 
 
 def iter_files(
     root: str, enter: Callable[[str], bool] | None = None, *, deep: bool = True, markers: bool = False
 ) -> Iterator[Entry]:
-    """By pages of 1000 keys; not by s3fs's find(), which holds all of them and can return a prefix as a file.
+    """List by pages of 1000 keys; s3fs's find() holds all of them and can return a prefix as a file.
 
     markers: also the keys that end in a slash, with which some programs mark folders.
     """
@@ -49,7 +49,7 @@ def iter_files(
     entered: dict[str, bool] = {below: True}
 
     def wanted(folder: str) -> bool:
-        """Whether a prefix below the root is to be listed, and all that it stands in."""
+        """Say whether a prefix below the root is to be listed, with all the folders that it is in."""
         if enter is None:
             return True
         if folder not in entered:
@@ -83,7 +83,7 @@ def entry_of(uri: str, size: int, answer: dict[str, Any]) -> Entry:
 class ObjectFile(io.RawIOBase):
     """An object read by ranges, each of them from the version that was there at first.
 
-    After an error every read fails: FFmpeg may read on after one, and would leave a hole in a video.
+    After an error every read fails: FFmpeg may read on after one, which would leave a hole in a video.
     """
 
     def __init__(self, uri: str) -> None:
@@ -132,7 +132,7 @@ class ObjectFile(io.RawIOBase):
 
 
 def put(uri: str, data: bytes) -> None:
-    """In one request, or as a multipart upload, which is seen when it is complete."""
+    """Write in one request, or as a multipart upload, which becomes visible when it is complete."""
     key = key_of(uri)
     if len(data) <= UPLOAD_PART_BYTES:
         s3.request("put_object", **key, Body=data)

@@ -17,19 +17,19 @@ from segray.core.samples import SampleRef
 from segray.errors import DataError
 from segray.sections.training import DataSection
 
-# What published sets put behind a frame's name, for its image or its mask.
+# Suffixes that published data sets append to a frame's name, for its image or its mask.
 SUFFIXES = ("_leftImg8bit", "_gtFine_labelIds", "_gtCoarse_labelIds", "_mask", "_L")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-SEPARATOR = re.compile(r"[\s,;]+")  # of the columns of a list
+SEPARATOR = re.compile(r"[\s,;]+")  # separator of the columns in a list
 IMAGE_NAME = re.compile(f"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
-COLUMN = re.compile(f"{IMAGE_NAME.pattern[:-1]}{SEPARATOR.pattern}", re.IGNORECASE)  # a column that is an image's
-LONGEST = 4096  # characters of a path
-MOST_COLUMNS = 64  # of a line: a longer one is prose, or a table
-OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not labels' ids
+COLUMN = re.compile(f"{IMAGE_NAME.pattern[:-1]}{SEPARATOR.pattern}", re.IGNORECASE)  # a column that names an image
+LONGEST = 4096  # characters of the longest path
+MOST_COLUMNS = 64  # columns of a line: a longer one is prose, or a table
+OTHER_MASKS = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|instanceTrainIds|labelTrainIds)$")  # not label ids
 
 
 def pair_key(stem: str) -> str:
-    """A frame's name, from its image's or its mask's; an accent is one sign, though macOS writes it as two.
+    """Return a frame's name, from its image's or its mask's; accents are composed, as macOS writes them apart.
 
     >>> pair_key("aachen_000000_000019_gtFine_labelIds")
     'aachen_000000_000019'
@@ -39,7 +39,7 @@ def pair_key(stem: str) -> str:
 
 
 def frame_name(path: str) -> str:
-    """A frame's path without what is no part of its name: an image's suffix, what pair_key cuts, empty steps.
+    """Return a frame's path without an image's suffix, what pair_key cuts, and empty steps.
 
     >>> frame_name("./day1/0001_mask.PNG"), frame_name("1623173424.123456")
     ('day1/0001', '1623173424.123456')
@@ -54,7 +54,7 @@ def _steps(path: str) -> str:
 
 
 def drive_of(ref: SampleRef) -> str:
-    """The drive that a frame is of: its name up to the last underscore, else its folder, else the frame alone.
+    """Name the drive of a frame: the frame's name up to the last underscore, else its folder, else the frame alone.
 
     day1/seq_0001 is of day1/seq, day1/0001 of day1, 0001 of 0001.
     """
@@ -64,7 +64,7 @@ def drive_of(ref: SampleRef) -> str:
 
 
 def find_images(folder: str) -> dict[str, str]:
-    """Path below `folder`, as pair_key, → URI, for every image file; DataError where two share it."""
+    """Map path below `folder`, as pair_key, to URI, for every image file; DataError where two share a path."""
     found: dict[str, str] = {}
     folder = storage.absolute(folder)
     for entry in storage.list_files(folder, storage.not_hidden):
@@ -82,7 +82,7 @@ def find_images(folder: str) -> dict[str, str]:
 
 
 class Matched(NamedTuple):
-    """key_of: image → key of its mask. notes: what pairs rest on and which masks are not used, in sentences."""
+    """key_of: image → key of its mask. notes: how files were paired and which masks are not used, in sentences."""
 
     key_of: dict[str, str]
     notes: list[str]
@@ -136,7 +136,7 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
 
 
 def common_folder(first: str, last: str) -> str:
-    """The folder that holds all paths of which these are first and last in order; it ends in a slash.
+    """Return the folder that holds all paths between `first` and `last` in sorted order; it ends in a slash.
 
     >>> common_folder("in/day1/0001", "in/day2/0001")
     'in/'
@@ -145,7 +145,7 @@ def common_folder(first: str, last: str) -> str:
 
 
 def frame_path(uri: str) -> str:
-    """A frame's path without suffix, as the keys of find_images() end.
+    """Return a frame's path without suffix, as the keys of find_images() end.
 
     >>> frame_path("val/aachen/aachen_000000_000019_leftImg8bit.png")
     'val/aachen/aachen_000000_000019'
@@ -156,9 +156,9 @@ def frame_path(uri: str) -> str:
 def _keys_by_path(
     masks: Mapping[str, str], images: Iterable[tuple[str, str]], root: str, folders: set[str]
 ) -> dict[str, str]:
-    """Image → key of the mask at its path, of several the longest; none of another of the masks' folders than its own.
+    """Map each image to the key of the mask at its path, the longest of several, in the image's own mask folder.
 
-    A mask that several images claim is that one's which lies at it below `root`.
+    A mask that several images claim goes to the image that lies at its path below `root`.
     """
     claims: dict[str, list[tuple[bool, str]]] = {}
     for place, path in images:
@@ -175,7 +175,7 @@ def _keys_by_path(
 
 
 def own_folder(path: str, folders: Collection[str]) -> str:
-    """Of these folders the one that a path lies in or deepest below, as far as their ends tell; '' for none.
+    """Return the one of these folders that a path lies in or deepest below, comparing path ends; '' for none.
 
     >>> own_folder("/in/day1/cam/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
     ('day1', '')
@@ -185,7 +185,7 @@ def own_folder(path: str, folders: Collection[str]) -> str:
 
 
 def shared_names(one: Iterable[str], other: Iterable[str]) -> set[str]:
-    """The names of folders that are in paths of both kinds.
+    """Return the names of folders that are in paths of both kinds.
 
     >>> shared_names(["day1", "day2"], ["/in/day1/cam"])
     {'day1'}
@@ -195,26 +195,26 @@ def shared_names(one: Iterable[str], other: Iterable[str]) -> set[str]:
 
 
 def is_elsewhere(path: str, other: str, shared: Collection[str]) -> bool:
-    """Whether two paths of one file name lie in different folders, as far as shared_names() of all tell."""
+    """Say whether two paths with one file name lie in different folders, as far as shared_names() of all tell."""
     one, two = ([name for name in each.split("/")[:-1] if name in shared] for each in (path, other))
     return one != two
 
 
 def _folders_above(path: str) -> list[str]:
-    """'a/b/c' → 'a/b', 'a'."""
+    """List the folders above a path, deepest first: 'a/b/c' → 'a/b', 'a'."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def pair(images: str, masks: str, prefix: str = "") -> tuple[list[SampleRef], list[str]]:
-    """(frames with a mask, files without a partner), both in order of name; ids are `prefix` + stem."""
+    """Return (frames with a mask, files without a partner), both in order of name; ids are `prefix` + stem."""
     return pair_found(find_images(images), find_images(masks), prefix)
 
 
 def pair_found(
     image_uris: Mapping[str, str], mask_uris: Mapping[str, str], prefix: str = ""
 ) -> tuple[list[SampleRef], list[str]]:
-    """pair() of what find_images() gave."""
+    """Pair what find_images() gave, as pair() does."""
     refs = [
         SampleRef(prefix + stem, image_uris[stem], mask_uris[stem])
         for stem in sorted(image_uris.keys() & mask_uris.keys())
@@ -224,7 +224,7 @@ def pair_found(
 
 
 def read_text(uri: str) -> str:
-    """A small UTF-8 file, with or without a byte order mark. DataError for another encoding."""
+    """Read a small UTF-8 file, with or without a byte order mark. DataError for another encoding."""
     try:
         return storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -232,13 +232,13 @@ def read_text(uri: str) -> str:
 
 
 def check_columns(names: Sequence[str], uri: str) -> None:
-    """DataError where two columns of a table have one name: one of them would be passed over."""
+    """Raise DataError where two columns of a table have one name: one of them would be ignored."""
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise DataError(f"{uri} has {names.count(twice[0])} columns called {twice[0]}; rename all but one of them.")
 
 
 def check_root(root: str | None, layout: str) -> str:
-    """The data folder, absolute. DataError when none was given, or it is not there."""
+    """Return the data folder as an absolute path. DataError when none was given, or it does not exist."""
     if root is None:
         raise DataError(f"No data folder given; the layout {layout} needs --data FOLDER.")
     root = storage.absolute(root)
@@ -250,10 +250,10 @@ def check_root(root: str | None, layout: str) -> str:
 def split(
     refs: Sequence[SampleRef], config: DataSection, group: Callable[[SampleRef], str] = lambda ref: ref.sample_id
 ) -> dict[str, tuple[SampleRef, ...]]:
-    """Frames by split: by their first folder where any is called as a split is, else as their group's hash says.
+    """Split frames by their first folder where any is named like a split, else by the hash of their group.
 
-    The hash is the same on every machine; frames of one group stay together. Of two groups or more, val has one
-    at least, and so has train. DataError for frames beside the folders of splits.
+    The hash is the same on every machine; frames of one group stay together. With two or more groups, val and train
+    have at least one each. DataError for frames beside the folders of splits.
     """
     splits: dict[str, list[SampleRef]] = {}
     folders = {ref.sample_id.partition("/")[0] for ref in refs if "/" in ref.sample_id}
@@ -284,7 +284,7 @@ def split_by_lists(
     config: DataSection,
     group: Callable[[SampleRef], str] = lambda ref: ref.sample_id,
 ) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:
-    """Splits as read_lists() finds them at the root, else as split() makes them; and what is worth knowing of lists.
+    """Return splits from read_lists() at the root, else from split(); and notes about the lists.
 
     Lists of other names alone, such as all.txt, make no splits.
     """
@@ -297,7 +297,7 @@ def split_by_lists(
 def read_lists(
     folder: str, refs: Sequence[SampleRef], images: Iterable[str], config: DataSection
 ) -> tuple[dict[str, tuple[SampleRef, ...]], list[str]]:
-    """(frames by the lists in `folder`, train.txt and so on; what is worth knowing of the lists). {} without a list.
+    """Return (frames by the lists in `folder`, train.txt and so on; notes about the lists). {} without a list.
 
     images: the names of all images, also of those without a mask. A line is a frame's path or the end of it, with or
     without suffix and folders above, and may have further columns; one that names a mask names the frame's own.
@@ -342,7 +342,7 @@ def read_lists(
 
 
 class _Frames:
-    """Frames by what a list may call them."""
+    """Frames by the names that a list may use for them."""
 
     def __init__(self, refs: Sequence[SampleRef], images: Iterable[str]) -> None:
         self.ref_of: dict[str, SampleRef | None] = {_steps(name): None for name in images}
@@ -354,7 +354,7 @@ class _Frames:
                 self.by_end.setdefault(end, []).append(name)
 
     def members(self, source: str, lines: Mapping[int, str]) -> list[SampleRef]:
-        """The frames that a list names, each once. lines: by their numbers."""
+        """Return the frames that a list names, each once. lines: by their numbers."""
         line_of: dict[SampleRef, str] = {}
         missing: list[str] = []
         for number, line in lines.items():
@@ -376,11 +376,11 @@ class _Frames:
         return list(line_of)
 
     def knows_any(self, lines: Iterable[str]) -> bool:
-        """Whether this may be a list of frames at all, and is no text of another kind."""
+        """Say whether this can be a list of frames, and not text of another kind."""
         return any(storage.name_of(frame_name(SEPARATOR.split(line)[0])) in self.by_end for line in lines)
 
     def _named(self, line: str, where: str) -> tuple[str | None, int]:
-        """(frame of a line, where what names it ends): all of it, as names may hold spaces, or its first columns."""
+        """Return (frame of a line, where its name ends): all of it, as names hold spaces, or its first columns."""
         for end in _cuts(line):
             if name := self._found(line[:end], where):
                 return name, end
@@ -388,7 +388,7 @@ class _Frames:
         return (self._found(line, where, one_path=True) if one_path else None), len(line)
 
     def _found(self, path: str, where: str, *, one_path: bool = False) -> str | None:
-        """The frame of a path. one_path: folders above the frame's name may hold spaces, and so end no column."""
+        """Return the frame of a path. one_path: folders above its name may hold spaces, which then end no column."""
         for name in (frame_name(path), _steps(path)):
             if name in self.ref_of:
                 return name
@@ -408,7 +408,7 @@ class _Frames:
         return None
 
     def _other(self, columns: str, ref: SampleRef) -> str | None:
-        """What stands behind a frame's name and is a file that is neither its image nor its mask."""
+        """Return text after a frame's name that names a file other than its image and its mask."""
         below = ref.sample_id.count("/") + 2  # from the folder of all images, or of all masks, on
         own = ["/".join(frame_name(uri).split("/")[-below:]) for uri in (ref.image, ref.mask)]
         named = columns.lstrip(" \t,;")
@@ -427,12 +427,12 @@ class _Frames:
 
 
 def _cuts(line: str) -> list[int]:
-    """Where a line may end that has further columns, or none, the longest first; of a long one the first columns."""
+    """List where a line may end that has further columns, or none, longest first; for a long line the first columns."""
     starts = [match.start() for match in islice(SEPARATOR.finditer(line), MOST_COLUMNS + 1)]
     return [*([len(line)] if len(starts) <= MOST_COLUMNS else []), *reversed(starts)]
 
 
 def ends(name: str) -> list[str]:
-    """'a/b/c' → 'a/b/c', 'b/c', 'c'."""
+    """List the ends of a path: 'a/b/c' → 'a/b/c', 'b/c', 'c'."""
     parts = name.split("/")
     return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -1,4 +1,4 @@
-"""Parquet files to read from, where what is wrong with one is a DataError."""
+"""Parquet files that are opened and read; a damaged one is a DataError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segray.errors import DataError
 
 @contextmanager
 def opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file. DataError for one that is torn, also where that shows only while it is read."""
+    """Open a Parquet file. DataError for a torn one, even if that shows only while it is read."""
     try:
         with storage.open_read(uri) as file:
             yield pq.ParquetFile(file, **options)
@@ -31,6 +31,6 @@ def read(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def batches(uri: str, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read columns, or all, of so many rows at a time."""
+    """Read columns, or all, in batches of `rows` rows."""
     with opened(uri) as file:
         yield from file.iter_batches(rows, columns=columns)

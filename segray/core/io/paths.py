@@ -33,7 +33,7 @@ def is_s3(uri: str) -> bool:
 
 
 def check_uri(uri: str) -> str:
-    """The URI if it is an absolute or relative local path or s3://bucket/key; StorageError otherwise."""
+    """Return the URI if it is an absolute or relative local path or s3://bucket/key; StorageError otherwise."""
     if "\0" in uri or not uri:
         raise StorageError("An empty path, or one with a NUL in it, cannot be opened.")
     if is_s3(uri):
@@ -47,12 +47,12 @@ def check_uri(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A URI that means the same in every working directory, in one spelling."""
+    """Return a URI that means the same in every working directory, in one spelling."""
     return check_uri(uri).rstrip("/") if is_s3(uri) else normal(str(Path(check_uri(uri)).expanduser().absolute()))
 
 
 def normal(path: str) -> str:
-    """An absolute local path without `.`, `..` and `//`.
+    """Return an absolute local path without `.`, `..` and `//`.
 
     >>> normal("/drives/day1/../day2//./a.jpg")
     '/drives/day2/a.jpg'
@@ -67,7 +67,7 @@ def normal(path: str) -> str:
 
 
 def real(uri: str) -> str:
-    """A place below its folder's own name, where links lead to the folder."""
+    """Return a place with the links in its folder resolved; the last name stays."""
     return uri if is_s3(uri) else join(_real_folder(folder_of(uri)), name_of(uri))
 
 
@@ -77,7 +77,7 @@ def _real_folder(folder: str) -> str:
 
 
 def local(uri: str, what: str) -> Path:
-    """A place as a path, for what is written to disks alone; ConfigError for one on S3. what: "a video"."""
+    """Return a place as a path, for what is written to disks alone; ConfigError for S3. what: "a video"."""
     if is_s3(uri):
         raise ConfigError(f"{uri}: {what} is written to a local disk. Name a place there, and copy it afterwards.")
     return Path(check_uri(uri)).expanduser()
@@ -88,25 +88,25 @@ def join(root: str | Path, *names: str) -> str:
 
 
 def name_of(uri: str) -> str:
-    """The last part of a path or key."""
+    """Return the last part of a path or key."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def folder_of(uri: str) -> str:
-    """What a path or key lies in; '' for a name alone."""
+    """Return the folder of a path or key; '' for a name alone."""
     return uri.rstrip("/").rpartition("/")[0]
 
 
 def stem_of(uri: str) -> str:
-    """The last part without its suffix."""
+    """Return the last part without its suffix."""
     return name_of(uri).rsplit(".", 1)[0]
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is a system's or a tool's, as .ipynb_checkpoints, ._a.jpg or @eaDir."""
+    """Say whether this is the name of a system's or tool's file or folder: .ipynb_checkpoints, ._a.jpg or @eaDir."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def not_hidden(folder: str) -> bool:
-    """iter_files(enter=not_hidden) leaves out what lies in hidden folders."""
+    """Say whether a folder is not hidden: iter_files(enter=not_hidden) skips hidden folders."""
     return not is_hidden(name_of(folder))

@@ -1,6 +1,6 @@
-"""Requests to S3: each goes through request(), which tries again for RETRY_FOR_S what may pass.
+"""Requests to S3: each goes through request(), which retries transient failures for RETRY_FOR_S.
 
-That is a busy or broken server, a connection lost, a body cut or damaged. s3fs keeps the connections; its own
+Those are a busy or broken server, a lost connection, a body cut short or damaged. s3fs keeps the connections; its own
 retries are off. Credentials come from the environment, a profile or a role, as botocore finds them.
 """
 
@@ -17,7 +17,7 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment comes before it
+RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment overrides it
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
 CONNECT_S, READ_S = 5.0, 30.0  # how long a server may be silent
 UPLOAD_BYTES_S = 100_000  # an upload slower than this has failed
@@ -56,9 +56,9 @@ FAILURES = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.C
 
 
 def filesystem() -> Any:
-    """s3fs, made where it is used, never pickled.
+    """Create the s3fs file system where it is used; it is never pickled.
 
-    Without its cache of listings, which does not see what other processes create, change and delete.
+    Its cache of listings is off, as it does not see what other processes create, change and delete.
     """
     import fsspec
 
@@ -74,7 +74,7 @@ def filesystem() -> Any:
 
 
 def request(method: str, **arguments: Any) -> dict[str, Any]:
-    """The answer of a method of boto's S3 client, its Body read; tried again while it fails in a way that may pass."""
+    """Call a method of boto's S3 client and return the answer, with its Body read; retry transient failures."""
     import fsspec.asyn
 
     fs = filesystem()
@@ -126,7 +126,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def answer_of(error: BaseException | None) -> dict[str, Any]:
-    """The store's answer, {} where there was none: s3fs makes its own errors of botocore's, which are the cause."""
+    """Return the store's answer, {} where there was none: s3fs wraps botocore's errors, which are the cause."""
     while error:
         response: dict[str, Any] | None = getattr(error, "response", None)
         if response:

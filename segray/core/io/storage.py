@@ -4,8 +4,8 @@ Only these two kinds are opened, because fsspec would also follow http://, zip::
 references that a URI in a list could smuggle in. S3 credentials come from the environment, a profile or
 a role, as botocore finds them, and are never part of a URI.
 
-Every request to S3 goes through s3.request(), which tries again for RETRY_FOR_S what may pass: a busy or broken
-server, a connection lost, a body cut or damaged. s3fs keeps the connections; its own retries are off.
+Every request to S3 goes through s3.request(), which retries transient failures for RETRY_FOR_S: a busy or broken
+server, a lost connection, a body cut short or damaged. s3fs keeps the connections; its own retries are off.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", 
 
 
 def read_bytes(uri: str) -> bytes:
-    """A whole file. StorageError names the place and the reason."""
+    """Read a whole file. StorageError names the place and the reason."""
     with one_line(uri, "read"):
         return objects.get(uri) if is_s3(uri) else disk.regular_file(uri).read_bytes()
 
 
 def read_json(uri: str) -> Any:
-    """What a JSON file holds. StorageError where it cannot be read, DataError where it is none."""
+    """Read a JSON file. StorageError where it cannot be read, DataError where it is not JSON."""
     return parse_json(read_bytes(uri), uri)
 
 
@@ -98,7 +98,7 @@ def parse_json(data: bytes, source: str) -> Any:
 
 
 def open_read(uri: str) -> Any:
-    """A seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile."""
+    """Open a seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile."""
     with one_line(uri, "read"):
         return (
             io.BufferedReader(objects.ObjectFile(uri), READ_AHEAD) if is_s3(uri) else disk.regular_file(uri).open("rb")
@@ -106,14 +106,14 @@ def open_read(uri: str) -> Any:
 
 
 def raise_failure(file: Any) -> None:
-    """Raise what a read of an open file failed with, where a library between went on without it, as FFmpeg does."""
+    """Raise the error that ended a read of an open file, where a library such as FFmpeg went on without it."""
     failed = getattr(getattr(file, "raw", None), "failed", None)
     if failed is not None:
         raise failed
 
 
 def read_unchanged(uri: str, stamp: str) -> bytes:
-    """A whole file, if it is still the one with this stamp; InputChanged or InputMissing otherwise."""
+    """Read a whole file, if it still has this stamp; InputChanged or InputMissing otherwise."""
     with reading_input(uri):
         if is_s3(uri):
             with one_line(uri, "read"):
@@ -125,7 +125,7 @@ def read_unchanged(uri: str, stamp: str) -> bytes:
 
 
 def check_unchanged(uri: str, stamp: str) -> None:
-    """InputChanged when the file's stamp is another one, InputMissing when there is no file."""
+    """Raise InputChanged when the file's stamp is another one, InputMissing when there is no file."""
     with reading_input(uri):
         now = stat(uri).stamp
     if now != stamp:
@@ -133,7 +133,7 @@ def check_unchanged(uri: str, stamp: str) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file, or a folder; on S3 that is a bucket, or a prefix with something below it."""
+    """Say whether there is a file or folder; on S3, folders are buckets, and prefixes with something below them."""
     with one_line(uri, "read"):
         if not is_s3(uri):
             return os.path.exists(check_uri(uri))  # noqa: PTH110, as Path.exists raises for a name that is too long
@@ -153,7 +153,7 @@ def exists(uri: str) -> bool:
 
 
 def stat(uri: str) -> Entry:
-    """Size and stamp of one file. StorageError for a folder, a pipe or a device."""
+    """Return size and stamp of one file. StorageError for a folder, a pipe or a device."""
     with one_line(uri, "read"):
         if is_s3(uri):
             head = s3.request("head_object", **objects.key_of(uri))
@@ -164,7 +164,7 @@ def stat(uri: str) -> Entry:
 
 
 def list_files(root: str, enter: Callable[[str], bool] | None = None, *, deep: bool = True) -> list[Entry]:
-    """Every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
+    """List every file at or below `root`, sorted by URI; a single file lists itself; [] where there is nothing."""
     return sorted(iter_files(root, enter, deep=deep), key=lambda entry: entry.uri)
 
 
@@ -176,7 +176,7 @@ def iter_files(
     *,
     deep: bool = True,
 ) -> Iterator[Entry]:
-    """list_files() one by one and in no promised order, in memory that does not grow with their number.
+    """Give the files of list_files() one by one, in no promised order and with bounded memory.
 
     enter: whether to list what is in a folder below the root; not deep: in none of them. on_odd gets what is neither
     file nor folder: links to nothing, pipes, devices. on_unlisted gets the error of a folder below the root that may
@@ -200,7 +200,7 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def refuses_to_overwrite(out: str) -> bool:
-    """Whether create() is exclusive below `out`: a disk always is, a store of the S3 kind is asked by two writes."""
+    """Say whether create() is exclusive below `out`: a disk always is; an S3 store is tested by two writes."""
     if not is_s3(out):
         return True
     probe = join(out, "_segray", f"probe-{uuid.uuid4().hex}")
@@ -212,7 +212,7 @@ def refuses_to_overwrite(out: str) -> bool:
 
 
 def replace(uri: str, data: bytes) -> None:
-    """Write a file whole, over whatever was there; readers see the old one or the new one."""
+    """Write a whole file, replacing what was there; readers see the old file or the new one."""
     with one_line(uri, "written"):
         if is_s3(uri):
             objects.put(uri, data)
@@ -243,9 +243,9 @@ def remove(root: str) -> None:
 
 @contextmanager
 def reading_input(uri: str) -> Iterator[None]:
-    """A StorageError inside is a DataError where it is this file's own fault: gone, changed, or not to be read.
+    """Turn a StorageError inside into a DataError where it is this file's own fault: gone, changed, or unreadable.
 
-    It stays a StorageError where others cannot be read either, as with a store that is gone or credentials that ended.
+    It stays a StorageError where others cannot be read either: the store is gone, or credentials have expired.
     """
     try:
         yield

@@ -56,7 +56,7 @@ PROBE = 16  # packets that are decoded to see whether stamps name frames: as man
 LOST_FRAME = "this frame cannot be decoded; it is damaged, or refers to a frame that is."  # of a row, after its file
 
 NEVER_SO_MANY = 1 << 29  # what writers of AVI that cannot go back put for the number of frames
-SHORTER_S = 2.0  # by which a stated length may exceed the frames
+SHORTER_S = 2.0  # seconds by which a stated length may exceed the frames
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class VideoIndex:
     lost: frames that are known to be damaged already.
     starts: keyframes of such a video from which frames up to the first lost one can be decoded, but for the first.
     damage: what is missing after the last frame, where the file says or shows that it was longer.
-    streams: so many videos the file holds; these are the frames of one.
+    streams: how many videos the file holds; these are the frames of one.
     """
 
     times_s: tuple[float, ...]
@@ -80,7 +80,7 @@ class VideoIndex:
     streams: int = 1
 
     def start_of(self, frame: int) -> Start | None:
-        """Where to begin for a frame of a video without usable stamps; None: at the beginning."""
+        """Return where to begin decoding for a frame of a video without usable stamps; None: at the beginning."""
         if not self.starts or frame >= min(self.lost, default=len(self.times_s)):
             return None  # behind damage a decoder that began elsewhere may count otherwise
         at = bisect_right(self.starts, frame, key=lambda start: start.frame)
@@ -88,7 +88,7 @@ class VideoIndex:
 
     @property
     def keys(self) -> Sequence[int]:
-        """What read_frames finds each frame by."""
+        """The key by which read_frames finds each frame."""
         return range(len(self.times_s)) if self.pts is None else self.pts
 
 
@@ -108,10 +108,10 @@ class _Packet(NamedTuple):
 
 @dataclass
 class _Listing:
-    """What a file tells without being decoded, but for its first packets.
+    """What a file tells without being decoded, except for its first packets.
 
-    rises: times of decoding never go back, as they do where a recording begins behind another.
-    unsure: so many frames at the end of a cut file may stand behind one that is missing, or lack a part.
+    rises: times of decoding never go back, as they do where one recording is appended to another.
+    unsure: how many frames at the end of a cut file may follow a missing one, or lack a part.
     """
 
     packets: list[_Packet]
@@ -173,7 +173,7 @@ def _name_frames(stamps: Sequence[int | None]) -> bool:
 
 
 def _torn(listing: _Listing) -> set[int | None]:
-    """The stamps of packets that lack a part, and of those up to the next keyframe."""
+    """Return the stamps of packets that lack a part, and of those up to the next keyframe."""
     torn: set[int | None] = set()
     lost, cut, restart = False, listing.begins_cut, None
     for packet in listing.packets:
@@ -230,7 +230,7 @@ def _list(uri: str) -> _Listing:
 
 
 def _held_back(packets: list[_Packet], reorders: bool) -> int:
-    """How many frames at most stand in the file before one that is shown before them; with a B-pyramid two."""
+    """Count how many frames at most are stored before one that is shown before them; with a B-pyramid two."""
     if not reorders:
         return 0
     stamps = [packet.pts for packet in packets if packet.pts is not None]
@@ -240,14 +240,14 @@ def _held_back(packets: list[_Packet], reorders: bool) -> int:
 
 
 def _cut(uri: str, format_name: str, stream: Any) -> str | None:
-    """A sentence when the file has fewer bytes than it should."""
+    """Return a sentence when the file has fewer bytes than it should."""
     missing = missing_bytes(uri, format_name, stream)
     end = "its last packet" if format_name == "mpegts" else "the file that its header states"
     return f"{uri} ends {missing:,} byte{'s' * (missing > 1)} before the end of {end}; it was cut." if missing else None
 
 
 def _begins_cut(uri: str) -> bool:
-    """Whether a .ts has lost packets of its first frame: of that one FFmpeg tells where it does not look for frames."""
+    """Say whether a .ts has lost packets of its first frame: FFmpeg reports them only if it does not parse frames."""
     with open_video(uri, fflags="+noparse") as container, suppress(*DAMAGE, StopIteration):
         return bool(next(container.demux(video_stream(container, uri))).is_corrupt)
     return False
@@ -288,7 +288,7 @@ class _Probe:
 
 
 def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[Start]]:
-    """The stamp of each frame, by decoding from the beginning, and whether the frame is sound; and known starts."""
+    """Return each frame's stamp and whether it is sound, by decoding from the beginning; and known starts."""
     starts: list[Start] = []
     if not begins_cut:
         with open_video(uri) as container:
@@ -306,7 +306,7 @@ def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[St
 
 
 def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
-    """Seconds from the first frame. Where stamps repeat, go back or are absent, frames follow at the usual rate."""
+    """Return seconds from the first frame. Where stamps repeat, go back or are absent, the usual rate is assumed."""
     if not _name_frames(stamps):
         dts = [packet.dts for packet in listing.packets]
         if _name_frames(dts) and len(dts) == len(stamps):
@@ -332,9 +332,9 @@ def _timed(container: Any) -> list[Any]:
 
 
 def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, step_s: float, uri: str) -> str | None:
-    """A sentence when the frames end long before the length that the file's header states.
+    """Return a sentence when the frames end long before the length that the file's header states.
 
-    FFmpeg reads a file that was cut without a word (of an mkv's 60 frames, 19 came and no error). end_s: of the last
+    FFmpeg reads a truncated file without an error (of an mkv's 60 frames, 19 came). end_s: of the last
     packet of any stream.
     """
     stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
@@ -365,13 +365,13 @@ class _Outcome(Enum):
 def read_frames(
     uri: str, keys: Sequence[int], *, by_index: bool = False, begin: Start | None = None
 ) -> Iterator[VideoFrame]:
-    """The frames with these time stamps, in order of time; one that cannot be decoded is left out.
+    """Give the frames with these time stamps, in order of time; one that cannot be decoded is left out.
 
     Decoding starts at a keyframe at or before the first and ends at the last. Behind damage it goes on from the next
-    keyframe: what lies between refers to what is lost. DataError when the file cannot be opened as a video.
+    keyframe: frames in between refer to lost ones. DataError when the file cannot be opened as a video.
 
     by_index: keys are indices, and decoding starts at `begin`, as the index has it for the first of them, or at the
-    beginning. Frames that the index calls lost are not asked.
+    beginning. Frames that the index calls lost must not be asked for.
     """
     wanted = set(keys)
     if not wanted:
@@ -391,7 +391,7 @@ def read_frames(
 def _read(
     uri: str, wanted: set[int], by_index: bool, where: Start | float | None, damage: Damage | None = None
 ) -> Generator[VideoFrame, None, _Outcome]:
-    """One try. What is found leaves `wanted`. damage: what is known of it; None: to be found."""
+    """Try once. Frames that are found leave `wanted`. damage: what is known of it; None: to be found."""
     latest: int | None = None  # that was found
     first, last, upright = min(wanted), max(wanted), Upright()
     begin = where if isinstance(where, Start) else None
