@@ -93,7 +93,7 @@ def crash(world, folder, step):
     return crashed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_at_some_changes_of_the_file_system_is_mended_by_the_next_run(small_world, tmp_path):
     for step in random.Random(0).sample(range(1, 100), 8):
         assert crash(small_world, tmp_path, step)

@@ -255,6 +255,7 @@ def run_here(line, monkeypatch, capsys):
     return 0, capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_later(
     tiny_bundle, drive, small_disk, totals, monkeypatch, capsys
 ):

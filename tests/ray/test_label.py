@@ -145,6 +145,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert {path: path.read_bytes() for path in there} == there
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundle, town, tmp_path, monkeypatch):
     """Its device fails from the third frame on, and again whenever Ray has started its process anew."""
