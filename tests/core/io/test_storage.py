@@ -441,7 +441,13 @@ def test_a_lost_answer_is_known_as_ones_own(s3_proxy, s3, tmp_path, most):
     assert storage.read_bytes(uri) == b"mine"
 
 
-PASSING = ["lost", "reset", "http_500", "http_503", "slow_down", "conflict", "cut", "flip", "delay"]
+PASSING = [
+    *("lost", "cut", "flip"),
+    *(
+        pytest.param(fault, marks=pytest.mark.slow)
+        for fault in ("reset", "http_500", "http_503", "slow_down", "conflict", "delay")
+    ),
+]
 
 
 @pytest.mark.parametrize("fault", PASSING)

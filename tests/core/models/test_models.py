@@ -70,6 +70,7 @@ def test_every_architecture_learns_and_its_auxiliary_outputs_too(model):
     assert encoder_of(model) is None or any(p.grad is not None for p in encoder_of(model).parameters())
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_back_every_architecture(model, request, tmp_path):
     arch, model = request.node.callspec.params["model"], model.eval()
     space = {"names": ["a", "b", "c"], "colors": [[0, 0, 0]] * 3, "id_map": {"0": 0}, "ignore_index": 255}
