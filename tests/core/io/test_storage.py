@@ -510,6 +510,7 @@ def doors(uri):
     ]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_good_ends_in_words(s3_proxy, s3, soon, monkeypatch):
     monkeypatch.setenv("SEGRAY_RETRY_S", "0.2")  # comes before RETRY_FOR_S
     s3_proxy.set(down=1)

@@ -253,6 +253,7 @@ def test_damage_costs_frames_up_to_the_next_keyframe_and_no_more(tmp_path, made,
         assert np.array_equal(image, whole[pts])
 
 
+@pytest.mark.slow
 def test_lost_packets_of_a_transport_stream_never_give_other_pixels(tmp_path):
     """Its packets are counted, so that every loss is known. The same rows are lost however a run is cut and whenever."""
     uri, rng, given = tmp_path / "a.ts", random.Random(0), 0
@@ -395,6 +396,7 @@ def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     assert np.array_equal(frame.image_hwc, same.image_hwc)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a.mp4", *(pytest.param(one, marks=pytest.mark.slow) for one in ("a.mkv", "a.ts", "a.mpg"))]
 )

@@ -88,6 +88,7 @@ def test_training_pixels_are_counted_thinned_and_without_void():
     assert confusion.tolist() == [[0, 0], [1, 2], [0, 1]]
 
 
+@pytest.mark.slow
 def test_of_every_third_epoch_there_is_an_evaluation_and_a_checkpoint_and_of_the_last(settings, data, tmp_path):
     reported = []
 
