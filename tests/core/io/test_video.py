@@ -210,6 +210,7 @@ def test_a_cut_of_some_bytes_is_noticed_and_no_row_has_the_number_of_another_fra
 HIT = ["h264 with B-frames.mp4", "h264 with open groups.mp4", "h264.mkv", "hevc.mp4", "mpeg4.mp4", "vp9.mkv"]
 
 
+@pytest.mark.torture  # on a busy machine a frame had other pixels once in some 1,500 reads, which is not explained yet
 def test_a_cut_video_without_a_header_has_a_row_for_each_frame(tmp_path, made):
     """Several threads tell nothing of an error in the last packet, and then the frames before it do not come either."""
     whole = made("h264 with B-frames.vob")
