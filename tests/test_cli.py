@@ -4,6 +4,7 @@ import click
 import pytest
 import yaml
 from PIL import Image
+from running import run
 
 from segray import __version__, cli
 from segray.cli.cluster import submitted
@@ -65,17 +66,6 @@ def commands(group=cli.cli, prefix=""):
 def flags_of(command):
     context = click.Context(command)
     return {option[2:] for param in command.get_params(context) for option in param.opts if option.startswith("--")}
-
-
-def run(monkeypatch, capsys, *args):
-    """(exit code, stdout, stderr) of the command, in this process."""
-    monkeypatch.setattr("sys.argv", ["segray", *map(str, args)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    return (code, *capsys.readouterr())
 
 
 def test_the_flags_are_these_and_a_new_one_needs_a_reason():

@@ -1,8 +1,10 @@
 """Buckets in the place of folders: what commands read from them and write to them, and what says that it cannot."""
 
-import pytest
+from functools import partial
 
-from segray import cli
+import pytest
+from running import run
+
 from segray.core.data import streets
 from segray.core.io import storage
 
@@ -14,16 +16,7 @@ def segray(tmp_path, monkeypatch, capsys):
     """A command in an empty folder: (exit code, stdout, stderr). What it would write to s3: on the disk fails the test."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["segray", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    yield run
+    yield partial(run, monkeypatch, capsys)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -67,28 +67,22 @@ def check_free(out: str, name: str, ours: Callable[[str], bool] = lambda uri: Fa
         raise OutputExists(f"{out} holds files that are no {name}; give another --out.")
 
 
-def is_empty(out: str) -> bool:
-    return not any(storage.iter_files(out))
-
-
 @contextmanager
 def held(out: str, kind: Kind) -> Iterator[None]:
-    """Hold `out` alone, before claim() is called for it; a run that fails without results leaves nothing there."""
-    with alone(out, kind.name), begun(out, kind, is_empty(out)):
-        yield
+    """Hold `out` alone, before claim() is called for it; a run that fails without results leaves nothing there.
 
-
-@contextmanager
-def begun(out: str, kind: Kind, fresh: bool) -> Iterator[None]:
-    """Clean up after a run that fails without results. fresh: whether all of this kind in `out` is the run's own."""
-    try:
-        yield
-    except SegrayError:
-        with suppress(StorageError):  # the store itself may have failed
-            if fresh and not kind.has_results(out):
-                for name in kind.made:
-                    storage.remove(storage.join(out, name))
-        raise
+    What was in the folder before is kept.
+    """
+    with alone(out, kind.name):
+        was_empty = not any(storage.iter_files(out))
+        try:
+            yield
+        except SegrayError:
+            with suppress(StorageError):  # the store itself may have failed
+                if was_empty and not kind.has_results(out):
+                    for name in kind.made:
+                        storage.remove(storage.join(out, name))
+            raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -148,7 +148,8 @@ class LabelFolder:
         totals = Totals.empty(self.space.num_classes)
         errors = [pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})]
         with ThreadPoolExecutor(FETCHES) as pool:
-            for part, (counts, failed) in zip(self.parts, self._counts(pool), strict=True):
+            read = ahead(pool, _part_totals, (part.uri for part in self.parts), 2 * FETCHES)
+            for part, (counts, failed) in zip(self.parts, read, strict=True):
                 progress(1, self.shards)
                 errors.append(self.current(part.plan, failed))
                 counts.rows -= len(failed) - len(errors[-1])
@@ -156,9 +157,6 @@ class LabelFolder:
         failed = pa.concat_tables(errors)
         totals.errors = Counter(failed["error_code"].to_pylist())
         return totals, failed
-
-    def _counts(self, pool: ThreadPoolExecutor) -> Iterable[tuple[Totals, pa.Table]]:
-        return ahead(pool, _part_totals, (part.uri for part in self.parts), 2 * FETCHES)
 
     def failed_rows(self) -> dict[str, PlanRow]:
         """Return the plan rows of a finished run's errors, by id. Parts are read: errors.parquet may be outdated."""

@@ -1,4 +1,4 @@
-"""One shard of a plan → one Parquet part; finishing a run; verifying one. What reads them is label_folder.
+"""One shard of a plan → one Parquet part; finishing a run; verifying one. folder reads them.
 
 The promise: every row of the plan is written exactly once. A part is absent or complete and never changes,
 because it is built in memory and created exclusively. `_SUCCESS` means that all parts are there.
@@ -55,7 +55,7 @@ def label_shard(
 ) -> Receipt:
     """Label the rows of one shard and create its part. StorageError when it cannot be written.
 
-    label: rows.label_rows with its model, or a function that calls it in another process.
+    label: infer.label_rows.label_rows with its model, or a function that calls it in another process.
     """
     if storage.exists(plan.part_uri(shard)):  # another run's, or that of a task whose answer was lost
         return done_receipt(plan, shard)
