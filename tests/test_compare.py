@@ -111,6 +111,7 @@ def test_the_command_prints_the_verdict(tmp_path, monkeypatch, capsys):
     assert "The images that changed most" in out
 
 
+@pytest.mark.slow
 def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp_path, tiny_bundle):
     from segray.config import load
     from segray.core.data import streets
