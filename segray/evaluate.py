@@ -31,10 +31,10 @@ from segray.core.models import bundle, ready
 from segray.core.models.info import read_info
 from segray.core.progress import Progress, untold
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.scoring import calibration, conditions
-from segray.core.scoring.calibration import Bin
+from segray.core.scoring import calibration, conditions, reliability
 from segray.core.scoring.conditions import Conditions
 from segray.core.scoring.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
+from segray.core.scoring.reliability import Bin
 from segray.core.scoring.sources import Drawn, LabelFrames, ModelFrames, Scored
 from segray.core.training.checkpoint import SETTINGS, command_of, read_settings
 from segray.core.training.workers import local_device
@@ -251,14 +251,14 @@ def _calibration(
     """Return the reliability curve, None for labels without confidence maps, and a model's new calibration or None."""
     if isinstance(source, LabelFrames):
         known = [one.sure for one in drawn if one.sure is not None]
-        return calibration.reliability(*_joined(known)) if known else None, None
+        return reliability.curve_of(*_joined(known)) if known else None, None
     logits_nc, truth_n = _joined([(one.logits_nc, one.truth_n) for one in drawn if one.logits_nc is not None])
     factor, calibrated = 1.0, None
     if config.evaluate.calibrate:
         factor, calibrated = _calibrate(
             source.model, source.predictor.info.temperature, config.evaluate.split, logits_nc, truth_n
         )
-    return calibration.reliability(*calibration.confidences(logits_nc, truth_n, factor)), calibrated
+    return reliability.curve_of(*calibration.confidences(logits_nc, truth_n, factor)), calibrated
 
 
 def _joined(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +314,7 @@ def _table(config: Config, refs: Sequence[SampleRef]) -> conditions.Table:
 def _scores(
     protocol: Protocol, confusion: np.ndarray, boundary: np.ndarray, rows: Sequence[ImageRow], curve: list[Bin] | None
 ) -> SplitScores:
-    """Compute the scores of the split. curve: of reliability."""
+    """Compute the scores of the split. curve: the reliability curve."""
     class_boundary = [None if union == 0 else int(hit) / int(union) for hit, union in boundary]
     return {
         **metrics.scores(confusion).to_dict(),
@@ -326,7 +326,7 @@ def _scores(
         "boundary_miou": _mean(class_boundary),
         "class_boundary": class_boundary,
         **more_scores(protocol, confusion),
-        "ece": calibration.error_of(curve) if curve else None,
+        "ece": reliability.error_of(curve) if curve else None,
     }
 
 
@@ -392,25 +392,16 @@ def draw(uri: str, lines: Sequence[Line]) -> None:
 
 
 def write_reliability(uri: str, curve: list[Bin]) -> None:
-    """Draw accuracy over confidence by bin, and below it the share of pixels in each."""
+    """Draw a reliability curve as a picture, with its expected calibration error above it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
-    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfectly calibrated")
-    upper.plot(confidence, accuracy, marker="o", color="#1f77b4", label="this model")
-    upper.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        ylabel="accuracy",
-        title=f"Expected calibration error {calibration.error_of(curve):.3f}",
-    )
-    upper.legend(loc="upper left")
-    lower.bar(confidence, [one["share"] for one in curve], width=0.9 / calibration.BINS, color="#1f77b4")
-    lower.set(xlabel="confidence", ylabel="share of pixels")
+    axes = figure.subplots()
+    reliability.draw(axes, curve, "0.6", "#1f77b4")
+    axes.set_title(f"Expected calibration error {reliability.error_of(curve):.3f}")
+    axes.legend(loc="upper left")
     _save(figure, uri, 100)
 
 

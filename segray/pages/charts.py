@@ -21,12 +21,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from segray.core.labels.digest import Track, quartiles
 from segray.core.metrics import Scores
 from segray.core.samples import LabelSpace
+from segray.core.scoring import reliability
 from segray.core.training.checkpoint import is_evaluated
 from segray.pages.formatting import clean
 
 if TYPE_CHECKING:
     from segray.compare import Compared
-    from segray.core.scoring.calibration import Bin
     from segray.core.training.checkpoint import EpochRow, History
     from segray.trials.leaderboard import LeaderboardRow
 
@@ -217,18 +217,12 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Markup:
         return to_svg(fig)
 
 
-def reliability_chart(curve: Sequence[Bin]) -> Markup:
-    """Draw accuracy over confidence by bin, a dashed line of perfect calibration, and grey bars of each bin's share."""
-    confidence, accuracy = [one["confidence"] for one in curve], [one["accuracy"] for one in curve]
-    share = [one["share"] for one in curve]
+def reliability_chart(curve: Sequence[reliability.Bin]) -> Markup:
+    """Draw a reliability curve and each bin's share of the pixels."""
     with drawing():
         fig = Figure(figsize=(3.6, 2.9))
         ax = fig.subplots()
-        ax.grid()
-        ax.bar(confidence, share, width=0.05, color=MUTED, alpha=0.35)
-        ax.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1)
-        ax.plot(confidence, accuracy, "o-", color=ACCENT)
-        ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
+        reliability.draw(ax, curve, MUTED, ACCENT)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         return to_svg(fig)

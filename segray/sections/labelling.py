@@ -103,7 +103,9 @@ class InferSection(Section):
         "likeliest class counts.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Precision of the computation. auto is bf16 on GPUs, else fp32."
+        "auto",
+        description="Precision of the computation. auto is bf16 on GPUs that have it, fp16 on older GPUs, and fp32 on "
+        "CPUs.",
     )
     engine: Literal["torch", "onnx", "auto"] = Field(
         "torch",

@@ -257,7 +257,8 @@ class TrainSection(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Precision of the computation. auto is bf16 on GPUs that have it and CPUs with AMX, else fp32.",
+        description="Precision of the computation. auto is bf16 on GPUs that have it and CPUs with AMX, fp16 on older "
+        "GPUs, and fp32 on other CPUs.",
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     sync_batch_norm: bool | None = Field(

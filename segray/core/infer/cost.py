@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from segray.config import Config
 from segray.core.infer.predictor import Predictor, side_by_side
 from segray.core.models import build, bundle, forward, forward_all
+from segray.core.precision import autocast
 from segray.core.search.pareto import Cost
 from segray.core.training import losses, optim
-from segray.core.training.workers import autocast
 from segray.core.transforms import augment
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection

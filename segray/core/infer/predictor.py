@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from segray.core.models import bundle, forward
 from segray.core.models.fold import fold_batch_norm
+from segray.core.precision import autocast, autocast_dtype
 from segray.core.samples import IGNORE_INDEX
-from segray.core.training.workers import DTYPES, cpu_has_bf16, fast_dtype
 from segray.core.transforms import fit, normalize, to_float
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
@@ -85,7 +85,7 @@ class Predictor:
     ) -> None:
         self.infer = infer or InferSection()
         self.device = torch.device(device)
-        self.dtype = _dtype(self.infer.precision, self.device)
+        self.dtype = autocast_dtype(self.infer, self.device)
         model, self.info = bundle.load(uri)
         model = fold_batch_norm(model)
         self.label_space = self.info.space
@@ -220,7 +220,7 @@ class Predictor:
         if self.session is not None:
             logits = self.session(batch)
         else:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            with autocast(self.infer, self.device):
                 logits = forward(self.model, batch).float()
         return logits if self.info.temperature == 1 else logits / self.info.temperature
 
@@ -274,18 +274,6 @@ def is_of_device(error: Exception) -> bool:
 def side_by_side(cpus: int) -> int:
     """Return how many threads should share a predictor with that many processors; at least two, as one may read."""
     return min(MOST_SIDE_BY_SIDE, max(LEAST_SIDE_BY_SIDE, cpus))
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return autocast's dtype, None for float32. Raises ConfigError if this device lacks it or is slow at it."""
-    if precision == "auto":
-        return fast_dtype(device) if device.type == "cuda" else None
-    if precision == "fp16" and device.type != "cuda":
-        raise ConfigError("infer.precision fp16 needs a GPU; take fp32, or auto.")
-    if precision == "bf16" and device.type != "cuda" and not cpu_has_bf16():
-        raise ConfigError("infer.precision bf16: this CPU lacks the instructions and would be ten times slower; "
-                          "take fp32, or auto.")  # fmt: skip
-    return DTYPES[precision]
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:

@@ -1,33 +1,23 @@
 """Logits at labelled pixels → how well their probabilities are calibrated, and the temperature that calibrates them.
 
-Guo et al. 2017, On Calibration of Modern Neural Networks: the expected calibration error of section 3 and the
-temperature scaling of section 4.2.
+Temperature scaling as in section 4.2 of Guo et al. 2017, On Calibration of Modern Neural Networks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypedDict
 
 import numpy as np
 import torch
 
 from segray.core.samples import IGNORE_INDEX
+from segray.core.scoring.reliability import curve_of, error_of
 
-BINS = 15  # as in the paper
 PIXELS = 4096  # sampled from a frame at most
 VALUES = 1 << 25  # logits kept of all frames together: 128 MiB
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
 CHUNK = 1 << 16  # pixels
-
-
-class Bin(TypedDict):
-    """One bin of a reliability curve: the means of the pixels in it, and their share of all pixels."""
-
-    confidence: float
-    accuracy: float
-    share: float
 
 
 def sample_pixels(truth_hw: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -45,7 +35,7 @@ def pixels_a_frame(frames: int, classes: int) -> int:
 
 def ece(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> float:
     """Compute the expected calibration error: the mean distance of accuracy and confidence over bins of confidence."""
-    return error_of(reliability(*confidences(logits_nc, truth_n, temperature)))
+    return error_of(curve_of(*confidences(logits_nc, truth_n, temperature)))
 
 
 def confidences(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,27 +43,6 @@ def confidences(logits_nc: np.ndarray, truth_n: np.ndarray, temperature: float =
     found = [((logits / temperature).softmax(1).max(1), truth) for logits, truth in _chunks(logits_nc, truth_n)]
     confidence = torch.cat([best.values for best, _ in found])
     return confidence.numpy(), torch.cat([best.indices == truth for best, truth in found]).numpy()
-
-
-def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> list[Bin]:
-    """List mean confidence, accuracy and share of pixels of each bin of confidence that holds pixels."""
-    place = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
-    count, confident, right = (
-        np.bincount(place, weights, BINS) for weights in (None, confidence_n, right_n.astype(np.float64))
-    )
-    return [
-        {
-            "confidence": float(confident[i] / count[i]),
-            "accuracy": float(right[i] / count[i]),
-            "share": float(count[i] / len(confidence_n)),
-        }
-        for i in np.flatnonzero(count)
-    ]
-
-
-def error_of(curve: list[Bin]) -> float:
-    """Return the expected calibration error of a reliability curve."""
-    return sum(one["share"] * abs(one["accuracy"] - one["confidence"]) for one in curve)
 
 
 def fit(logits_nc: np.ndarray, truth_n: np.ndarray) -> float:

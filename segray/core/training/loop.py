@@ -23,6 +23,7 @@ from segray.core import metrics
 from segray.core.io import storage
 from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.models.info import BundleInfo
+from segray.core.precision import autocast, autocast_dtype
 from segray.core.samples import IGNORE_INDEX, TrainData
 from segray.core.training import optim
 from segray.core.training.batches import read_batches
@@ -41,12 +42,10 @@ from segray.core.training.workers import (
     LocalWorker,
     Worker,
     all_reduce,
-    autocast,
     broadcast_buffers,
     check_device,
     runs_on,
     sync_batch_norm,
-    training_dtype,
 )
 from segray.core.transforms import augment, normalize, to_float
 from segray.errors import DataError, ModelError, TrainingDiverged
@@ -90,7 +89,7 @@ def fit(
     model = model.to(worker.device).to(memory_format=torch.channels_last)
     ema = optim.Average(model, train.ema) if train.ema else None
     optimizer = optim.make_optimizer(model, train)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=training_dtype(train, worker.device) == torch.float16)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=autocast_dtype(train, worker.device) == torch.float16)
     state: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     if ema:
         state["ema"] = ema

@@ -10,10 +10,11 @@ import torch
 
 from segray.config import Config
 from segray.core.models import bundle, forward, preprocessing
+from segray.core.precision import autocast
 from segray.core.prefetch import ahead
 from segray.core.samples import IGNORE_INDEX, TrainData
 from segray.core.training import losses
-from segray.core.training.workers import Worker, all_reduce, autocast
+from segray.core.training.workers import Worker, all_reduce
 from segray.core.transforms import normalize, sent
 from segray.errors import ConfigError
 

@@ -6,18 +6,17 @@ The loop knows Ray only through a Worker; RayWorker is in segray.cluster.connect
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 import torch.distributed
 
+from segray.core.precision import autocast_dtype, name_of
 from segray.core.training.checkpoint import EpochRow
 from segray.errors import ConfigError
 from segray.sections.labelling import ClusterSection
 from segray.sections.training import TrainSection
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # autocast's dtype of each train.precision
 FEW_IMAGES = 4  # with fewer images a step, a worker gets batch statistics over all workers
 
 
@@ -72,8 +71,7 @@ def runs_on(config: TrainSection, worker: Worker) -> str:
     kinds = [_kind(worker.device)] * worker.world_size
     if worker.world_size > 1:
         torch.distributed.all_gather_object(kinds, _kind(worker.device))
-    dtype = training_dtype(config, worker.device)
-    precision = next(name for name, known in DTYPES.items() if known == dtype)
+    precision = name_of(autocast_dtype(config, worker.device))
     return f"{', '.join(_several(kind, count) for kind, count in Counter(kinds).items())}, {precision}"
 
 
@@ -88,29 +86,6 @@ def _several(kind: str, count: int) -> str:
     if kind.startswith("CPU worker"):
         return f"{count} {kind.replace('worker', 'worker' + 's' * (count > 1))}"
     return f"{count} × {kind}"
-
-
-def autocast(config: TrainSection, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context that computes in training_dtype()."""
-    dtype = training_dtype(config, device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def training_dtype(config: TrainSection, device: torch.device) -> torch.dtype | None:
-    """Return autocast's dtype, None for float32; auto is the GPU's fast one, and bf16 on a CPU with AMX."""
-    if config.precision != "auto":
-        return DTYPES[config.precision]
-    if device.type == "cuda":
-        return fast_dtype(device)
-    return torch.bfloat16 if cpu_has("amx_bf16") else None
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return bf16 for a GPU of compute capability 8.0 or later, else fp16.
-
-    Older GPUs emulate bf16 slowly, and torch.cuda.is_bf16_supported() counts that as support.
-    """
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def all_reduce(worker: Worker, tensor: torch.Tensor) -> torch.Tensor:
@@ -128,28 +103,13 @@ def broadcast_buffers(worker: Worker, model: torch.nn.Module) -> None:
 
 
 def check_device(config: TrainSection, worker: Worker) -> None:
-    """Raise ConfigError for a precision that this device lacks or is slow at; turn TF32 on if there is a GPU."""
+    """Raise ConfigError for what this device lacks or is slow at; turn TF32 on if there is a GPU."""
+    autocast_dtype(config, worker.device)
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    elif config.precision == "fp16":
-        raise ConfigError("train.precision fp16 needs a GPU; take fp32, or auto.")
-    elif config.precision == "bf16" and not cpu_has_bf16():
-        raise ConfigError("train.precision bf16: this CPU lacks the instructions and would be ten times slower; "
-                          "take fp32, or auto.")  # fmt: skip
     if config.sync_batch_norm and worker.device.type != "cuda":
         raise ConfigError("train.sync_batch_norm needs GPUs; leave it out.")
-
-
-def cpu_has_bf16() -> bool:
-    return cpu_has("avx512_bf16", "amx_bf16", "bf16")
-
-
-def cpu_has(*names: str) -> bool:
-    """Say whether the CPU has one of these instruction sets, in PyTorch's names."""
-    # Only newer torch lists them; without the list, assume that there is none.
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in names)
 
 
 def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:

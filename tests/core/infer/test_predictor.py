@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from segray.core import precision as precision_rule
 from segray.core.data import streets
 from segray.core.data.streets import LABEL_SPACE
 from segray.core.infer import predictor as module
@@ -197,14 +198,14 @@ def test_the_temperature_softens_probabilities_and_leaves_classes(plain_bundle, 
     ],
 )  # fmt: skip
 def test_a_precision_that_the_cpu_lacks_is_one_line(plain_bundle, monkeypatch, precision, line):
-    monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision_rule, "cpu_has", lambda *names: False)
     with pytest.raises(ConfigError) as error:
         predictor_of(plain_bundle, precision=precision)
     assert str(error.value) == line
 
 
 def test_bf16_is_nearly_fp32_where_the_cpu_has_it(plain_bundle, frame, monkeypatch):
-    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision_rule, "cpu_has", lambda *names: True)
     half, full = (predict(predictor_of(plain_bundle, precision=name), frame) for name in ("bf16", "auto"))
     assert half.confidence_mean == pytest.approx(full.confidence_mean, abs=0.01)
     assert half.confidence_mean != full.confidence_mean
@@ -273,7 +274,7 @@ def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
 def test_onnx_runtime_is_for_cpus_and_fp32(plain_bundle, monkeypatch, device, precision):
-    monkeypatch.setattr(module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision_rule, "cpu_has", lambda *names: True)
     with pytest.raises(
         ConfigError, match=r"^infer.engine onnx is for CPUs and fp32, not for .*; take torch, or auto\.$"
     ):

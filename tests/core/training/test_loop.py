@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segray.config import load
+from segray.core import precision
 from segray.core.data import MemorySamples, streets
 from segray.core.models import build, bundle, forward
 from segray.core.models.info import read_info
 from segray.core.samples import Sample, TrainData
-from segray.core.training import checkpoint, loop, objective, optim, workers
+from segray.core.training import checkpoint, loop, objective, optim
 from segray.core.training.workers import LocalWorker
 from segray.errors import ConfigError, DataError, ModelError
 from segray.sections.training import ModelSection, TrainSection
@@ -403,7 +404,7 @@ def test_a_teacher_pulls_the_student_towards_its_labels(settings, data, tmp_path
 
 
 def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monkeypatch):
-    monkeypatch.setattr(workers, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "cpu_has", lambda *names: False)
     for more, text in (
         ({"train__precision": "fp16"}, "train.precision fp16 needs a GPU"),
         ({"train__precision": "bf16"}, "train.precision bf16: this CPU lacks the instructions"),
@@ -419,8 +420,8 @@ def test_settings_that_a_device_cannot_follow_are_one_line(settings, data, monke
     ("asked", "amx", "given"), [("auto", True, True), ("auto", False, False), ("fp32", True, False)]
 )
 def test_bf16_by_itself_where_the_cpu_is_made_for_it(settings, monkeypatch, asked, amx, given):
-    monkeypatch.setattr(workers, "cpu_has", lambda *names: amx and "amx_bf16" in names)
-    with workers.autocast(settings(train__precision=asked).train, torch.device("cpu")):
+    monkeypatch.setattr(precision, "cpu_has", lambda *names: amx and "amx_bf16" in names)
+    with precision.autocast(settings(train__precision=asked).train, torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == given
 
 

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from segray.config import load
+from segray.core import precision
 from segray.core.data import MemorySamples, streets
 from segray.core.models import build
 from segray.core.samples import Sample, TrainData
@@ -92,7 +93,7 @@ def work(rank, world_size, store, out):
 )
 def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert workers.training_dtype(load().train, torch.device("cuda")) == dtype
+    assert precision.autocast_dtype(load().train, torch.device("cuda")) == dtype
 
 
 def test_a_run_says_what_all_its_workers_compute_on(monkeypatch):
