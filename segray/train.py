@@ -222,10 +222,10 @@ def plan_data(config: Config) -> DataPlan:
     train_refs = split_refs(dataset, config.data.train_split)
     val_refs = split_refs(dataset, config.data.val_split)
     workers = max(1, config.cluster.workers)
-    if config.train.batch_size % workers:
+    if config.train.batch_size < workers:
         raise ConfigError(
-            f"train.batch_size {config.train.batch_size} cannot be shared by {workers} workers; "
-            f"take a multiple, such as {workers * max(1, round(config.train.batch_size / workers))}."
+            f"train.batch_size {config.train.batch_size} leaves some of {workers} workers without an image; "
+            f"take {workers} or more, or lower cluster.workers."
         )
     if ARCHITECTURES[config.model.arch].pooled and config.train.batch_size // workers < 2:
         raise ConfigError(

@@ -205,6 +205,10 @@ def test_more_than_can_be_is_said_before_anything_starts(settings):
             "11 training frames for 12 workers; lower cluster.workers.",
         ),
         (
+            {"cluster__workers": 5},
+            "train.batch_size 4 leaves some of 5 workers without an image; take 5 or more, or lower cluster.workers.",
+        ),
+        (
             {"model__arch": "pspnet", "model__options": {}, "train__batch_size": 1},
             "pspnet normalises pooled features, which takes 2 images a worker;",
         ),

@@ -158,8 +158,8 @@ def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: 
 
 
 def share_of(worker: Worker, config: Config) -> Config:
-    """Return the settings with the number of images that one of the workers evaluates at once."""
-    return config.changed({"train.batch_size": max(1, config.train.batch_size // worker.world_size)})
+    """Return the settings with the number of images that each worker trains or evaluates on at once, at most."""
+    return config.changed({"train.batch_size": -(-config.train.batch_size // worker.world_size)})
 
 
 def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> TrainedRow:
@@ -169,6 +169,8 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
     generator = torch.Generator().manual_seed(_seed(train.seed, epoch, worker.rank) + 1)
     mean, std = preprocessing(config.model)
     steps = epoch_batches(len(data.train), train, epoch, worker)
+    # DDP gives each worker the same weight; each frame of the batch counts the same, also where shares differ by one.
+    weight = len(steps[0]) * worker.world_size / train.batch_size
     step_losses = torch.zeros(len(steps), device=device)
     labelled = torch.zeros((), dtype=torch.int64, device=device)
     classes = data.label_space.num_classes
@@ -189,7 +191,7 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
         with nullcontext() if moves or step == 0 else apart():
             with autocast(train, device):
                 outputs = forward_all(learner.model, images)
-            loss = learner.objective(images, masks, outputs)
+            loss = weight * learner.objective(images, masks, outputs)
             learner.scaler.scale(loss / group).backward()
         if moves:
             move(learner, train)
@@ -253,9 +255,9 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
     batch, (height, width) = config.train.batch_size, config.augment.crop or data.size
     return (
         f"{config.model.arch} over {config.model.encoder} does not fit into the memory of {worker.device} with "
-        f"{batch // worker.world_size} frames of {height}×{width} (height × width) a worker. Lower train.batch_size "
-        f"({batch}), with train.accumulate={2 * config.train.accumulate} at half of it for the same steps, or set a "
-        "smaller augment.crop. What was trained before is kept."
+        f"{share_of(worker, config).train.batch_size} frames of {height}×{width} (height × width) a worker. Lower "
+        f"train.batch_size ({batch}), with train.accumulate={2 * config.train.accumulate} at half of it for the same "
+        "steps, or set a smaller augment.crop. What was trained before is kept."
     )
 
 
@@ -295,11 +297,14 @@ def evaluate(
 
 
 def epoch_batches(count: int, config: TrainSection, epoch: int, worker: Worker) -> list[Sequence[int]]:
-    """List this worker's positions for each step of an epoch: its share of each complete batch in the global order."""
+    """List this worker's positions for each step of an epoch: its share of each complete batch in the global order.
+
+    The shares of a batch differ by one frame at most.
+    """
     order = epoch_order(count, config, epoch)
-    share = config.batch_size // worker.world_size
+    first, end = (config.batch_size * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
     return [
-        order[start + worker.rank * share : start + (worker.rank + 1) * share].tolist()
+        order[start + first : start + end].tolist()
         for start in range(0, len(order) - config.batch_size + 1, config.batch_size)
     ]
 

@@ -184,6 +184,41 @@ def test_the_workers_share_each_global_batch():
     assert len({i for step in steps for i in step}) == 18
 
 
+def test_the_shares_of_a_batch_differ_by_one_frame_at_most():
+    config = load(None, {"train.batch_size": 8}).train
+    shares = [loop.epoch_batches(8, config, 1, SimpleNamespace(rank=rank, world_size=3))[0] for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 3, 3]
+    assert [i for share in shares for i in share] == loop.epoch_batches(8, config, 1, LocalWorker())[0]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_every_frame_of_a_batch_weighs_the_same_in_the_gradient_whatever_the_number_of_workers(
+    settings, data, monkeypatch, world
+):
+    """Five frames of equally many pixels; the workers' gradients are averaged as DDP does."""
+    monkeypatch.setattr(loop, "all_reduce", lambda worker, tensor: tensor)
+    config = settings(train__batch_size=5, model__batch_norm=False, augment__flip=0.0, augment__max_class_share=1.0)
+    plain = MemorySamples([Sample(s.image_hwc, s.mask_hw.clip(max=10)) for s in data.train.samples])
+
+    def gradients(rank, world_size):
+        torch.manual_seed(0)
+        model = build(config.model, 11)
+        worker = SimpleNamespace(rank=rank, world_size=world_size, device=torch.device("cpu"))
+        goal = objective.make_objective(worker, config, data)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        found = []
+        monkeypatch.setattr(loop, "move", lambda learner, train: found.extend(p.grad for p in model.parameters()))
+        learner = loop.Learner(model, optim.make_optimizer(model, config.train), scaler, goal)
+        loss = loop.train_epoch(worker, learner, config, replace(data, train=plain), 1)["loss"]
+        return found, loss * world_size  # check_finite() divides the workers' sum
+
+    whole, loss = gradients(0, 1)
+    shares = [gradients(rank, world) for rank in range(world)]
+    assert sum(share for _, share in shares) / world == pytest.approx(loss, rel=1e-5)
+    for wanted, *found in zip(whole, *(share for share, _ in shares), strict=True):
+        torch.testing.assert_close(sum(found) / world, wanted, rtol=1e-3, atol=1e-6)
+
+
 def test_a_set_smaller_than_a_batch_is_gone_through_again():
     config = load(None, {"train.batch_size": 8}).train
     (step,) = loop.epoch_batches(3, config, 1, LocalWorker())

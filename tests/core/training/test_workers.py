@@ -174,6 +174,34 @@ def test_gradients_that_gather_are_averaged_over_the_workers_once_a_group(tmp_pa
     mp.spawn(accumulate, (tmp_path / "store",), nprocs=2)
 
 
+def share(rank, store):
+    """An epoch of two steps of three frames: by two workers, of which one takes two of them, and by one alone."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    frames = MemorySamples([Sample(one.image_hwc, one.mask_hw.clip(max=10)) for one in samples(6).samples])
+    data = TrainData(frames, samples(1, 50), SPACE, (32, 32))  # without void: each frame has as many pixels
+    small = {"model.arch": "unet-plain", "model.options": {"channels": 4}, "model.batch_norm": False}
+    config = load(None, {**small, "train.batch_size": 3, "augment.flip": 0.0, "train.optimizer": "sgd"})
+    trained, losses = [], []
+    for worker in (GlooWorker(rank, 2), LocalWorker()):
+        torch.manual_seed(0)
+        model = build(config.model, SPACE.num_classes)
+        goal = make_objective(worker, config, data)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        learner = loop.Learner(worker.wrap(model), optim.make_optimizer(model, config.train), scaler, goal)
+        losses.append(loop.train_epoch(worker, learner, config, data, 1)["loss"])
+        trained.append([tensor.clone() for tensor in model.parameters()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_with_unequal_shares_train_the_weights_of_one(tmp_path):
+    mp.spawn(share, (tmp_path / "store",), nprocs=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_scores_do_not_depend_on_the_workers_and_a_stopped_run_ends_as_a_whole_one(world, tmp_path):
