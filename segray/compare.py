@@ -1,7 +1,7 @@
 """Two evaluations of the same frames → whether their scores differ by more than noise, and where.
 
 OUT/compare.json   differences of mIoU and of each class's IoU with their intervals, and the images that changed most
-OUT/changed.png    those images: frame, truth, A, B; where the models or labels of both are still there
+OUT/changed.png    those images: frame, ground truth, A, B; where the models or labels of both are still there
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _picture(uri: str, changed: Sequence[Changed], a: Run, b: Run) -> str | None
             for line, row, frame in zip(lines, changed, frames, strict=True):
                 if run is a:
                     line.append((row["sample_id"], image_or_black(frame.ref, frame.truth_hw)))
-                    line.append(("truth", colorize(frame.truth_hw, source.space.colors)))
+                    line.append(("ground truth", colorize(frame.truth_hw, source.space.colors)))
                 told = f"A: mIoU {row['a']:.3f}" if run is a else f"B: mIoU {row['b']:.3f}"
                 line.append((told, colorize(frame.pred_hw, source.space.colors)))
     except (SegrayError, KeyError) as error:

@@ -3,7 +3,7 @@
 OUT/scores.json      scores of all frames together, by class and condition, per-image averages, boundary IoU, confusion
                      matrix, reliability curve and expected calibration error, and the protocol that all this follows
 OUT/images.parquet   a row a frame, worst first, with its confusion matrix; truth and prediction of those worth a look
-OUT/frames.png       the best and the worst frames: image, truth, prediction, errors
+OUT/frames.png       the best and the worst frames: image, ground truth, prediction, errors
 OUT/reliability.png  accuracy over confidence
 """
 
@@ -368,7 +368,7 @@ def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
     wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
     return [
         (f"{row['sample_id']}, mIoU {row['miou']:.3f}", image_hwc),
-        ("truth", colorize(frame.truth_hw, space.colors)),
+        ("ground truth", colorize(frame.truth_hw, space.colors)),
         ("prediction", colorize(frame.pred_hw, space.colors)),
         ("prediction over the frame", overlay(image_hwc, frame.pred_hw, space.colors)),
         (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),

@@ -204,6 +204,8 @@ USAGE = [
     (("sweep", "--lr", "1..", "--dry-run"), "sweep.learning_rates is '1..'; give a range such as 1e-4..1e-2, or a list."),
     (("sweep", "--lr", "1e-2..1e-4"), "sweep.learning_rates is '1e-2..1e-4'; give a range such as 1e-4..1e-2, or a list."),
     (("sweep", "--vary", "data.size=1,2"), "sweep.space data.size cannot be swept; settings of model, augment, train can."),
+    (("sweep", "--vary", "train.loss=dice", "--vary", "train.loss=ohem"),
+     "--vary names train.loss twice; give all its values in one: --vary train.loss=A,B,C."),
     (("sweep", "--vary", "train.loss=dicee"),
      "settings: train.loss.dicee is 'dicee'; input should be 'cross_entropy', 'focal', 'dice', 'lovasz' or 'ohem'."),
     (("sweep", "--vary", "train.weight_decay=1e-3..1e-1", "--lr", "1e-4..1e-2"),

@@ -31,7 +31,7 @@ SPACE = LabelSpace(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 13
 CONFUSION = np.array([[80, 10, 0], [5, 25, 0], [0, 0, 0]])  # sky is nowhere: undefined
 CONFIG = "data:\n  format: camvid\n  root: data/camvid\n  val_split: val\n"
 PLAN_ID = "0123456789abcdef"
-PANELS = ["Image", "Truth", "Prediction", "Errors", "Overlay"]
+PANELS = ["Image", "Ground truth", "Prediction", "Errors", "Overlay"]
 NAME_ONE = "Name a folder that segray train, sweep, evaluate, compare or label wrote."
 HOSTILE = "<img src=x onerror=alert(1)>\u202egpj.exe\x07"
 
@@ -304,7 +304,7 @@ def test_gallery_shows_best_and_worst_with_truth_and_errors(tmp_path):
     assert shown["Best frames"] == ["frame-0.jpg", "frame-1.jpg", "frame-2.jpg", "frame-3.jpg"]
     assert shown["Worst frames"] == ["frame-8.jpg", "frame-7.jpg", "frame-6.jpg", "frame-5.jpg"]
     assert "mIoU 20.0%" in page
-    assert re.findall(r"<figcaption>(\w+)</figcaption>", page)[:5] == PANELS
+    assert re.findall(r"<figcaption>([\w ]+)</figcaption>", page)[:5] == PANELS
 
 
 def test_gallery_of_right_and_wrong_frames_goes_by_their_pixels(tmp_path):
@@ -344,7 +344,7 @@ def test_video_gets_overlays_and_its_classes_over_time(tmp_path):
     for i, row in enumerate(rows[1:], 1):
         row |= {"flicker_share": i / 10, "entropy_mean": 0.5 - i / 10}
     page = page_of(tmp_path, write_labels(tmp_path / "labels", rows))
-    assert re.findall(r"<figcaption>(\w+)</figcaption>", page)[:3] == ["Image", "Prediction", "Overlay"]
+    assert re.findall(r"<figcaption>([\w ]+)</figcaption>", page)[:3] == ["Image", "Prediction", "Overlay"]
     assert "Shown without it" not in page
     shown = galleries(page)
     assert shown["A spread of frames"] == ["drive.mp4 · frame 0", "drive.mp4 · frame 2", "drive.mp4 · frame 3"]
@@ -359,7 +359,7 @@ def test_missing_source_leaves_the_mask_and_a_note(tmp_path):
     rows = [ok_row("a.jpg", np.zeros((8, 8), np.uint8))]
     page = page_of(tmp_path, write_labels(tmp_path / "labels", rows, shards=1))
     assert "/gone/a.jpg cannot be read: No such file or directory. Shown without it." in page
-    assert re.findall(r"<figcaption>(\w+)</figcaption>", page) == ["Prediction"]
+    assert re.findall(r"<figcaption>([\w ]+)</figcaption>", page) == ["Prediction"]
 
 
 def test_torn_mask_is_a_note(tmp_path):
@@ -489,7 +489,7 @@ def test_evaluation_shows_classes_averages_conditions_and_frames(tmp_path):
     shown = galleries(page)
     assert [name.rpartition("/")[2] for name in shown["Best frames"]] == ["frame-0.jpg", "frame-1.jpg"]
     assert [name.rpartition("/")[2] for name in shown["Worst frames"]] == ["frame-3.jpg", "frame-2.jpg"]
-    assert re.findall(r"<figcaption>(\w+)</figcaption>", page) == 4 * PANELS
+    assert re.findall(r"<figcaption>([\w ]+)</figcaption>", page) == 4 * PANELS
     assert "<b>runs/camvid/best</b> has 73.4% mIoU on camvid val" in page
 
 

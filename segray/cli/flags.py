@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -177,10 +177,22 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
 
 def _value(key: str, value: Any) -> Any:
     if key == "sweep__space":
-        return dict(map(_choices, value))
+        return _space(value)
     if key == "sweep__learning_rates":
         return ",".join(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _space(texts: Sequence[str]) -> dict[str, Any]:
+    """Return what --vary names, by key. Raises ConfigError for a key that is named twice."""
+    from segray.errors import ConfigError
+
+    pairs = [_choices(text) for text in texts]
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"--vary names {key} twice; give all its values in one: --vary {key}=A,B,C.")
+    return dict(pairs)
 
 
 def _choices(text: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Frames as rows of thumbnails for a page: image, truth, prediction, errors, overlay, each a data: URI."""
+"""Frames as rows of thumbnails for a page: image, ground truth, prediction, errors, overlay, each a data: URI."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def pictures(
 
 
 def panels(image: np.ndarray | None, truth: np.ndarray | None, pred: np.ndarray, space: LabelSpace) -> dict[str, str]:
-    """Return data URIs of Image, Truth, Prediction, Errors and Overlay, without those that lack their input."""
+    """Return data URIs of Image, Ground truth, Prediction, Errors and Overlay, without those that lack their input."""
     found = {} if image is None else {"Image": jpeg(image)}
     if truth is not None:
-        found["Truth"] = mask_png(truth, space)
+        found["Ground truth"] = mask_png(truth, space)
     found["Prediction"] = mask_png(pred, space)
     if truth is not None:
         found["Errors"] = jpeg(error_map(image, truth, pred, space.ignore_index))

@@ -36,29 +36,32 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-# How files of pictures begin: by it, one that is called a video is known for what it is.
+# The first bytes of picture files, by which a picture under a video's suffix is recognized.
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF",
     b"MM\0*": "TIFF", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
 }  # fmt: skip
-# What phones and programs write and Pillow does not read, by how a file begins: ISO/IEC 23008-12, 10.2 and 18181-2.
+# Formats that phones and programs write and Pillow cannot read, by their first bytes: ISO/IEC 23008-12, 10.2 and
+# 18181-2.
 HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
-# 268 MP: above any road camera, below what fills a laptop's memory: 0.8 GB as RGB, 2.7 while it is decoded (144 MP
-# took 1.4: Pillow's 4 bytes a pixel, then the array's 3 twice; 3.7 GB with alpha or a palette).
+# 268 megapixels are more than any road camera has. They take 0.8 GB as RGB, and while they are decoded 2.7 GB (3.7 GB
+# with alpha or a palette), as Pillow holds 4 bytes a pixel and the array 3 twice; 144 megapixels were seen to take 1.4.
 MAX_PIXELS = 1 << 28
 MAX_TILE_PIXELS = 1 << 24  # pixels of a tile in a TIFF that is smaller than one tile; libtiff allocates a whole one
-# Decoders that take more than those 10 bytes a pixel: WebP 18, for its canvases; JPEG 2000 19, for 32 bits a channel.
+# Decoders that take more than those 10 bytes a pixel: WebP takes 18 for its canvases, JPEG 2000 takes 19 for 32 bits
+# a channel.
 MAX_PIXELS_OF = {"WEBP": 1 << 27, "JPEG2000": 1 << 27}
 
 # Pillow's own limit only warns up to twice its value; the header is checked against MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
-# Of a PNG's packed texts and colour profile it refuses what has more than 1 MB; together they may have 64.
+# Pillow refuses a packed text or colour profile in a PNG above 1 MB; all together may have 64 MB, so one may, too.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-# Its notes on odd tags: the pixels are judged. Here and not around each call, which threads would undo for each other.
+# Pillow warns of odd tags, which say nothing about the pixels. The filter is set once: threads that set it around their
+# calls would undo it for each other.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# What Pillow raises over damaged files, by cutting and flipping bytes of every format; not all of it is documented.
+# What Pillow was seen to raise when bytes of every format were cut and flipped; not all of it is documented.
 BROKEN = (
     OSError,
     ValueError,
@@ -68,7 +71,7 @@ BROKEN = (
     ArithmeticError,
     EOFError,
     MemoryError,
-    RuntimeError,  # of AVIF
+    RuntimeError,  # AVIF
     struct.error,
 )
 
@@ -100,8 +103,9 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
             image = image.convert("RGBA")  # straight to RGB would warn of transparency
         elif image.mode == "La":
             image = image.convert("LA")
-        # torchvision's decode_jpeg measured against this (streets, one thread, the header read by Pillow in both): 1.2
-        # to 1.35 times as fast at 1024×2048, 1.1 at 360×480. Not worth a second decoder's mind about cut files.
+        # torchvision's decode_jpeg was 1.2 to 1.35 times as fast at 1024×2048 and 1.1 times at 360×480 (drawn streets,
+        # one thread, the header read by Pillow in both). That is not worth a second decoder, which treats cut files
+        # in its own way.
         image_hwc = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except BROKEN as error:
         raise DataError(f"{source} cannot be decoded: {reason_of(error)}.") from error
