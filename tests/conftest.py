@@ -58,9 +58,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    """Put what takes longest first, and mark what shares the session's Ray as slow."""
+    """Put what takes longest first, mark what shares the session's Ray as slow, and skip what needs a GPU without one."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
     for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU that torch can use"))
         if "ray_session" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 

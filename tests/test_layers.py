@@ -105,3 +105,50 @@ def test_help_of_a_command_loads_the_settings_alone():
 @pytest.mark.parametrize("module", ["report", "trials.leaderboard"])
 def test_what_only_reads_needs_neither_ray_nor_torch(module):
     assert loaded_after(f"import segray.{module}", "ray", "torch", "click") == ""
+
+
+WITHOUT_PYAV = """
+import sys
+from pathlib import Path
+
+class NoPyAV:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "av":
+            raise ModuleNotFoundError("No module named 'av'", name="av")
+
+sys.meta_path.insert(0, NoPyAV())
+from functools import partial
+
+from segray.config import load
+from segray.core.data import streets
+from segray.core.infer.label_rows import label_rows
+from segray.core.infer.predictor import Predictor
+from segray.core.labels import parts
+from segray.core.labels.plan import PlanReader
+from segray.core.labels.planning import make_plan
+from segray.core.models.info import read_info
+from segray.evaluate import evaluate
+from segray.label import plan_settings, with_bundle
+from segray.train import train
+
+here = Path(sys.argv[1])
+town = streets.write(here / "town", train=2, val=1, size=(32, 48), video_s=0)
+given = {
+    "data.format": "streets", "data.root": str(town), "model.arch": "unet-plain", "model.options": {"channels": 4},
+    "train.batch_size": 2, "train.epochs": 1, "train.out": str(here / "run"), "cluster.workers": 0,
+    "label.model": str(here / "run/best"), "label.inputs": [str(town / "train")], "label.out": str(here / "labels"),
+    "evaluate.model": str(here / "run/best"), "evaluate.out": str(here / "scores"),
+}
+config = load(None, given).absolute()
+best = train(config).best
+evaluate(config)
+plan = make_plan(str(here / "labels"), plan_settings(with_bundle(config), config.infer, read_info(best)), read_info(best).space)
+work = partial(label_rows, predictor=Predictor(best), batch_size=2)
+print(parts.label_shard(plan, PlanReader(plan).shard(0), 0, work).rows, "labelled,", "av" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_images_are_trained_on_and_labelled_without_pyav(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PYAV, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout == "2 labelled, False\n", done.stderr[-3000:]

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from segray.core.clock import Clock
 from segray.core.io import images, inputs, storage
-from segray.core.io.decoding import Start
-from segray.core.io.video import LOST_FRAME, read_frames
+from segray.core.io.video_index import LOST_FRAME, Start
 from segray.core.labels.plan import PlanRow, frame_key, place_of
 from segray.core.prefetch import FETCHES, ahead
 from segray.errors import DataError
@@ -140,6 +139,8 @@ def _decoded_video(rows: list[PlanRow], prepare: Prepare, clock: Clock) -> Itera
     The frame that the plan has before the first one comes first as its lead, so that flicker does not depend on where
     spans begin.
     """
+    from segray.core.io.video import read_frames  # loads FFmpeg
+
     place, waiting = place_of(rows[0]), deque(DecodedFrame(row) for row in rows)
     by_index = rows[0]["pts"] is None
     if (before := rows[0]["before_pts"]) is not None:

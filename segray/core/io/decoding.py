@@ -23,6 +23,7 @@ from av.stream import Disposition
 
 from segray.core.io import storage
 from segray.core.io.images import still_kind
+from segray.core.io.video_index import Start
 from segray.errors import DataError
 
 # Containers that hold their frames themselves. FFmpeg goes by what a file holds, not by its name: a playlist (concat,
@@ -125,18 +126,6 @@ class Shown(NamedTuple):
     frame: av.VideoFrame | None
     pts: int | None
     number: int | None
-
-
-class Start(NamedTuple):
-    """A keyframe from which a video can be decoded whose frames are known by their index alone.
-
-    frame: its index. byte: where its packet stands in the file. ticks: its time of decoding. checksum: of its pixels.
-    """
-
-    frame: int
-    byte: int
-    ticks: int | None
-    checksum: int
 
 
 class Run(NamedTuple):

@@ -29,7 +29,7 @@ from fsspec.utils import glob_translate
 
 from segray.core.io import storage
 from segray.core.io.images import IMAGE_SUFFIXES
-from segray.core.io.video import VIDEO_SUFFIXES
+from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.prefetch import ahead
 from segray.errors import DataError, InputMissing, StorageError
 

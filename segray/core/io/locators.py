@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from segray.core.io import images, inputs, parquet, storage
 from segray.core.io.masks import decode_mask, palette_of
-from segray.core.io.video import VideoIndex, index_video, read_frames
+from segray.core.io.video_index import VideoIndex
 from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.errors import DataError, StorageError
 
@@ -84,6 +84,8 @@ def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
 def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
     """Read uint8 RGB [H, W, 3]. note: see images.decode_image(). DataError for what cannot be decoded."""
     if found := FRAME.fullmatch(place):
+        from segray.core.io.video import read_frames  # loads FFmpeg
+
         index, number = _index(found[1]), int(found[2])
         keys = index.keys[number : number + 1] if number not in index.lost else ()
         for frame in read_frames(found[1], keys, by_index=index.pts is None, begin=index.start_of(number)):
@@ -196,4 +198,6 @@ def _rows_of(process: int) -> _Rows:
 
 @lru_cache(maxsize=INDICES)
 def _index(uri: str) -> VideoIndex:
+    from segray.core.io.video import index_video
+
     return index_video(uri)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.core.io import storage
-from segray.core.io.decoding import Start
+from segray.core.io.video_index import Start
 from segray.core.samples import LabelSpace
 from segray.errors import OutputExists
 

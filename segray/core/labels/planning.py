@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from segray.core.io import inputs, storage
 from segray.core.io.inputs import Found
 from segray.core.io.pairing import find_images, frame_path, match_masks
-from segray.core.io.video import LOST_FRAME, VideoIndex, index_video
+from segray.core.io.video_index import LOST_FRAME, VideoIndex
 from segray.core.labels.plan import (
     PLAN_SCHEMA,
     Plan,
@@ -269,6 +269,8 @@ def _units(
 
 
 def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> list[list[PlanRow]]:
+    from segray.core.io.video import index_video  # loads FFmpeg
+
     index, uri = index_video(os.fsdecode(file.name)), _printable(file.name)
     if index.streams > 1:
         several.append(uri)

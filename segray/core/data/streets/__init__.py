@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 from PIL import Image
 
 from segray.core.data.camvid import LABEL_SPACE
@@ -110,6 +109,8 @@ def _write_split(folder: Path, split: str, seeds: range, size: tuple[int, int]) 
 
 
 def _write_video(folder: Path, seed: int, frames: int, fps: int, size: tuple[int, int]) -> None:
+    import av
+
     masks = folder / "videoannot"
     masks.mkdir()
     with av.open(str(folder / "video.mp4"), mode="w") as container:
