@@ -284,7 +284,7 @@ def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any
     """Of a run over a folder of images: its output folder, and the settings of its plan."""
     from segray.config import Config
     from segray.core.models.info import read_info
-    from segray.label import plan_settings
+    from segray.stages.label import plan_settings
 
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # training's memory is not labelling's
         uri = pool.submit(bundle_of, root, net, (32, 32)).result()["model"]

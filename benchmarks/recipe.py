@@ -17,7 +17,7 @@ import torch
 from segray.cli import main
 from segray.cli.terminal import say, table
 from segray.config import load
-from segray.train import train
+from segray.stages.train import train
 
 SMALL = {
     "data.size": "60x80",

@@ -13,7 +13,7 @@
     model     segray's Predictor alone, called from as many threads as in segray: frames are prepared in memory, ids
               and figures come back, nothing is written. In turns with it `bare`: the same folded model's forward pass
               over a batch's tensor with all threads of PyTorch, and no more
-    segray    segray.label.label() on Ray with one actor
+    segray    segray.stages.label.label() on Ray with one actor
 
 A run gives images_per_s of its steady state: from the first unit done (a batch, a shard) to the last but those that
 were begun ahead, so that as much is in flight at both ends. Of what the process took from its birth, start_s is what
@@ -355,7 +355,7 @@ def segray(job: Job) -> Result:
     from segray.cluster import connect
     from segray.config import Config
     from segray.core.infer.predictor import side_by_side
-    from segray.label import Watch, label
+    from segray.stages.label import Watch, label
 
     class Stamps(Watch):
         def __init__(self) -> None:

@@ -75,7 +75,7 @@ def driver_once(shards: int, actors: int) -> None:
     from segray.cluster import connect
     from segray.cluster.resources import WorkerShape
     from segray.config import ClusterSection
-    from segray.label import spread
+    from segray.stages.label import spread
 
     with connect.connected(ClusterSection()):
         before_mib, started, at = memory_mib()[0], time.perf_counter(), []

@@ -32,7 +32,7 @@ PROGRAMS = {
         "ray.get(A.remote().f.remote()); ray.shutdown()"
     ),
     "what an actor imports: PyTorch, smp, segray": (
-        "import segray.label, segray.core.infer.predictor, segray.core.infer.label_rows"
+        "import segray.stages.label, segray.core.infer.predictor, segray.core.infer.label_rows"
     ),
 }
 EPOCHS = ("--epochs", "1", "--batch-size", "8", "--encoder", "resnet18")

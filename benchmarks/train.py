@@ -251,7 +251,7 @@ def ray_example(job: Job) -> dict[str, Any]:
 def segray_with(workers: int, **more: Any) -> Callable[[Job], dict[str, Any]]:
     def contender(job: Job) -> dict[str, Any]:
         from segray.config import Config
-        from segray.train import train
+        from segray.stages.train import train
 
         config = Config().changed(
             {

@@ -16,9 +16,9 @@ from segray.config import Config, load, parse_override
 from segray.core.data import streets
 from segray.core.io import storage
 from segray.core.training.checkpoint import read_history
-from segray.evaluate import evaluate
-from segray.report import report
-from segray.train import train
+from segray.stages.evaluate import evaluate
+from segray.stages.report import report
+from segray.stages.train import train
 
 Variants = Mapping[str, Mapping[str, Any]]
 COLUMNS = {

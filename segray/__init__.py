@@ -1,9 +1,9 @@
 """Trains segmentation models on Ray, sweeps them, and labels frames and video with them.
 
-    frames → train     segray.train.train(config)        a model bundle, OUT/best
-           → sweep     segray.sweep.sweep(config)        a leaderboard, and the best bundle
-           → evaluate  segray.evaluate.evaluate(config)  metrics against ground truth
-           → label     segray.label.label(config)        masks and metrics in Parquet, read by core.labels.folder
+    frames → train     segray.stages.train.train(config)        a model bundle, OUT/best
+           → sweep     segray.stages.sweep.sweep(config)        a leaderboard, and the best bundle
+           → evaluate  segray.stages.evaluate.evaluate(config)  metrics against ground truth
+           → label     segray.stages.label.label(config)        masks and metrics in Parquet, read by core.labels.folder
            → select, export, report                      frames worth a look, files for other tools, one HTML page
 
 config: segray.config.load("settings.yaml", {"train.epochs": 3}). docs/architecture.md shows what stands below.

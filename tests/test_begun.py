@@ -8,14 +8,14 @@ from io import StringIO
 import pytest
 from PIL import Image
 
-from segray import evaluate, label, sweep
 from segray.cli import demo
 from segray.config import load
 from segray.core.data import streets
 from segray.core.io.claims import alone
 from segray.core.training.checkpoint import read_history, read_settings
 from segray.errors import ClusterError, DataError, OutputExists, SegrayError
-from segray.train import DataPlan, claim, train
+from segray.stages import evaluate, label, sweep
+from segray.stages.train import DataPlan, claim, train
 
 
 @pytest.fixture(scope="module")

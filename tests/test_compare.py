@@ -11,11 +11,11 @@ import pytest
 
 from segray import cli
 from segray.cli import terminal
-from segray.compare import compare
 from segray.core import metrics
 from segray.core.io.masks import decode_mask
 from segray.core.scoring import bootstrap
 from segray.errors import DataError
+from segray.stages.compare import compare
 
 CLASSES = ("road", "car", "sky")
 
@@ -115,7 +115,7 @@ def test_the_command_prints_the_verdict(tmp_path, monkeypatch, capsys):
 def test_the_changed_images_are_drawn_where_both_runs_can_be_looked_at_again(tmp_path, tiny_bundle):
     from segray.config import load
     from segray.core.data import streets
-    from segray.evaluate import evaluate
+    from segray.stages.evaluate import evaluate
 
     town = streets.write(tmp_path / "town", train=1, val=3, size=(48, 64), video_s=0)
     for folder, suffix in (("val", "jpg"), ("valannot", "png")):

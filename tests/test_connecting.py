@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from ray._private.utils import check_version_info
 
-from segray import train
 from segray.cluster import access, connect, submit
 from segray.cluster.access import check_folder
 from segray.cluster.resources import Resources, WorkerShape, shape
@@ -18,8 +17,9 @@ from segray.core.data import FileSamples, streets
 from segray.core.io import storage
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
-from segray.label import label
 from segray.sections.labelling import ClusterSection
+from segray.stages import train
+from segray.stages.label import label
 
 
 @pytest.fixture

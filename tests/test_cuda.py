@@ -20,7 +20,6 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segray import train as train_stage
 from segray.cluster import connect
 from segray.cluster.resources import WorkerShape
 from segray.config import load
@@ -35,10 +34,11 @@ from segray.core.samples import Sample, TrainData
 from segray.core.training import batches, checkpoint, loop, objective, optim, workers
 from segray.core.training.workers import LocalWorker
 from segray.errors import ModelError
-from segray.evaluate import evaluate
-from segray.label import _label_shards, _plans, with_bundle
 from segray.sections.labelling import InferSection
 from segray.sections.training import ModelSection
+from segray.stages import train as train_stage
+from segray.stages.evaluate import evaluate
+from segray.stages.label import _label_shards, _plans, with_bundle
 
 SPACE, SIZE = streets.LABEL_SPACE, (32, 48)
 PLAIN = {"model.arch": "unet-plain", "model.options": {"channels": 8}}

@@ -12,7 +12,6 @@ from PIL import Image
 
 from segray import cli
 from segray.cli import terminal
-from segray.compare import compare
 from segray.config import load
 from segray.core import metrics
 from segray.core.data import open_dataset, read_sample, split_refs, streets
@@ -24,10 +23,11 @@ from segray.core.models.info import read_info
 from segray.core.scoring import calibration
 from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
-from segray.evaluate import evaluate
 from segray.pages import formatting
 from segray.pages.gallery import TITLES
-from segray.report import report
+from segray.stages.compare import compare
+from segray.stages.evaluate import evaluate
+from segray.stages.report import report
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.models import bundle
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, StorageError
-from segray.export import export, push, to_onnx
+from segray.stages.export import export, push, to_onnx
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 SMALL = np.array([[1, 1, 1, 255], [0, 2, 0, 2], [0, 2, 0, 0]], np.uint8)
@@ -500,7 +500,7 @@ def test_video_frames_and_parquet_cells_have_their_pictures(tiny_bundle, tmp_pat
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkeypatch, to):
-    monkeypatch.setattr("segray.export.THREADS", 1)
+    monkeypatch.setattr("segray.stages.export.THREADS", 1)
 
     def stop(more, of):
         raise KeyboardInterrupt
@@ -523,8 +523,8 @@ def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkey
 
 def test_a_killed_export_goes_on(labels, tmp_path):
     code = (
-        "import os, segray.export\nsegray.export.THREADS = 1\n"
-        f"segray.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, progress=lambda *_: os._exit(9))"
+        "import os, segray.stages.export\nsegray.export.THREADS = 1\n"
+        f"segray.stages.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, progress=lambda *_: os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert not (tmp_path / "out" / INSTANCES).exists()

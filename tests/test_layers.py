@@ -30,11 +30,11 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "core.scoring",
     "core.formats",
     "cluster",
-    "train trackers label evaluate compare export select show",
+    "stages.train stages.trackers stages.label stages.evaluate stages.compare stages.export stages.select stages.show",
     "trials",
-    "sweep",
+    "stages.sweep",
     "pages",
-    "report status settings_reference",
+    "stages.report stages.status settings_reference",
     "cli",
 ]
 EXPLAINED = {
@@ -102,7 +102,7 @@ def test_help_of_a_command_loads_the_settings_alone():
     assert loaded_after(code, "ray", "torch", "numpy", "botocore", "rich") == ""
 
 
-@pytest.mark.parametrize("module", ["report", "trials.leaderboard"])
+@pytest.mark.parametrize("module", ["stages.report", "trials.leaderboard"])
 def test_what_only_reads_needs_neither_ray_nor_torch(module):
     assert loaded_after(f"import segray.{module}", "ray", "torch", "click") == ""
 
@@ -127,9 +127,9 @@ from segray.core.labels import parts
 from segray.core.labels.plan import PlanReader
 from segray.core.labels.planning import make_plan
 from segray.core.models.info import read_info
-from segray.evaluate import evaluate
-from segray.label import plan_settings, with_bundle
-from segray.train import train
+from segray.stages.evaluate import evaluate
+from segray.stages.label import plan_settings, with_bundle
+from segray.stages.train import train
 
 here = Path(sys.argv[1])
 town = streets.write(here / "town", train=2, val=1, size=(32, 48), video_s=0)

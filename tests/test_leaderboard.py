@@ -16,7 +16,7 @@ from segray.core.search.pareto import Cost
 from segray.core.search.space import list_trials
 from segray.core.training.checkpoint import write_history
 from segray.errors import DataError, OutputExists
-from segray.sweep import SECTIONS
+from segray.stages.sweep import SECTIONS
 from segray.trials.leaderboard import Entry, leaderboard, read_sweep, write_entries, write_leaderboard
 
 STATES = ("finished", "stopped", "failed", "running", "running", "waiting")

@@ -17,7 +17,7 @@ from segray.core.labels.planning import make_plan
 from segray.core.samples import LabelSpace
 from segray.core.scoring.protocols import more_scores, protocol_of, scored_counts
 from segray.errors import ConfigError, DataError
-from segray.evaluate import confusion_of, evaluate
+from segray.stages.evaluate import confusion_of, evaluate
 
 SIZE = (24, 40)
 FRAMES = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000019")

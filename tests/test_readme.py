@@ -30,7 +30,7 @@ def test_the_readme_shows_every_command():
 @pytest.mark.parametrize("line", [pytest.param(one, marks=[pytest.mark.slow] * (" jobs." in one)) for one in COMMANDS])
 def test_a_readme_command_parses(line, monkeypatch):
     monkeypatch.setattr(
-        "segray.sweep.preview", lambda config: (list_trials(config), defaultdict(float))
+        "segray.stages.sweep.preview", lambda config: (list_trials(config), defaultdict(float))
     )  # needs no data
     args, command = shlex.split(line)[1:], cli.cli
     place = 0

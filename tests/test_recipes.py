@@ -8,7 +8,7 @@ from segray.config import load
 from segray.core.data import streets
 from segray.errors import ConfigError
 from segray.recipes import RECIPES, named
-from segray.train import in_epochs, train
+from segray.stages.train import in_epochs, train
 
 
 @pytest.mark.parametrize("name", RECIPES)

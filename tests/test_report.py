@@ -25,7 +25,7 @@ from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists
 from segray.pages import charts, folders, formatting, gallery
-from segray.report import report
+from segray.stages.report import report
 
 SPACE = LabelSpace(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 CONFUSION = np.array([[80, 10, 0], [5, 25, 0], [0, 0, 0]])  # sky is nowhere: undefined
@@ -608,7 +608,7 @@ def test_numbers_and_names_as_text(shown, text):
 
 
 def test_report_loads_neither_ray_nor_torch_nor_click():
-    code = "import sys, segray.report; print(sorted({'ray', 'torch', 'click'} & set(sys.modules)))"
+    code = "import sys, segray.stages.report; print(sorted({'ray', 'torch', 'click'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

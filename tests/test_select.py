@@ -16,7 +16,7 @@ from segray.core.infer.predictor import Predictor
 from segray.core.labels.planning import make_plan
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.errors import ConfigError, DataError, OutputExists
-from segray.select import select, write, write_pictures
+from segray.stages.select import select, write, write_pictures
 
 
 def frame(uri, time_s=None, shares=(1.0, 0.0), **values):

@@ -15,7 +15,7 @@ from segray.core.io import locators
 from segray.core.io.masks import overlay
 from segray.core.labels.planning import make_plan
 from segray.errors import DataError, OutputExists
-from segray.show import overlay_video, show
+from segray.stages.show import overlay_video, show
 
 COLORS = streets.LABEL_SPACE.colors
 

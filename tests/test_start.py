@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from segray import train as stage
 from segray.config import load
 from segray.core.data import streets
 from segray.core.training import loop
 from segray.errors import DataError, ModelError
+from segray.stages import train as stage
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from segray.core.labels import parts
 from segray.core.labels.planning import make_plan
 from segray.core.search.space import list_trials
 from segray.errors import DataError
-from segray.status import status
+from segray.stages.status import status
 from segray.trials.leaderboard import Entry, write_entries
 
 

@@ -5,7 +5,7 @@ import pytest
 from segray.config import load
 from segray.core.training.checkpoint import write_history
 from segray.errors import ConfigError
-from segray.trackers import tracking
+from segray.stages.trackers import tracking
 
 
 def row(epoch):

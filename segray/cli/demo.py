@@ -13,10 +13,10 @@ from segray.config import Config
 from segray.core.data import streets
 from segray.core.io import claims, storage
 from segray.core.labels.totals import Summary
-from segray.label import label
 from segray.pages.formatting import duration
-from segray.report import report
-from segray.sweep import sweep
+from segray.stages.label import label
+from segray.stages.report import report
+from segray.stages.sweep import sweep
 
 SIZE = (96, 128)  # small enough for two laptop cores, large enough that a sign has some pixels
 TRAIN, VAL, HELD_OUT = 96, 16, 24

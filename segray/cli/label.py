@@ -30,7 +30,7 @@ def label(config: Config, overwrite: bool) -> None:
       segray label --model runs/sweep/best --input s3://drives/2026/ --extend --out s3://labels/all
     """
     from segray.cli.terminal import labelling, show_labels
-    from segray.label import label
+    from segray.stages.label import label
 
     with labelling() as watch:
         summary = label(config, overwrite=overwrite, watch=watch)
@@ -105,7 +105,7 @@ def select(
     from segray.cli.terminal import say, table
     from segray.core.io import storage
     from segray.errors import ConfigError
-    from segray.select import OUT_SUFFIXES, check_new, select, write, write_pictures
+    from segray.stages.select import OUT_SUFFIXES, check_new, select, write, write_pictures
 
     folder = None if pictures is None else storage.local(pictures, "a folder of pictures")
     if out is not None and not out.endswith(OUT_SUFFIXES):
@@ -140,7 +140,7 @@ def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
     """
     from segray.cli.terminal import say
     from segray.config import load, parse_override
-    from segray.show import show
+    from segray.stages.show import show
 
     config = load(None, {"label.model": model, **dict(map(parse_override, sets))})
     for picture in show(place, config, out):
@@ -163,7 +163,7 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
     from segray.cli.terminal import counting, say
     from segray.core.io import storage
     from segray.errors import OutputExists
-    from segray.show import overlay_video
+    from segray.stages.show import overlay_video
 
     if storage.local(out, "a video").exists() and not overwrite:
         raise OutputExists(f"{out} exists already. Choose another --video, or pass --overwrite.")
@@ -208,10 +208,10 @@ def export(
       segray export runs/sweep/best --to onnx --out model.onnx
       segray export runs/sweep/best --to hub --repo OWNER/NAME --dry-run
     """
-    from segray import export as exports
     from segray.cli.terminal import counting, say, waiting
     from segray.core.formats.frame import Options
     from segray.errors import ConfigError
+    from segray.stages import export as exports
 
     exports.check_format(to)
     if to == "hub":

@@ -43,7 +43,7 @@ def report(config: Config, overwrite: bool) -> None:
       segray report runs/sweep runs/sweep-val labels/val --out report.html
     """
     from segray.cli.terminal import say, waiting
-    from segray.report import report
+    from segray.stages.report import report
 
     with waiting("Writing the report"):
         page = report([*config.report.runs, *config.report.labels], config.report.out, overwrite=overwrite)
@@ -67,7 +67,7 @@ def status(out: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from segray.cli.terminal import show_status
-    from segray.status import status
+    from segray.stages.status import status
 
     found = status(out)
     if as_json:

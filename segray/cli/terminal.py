@@ -22,12 +22,12 @@ from rich.text import Text
 from segray.pages.formatting import duration
 
 if TYPE_CHECKING:
-    from segray.compare import Compared, Comparison
     from segray.core.labels.parts import Receipt
     from segray.core.labels.totals import Summary
     from segray.core.training.checkpoint import EpochRow
-    from segray.evaluate import Evaluation
-    from segray.status import Status
+    from segray.stages.compare import Compared, Comparison
+    from segray.stages.evaluate import Evaluation
+    from segray.stages.status import Status
     from segray.trials.leaderboard import LeaderboardRow, SweepResult
 
 LINE_EVERY_S = 10.0  # without a terminal, few lines are enough for a log

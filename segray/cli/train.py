@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def preview_sweep(config: Config) -> None:
     from segray.cli.terminal import say, table, waiting
-    from segray.sweep import preview
+    from segray.stages.sweep import preview
 
     with waiting("Trying a step of each model"):
         trials, hours = preview(config)
@@ -46,7 +46,7 @@ def train(config: Config, overwrite: bool) -> None:
     from segray.cli.terminal import epoch_line, say, waiting
     from segray.core.io import storage
     from segray.core.training.checkpoint import read_history, read_settings
-    from segray.train import random_start, train
+    from segray.stages.train import random_start, train
 
     out = storage.absolute(config.train.out)
     resumes = bool(read_history(out)) and not overwrite
@@ -100,7 +100,7 @@ def sweep(config: Config, overwrite: bool) -> None:
       segray sweep show runs/tpe
     """
     from segray.cli.terminal import say, show_sweep, sweeping
-    from segray.sweep import sweep
+    from segray.stages.sweep import sweep
 
     with sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row)
@@ -147,7 +147,7 @@ def evaluate(config: Config, overwrite: bool) -> None:
       segray evaluate labels/val --truth camvid/valannot --conditions weather.csv --out runs/labels-val
     """
     from segray.cli.terminal import counting, say, show_scores
-    from segray.evaluate import PICTURES, evaluate
+    from segray.stages.evaluate import PICTURES, evaluate
 
     with counting("frames") as advance:
         result = evaluate(config, overwrite=overwrite, progress=advance)
@@ -173,7 +173,7 @@ def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> 
       segray compare runs/resnet18-val runs/mobilenet-val --images 5 --out runs/compared
     """
     from segray.cli.terminal import say, show_comparison, waiting
-    from segray.compare import compare
+    from segray.stages.compare import compare
 
     with waiting("Drawing images"):
         result = compare(run_a, run_b, out=out, count=images, seed=seed)

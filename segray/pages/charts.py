@@ -26,8 +26,8 @@ from segray.core.training.checkpoint import is_evaluated
 from segray.pages.formatting import clean
 
 if TYPE_CHECKING:
-    from segray.compare import Compared
     from segray.core.training.checkpoint import EpochRow, History
+    from segray.stages.compare import Compared
     from segray.trials.leaderboard import LeaderboardRow
 
 MATRIX_CLASSES = 30  # limit of a page's width; the table shows all

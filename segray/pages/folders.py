@@ -27,9 +27,9 @@ from segray.sections.values import parse_size
 from segray.trials.leaderboard import LeaderboardRow, advice, ranked
 
 if TYPE_CHECKING:
-    from segray.compare import Comparison
     from segray.core.labels.totals import Summary
-    from segray.evaluate import Evaluation as SplitEvaluation
+    from segray.stages.compare import Comparison
+    from segray.stages.evaluate import Evaluation as SplitEvaluation
 
 # Limits of the whole page, divided among its folders, which keep it below 10 MB.
 PICTURE_BYTES, LISTED, VIDEOS = 6_000_000, 600, 4

@@ -29,7 +29,7 @@ from segray.core.io import storage
 from segray.core.labels import parts
 from segray.core.labels.folder import read_summary
 from segray.core.labels.plan import load_plans
-from segray.label import Watch, label
+from segray.stages.label import Watch, label
 
 SLOW_S = "0.3"  # a frame, so that there is time to strike
 SITE = """

@@ -19,7 +19,7 @@ from segray.core.labels import parts
 from segray.core.labels.folder import read_summary
 from segray.core.labels.plan import load_plans
 from segray.errors import ClusterError, OutputExists, StorageError, TooManyErrors
-from segray.label import Watch, _check_store, label
+from segray.stages.label import Watch, _check_store, label
 
 
 def options(bundle, town, out, **more):
@@ -72,7 +72,7 @@ def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_
     (said,) = watch.notes
     picked = load_plans(str(tmp_path / "out"))[0].settings["engine"]
     assert re.fullmatch(rf"Engine: {picked} \(torch [\d.]+, onnx [\d.]+ images/s here\)\.", said)
-    monkeypatch.setattr("segray.label.engine_speeds", None)  # nobody asks again
+    monkeypatch.setattr("segray.stages.label.engine_speeds", None)  # nobody asks again
     assert label(config)["ok"] == 21
     other = "torch" if picked == "onnx" else "onnx"
     with pytest.raises(OutputExists, match=rf"\(engine was {picked}, is {other}\)"):
@@ -171,7 +171,7 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
                 raise RuntimeError("CUDA error: device-side assert triggered\nFor debugging consider …")
             return self.plain(*given)
 
-    monkeypatch.setattr("segray.label.Labeller", Sick)
+    monkeypatch.setattr("segray.stages.label.Labeller", Sick)
     watch = Seen()
     config = options(tiny_bundle, town, tmp_path / "out", **{"label.actors": 2, "label.shard_size": 1})
     assert label(config, watch=watch)["ok"] == 21

@@ -19,7 +19,7 @@ from segray.config import Config
 from segray.core.io import storage
 from segray.core.models import bundle
 from segray.core.training.checkpoint import read_history
-from segray.train import train
+from segray.stages.train import train
 from segray.trials.leaderboard import read_entries, read_sweep
 
 NODES = 3
@@ -85,8 +85,8 @@ def on_cluster(stage, config, change):
     import ray
     from ray.cluster_utils import Cluster
 
-    from segray import label, sweep, train
     from segray.cluster.connect import QUIET
+    from segray.stages import label, sweep, train
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)

@@ -23,7 +23,7 @@ from segray.config import load
 from segray.core.search.space import Trial
 from segray.core.training import checkpoint
 from segray.errors import ClusterError, OutputExists, TrainingDiverged
-from segray.sweep import _scheduler, _train, concurrent, sweep
+from segray.stages.sweep import _scheduler, _train, concurrent, sweep
 from segray.trials.leaderboard import Entry, read_entries, read_sweep, write_entries
 from segray.trials.queue import Turns
 
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_is_tried_again_on_a_gpu_alone(settings, monkey
         tries.append(args)
         raise TrainingDiverged("The loss is nan.")
 
-    monkeypatch.setattr("segray.sweep.run", run)
+    monkeypatch.setattr("segray.stages.sweep.run", run)
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
     for gpus, count in ((0, 1), (0.5, 2)):
         tries.clear()

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from segray.cluster.telemetry import COUNTERS, GAUGES, Gauges, tag
 from segray.config import load
-from segray.label import label
-from segray.train import train
+from segray.stages.label import label
+from segray.stages.train import train
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
 EXPORTED = {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}

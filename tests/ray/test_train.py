@@ -24,7 +24,7 @@ from segray.core.training import checkpoint
 from segray.core.training.checkpoint import EpochRow
 from segray.errors import ClusterError, DataError, ModelError, OutputExists, SegrayError
 from segray.sections.training import ModelSection
-from segray.train import train
+from segray.stages.train import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from segray import train
 from segray.config import load
 from segray.core import data
 from segray.core.data import FileSamples, MemorySamples, frame_cache, open_dataset, streets
@@ -22,6 +21,7 @@ from segray.core.training.checkpoint import read_history
 from segray.core.training.workers import LocalWorker
 from segray.errors import DataError
 from segray.sections.training import DataSection
+from segray.stages import train
 
 SIZE = (32, 48)
 FRAME_BYTES = 32 * 48 * 4

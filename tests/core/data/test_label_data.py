@@ -17,10 +17,10 @@ from segray.core.labels.plan import load_plans
 from segray.core.labels.planning import make_plan
 from segray.core.scoring.sources import LabelFrames
 from segray.errors import DataError
-from segray.report import render
 from segray.sections.labelling import InferSection
 from segray.sections.training import DataSection
-from segray.status import status
+from segray.stages.report import render
+from segray.stages.status import status
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from segray.core.labels import parts
 from segray.core.labels.plan import load_plans
 from segray.core.labels.planning import make_plan
 from segray.errors import DataError
-from segray.evaluate import evaluate
+from segray.stages.evaluate import evaluate
 
 SPACE = streets.LABEL_SPACE
 

@@ -15,7 +15,7 @@ from segray.core.labels import parts
 from segray.core.labels.folder import LabelFolder
 from segray.core.labels.planning import make_plan
 from segray.errors import DataError
-from segray.status import status
+from segray.stages.status import status
 
 SPACE = streets.LABEL_SPACE
 

@@ -41,7 +41,7 @@ from segray.core.training.checkpoint import (
 )
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
-from segray.train import (
+from segray.stages.train import (
     DataPlan,
     as_begun,
     before,

@@ -39,7 +39,7 @@ from segray.core.scoring.sources import Drawn, LabelFrames, ModelFrames, Scored
 from segray.core.training.checkpoint import SETTINGS, command_of, read_settings
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.train import different
+from segray.stages.train import different
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 MADE = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)

@@ -18,7 +18,7 @@ from segray.core.io.masks import colorize
 from segray.core.scoring import bootstrap
 from segray.core.training.checkpoint import read_settings
 from segray.errors import DataError, SegrayError
-from segray.evaluate import (
+from segray.stages.evaluate import (
     IMAGES,
     SCORES,
     Evaluation,

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from segray import trackers
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
 from segray.config import Config
@@ -41,6 +40,7 @@ from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
 from segray.errors import ConfigError, DataError, ModelError
 from segray.sections.training import TrainSection
+from segray.stages import trackers
 
 log = logging.getLogger("segray")
 
