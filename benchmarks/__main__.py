@@ -3,6 +3,7 @@
 python -m benchmarks                  # an hour or two on 2 cores; `make bench`
 python -m benchmarks --only growth    # one of them; the other tables stay as they are
 python -m benchmarks --full           # three rounds, and larger ones
+python -m benchmarks gpu --minutes 9  # what a GPU machine shows in minutes, into a file of its own
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.gpu import gpu
 from segray.cli import main
 from segray.cli.terminal import say
 
@@ -42,12 +44,15 @@ RUNS = {  # a program of this folder → its arguments in minutes, and in full
 }
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--full", is_flag=True, help="Three rounds of everything, hours.")
 @click.option("--only", multiple=True, type=click.Choice(list(RUNS)), help="One program, may be given again.")
 @click.option("--out", default=str(RESULTS), show_default=True)
-def bench(full: bool, only: tuple[str, ...], out: str) -> None:
+@click.pass_context
+def bench(context: click.Context, full: bool, only: tuple[str, ...], out: str) -> None:
     """Run every benchmark, and write what each prints to one file."""
+    if context.invoked_subcommand:
+        return
     path = Path(out)
     before = path.read_text() if path.exists() else ""
     tables = dict(part.split("\n", 1) for part in before.split("\n## ")[1:])
@@ -63,6 +68,8 @@ def bench(full: bool, only: tuple[str, ...], out: str) -> None:
         path.write_text("\n".join([TITLE, *(f"## {run}\n{tables[run]}" for run in RUNS if run in tables)]))
     say(f"The tables are in {out}.")
 
+
+bench.add_command(gpu)
 
 if __name__ == "__main__":
     main(bench)

@@ -45,12 +45,20 @@ from benchmarks.rivals import RIVALS
 from segray.cli import main
 from segray.cli.terminal import table
 
-KINDS = {"jpeg360": (360, 480), "jpeg1024": (1024, 2048), "video": (360, 480)}  # height, width of a frame
+KINDS = {  # height, width of a frame
+    "jpeg360": (360, 480),
+    "jpeg1024": (1024, 2048),
+    "video": (360, 480),
+    "video720": (720, 1280),
+}
+USUAL = "jpeg360,jpeg1024,video"
 NULL = {"arch": "unet", "encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}}
 NETS = {
     "real": {},
     "null": NULL,
     "segformer": {"arch": "segformer", "encoder": "mit_b0"},
+    "mit_b0": {"arch": "segformer", "encoder": "mit_b0"},  # the same without transformers' own beside it
+    "unet34": {"arch": "unet", "encoder": "resnet34"},
     "torchvision": {"arch": "deeplabv3-torchvision", "encoder": "mobilenet_v3_large"},
 }
 SMP = ("real", "null", "segformer")
@@ -70,7 +78,7 @@ TARGETS = {
 @click.group(invoke_without_command=True)
 @click.option("--frames", default=128, show_default=True, help="A run; of 1024×2048 a quarter.")
 @click.option("--rounds", "count", default=3, show_default=True)
-@click.option("--kind", default=",".join(KINDS), show_default=True)
+@click.option("--kind", default=USUAL, show_default=True)
 @click.option("--model", default="real,null", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--batch", default=8, show_default=True)
@@ -132,13 +140,14 @@ def result_of(results: Sequence[dict[str, Any]], name: str, key: str, digits: in
 # --- what is labelled, and with what ---------------------------------------------------------------------
 
 
-def set_up(root: Path, kind: str, net: str, frames: int) -> dict[str, Any]:
-    """Bundle and frames on disk, and what the rivals are told of them."""
+def set_up(root: Path, kind: str, net: str, frames: int, *, seen: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Bundle and frames on disk, and what the rivals are told of them. seen: the model's input size."""
     size = KINDS[kind]
-    seen = (32, 32) if net == "null" else (512, 1024) if kind == "jpeg1024" else (352, 480)
+    usual = (32, 32) if net == "null" else (512, 1024) if kind == "jpeg1024" else (352, 480)
+    seen = seen or usual
     about = {"size": size, "input_size": seen, **bundle_of(root, net, seen)}
-    if kind == "video":
-        video = root / f"{frames}.mp4"
+    if kind.startswith("video"):
+        video = root / f"{kind}-{frames}.mp4"
         if not video.exists():
             write_video(video, size, frames)
         from segray.core.io.video import index_video
@@ -225,17 +234,21 @@ def teach(model: Any, forward: Callable[[Any], Any], info: Any, net: str) -> Non
     from segray.core.transforms import normalize, to_float
 
     torch.set_num_threads(1)  # beside other work, two wait for each other most of the time
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     samples = [streets.draw(seed, (64, 96)) for seed in range(16)]
     images = normalize(to_float(torch.from_numpy(np.stack([one.image_hwc for one in samples]))), info.mean, info.std)
     masks = torch.from_numpy(np.stack([one.mask_hw for one in samples])).long()
     masks[masks == VOID_ID] = IGNORE_INDEX
     if len(info.label_space["names"]) == 2:
         masks = (masks == ROAD).long()
+    images, masks = images.to(device), masks.to(device)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(30):
         optimizer.zero_grad()
         cross_entropy(forward(images), masks, ignore_index=IGNORE_INDEX).backward()
         optimizer.step()
+    model.cpu()
 
 
 def segformer_of(root: Path, info: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import psutil
 
+import segray
 from segray.cli.terminal import say
 
 LOOK_S = 0.5  # between looks at the processes
@@ -100,21 +101,37 @@ def verdict(ratios: list[float], least: float | None) -> str:
 
 
 def print_machine() -> None:
+    """Print what machine this is, and the command."""
+    for line in machine():
+        say(line)
+    module = Path(sys.argv[0]).with_suffix("").name
+    say(f"python -m benchmarks.{module} {' '.join(sys.argv[1:])}\n")
+
+
+def version_of(name: str) -> str:
+    """Return an installed version; segray may be a checkout that nobody has installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return segray.__version__ if name == "segray" else "–"
+
+
+def machine() -> list[str]:
+    """Return processor, GPU and versions in a few lines."""
     cpus = Path("/proc/cpuinfo")
     names = (
         [line.split(": ")[1] for line in cpus.read_text().splitlines() if "model name" in line] if cpus.exists() else []
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    say(f"{(names or [platform.machine()])[0]}, {cores} cores, {memory_gib:.0f} GiB, load {os.getloadavg()[0]:.1f}")
+    kind, load = (names or [platform.machine()])[0], os.getloadavg()[0]
+    lines = [f"{kind}, {cores} cores, {memory_gib:.0f} GiB, load {load:.1f}"]
     smi = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError):  # no GPU
-        say(subprocess.run(smi, capture_output=True, text=True, check=True).stdout.strip())
-    names = ("torch", "ray", "pyarrow", "segmentation-models-pytorch", "segray")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    say(f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}")
-    module = Path(sys.argv[0]).with_suffix("").name
-    say(f"python -m benchmarks.{module} {' '.join(sys.argv[1:])}\n")
+        lines.append(subprocess.run(smi, capture_output=True, text=True, check=True).stdout.strip())
+    packages = ("torch", "ray", "pyarrow", "segmentation-models-pytorch", "segray")
+    versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
+    return [*lines, f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}"]
 
 
 def memory_mib() -> tuple[float, float]:

@@ -15,9 +15,10 @@
               over a batch's tensor with all threads of PyTorch, and no more
     segray    segray.stages.label.label() on Ray with one actor
 
-A run gives images_per_s of its steady state: from the first unit done (a batch, a shard) to the last but those that
-were begun ahead, so that as much is in flight at both ends. Of what the process took from its birth, start_s is what
-the frames at that speed do not account for: imports, Ray, the plan, the model, the first decodes, the end.
+A run gives images_per_s of its steady state, which is its window: from the first unit done (a batch, a shard) to the
+last but those that were begun ahead, so that as much is in flight at both ends. Of what the process took from its
+birth, start_s is what the frames at that speed do not account for: imports, Ray, the plan, the model, the first
+decodes, the end.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def speed(job: Job, stamps: Sequence[tuple[float, int]], ahead: int) -> Result:
     """stamps: when a unit was done, and its frames, in order of time; `ahead`: units that were begun before."""
     end = max(1, len(stamps) - 1 - ahead)
     rate = sum(count for _, count in stamps[1 : end + 1]) / (stamps[end][0] - stamps[0][0])
-    return {"images_per_s": rate, "start_s": time.time() - job["born"] - job["frames"] / rate}
+    start_s = time.time() - job["born"] - job["frames"] / rate
+    return {"images_per_s": rate, "start_s": start_s, "window": (stamps[0][0], stamps[end][0])}
 
 
 # --- what a user would write -----------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""The command that measures a GPU machine: what a step prints is kept, whatever becomes of the step."""
+
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import gpu
+from benchmarks.__main__ import bench
+from segray.core.data import streets
+
+
+def run_of(report, code, seconds=30.0):
+    gpu.run_step("limits", {}, time.time() + seconds, report, (sys.executable, "-c", code))
+
+
+def test_a_step_that_fails_leaves_its_last_lines_and_the_next_goes_on(tmp_path):
+    report = gpu.Report(tmp_path / "there" / "gpu.md", 9)
+    run_of(report, "print('| product | 7 |'); raise ValueError('no such kernel')")
+    run_of(report, "print('| copy | 3 |')")
+    lines = report.path.read_text().splitlines()
+    assert "| product | 7 |" in lines
+    assert "limits **failed with 1**, after 0 s; its last lines:" in lines
+    assert "ValueError: no such kernel" in lines
+    assert lines.index("| copy | 3 |") > lines.index("ValueError: no such kernel")
+
+
+def test_a_step_whose_time_is_over_is_ended_and_keeps_what_it_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "END_S", 0.3)
+    report, started = gpu.Report(tmp_path / "gpu.md", 9), time.time()
+    ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    run_of(report, f"{ignores}; import time; print('| one | 1 |', flush=True); time.sleep(60)", seconds=1.5)
+    assert time.time() - started < 30
+    lines = report.path.read_text().splitlines()
+    assert "| one | 1 |" in lines
+    assert any(line.startswith("limits **was stopped when its time was over**") for line in lines)
+
+
+def test_a_step_that_does_not_exist_is_one_line():
+    found = CliRunner().invoke(bench, ["gpu", "--only", "limit"])
+    assert found.output == (
+        "Error: limit is no step; they are card, tests, limits, alone, ray, training, camvid.\n"
+    )  # fmt: skip
+
+
+@pytest.mark.long
+def test_every_step_runs_in_small_without_a_gpu(tmp_path):
+    pytest.importorskip("psutil")  # segray[bench]
+    town = streets.write(tmp_path / "town", train=6, val=2, size=(48, 64), video_s=0)
+    given = ["gpu", "--minutes", "8", "--out", str(tmp_path / "gpu.md"), "--camvid", str(town)]
+    found = CliRunner().invoke(bench, given, catch_exceptions=False)
+    assert found.exit_code == 0
+    written = (tmp_path / "gpu.md").read_text()
+    assert "**" not in written, written
+    for name in gpu.STEPS:
+        assert f"\n{name}: " in written, written
