@@ -483,7 +483,6 @@ def ray_(job: Job, device: str) -> None:
 
 def training(job: Job, device: str) -> None:
     """Train the same Unet: from memory on the device, `--workers 0`, and one worker of Ray."""
-    import torch
 
     from benchmarks.train import segray_with
     from segray.config import Config
@@ -502,7 +501,6 @@ def training(job: Job, device: str) -> None:
     config = Config().changed({"train.batch_size": about["batch"]})
     plain = about["batch"] / plain_step_s(config, size, device, sizes_of(device).repeats)
     row("plain loop, batches on the device", plain, 1.0, None, None)
-    torch.set_num_threads(about["cpus"])
     row("segray's step, augmented, batches on the device",
         (own := about["batch"] / training_step_s(config, streets.LABEL_SPACE.num_classes, size, device)), own / plain,
         None, None)  # fmt: skip
@@ -556,7 +554,7 @@ PROBE_EPOCHS, SCORED = 3, 10  # epochs by which the time of one is known; how ma
 def camvid(job: Job, device: str) -> None:
     """Train the recipe for as many epochs as there is time; the schedule ends with them."""
     from segray.config import load
-    from segray.train import train
+    from segray.stages.train import train
 
     if not job["camvid"]:
         print("Left out, as no --camvid was given.")
@@ -600,7 +598,10 @@ def step(name: str, job: Job) -> None:
     """Run one step in this process."""
     import torch
 
-    STEPS[name][1](job, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)  # what is small is slower in several, and other work may be on them
+    STEPS[name][1](job, device)
 
 
 if __name__ == "__main__":
