@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Sizes:
     repeats: int
     kinds: dict[str, tuple[tuple[int, int], int, int]]  # kind of frame → what the model sees, frames, rows a part
     nets: tuple[str, ...]
-    actors: tuple[int, ...]
+    per_gpu: tuple[int, ...]
     train: tuple[tuple[int, int], int, int]  # size, frames, epochs
     recipe: dict[str, Any]
     most_epochs: int
@@ -69,7 +70,7 @@ LARGE = Sizes(
     repeats=20,
     kinds={"jpeg1024": ((1024, 2048), 640, 8), "jpeg360": ((352, 480), 2048, 16), "video720": ((704, 1280), 768, 16)},
     nets=("unet34", "mit_b0"),
-    actors=(4, 8),
+    per_gpu=(4, 8),
     train=((512, 1024), 160, 4),
     recipe={},
     most_epochs=600,
@@ -80,7 +81,7 @@ SMALL = Sizes(
     repeats=2,
     kinds={"jpeg360": ((32, 64), 24, 2)},
     nets=("null",),
-    actors=(),
+    per_gpu=(),
     train=((32, 64), 8, 2),
     recipe={"data.size": "32x48", "model.arch": "unet-plain", "model.options": {"channels": 4}, "train.batch_size": 2},
     most_epochs=10,
@@ -198,6 +199,16 @@ def has_time(job: Job, seconds: float, what: str) -> bool:
         return True
     print(f"\n{what}: left out, as its time was over.")
     return False
+
+
+@contextmanager
+def tried(what: str) -> Iterator[None]:
+    """Print why something failed, and go on with what comes after it."""
+    try:
+        yield
+    except Exception:
+        lines = traceback.format_exc().splitlines()[-LAST_LINES:]
+        print("\n".join([f"\n{what} **failed**:\n\n```", *lines, "```\n"]))
 
 
 def kept(job: Job) -> Path:
@@ -460,13 +471,17 @@ def ray_(job: Job, device: str) -> None:
     figures, begun = figures_of(job), False
     with own_ray(device):
         plain = [(net, kind, about) for net, kind, about in bundles(job, device)]
-        several = [(net, kind, about | {"actors": count}) for count in sizes_of(device).actors
+        several = [(net, kind, about | {"per_gpu": count}) for count in sizes_of(device).per_gpu
                    for net, kind, about in plain if net == sizes_of(device).nets[0]]  # fmt: skip
         for net, kind, about in plain + several:
-            if not has_time(job, 25 if device == "cuda" else 5, f"{net}, {kind}, {about.get('actors', 1)} processes"):
+            what = f"{net}, {kind}, {about.get('per_gpu', 1)} processes"
+            if not has_time(job, 25 if device == "cuda" else 5, what):
                 continue
-            with Busy() as busy, tempfile.TemporaryDirectory(dir=job["folder"]) as out:
+            found: dict[str, Any] = {}
+            with tried(what), Busy() as busy, tempfile.TemporaryDirectory(dir=job["folder"]) as out:
                 found = segray(about | {"out": f"{out}/labels", "born": time.time()})
+            if not found:
+                continue
             before = figures.get(f"{net} {kind}", {})
             speed, kernels = found["images_per_s"], before.get("kernels")
             if not begun:
@@ -474,7 +489,7 @@ def ray_(job: Job, device: str) -> None:
                 head("net", "frames", "processes", "images/s", "÷ predictor alone", "÷ forward pass", "busy by NVML",
                      "busy by events", *(f"{name}, ms a frame" for name in stages))  # fmt: skip
             row(
-                net, kind, about.get("actors", 1), speed,
+                net, kind, about.get("per_gpu", 1), speed,
                 speed / before["predictor"] if before else None, speed / before["bare"] if before else None,
                 busy.share(*found["window"]), kernels and kernels * speed / 1e3,
                 *(found["stage_ms"].get(name) for name in stages),

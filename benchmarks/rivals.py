@@ -373,6 +373,7 @@ def segray(job: Job) -> Result:
 
     given = {"model": job["model"], "inputs": job["inputs"], "out": job["out"], "shard_size": job["shard"]}
     given |= {"batch_size": job["batch"], "max_error_rate": 0.0, "actors": job.get("actors")}
+    given |= {"actors_per_gpu": job.get("per_gpu", 1)}
     config = Config().changed({f"label.{key}": value for key, value in given.items()})
     config = config.changed({"cluster.gpu": job["device"] == "cuda"})
     watch, imported = Stamps(), time.time()

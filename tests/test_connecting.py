@@ -17,9 +17,9 @@ from segray.core.data import FileSamples, streets
 from segray.core.io import storage
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
-from segray.sections.labelling import ClusterSection
+from segray.sections.labelling import ClusterSection, GivenLabelSection
 from segray.stages import train
-from segray.stages.label import label
+from segray.stages.label import _shape, label
 
 
 @pytest.fixture
@@ -171,6 +171,26 @@ def test_with_a_gpu_in_the_cluster_each_worker_has_one_or_a_line_says_why_not():
             "autoscaler does, give it time: --set cluster.wait=20m. To do without GPUs: --set cluster.gpu=false."
         )
     assert shape(ClusterSection(workers=16, gpu=False), EIGHT) == WorkerShape(16, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("per_gpu", "actors", "shape", "cpus_beside"),
+    [
+        (1, None, WorkerShape(8, 1, 1), 24),
+        (4, None, WorkerShape(32, 1, 0.25), 6),
+        (3, None, WorkerShape(24, 1, 0.3333), 8),
+        (4, 2, WorkerShape(2, 1, 0.25), 48),
+    ],
+)
+def test_labelling_processes_share_gpus_and_the_cpus_of_their_nodes(per_gpu, actors, shape, cpus_beside):
+    section = GivenLabelSection(model="best", actors=actors, actors_per_gpu=per_gpu)
+    assert _shape(Config(), section, EIGHT) == shape
+    assert EIGHT.cpus_beside(shape) == cpus_beside
+
+
+def test_cpus_of_nodes_without_a_gpu_decode_for_no_process_with_one():
+    assert has((8, 1), (64, 0)).cpus_beside(WorkerShape(1, 1, 1)) == 8
+    assert has((1, 4)).cpus_beside(WorkerShape(4, 1, 1)) == 1
 
 
 @pytest.mark.parametrize(

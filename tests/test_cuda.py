@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segray.cluster import connect
-from segray.cluster.resources import WorkerShape
 from segray.config import load
 from segray.core.data import MemorySamples, streets
 from segray.core.infer import cost
@@ -38,7 +37,7 @@ from segray.sections.labelling import InferSection
 from segray.sections.training import ModelSection
 from segray.stages import train as train_stage
 from segray.stages.evaluate import evaluate
-from segray.stages.label import _label_shards, _plans, with_bundle
+from segray.stages.label import _label_shards, _plans, _shape, with_bundle
 
 SPACE, SIZE = streets.LABEL_SPACE, (32, 48)
 PLAIN = {"model.arch": "unet-plain", "model.options": {"channels": 8}}
@@ -455,10 +454,12 @@ def test_a_worker_of_ray_has_the_device(settings, own_ray, device):
 @each_device_slowly
 def test_two_labelling_processes_share_a_device_by_halves(taught_bundle, town, tmp_path, own_ray, device):
     given = {"label.model": taught_bundle, "label.inputs": [str(town / "train")], "label.out": str(tmp_path / "labels")}
-    config = load(None, given | {"label.shard_size": 1, "cluster.gpu": device == "cuda"}).absolute()
+    given |= {"label.shard_size": 1, "cluster.gpu": device == "cuda", "label.actors_per_gpu": 2}
+    config = load(None, given | {"label.actors": min(2, own_ray.cpus)}).absolute()
     section, watch = with_bundle(config), SimpleNamespace(found=print, note=print)
     plans = _plans(config, section, watch)
-    shape = WorkerShape(min(2, own_ray.cpus), 1, 0.5 if device == "cuda" else 0)
+    shape = _shape(config, section, own_ray)
+    assert (shape.count, shape.gpus) == (config.label.actors, 0.5 if device == "cuda" else 0)
     todo = [(0, shard) for shard in range(plans[0].shards)]
     with closing(_label_shards(config, section, plans, todo, own_ray, shape, False)) as answers:
         receipts = list(answers)

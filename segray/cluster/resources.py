@@ -39,6 +39,10 @@ class Resources:
         most = min(self.cpus // count, max((c for c, _ in self.nodes), default=0))
         return next((cpus for cpus in range(most, 1, -1) if self.fits(cpus, gpus) >= count), 1)
 
+    def cpus_beside(self, shape: WorkerShape) -> int:
+        """Return how many CPUs of its node a process with a GPU has beside it: the fewest of all such nodes."""
+        return max(1, min((c // min(int(g / shape.gpus), shape.count) for c, g in self.nodes if g), default=1))
+
 
 @dataclass(frozen=True)
 class WorkerShape:
@@ -86,6 +90,17 @@ def uses_gpus(config: ClusterSection, has: Resources) -> bool:
     return has.gpus > 0 if config.gpu is None else config.gpu
 
 
+def gpu_share(count: int) -> float:
+    """Return the share of a GPU that each of `count` processes has.
+
+    Ray counts in steps of 1e-4 and rounds to the nearest, so a third is rounded down.
+
+    >>> gpu_share(2), gpu_share(3)
+    (0.5, 0.3333)
+    """
+    return 10_000 // count / 10_000
+
+
 def least(config: ClusterSection, count: int, has: Resources) -> WorkerShape:
     """Return the least that `count` processes need on this cluster."""
     return WorkerShape(max(1, count), config.cpus_per_worker or 1, int(uses_gpus(config, has)))
@@ -94,8 +109,7 @@ def least(config: ClusterSection, count: int, has: Resources) -> WorkerShape:
 def shape(config: ClusterSection, has: Resources, runs_at_once: int = 1, runs_per_gpu: int = 1) -> WorkerShape:
     """Return the processes of one training run, where `runs_at_once` runs share the cluster."""
     count = max(1, config.workers)
-    # Ray counts in steps of 1e-4 and rounds to the nearest.
-    gpus = 10_000 // runs_per_gpu / 10_000 if uses_gpus(config, has) else 0
+    gpus = gpu_share(runs_per_gpu) if uses_gpus(config, has) else 0
     worker = WorkerShape(count, config.cpus_per_worker or has.share(count * runs_at_once, gpus), gpus)
     worker.check(has)
     return worker

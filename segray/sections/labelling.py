@@ -47,7 +47,16 @@ class LabelSection(Section):
     )
     batch_size: Images = Field(8, ge=1, description="Frames that the model takes at a time.")
     actors: int | None = Field(
-        None, ge=1, description="Labelling processes. Default: one per GPU of the cluster, or one without GPUs."
+        None,
+        ge=1,
+        description="Labelling processes. Default: `label.actors_per_gpu` for each GPU of the cluster, or one without "
+        "GPUs.",
+    )
+    actors_per_gpu: int = Field(
+        1,
+        ge=1,
+        description="Labelling processes that share a GPU. Each reads, decodes and encodes for itself, on one Python "
+        "interpreter, so several keep a fast GPU busier.",
     )
     max_error_rate: float = Field(
         1.0, ge=0, le=1, description="End with exit code 3 when a larger share of the rows are errors."

@@ -160,8 +160,9 @@ def _shape(
 ) -> resources.WorkerShape:
     """Return the actors' resources, with `most` actors at most."""
     use_gpu = resources.uses_gpus(config.cluster, has)
-    actors = min(section.actors or (has.gpus if use_gpu else 1), most)
-    shape = resources.WorkerShape(actors, 1 if use_gpu else has.share(actors), int(use_gpu))
+    actors = min(section.actors or (has.gpus * section.actors_per_gpu if use_gpu else 1), most)
+    gpus = resources.gpu_share(section.actors_per_gpu) if use_gpu else 0
+    shape = resources.WorkerShape(actors, 1 if use_gpu else has.share(actors), gpus)
     shape.check(has)
     return shape
 
@@ -220,7 +221,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
         watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
     if not todo:
         return
-    processes = min(section.actors or 1, len(todo))
+    processes = -(-min(section.actors or 1, len(todo)) // section.actors_per_gpu)
     with connect.connected(config.cluster, processes) as has, closing(Gauges(section.out)) as gauges:
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         left = sum(readers[number].rows_in(shard) for number, shard in todo)
@@ -283,7 +284,7 @@ def _label_shards(
 ) -> Generator[Receipt | Lost]:
     """Yield the result of each shard as soon as it is known."""
     connect.hush()
-    at_once = side_by_side(has.cpus // shape.count if shape.gpus else shape.cpus)  # one uses the GPU, the others decode
+    at_once = side_by_side(has.cpus_beside(shape) if shape.gpus else shape.cpus)  # one uses the GPU, the others decode
     given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
 
