@@ -1,6 +1,7 @@
 """How fast labelling is, against what a user would write, Ray Data's documented pipeline, and the model alone.
 
     python -m benchmarks.label --frames 128 --rounds 3 --kind jpeg360,video --model real
+    python -m benchmarks.label --device simulated:40 --kind jpeg360 --model null
     python -m benchmarks.label plan --inputs 10000,100000,1000000
     python -m benchmarks.label memory --frames 10000
 
@@ -15,6 +16,9 @@ so that masks have the edges of masks and not of noise. All rivals have the same
     torchvision  its DeepLabV3 over MobileNetV3, beside its own
     null   a Unet over three stages of resnet18, 2 classes, at 32×32: 0.5 ms a frame on 2 cores, so that reading,
            moving, encoding and writing count; its ids are interpolated to the frame's size as real ones are
+
+A simulated device (benchmarks.simulated) takes so many milliseconds for a batch of 8 and no processor: how busy segray
+alone keeps it, and how many frames it would label if the device took no time.
 
 The script and the idiom compute no figures (confidence, entropy, pixels and regions of each class); segray does.
 """
@@ -63,6 +67,7 @@ NETS = {
 }
 SMP = ("real", "null", "segformer")
 NETS_OF = {"script": SMP, "lightning": SMP, "idiom": SMP, "pipeline": ("segformer",), "torchvision": ("torchvision",)}
+SIMULATED = "simulated:"  # a device that takes so many milliseconds for a batch
 DRAWN = 8
 LEAST_SHARDS = 6
 KEYFRAME_EVERY = 16
@@ -103,7 +108,11 @@ def label(
                 times = NULL_TIMES if net == "null" else 1
                 all_, rows = times * frames // (4 if large else 1), times * shard // (2 if large else 1)
                 job = {"device": device, "batch": batch, "shard": rows, "frames": max(all_, LEAST_SHARDS * rows)}
-                compare(name, net, job | set_up(Path(folder), name, net, job["frames"]), count)
+                job |= set_up(Path(folder), name, net, job["frames"])
+                if device.startswith(SIMULATED):
+                    keep_busy(name, job, float(device.removeprefix(SIMULATED)), count)
+                else:
+                    compare(name, net, job, count)
 
 
 def compare(kind: str, net: str, job: dict[str, Any], count: int) -> None:
@@ -129,6 +138,26 @@ def compare(kind: str, net: str, job: dict[str, Any], count: int) -> None:
     table("of it the model, in one process alone, ms a frame", list(stages), [[f"{ms:.2f}" for ms in stages.values()]])
     begin = medians([result["segray"]["begin_s"] for result in results])
     table("segray's start, s", ("", ""), [(name, f"{seconds:.1f}") for name, seconds in begin.items()])
+
+
+def keep_busy(kind: str, job: dict[str, Any], batch_ms: float, count: int) -> None:
+    """How busy segray keeps a device that takes so long for a batch, and its speed beside one that takes no time."""
+    from benchmarks import simulated
+
+    rows, stages = [], {}
+    for ms in (batch_ms, 0.0):
+        results = rounds("benchmarks.rivals", ["segray"], job | {"simulated_ms": ms}, count, f"{kind}, {ms:g} ms, ")
+        speeds = [result["segray"]["images_per_s"] for result in results]
+        busy = [speed * ms / 1e3 / simulated.BATCH for speed in speeds]
+        own = f"{1e3 * simulated.BATCH / ms:.0f}" if ms else "–"
+        rows.append((f"{ms:g} ms", own, f"{median(speeds):.1f}", spread(busy) if ms else "–"))
+        stages[f"{ms:g} ms"] = medians([result["segray"]["stage_ms"] for result in results])
+    facts = f"{job['frames']} frames of {job['size'][0]}×{job['size'][1]}, shards of {job['shard']}"
+    columns = ("a batch takes", "the device's own images/s", "segray's", "device busy (least–most)")
+    table(f"{kind}, simulated device: {facts}, {count} rounds", columns, rows)
+    names = next(iter(stages.values()))
+    rows = [(ms, *(f"{found[name]:.2f}" for name in names)) for ms, found in stages.items()]
+    table("segray, ms a frame over all threads", ("", *names), rows)
 
 
 def result_of(results: Sequence[dict[str, Any]], name: str, key: str, digits: int) -> str:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -357,6 +358,7 @@ def segray(job: Job) -> Result:
     from segray.cluster import connect
     from segray.config import Config
     from segray.core.infer.predictor import side_by_side
+    from segray.stages import label as stage
     from segray.stages.label import Watch, label
 
     class Stamps(Watch):
@@ -376,6 +378,11 @@ def segray(job: Job) -> Result:
     given |= {"actors_per_gpu": job.get("per_gpu", 1)}
     config = Config().changed({f"label.{key}": value for key, value in given.items()})
     config = config.changed({"cluster.gpu": job["device"] == "cuda"})
+    if "simulated_ms" in job:
+        from benchmarks import simulated
+
+        os.environ[simulated.MS] = str(job["simulated_ms"])
+        stage.Labeller = simulated.SimulatedLabeller
     watch, imported = Stamps(), time.time()
     with connect.connected(config.cluster):
         connected = time.time()
