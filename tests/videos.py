@@ -18,7 +18,7 @@ from segray.core.io.decoding import metadata_options
 HEIGHT, WIDTH = 48, 64
 TICKS = 90_000  # a second of MPEG's clock
 
-B_FRAMES = {"bf": "3", "preset": "medium", "x264-params": "b-adapt=0:b-pyramid=normal"}
+B_FRAMES = {"bf": "3", "preset": "medium", "x264-params": "b-adapt=0:b-pyramid=normal:mbtree=0"}
 OPEN_GROUPS = {"bf": "3", "x264-params": "open-gop=1:keyint=8:bframes=3:b-adapt=0"}
 INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=8:bframes=0", "height": 240, "width": 320}
 HEVC = {"codec": "libx265", "bf": "3", "x265-params": "log-level=none"}

@@ -96,6 +96,8 @@ def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: boo
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
     stream.thread_type = threads
+    if threads == "NONE":
+        stream.codec_context.thread_count = 1  # libdav1d has threads of its own
     if strict:
         stream.codec_context.options = {"err_detect": "explode"}
     stream.codec_context.copy_opaque = True
@@ -153,10 +155,12 @@ def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
             if settled:
                 raise
             continue
-        for frame in frames:  # the last packet of an interlaced video may be a field of the frame of the one before
-            shown = max(shown, _number_of(frame, number) + frame.interlaced_frame)
+        for frame in frames:
+            shown = max(shown, _number_of(frame, number))
             yield Shown(frame, frame.pts, frame.opaque and frame.opaque.number)
-    if shown < number:  # errors of the last packets, which several threads do not report
+    # At the end threads hand over frames and errors together, of which PyAV gives the frames before the first error.
+    # The last packet may also be the second field of a frame.
+    if shown < number and stream.codec_context.thread_count != 1:
         raise _DamagedError
 
 
@@ -168,8 +172,22 @@ class Numbered(NamedTuple):
     is_whole: bool
 
 
-def number_frames(container: Any, stream: Any) -> Numbered:
-    """Decode from the beginning, up to damage if there is any, and number the frames."""
+def number_frames(uri: str) -> Numbered:
+    """Decode from the beginning, up to damage if there is any, and number the frames.
+
+    Several threads decode, then one again from the last start on, since several do not tell of all errors at the end.
+    """
+    with open_video(uri) as container:
+        stamps, starts = _number_fast(container, video_stream(container, uri))
+    start = starts[-1] if starts else None
+    tail = _number_surely(uri, start)
+    if tail is None:  # a container without an index
+        start, starts, tail = None, [], _number_surely(uri, None)
+    assert tail is not None
+    return Numbered(stamps[: start.frame if start else 0] + tail[0], starts, tail[1])
+
+
+def _number_fast(container: Any, stream: Any) -> tuple[list[int | None], list[Start]]:
     keys: dict[int, tuple[int, int | None]] = {}
     bytes_seen: Counter[int | None] = Counter()  # several packets may begin in one of the container's
 
@@ -182,14 +200,36 @@ def number_frames(container: Any, stream: Any) -> Numbered:
 
     stamps: list[int | None] = []
     starts: list[Start] = []
-    is_whole = False
     with suppress(*DAMAGE):
         for frame, pts, number in decode_fast(stream, Run(noted())):
             if number in keys and frame is not None and stream.codec_context.pix_fmt not in PALETTES:
                 starts.append(Start(len(stamps), *keys.pop(number), checksum(frame)))
             stamps.append(pts)
-        is_whole = True
-    return Numbered(stamps, [start for start in starts if bytes_seen[start.byte] == 1], is_whole)
+    return stamps, [start for start in starts if bytes_seen[start.byte] == 1]
+
+
+def _number_surely(uri: str, begin: Start | None) -> tuple[list[int | None], bool] | None:
+    """Decode in one thread, from a start or the beginning on, up to damage; return stamps and whether there was none.
+
+    None: the start is not found.
+    """
+    stamps: list[int | None] = []
+    with open_video(uri) as container:
+        stream = video_stream(container, uri, threads="NONE")
+        run = start_at(container, stream, begin) if begin else Run(container.demux(stream))
+        if run is None:
+            return None
+        try:
+            for frame, pts, number in decode_fast(stream, run):
+                if begin and not stamps:  # what is shown before the keyframe is another run's
+                    if number != 0:
+                        continue
+                    if frame is None or checksum(frame) != begin.checksum:
+                        return None
+                stamps.append(pts)
+        except DAMAGE:
+            return (stamps, False) if stamps or not begin else None
+    return (stamps, True) if stamps or not begin else None
 
 
 def checksum(frame: av.VideoFrame) -> int:

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from typing import Any
 
 from segray.core.io import storage
 
 HEAD = 1 << 16  # bytes that contain a header with the length
+PACKS = 1 << 18  # bytes that contain some packs of a program stream; one of .vob has 2,048
 
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # File Properties (ASF specification, 3.2)
 BROADCAST = 1  # its flag: the length was not known when the header was written
 NEVER_SO_LONG = 0x7FFFFFFF  # length written by AVI writers that cannot seek back
 
 
-def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
-    """Return how many bytes the file is too short; 0 where it is whole or unknown. stream: must be fully read."""
+def missing_bytes(uri: str, format_name: str, stream: Any, last: int | None) -> int:
+    """Return how many bytes the file is too short; 0 where it is whole or unknown.
+
+    stream: must be fully read. last: where its last packet begins, if that is known.
+    """
     with storage.open_read(uri) as file:
         size: int = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -38,6 +43,10 @@ def missing_bytes(uri: str, format_name: str, stream: Any) -> int:
                 end = _flv_size(head)
             case "mpegts":
                 end = _ts_end(file, head, size)
+            case "mpeg":
+                end = _pack_end(file, size)
+            case "mxf":
+                end = max(_footer(head), _klv_end(file, last) if last is not None else 0)
             case _:
                 end = 0
     return max(0, end - size)
@@ -101,3 +110,47 @@ def _ts_packet(head: bytes) -> int:
     if head[0:1] == head[188:189] == b"G":
         return 188
     return 192 if head[4:5] == head[196:197] == b"G" else 1
+
+
+def _pack_end(file: Any, size: int) -> int:
+    """Find the end of a program stream's last packet: each states its length (ISO/IEC 13818-1, 2.5.3)."""
+    file.seek(max(0, size - PACKS))
+    tail = file.read(PACKS)
+    for pack in re.finditer(b"\0\0\1\xba", tail):
+        at = pack.start()
+        while tail.startswith(b"\0\0\1", at) and tail[at + 3 : at + 4] > b"\xb9":
+            at += _pack_length(tail[at : at + 14])
+        if at >= len(tail):
+            return size - len(tail) + at
+    return 0
+
+
+def _pack_length(begin: bytes) -> int:
+    """Return the length in bytes of the pack header or packet that begins so; of a header that is cut, its shortest."""
+    if begin[3] != 0xBA:
+        return 6 + int.from_bytes(begin[4:6], "big")
+    if begin[4:5] < b"\x40":  # MPEG-1
+        return 12
+    return 14 + (begin[13] & 7 if len(begin) > 13 else 0)
+
+
+def _klv_end(file: Any, at: int) -> int:
+    """Find the end of an MXF element: a key of 16 bytes, its length, its value (SMPTE 336)."""
+    file.seek(at + 16)
+    length: bytes = file.read(9)
+    if not length:
+        return at + 17
+    if length[0] < 0x80:
+        return at + 17 + length[0]
+    count = length[0] & 0x7F
+    return at + 17 + count + int.from_bytes(length[1 : 1 + count], "big")
+
+
+def _footer(head: bytes) -> int:
+    """Return where an MXF file has the first byte of its footer, behind all frames; 0: it states none (SMPTE 377)."""
+    at = head.find(b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02")  # the header's partition pack
+    if at < 0 or len(head) < at + 57:
+        return 0
+    pack = at + 17 + (head[at + 16] & 0x7F if head[at + 16] >= 0x80 else 0)
+    footer = int(struct.unpack_from(">Q", head, pack + 24)[0])
+    return footer + 1 if footer else 0

@@ -45,6 +45,8 @@ from segray.errors import DataError
 TRUSTED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"})  # keep times of presentation
 BY_DECODING_TIME = frozenset({"avi", "asf"})  # keep one time a packet: right where frames are not reordered
 
+IN_PARTS = frozenset({"mpegts", "mpeg", "mxf"})  # of a cut file of these, the last frame may lack its end
+
 PROBE = 16  # packets that are decoded to see whether stamps name frames: as many as H.264 and HEVC can reorder
 
 NEVER_SO_MANY = 1 << 29  # what writers of AVI that cannot go back put for the number of frames
@@ -109,7 +111,7 @@ def index_video(uri: str) -> VideoIndex:
             raise DataError(f"{uri} holds no video frame that can be decoded.")
         in_order = listing.format in TRUSTED or (listing.format in BY_DECODING_TIME and not listing.reorders)
         sound = [pts for pts, is_sound in shown if is_sound]
-        in_order = in_order and _name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
+        in_order = in_order and listing.rises and _name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
         if in_order:
             shown.sort()
     keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
@@ -149,7 +151,7 @@ def _torn(listing: _Listing) -> set[int | None]:
 def _list(uri: str) -> _Listing:
     packets: list[_Packet] = []
     ends_s: list[float] = []
-    probe, damage = _Probe(), None
+    probe, damage, last = _Probe(), None, None
     with open_video(uri) as container:
         stream = video_stream(container, uri, threads="NONE")
         try:
@@ -158,6 +160,7 @@ def _list(uri: str) -> _Listing:
                     ends_s.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is not stream or not packet.size:
                     continue
+                last = packet.pos if packet.pos is not None else last
                 if len(packets) < PROBE:
                     probe.feed(packet)
                 if not packet.is_discard:
@@ -168,10 +171,10 @@ def _list(uri: str) -> _Listing:
         step_s = float(1 / rate) if rate else 1 / 25
         if packets and damage is None:
             damage = _shorter(container, stream, packets, max(ends_s, default=0.0), step_s, uri) or _cut(
-                uri, container.format.name, stream
+                uri, container.format.name, stream, last
             )
         reorders = bool(stream.codec_context.has_b_frames)
-        is_ts = container.format.name == "mpegts"
+        in_parts = container.format.name in IN_PARTS
         dts = [packet.dts for packet in packets if packet.dts is not None]
         return _Listing(
             packets=packets,
@@ -181,8 +184,8 @@ def _list(uri: str) -> _Listing:
             reorders=reorders,
             rises=all(before <= after for before, after in pairwise(dts)),
             agrees=probe.agrees(stream),
-            begins_cut=is_ts and _begins_cut(uri),
-            unsure=_held_back(packets, reorders) + is_ts if damage else 0,  # of a .ts also the last may lack a part
+            begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
+            unsure=_held_back(packets, reorders) + in_parts if damage else 0,
             damage=damage,
             streams=len(video_streams(container)),
         )
@@ -198,10 +201,11 @@ def _held_back(packets: list[_Packet], reorders: bool) -> int:
     return min(PROBE, max(2, max((number - turn for turn, number in enumerate(in_turn)), default=0)))
 
 
-def _cut(uri: str, format_name: str, stream: Any) -> str | None:
-    """Return a sentence when the file has fewer bytes than it should."""
-    missing = missing_bytes(uri, format_name, stream)
-    end = "its last packet" if format_name == "mpegts" else "the file that its header states"
+def _cut(uri: str, format_name: str, stream: Any, last: int | None) -> str | None:
+    """Return a sentence when the file has fewer bytes than it should. last: where the stream's last packet begins."""
+    missing = missing_bytes(uri, format_name, stream, last)
+    ends = {"mpegts": "its last packet", "mpeg": "its last packet", "mxf": "its last packet or its footer"}
+    end = ends.get(format_name, "the file that its header states")
     return f"{uri} ends {missing:,} byte{'s' * (missing > 1)} before the end of {end}; it was cut." if missing else None
 
 
@@ -250,13 +254,9 @@ def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[St
     """Return each frame's stamp and whether it is sound, by decoding from the beginning; and known starts."""
     starts: list[Start] = []
     if not begins_cut:
-        with open_video(uri) as container:
-            stamps, starts, is_whole = number_frames(container, video_stream(container, uri))
-        with open_video(uri) as container:
-            if starts and start_at(container, video_stream(container, uri), starts[-1]) is None:
-                starts = []  # a container without an index
-            if is_whole:
-                return [(pts, True) for pts in stamps], starts
+        stamps, starts, is_whole = number_frames(uri)
+        if is_whole:
+            return [(pts, True) for pts in stamps], starts
     damage = find_damage(uri, begins_cut=begins_cut)
     with open_video(uri) as container:
         stream = video_stream(container, uri, threads="NONE", strict=False)
