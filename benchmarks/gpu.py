@@ -146,13 +146,13 @@ def run_step(name: str, job: Job, end: float, report: Report, command: Sequence[
             command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True,
             env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
         )  # fmt: skip
-        over = threading.Timer(max(0.0, end - time.time()), stop, [process])
+        is_over = threading.Event()
+        over = threading.Timer(max(0.0, end - time.time()), stop, [process, is_over])
         over.start()
         assert process.stdout is not None
         for line in process.stdout:
             report.line(line.rstrip())
         code = process.wait()
-        is_over = not over.is_alive()
         over.cancel()
         errors.seek(0)
         written = errors.read().splitlines()
@@ -160,15 +160,16 @@ def run_step(name: str, job: Job, end: float, report: Report, command: Sequence[
     if code == 0:
         report.line(f"\n{name}: {took}")
         return
-    why = "was stopped when its time was over" if is_over else f"failed with {code}"
+    why = "was stopped when its time was over" if is_over.is_set() else f"failed with {code}"
     report.line(f"\n{name} **{why}**, after {took}; its last lines:\n\n```")
     for line in written[-LAST_LINES:] or ["(it wrote nothing)"]:
         report.line(line)
     report.line("```")
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str], is_over: threading.Event) -> None:
     """End a step with all that it started: politely, then not."""
+    is_over.set()
     for sent in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sent)
