@@ -454,7 +454,7 @@ def test_load_dataset_reads_the_folder(labels, tmp_path, monkeypatch):
     (tmp_path / "in" / "a" / "y.jpg").unlink()
     done = export(labels, "huggingface", str(tmp_path / "out"))
     assert (done.frames, len(done.lost)) == (4, 1)
-    assert "a/y.jpg is gone since the plan was made" in done.lost[0]
+    assert "a/y.jpg does not exist; it was moved or deleted, or its name is mistyped" in done.lost[0]
     data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert isinstance(data.features["image"], datasets.Image)
     assert isinstance(data.features["mask"], datasets.Image)
@@ -802,7 +802,7 @@ def test_the_command_says_what_came_of_it(tiny_bundle, tmp_path, capsys):
         f"2 frames are in {tmp_path}/out/README.md; error rows left out: 1. The folder is a dataset"
     )
     assert "2 of 3 parts are labelled so far; when more are, the same command exports them." in first
-    assert f"Left out: {tmp_path}/in/a/x.jpg is gone since the plan was made." in first
+    assert f"Left out: {tmp_path}/in/a/x.jpg does not exist; it was moved or deleted, or its name is mistyped." in first
     assert "It was there already." in say(place, "--to", "huggingface", "--out", tmp_path / "out")
     told = say(tiny_bundle, "--to", "hub", "--repo", "me/model", "--dry-run")
     assert told.startswith("Nothing is uploaded. It would be: model.safetensors (")

@@ -36,6 +36,7 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "pages",
     "stages.report stages.status settings_reference",
     "cli",
+    "api",
 ]
 EXPLAINED = {
     ("segray.config", "segray.core.io.storage"),  # a file of settings may be on S3
@@ -64,6 +65,8 @@ def imported(path):
 def test_imports_run_one_way():
     wrong = []
     for path in ROOT.rglob("*.py"):
+        if path == ROOT / "__init__.py":  # tells type checkers what segray.api holds, and loads nothing
+            continue
         module = "segray." + str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         wrong += [(module, other) for other in imported(path) if layer(other) > layer(module)]
     assert set(wrong) == EXPLAINED

@@ -96,14 +96,14 @@ def stage(
     preview: Callable[[Config], None] = lambda config: None,
     recipe: bool = False,
     resume: bool = False,
-) -> Callable[[Callable[[Config, bool], None]], Run]:
+) -> Callable[[Callable[[Config, bool], object]], Run]:
     """Give a command the options of a stage. Its function is called with the resolved Config, and `overwrite`.
 
     preview: shows more after the settings of --dry-run. recipe: whether there is --recipe. resume: whether there is
     --resume, which takes the settings saved in --out.
     """
 
-    def decorate(function: Callable[[Config, bool], None]) -> Run:
+    def decorate(function: Callable[[Config, bool], object]) -> Run:
         @functools.wraps(function)
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
             if click.get_current_context().invoked_subcommand:

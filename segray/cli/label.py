@@ -11,6 +11,7 @@ from segray.cli.flags import Setting, stage
 
 if TYPE_CHECKING:
     from segray.config import Config
+    from segray.core.labels.totals import Summary
 
 
 @cli.command()
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
     out="label.out", sections=("infer", "label", "cluster"),
 )  # fmt: skip
-def label(config: Config, overwrite: bool) -> None:
+def label(config: Config, overwrite: bool) -> Summary:
     """Label images and videos: write masks and metrics as Parquet. The same command again resumes.
 
     \b
@@ -35,6 +36,7 @@ def label(config: Config, overwrite: bool) -> None:
     with labelling() as watch:
         summary = label(config, overwrite=overwrite, watch=watch)
     show_labels(config.label.out, summary)
+    return summary
 
 
 @cli.command()

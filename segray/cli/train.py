@@ -11,6 +11,10 @@ from segray.cli.flags import stage
 
 if TYPE_CHECKING:
     from segray.config import Config
+    from segray.core.samples import Dataset
+    from segray.stages.evaluate import Evaluation
+    from segray.stages.train import TrainResult
+    from segray.trials.leaderboard import SweepResult
 
 
 def preview_sweep(config: Config) -> None:
@@ -31,7 +35,7 @@ def preview_sweep(config: Config) -> None:
     "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
     out="train.out", sections=("data", "model", "augment", "train", "cluster"), recipe=True,
 )  # fmt: skip
-def train(config: Config, overwrite: bool) -> None:
+def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> TrainResult:
     """Train one model. The same command again resumes after the last complete epoch.
 
     \b
@@ -65,6 +69,7 @@ def train(config: Config, overwrite: bool) -> None:
             overwrite=overwrite,
             on_row=lambda row: say(epoch_line(row, epochs())),
             on_start=started,
+            dataset=dataset,
         )
     best = result.best_row
     if len(result.history) < epochs():
@@ -72,6 +77,7 @@ def train(config: Config, overwrite: bool) -> None:
     miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
     say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
     say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
+    return result
 
 
 @cli.group(cls=Examples, invoke_without_command=True)
@@ -82,7 +88,7 @@ def train(config: Config, overwrite: bool) -> None:
     out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
     recipe=True, resume=True,
 )  # fmt: skip
-def sweep(config: Config, overwrite: bool) -> None:
+def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> SweepResult:
     """Search over encoders, learning rates and any other settings.
 
     Trials are compared by score and cost, and poor ones stop early. The same command again resumes; so does
@@ -103,10 +109,11 @@ def sweep(config: Config, overwrite: bool) -> None:
     from segray.stages.sweep import sweep
 
     with sweeping(config.sweep.out) as on_row:
-        result = sweep(config, overwrite=overwrite, on_row=on_row)
+        result = sweep(config, overwrite=overwrite, on_row=on_row, dataset=dataset)
     show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")
     say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
+    return result
 
 
 @sweep.command("show")
@@ -132,7 +139,7 @@ def sweep_show(out: str) -> None:
     "--format", "--data", "--split", "--masks", "--conditions", "--window", "--flip", "--calibrate", "--weights-dir",
     out="evaluate.out", sections=("data", "infer", "evaluate", "cluster"),
 )  # fmt: skip
-def evaluate(config: Config, overwrite: bool) -> None:
+def evaluate(config: Config, overwrite: bool) -> Evaluation:
     """Score a model or finished labels against ground truth.
 
     Frames are scored at their own size: by class, by frame and by condition, with pictures.
@@ -154,6 +161,7 @@ def evaluate(config: Config, overwrite: bool) -> None:
     show_scores(result)
     out = config.evaluate.out
     say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
+    return result
 
 
 @cli.command()

@@ -25,7 +25,7 @@ from segray.core.extras import extra
 from segray.core.infer.cost import labelling_cost, training_step_s
 from segray.core.io import claims, storage
 from segray.core.models import bundle, check_names, encoder_weights
-from segray.core.samples import TrainData
+from segray.core.samples import Dataset, TrainData
 from segray.core.search.pareto import Cost
 from segray.core.search.space import Trial, choices_of, list_trials
 from segray.core.training.checkpoint import (
@@ -87,16 +87,23 @@ def _has_results(out: str) -> bool:
 KIND = claims.Kind("sweep", SETTINGS, MADE, _has_results, lambda out: command_of(out) == "sweep")
 
 
-def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda trial, row: None) -> SweepResult:
+def sweep(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    on_row: OnRow = lambda trial, row: None,
+    dataset: Dataset | None = None,
+) -> SweepResult:
     """Train every trial, stop the poor ones early, and rank them in `sweep.out`.
 
-    on_row is called in this process with (trial, history row) for each epoch that ends.
+    on_row is called in this process with (trial, history row) for each epoch that ends. dataset: instead of the
+    settings' data.
     Raises OutputExists if the folder holds a sweep with other settings, or one that is running, and SegrayError if
     all trials fail.
     """
     config = config.absolute()
     out = config.sweep.out
-    plan = _check(config)
+    plan = _check(config, dataset)
     config = in_epochs(config, len(plan.train))
     with claims.held(out, KIND):
         config = _claim(config, overwrite, plan)
@@ -121,7 +128,7 @@ def sweep(config: Config, *, overwrite: bool = False, on_row: OnRow = lambda tri
     return read_sweep(out)
 
 
-def _check(config: Config) -> DataPlan:
+def _check(config: Config, dataset: Dataset | None) -> DataPlan:
     """Check all that can be checked before the first trial starts; return the frames that all trials share."""
     trials = list_trials(config)
     if config.sweep.search == "tpe":
@@ -140,7 +147,7 @@ def _check(config: Config) -> DataPlan:
     distinct = {(run.model.model_dump_json(), run.train.freeze_encoder): run for run in runs}
     for one in distinct.values():
         check_names(one.model)
-    plan = plan_data(runs[0])
+    plan = plan_data(runs[0], dataset)
     for one in distinct.values():
         check_model(one, plan.label_space.num_classes)
     return plan

@@ -20,7 +20,7 @@ from segray.core.io import claims, storage
 from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights, has_imagenet
 from segray.core.models.info import read_info
 from segray.core.models.weights import Weights
-from segray.core.samples import BYTES_A_PIXEL, LabelSpace, SampleRef, Samples, TrainData
+from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.training import loop, optim
 from segray.core.training.checkpoint import (
     BEST,
@@ -116,17 +116,18 @@ def train(
     overwrite: bool = False,
     on_row: OnRow = lambda row: None,
     on_start: OnStart = lambda device: None,
+    dataset: Dataset | None = None,
 ) -> TrainResult:
     """Train to `train.epochs` (or `train.max_steps`) in `train.out`, or resume after the last complete epoch.
 
     on_row is called in this process for each epoch that ends, on_start before the first with what the run computes
-    on, as '8 × H100 80GB HBM3, bf16'. With cluster.workers=0 no Ray is started.
+    on, as '8 × H100 80GB HBM3, bf16'. With cluster.workers=0 no Ray is started. dataset: instead of the settings' data.
     Raises OutputExists if the folder holds a run with other settings, and a SegrayError for input that
     cannot be used.
     """
     config = config.absolute()
     out = config.train.out
-    plan = plan_data(config)
+    plan = plan_data(config, dataset)
     with claims.held(out, KIND):
         config = claim(in_epochs(config, len(plan.train)), overwrite, plan)
         history = read_history(out)
@@ -212,10 +213,10 @@ def read_places(config: Config) -> list[str]:
     return [path for path in (config.data.root, config.train.teacher) if path is not None]
 
 
-def plan_data(config: Config) -> DataPlan:
-    """Find the frames that `config` names, and check all that can be checked before a pixel is read."""
+def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
+    """Find the frames that `config` names, or take those given; check all that can be before a pixel is read."""
     check_names(config.model)
-    dataset = open_dataset(config.data)
+    dataset = dataset or open_dataset(config.data)
     for note in dataset.notes:
         log.warning(f"{note}.")
     check_model(config, dataset.label_space.num_classes)

@@ -67,7 +67,7 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
         raise DataError(f"{uri}: every class is void; give one that is scored.")
     space = LabelSpace(
         tuple(names[i] for i in kept),
-        tuple(given[i] or _hue(label, len(kept)) for i, label in label_of.items()),
+        tuple(given[i] or hue(label, len(kept)) for i, label in label_of.items()),
         id_map,
     )
     void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
@@ -141,6 +141,7 @@ def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
     return red, green, blue
 
 
-def _hue(index: int, count: int) -> tuple[int, int, int]:
+def hue(index: int, count: int) -> tuple[int, int, int]:
+    """Return the colour of a class that was given none."""
     red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(index / count, 0.65, 0.9))
     return red, green, blue

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from segray.core.io import images, inputs, parquet, storage
 from segray.core.io.masks import decode_mask, palette_of
-from segray.core.io.video_index import VideoIndex
+from segray.core.io.video_index import LOST_FRAME, VideoIndex
 from segray.core.samples import IGNORE_INDEX, MaskChannel
 from segray.errors import DataError, StorageError
 
@@ -87,10 +87,12 @@ def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndar
         from segray.core.io.video import read_frames  # loads FFmpeg
 
         index, number = _index(found[1]), int(found[2])
+        if number >= len(index.keys):
+            raise DataError(f"{place} is past the end of the video, which has {len(index.keys)} frames, from 0 on.")
         keys = index.keys[number : number + 1] if number not in index.lost else ()
         for frame in read_frames(found[1], keys, by_index=index.pts is None, begin=index.start_of(number)):
             return frame.image_hwc
-        raise DataError(f"{place} cannot be decoded; the video has changed since it was labelled.")
+        raise DataError(f"{place}: {LOST_FRAME}")
     if found := CELL.fullmatch(place):
         return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
     return images.decode_image(storage.read_bytes(place), place, note)

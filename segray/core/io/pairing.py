@@ -250,12 +250,10 @@ def check_root(root: str | None, layout: str) -> str:
 def split(
     refs: Sequence[SampleRef], config: DataSection, group: Callable[[SampleRef], str] = lambda ref: ref.sample_id
 ) -> dict[str, tuple[SampleRef, ...]]:
-    """Split frames by their first folder where any is named like a split, else by the hash of their group.
+    """Split frames by their first folder where any is named like a split, else as split_by_hash() does.
 
-    The hash is the same on every machine; frames of one group stay together. With two or more groups, val and train
-    have at least one each. DataError for frames beside the folders of splits.
+    DataError for frames beside the folders of splits.
     """
-    splits: dict[str, list[SampleRef]] = {}
     folders = {ref.sample_id.partition("/")[0] for ref in refs if "/" in ref.sample_id}
     has_folders = any(name.lower() in SPLIT_NAMES or name in (config.train_split, config.val_split) for name in folders)
     if has_folders and (beside := [ref for ref in refs if "/" not in ref.sample_id]):
@@ -263,14 +261,29 @@ def split(
             f"{beside[0].image} lies beside the folders {', '.join(sorted(folders))} ({len(beside)} such frames), and "
             "so belongs to no split; move it into one of them."
         )
+    if not has_folders:
+        train, val = split_by_hash(refs, config.val_share, group)
+        found = {config.train_split: train, config.val_split: val}
+        return {name: members for name, members in found.items() if members}
+    splits: dict[str, list[SampleRef]] = {}
+    for ref in refs:
+        splits.setdefault(ref.sample_id.split("/")[0], []).append(ref)
+    return {key: tuple(members) for key, members in splits.items()}
+
+
+def split_by_hash(
+    refs: Sequence[SampleRef], val_share: float, group: Callable[[SampleRef], str] = lambda ref: ref.sample_id
+) -> tuple[tuple[SampleRef, ...], tuple[SampleRef, ...]]:
+    """Return frames to train and to validate on, by the hash of their group, which is the same on every machine.
+
+    Frames of one group stay together. With two or more groups, both have at least one.
+    """
     draws = {name: _draw(name) for name in map(group, refs)}
-    limit = config.val_share * 2**32
+    limit = val_share * 2**32
     if len(draws) > 1:  # few groups, such as three drives, can all fall on one side
         limit = min(max(limit, min(draws.values()) + 1), max(draws.values()))
-    for ref in refs:
-        drawn = config.val_split if draws[group(ref)] < limit else config.train_split
-        splits.setdefault(ref.sample_id.split("/")[0] if has_folders else drawn, []).append(ref)
-    return {key: tuple(members) for key, members in splits.items()}
+    train, val = (tuple(ref for ref in refs if (draws[group(ref)] < limit) == is_val) for is_val in (False, True))
+    return train, val
 
 
 def _draw(name: str) -> int:

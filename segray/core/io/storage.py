@@ -251,7 +251,9 @@ def reading_input(uri: str) -> Iterator[None]:
         yield
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise InputMissing(printable(f"{uri} is gone since the plan was made.")) from error
+            raise InputMissing(
+                printable(f"{uri} does not exist; it was moved or deleted, or its name is mistyped.")
+            ) from error
         if error.__cause__ and s3.http_status(error.__cause__) == 412:
             raise InputChanged(_changed(uri)) from error
         if _is_own_fault(uri, error.__cause__):

@@ -276,7 +276,7 @@ def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> l
         several.append(uri)
     keyframes = set(index.keyframes)
     units: list[list[PlanRow]] = [[]]
-    chosen = _frames(index, settings["every"], settings["fps"])
+    chosen = chosen_frames(index, settings["every"], settings["fps"])
     for last, i in zip([-1, *chosen], chosen, strict=False):
         if units[-1] and any(k in keyframes for k in range(last + 1, i + 1)):
             units.append([])
@@ -297,7 +297,7 @@ def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> l
     return units
 
 
-def _frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
+def chosen_frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
     """Choose every N-th frame, or the first at or after each tick of 1/fps seconds."""
     if fps is None:
         return list(range(0, len(index.times_s), every))

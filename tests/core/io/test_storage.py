@@ -58,7 +58,7 @@ def test_a_file_that_changed_or_went_since_is_told_apart(root):
     storage.remove(uri)
     with pytest.raises(InputMissing) as error:
         storage.read_unchanged(uri, stamp)
-    assert str(error.value) == f"{uri} is gone since the plan was made."
+    assert str(error.value) == f"{uri} does not exist; it was moved or deleted, or its name is mistyped."
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_name_that_is_no_text_stands_in_messages_that_are(tmp_path):
     assert one_line(storage.stat, place) == f"{text} cannot be read: No such file or directory."
     with pytest.raises(InputMissing) as missing:
         storage.read_unchanged(place, "")
-    assert str(missing.value) == f"{text} is gone since the plan was made."
+    assert str(missing.value) == f"{text} does not exist; it was moved or deleted, or its name is mistyped."
     storage.create(place, b"")
     with pytest.raises(InputChanged) as changed:
         storage.check_unchanged(place, "")

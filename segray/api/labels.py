@@ -1,0 +1,112 @@
+"""A folder of labels → its rows as tables, its masks, and its frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.api.results import Result
+from segray.core.io import locators
+from segray.core.labels.folder import LabelFolder, mask_place
+from segray.core.labels.schema import ROW_SCHEMA
+from segray.errors import DataError
+
+MASKS = ("mask", "mask_rle", "confidence")  # columns that are large
+COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
+
+
+def open_labels(place: str | os.PathLike[str]) -> Labels:
+    """Open what `segray label` wrote, local or on s3://, also while its run is unfinished.
+
+    Raises DataError where there are no labels.
+
+    >>> labels = segray.open_labels("labels/street")
+    >>> len(labels), labels.names[:2]
+    (4, ('sky', 'building'))
+    """
+    return Labels(LabelFolder.open(os.fspath(place)))
+
+
+class Labels:
+    """The rows of a folder of labels that count: one a frame, in the order of the plan; of a repeated row the last.
+
+    names: the classes, in the order of their indices in a mask. unfinished: what is left to do, or None.
+    """
+
+    def __init__(self, folder: LabelFolder) -> None:
+        self._folder = folder
+        self.names = folder.space.names
+        self.unfinished = folder.unfinished
+
+    def __len__(self) -> int:
+        return sum(map(len, self._folder.tables([])))
+
+    def to_arrow(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
+        """Read rows as an Arrow table: all columns of the schema but the masks, or those that are named.
+
+        where: an expression over columns, as pyarrow.compute.field("entropy_mean") > 0.5.
+
+        >>> labels.to_arrow(["uri", "entropy_mean"]).column_names
+        ['uri', 'entropy_mean']
+        """
+        wanted = list(columns or COLUMNS)
+        tables = [table.select(wanted) for table in self._tables(wanted, where)]
+        return pa.concat_tables([pa.schema([ROW_SCHEMA.field(name) for name in wanted]).empty_table(), *tables])
+
+    def to_pandas(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> Any:
+        """Read rows as to_arrow() does, as a data frame; this needs pandas."""
+        return self.to_arrow(columns, where).to_pandas()
+
+    def mask(self, i: int) -> np.ndarray:
+        """Read the class of each pixel of row i, uint8 [H, W]. Raises DataError for a row without a mask."""
+        return locators.read_mask(self._places[i])
+
+    def frames(self, where: pc.Expression | None = None) -> Iterator[Result]:
+        """Give the labelled frames as results, which read their images when these are asked for.
+
+        Rows without a mask, such as errors, are left out.
+
+        >>> [result.mask.shape for result in labels.frames()]
+        [(96, 128), (96, 128), (96, 128), (96, 128)]
+        """
+        for table in self._tables(COLUMNS, where):
+            for row in table.to_pylist():
+                place = mask_place(row)
+                del row["part"], row["row"]
+                if row["height_px"] is None:
+                    continue
+                try:
+                    mask_hw = locators.read_mask(place)
+                except DataError:  # metrics alone were asked for
+                    continue
+                sure = locators.read_confidence(place)
+                yield Result(
+                    mask_hw,
+                    self._folder.space,
+                    partial(locators.read_image, locators.image_place(row)),
+                    None if sure is None else sure.astype(np.float32) / 255,
+                    locators.image_place(row),
+                    row["time_s"],
+                    row,
+                )
+
+    def _tables(self, columns: Sequence[str], where: pc.Expression | None) -> Iterator[pa.Table]:
+        """Give the rows by part, with the columns that the expression may name."""
+        if unknown := [name for name in columns if name not in ROW_SCHEMA.names]:
+            raise DataError(f"Labels have no column {unknown[0]}; they have {', '.join(ROW_SCHEMA.names)}.")
+        read = columns if where is None else list(dict.fromkeys([*columns, *COLUMNS]))
+        for table in self._folder.tables(read):
+            yield table if where is None else table.filter(where)
+
+    @cached_property
+    def _places(self) -> list[str]:
+        return [mask_place(row) for table in self._folder.tables([]) for row in table.to_pylist()]
+
+    def __repr__(self) -> str:
+        return f"<Labels {self._folder.place}: {self._folder.planned} rows, {len(self.names)} classes>"

@@ -1,0 +1,164 @@
+"""The stages as functions, with the command line's flags as keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+import numpy as np
+
+from segray.api.datasets import Dataset, Place
+from segray.core import metrics
+from segray.core.io import locators, storage
+from segray.errors import ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    from segray.config import Config
+    from segray.core.labels.totals import Summary
+    from segray.stages.train import TrainResult
+    from segray.trials.leaderboard import SweepResult
+
+Masks = Iterable[np.ndarray | Place]
+OTHER = ("config", "recipe", "settings", "overwrite", "show_progress")
+
+
+def train(*, data: Place | Dataset | None = None, show_progress: bool = True, **flags: Any) -> TrainResult:
+    """Train one model as `segray train` does. The same call again resumes after the last complete epoch.
+
+    data: the folder of a layout, or a Dataset. flags: those of the command, with underscores: format, encoder, epochs,
+        lr, batch_size, workers, out and so on; besides config, recipe, overwrite=True, and settings={"train.loss":
+        "dice"} for what has no flag.
+    Raises ConfigError for an unknown flag or setting, and what the command says in a line.
+
+    >>> result = segray.train(data=data, encoder="resnet18", epochs=1, workers=0, out="runs/first", show_progress=False)
+    >>> result.best_row["epoch"]
+    1
+    """
+    from segray.cli.train import train as command
+    from segray.stages.train import train as stage
+
+    config, overwrite, dataset = _resolved("train", flags, data)
+    if show_progress:
+        return cast("TrainResult", _shown(command)(config, overwrite, dataset))
+    return stage(config, overwrite=overwrite, dataset=dataset)
+
+
+def sweep(*, data: Place | Dataset | None = None, show_progress: bool = True, **flags: Any) -> SweepResult:
+    """Search over encoders, learning rates and other settings as `segray sweep` does; resumes as train() does.
+
+    data, flags: as for train(); encoder, lr and vary take lists, as lr=[1e-3, 1e-2], vary={"train.loss": ["dice"]}.
+    """
+    from segray.cli.train import sweep as command
+    from segray.stages.sweep import sweep as stage
+
+    config, overwrite, dataset = _resolved("sweep", flags, data)
+    if show_progress:
+        return cast("SweepResult", _shown(command)(config, overwrite, dataset))
+    return stage(config, overwrite=overwrite, dataset=dataset)
+
+
+def label(*, show_progress: bool = True, **flags: Any) -> Summary:
+    """Label images and videos as `segray label` does: masks and metrics as Parquet in `out`; resumes as train() does.
+
+    flags: as for train(); input takes a path or a list of them.
+    Returns what `_SUCCESS` holds: rows, ok, errors by code and so on. segray.open_labels(out) reads the labels.
+
+    >>> summary = segray.label(model="runs/street/best", input="frames/", out="labels/new", show_progress=False)
+    >>> summary["ok"], summary["rows"]
+    (2, 2)
+    """
+    from segray.cli.label import label as command
+    from segray.stages.label import label as stage
+
+    config, overwrite, _ = _resolved("label", flags, None)
+    if show_progress:
+        return cast("Summary", _shown(command)(config, overwrite))
+    return stage(config, overwrite=overwrite)
+
+
+def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: int = 255) -> metrics.Scores:
+    """Score masks against ground truth, over all pixels together, by the formulas that every command uses.
+
+    pred, true: uint8 [H, W] of class indices, or paths of such masks; pairs in the same order, read one at a time.
+        True pixels of ignore_index are not scored.
+    names: the classes. Scores hold lists in their order, with nan for a class that is nowhere.
+    Raises DataError for a pair of different sizes, or a class that has no name.
+
+    >>> scores = segray.evaluate([np.array([[0, 1]], np.uint8)], [np.array([[0, 0]], np.uint8)], names=["road", "sky"])
+    >>> scores.pixel_accuracy, scores.class_iou
+    (0.5, [0.5, 0.0])
+    """
+    classes = list(names)
+    total = np.zeros((len(classes), len(classes)), np.int64)
+    count = -1
+    for count, (guess, known) in enumerate(zip_longest(pred, true)):
+        if guess is None or known is None:
+            raise DataError(
+                f"There are {'more' if known is None else 'fewer'} predictions than true masks; give pairs."
+            )
+        guess_hw, known_hw = _mask(guess), _mask(known)
+        if guess_hw.shape != known_hw.shape:
+            raise DataError(
+                f"Pair {count} has masks of {guess_hw.shape} and {known_hw.shape}; they must have one size."
+            )
+        for mask_hw, of in ((guess_hw[known_hw != ignore_index], "predicted"), (known_hw, "true")):
+            if len(bad := mask_hw[(mask_hw >= len(classes)) & (mask_hw != ignore_index)]):
+                raise DataError(f"Pair {count}: the {of} mask has class {bad.min()}, and names has {len(classes)}.")
+        scored = (known_hw != ignore_index) & (guess_hw != ignore_index)
+        total += metrics.confusion_matrix(known_hw[scored], guess_hw[scored], len(classes))
+    if count < 0:
+        raise DataError("No masks were given; give predictions and true masks in the same order.")
+    return metrics.scores(total)
+
+
+def _mask(given: np.ndarray | Place) -> np.ndarray:
+    if not isinstance(given, np.ndarray):
+        return locators.read_mask(storage.absolute(str(given)))
+    if given.dtype.kind not in "iu" or given.ndim != 2 or given.size == 0 or given.min() < 0:
+        raise DataError(
+            f"A mask of {given.dtype} {list(given.shape)} was given; a mask holds classes as integers [H, W]."
+        )
+    return given
+
+
+def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None) -> tuple[Config, bool, Dataset | None]:
+    """Return the settings that a command's flags mean, whether to overwrite, and the data set that was given."""
+    from segray.cli import cli
+    from segray.config import load
+    from segray.recipes import named
+
+    command = cli.commands[name]
+    keys = {
+        option.opts[0].removeprefix("--").replace("-", "_"): str(option.name).replace("__", ".")
+        for option in command.params
+        if isinstance(option, click.Option) and "__" in str(option.name)
+    }
+    if unknown := [flag for flag in given if flag not in keys and flag not in OTHER]:
+        raise ConfigError(f"segray.{name}() knows no {unknown[0]}.{nearest(unknown[0], [*keys, *OTHER])}")
+    values = {keys[flag]: value for flag, value in given.items() if flag in keys and value is not None}
+    dataset = data if isinstance(data, Dataset) else None
+    if dataset is not None:
+        values["data.format"] = dataset.name
+    elif data is not None:
+        values["data.root"] = str(data)
+    for key in ("label.inputs", "sweep.encoders", "sweep.learning_rates"):
+        if key in values:
+            values[key] = _listed(values[key])
+    recipe = given.get("recipe")
+    config = load(
+        given.get("config"), values | dict(given.get("settings") or {}), named(recipe).settings if recipe else None
+    )
+    return config, bool(given.get("overwrite")), dataset
+
+
+def _listed(value: Any) -> list[str]:
+    return (
+        [str(value)] if isinstance(value, str | float | int) or hasattr(value, "__fspath__") else list(map(str, value))
+    )
+
+
+def _shown(command: click.Command) -> Any:
+    """Return what a command does once its settings are resolved, with its progress and its last lines."""
+    return command.callback.__wrapped__  # type: ignore[union-attr]  # functools.wraps keeps it there

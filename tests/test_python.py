@@ -1,0 +1,244 @@
+"""segray from Python: each documented example runs, and wrong input is refused with its rule."""
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from labelled import label_all, settings_of
+from PIL import Image
+from videos import write as write_video
+
+import segray
+from segray.api import stages
+from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
+from segray.core.io.masks import decode_mask
+from segray.core.labels import parts
+from segray.core.labels.planning import make_plan
+from segray.errors import ConfigError, DataError, SegrayError
+
+NAMES = streets.LABEL_SPACE.names
+EXAMPLES = [
+    *("datasets.Dataset.from_pairs", "labels.open_labels", "labels.Labels.to_arrow", "labels.Labels.frames"),
+    *("models.load", "models.Model.predict", "stages.train", "stages.evaluate"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_bundle):
+    """A folder with a model, frames, a video and their labels, as the examples have it."""
+    root = tmp_path_factory.mktemp("place")
+    shutil.copytree(tiny_bundle, root / "runs/street/best")
+    streets.write(root / "streets", train=4, val=0, video_s=0, size=(96, 128))
+    (root / "frames").mkdir()
+    for number, path in enumerate(sorted((root / "streets/train").glob("*.jpg"))):
+        shutil.copy(path, root / f"frames/{number:03}.jpg")
+    write_video(root / "drive.mp4", pts=range(10))
+    plan = make_plan(
+        str(root / "labels/street"), settings_of([root / "frames"], confidence_maps=True), streets.LABEL_SPACE
+    )
+    label_all(plan, Predictor(str(tiny_bundle), confidence_maps=True))
+    parts.finish([plan], {})
+    return root
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def loaded(place):
+    return segray.load(place / "runs/street/best", device="cpu")
+
+
+@pytest.fixture
+def model(here, loaded):
+    return loaded
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_documented_example_runs(here, model, name):
+    module, *names = name.split(".")
+    found = import_module(f"segray.api.{module}")
+    for part in names:
+        found = getattr(found, part)
+    images = sorted(map(str, (here / "streets/train").glob("*.jpg")))
+    masks = sorted(map(str, (here / "streets/trainannot").glob("*.png")))
+    known = {"segray": segray, "np": np, "model": model, "labels": segray.open_labels("labels/street")}
+    known |= {"images": images, "masks": masks}
+    known["data"] = segray.Dataset.from_pairs(images, masks, NAMES, void=[11])
+    (test,) = [one for one in doctest.DocTestFinder(recurse=False).find(found, name, globs=known) if one.examples]
+    assert doctest.DocTestRunner().run(test) == (0, len(test.examples))
+
+
+def test_the_page_about_python_runs(here, capsys):
+    """All its examples but the last, whose data sets are of other sizes: that one's settings are resolved."""
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text()
+    *blocks, calls = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    known = {}
+    for block in blocks:
+        exec(block, known)
+    assert known["run"].best == str(here / "runs/mine/best")
+    for name, given in re.findall(r"segray\.(\w+)\((.*)\)", calls):
+        flags = eval(f"dict({given})")
+        stages._resolved(name, flags, flags.pop("data", None))
+
+
+def test_results_are_what_label_writes(here, model):
+    """The same model on the same frames, by itself and through a plan and its parts."""
+    labels = segray.open_labels("labels/street")
+    for i, (result, labelled) in enumerate(
+        zip(model.predict(sorted(Path("frames").iterdir()), batch_size=3), labels.frames(), strict=True)
+    ):
+        assert np.array_equal(result.mask, labelled.mask)
+        assert np.array_equal(labels.mask(i), labelled.mask)
+        assert np.array_equal(result.image, labelled.image)
+        assert np.array_equal(result.confidence, labelled.confidence)
+        assert labelled.source.endswith(f"frames/{i:03}.jpg")
+        assert labelled.row["entropy_mean"] >= 0
+        assert sum(result.shares.values()) == pytest.approx(1)
+
+
+def test_an_image_may_be_a_path_a_picture_or_an_array(here, model):
+    by_path = model.predict("frames/000.jpg")
+    with Image.open("frames/000.jpg") as picture:
+        others = model.predict([Path("frames/000.jpg"), picture, np.asarray(picture), picture.convert("RGBA")])
+    assert all(np.array_equal(by_path.mask, other.mask) for other in others)
+    assert repr(by_path).startswith("<Result frames/000.jpg: 96×128, ")
+    turned = Image.fromarray(by_path.image)
+    turned.getexif()[0x0112] = 3
+    assert np.array_equal(model.predict(turned).image, by_path.image[::-1, ::-1])
+
+
+def test_frames_of_a_video_come_in_order_of_time(here, model):
+    results = list(model.predict("drive.mp4", every=4, batch_size=2))
+    assert [(result.source, result.time_s) for result in results] == [
+        ("drive.mp4#frame=0", 0.0), ("drive.mp4#frame=4", 0.4), ("drive.mp4#frame=8", 0.8),
+    ]  # fmt: skip
+    assert np.array_equal(results[1].mask, model.predict("drive.mp4#frame=4").mask)
+    assert len(list(model.predict("drive.mp4", fps=5))) == 5
+
+
+GREY = np.zeros((4, 6), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 6, 3)), r"float64 \[4, 6, 3\] was given; .*: \(255 \* image\).*values in 0–1\.$"),
+        (np.zeros((4, 6, 3), np.int64), r"an image is uint8 RGB \[height, width, 3\]\.$"),
+        (GREY, r"np.stack\(\[image\] \* 3, axis=-1\) makes it from grey\.$"),
+        (np.zeros((4, 6, 4), np.uint8), r"image\[..., :3\] leaves alpha out\.$"),
+        (np.zeros((3, 4, 6), np.uint8), r"image.transpose\(1, 2, 0\) makes it from channels first\.$"),
+        (np.zeros((2, 4, 6, 3), np.uint8), r"give a list of images, as list\(images\)\.$"),
+        (np.zeros((0, 6, 3), np.uint8), r"an image is uint8 RGB"),
+        (Image.fromarray(np.zeros((4, 6), np.uint16)), r"mode I;16 was given; give one of 8 bits a channel"),
+        ("gone.png", r"^gone.png does not exist; it was moved or deleted, or its name is mistyped\.$"),
+        ("drive.mp4", r"is a video; model.predict\(video, every=1\) labels each of its frames\.$"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_refused_with_the_rule(here, model, image, said):
+    with pytest.raises(SegrayError, match=said):
+        model.predict(image)
+
+
+def test_only_a_video_has_every_nth_frame(model):
+    with pytest.raises(ConfigError, match=r"^every and fps choose frames of a video; give its path\.$"):
+        model.predict(np.stack([GREY] * 3, -1), every=2)
+
+
+def test_a_result_is_drawn_with_its_legend_and_saved_as_class_indices(here, model, tmp_path):
+    result = model.predict("frames/000.jpg")
+    assert result.plot(legend=False).size == (128, 96)
+    assert result.plot().size > (128, 96)
+    assert result._repr_png_().startswith(b"\x89PNG")
+    result.save(tmp_path / "mask.png")
+    assert np.array_equal(decode_mask((tmp_path / "mask.png").read_bytes()), result.mask)
+    with pytest.raises(ConfigError, match=r"a mask is saved as \.png, as JPEG would change its classes\.$"):
+        result.save("mask.jpg")
+
+
+def test_rows_of_labels_are_chosen_by_an_expression(here):
+    labels = segray.open_labels("labels/street")
+    table = labels.to_arrow(["uri"], where=pc.field("frame_index").is_null())
+    assert table.column_names == ["uri"]
+    assert len(table) == len(labels) == 4
+    assert list(labels.frames(where=pc.field("status") == "error")) == []
+    assert "mask" not in labels.to_arrow().column_names
+    assert labels.unfinished is None
+    with pytest.raises(DataError, match=r"^Labels have no column mIoU; they have input_id, "):
+        labels.to_arrow(["mIoU"])
+
+
+def test_masks_are_scored_as_every_command_does(here, tmp_path):
+    true = [np.array([[0, 0, 1, 255]], np.uint8), np.array([[2, 1]], np.uint8)]
+    pred = [np.array([[0, 1, 1, 2]], np.uint8), np.array([[2, 1]], np.uint8)]
+    scores = segray.evaluate(iter(pred), iter(true), names=["road", "sky", "car", "tree"])
+    assert scores.class_iou[:3] == pytest.approx([1 / 2, 2 / 3, 1])
+    assert np.isnan(scores.class_iou[3])
+    for i, mask in enumerate(true):
+        Image.fromarray(mask).save(tmp_path / f"{i}.png")
+    assert segray.evaluate(sorted(tmp_path.iterdir()), true, names=["road", "sky", "car"]).miou == 1
+
+
+@pytest.mark.parametrize(
+    ("pred", "true", "said"),
+    [
+        ([GREY], [], r"^There are more predictions than true masks; give pairs\.$"),
+        ([], [], r"^No masks were given"),
+        ([GREY], [GREY.T], r"^Pair 0 has masks of \(4, 6\) and \(6, 4\); they must have one size\.$"),
+        ([GREY + 2], [GREY], r"^Pair 0: the predicted mask has class 2, and names has 2\.$"),
+        ([GREY.astype(float)], [GREY], r"^A mask of float64 \[4, 6\] was given; a mask holds classes as integers"),
+    ],
+)
+def test_masks_that_cannot_be_scored_are_refused(pred, true, said):
+    with pytest.raises(DataError, match=said):
+        segray.evaluate(pred, true, names=["road", "sky"])
+
+
+def test_a_data_set_of_pairs_is_checked(here):
+    with pytest.raises(DataError, match=r"^1 images and 0 masks were given; give one mask for each image\.$"):
+        segray.Dataset.from_pairs(["a.png"], [], ["road"])
+    with pytest.raises(DataError, match=r"a\.png was given twice; name each image once\.$"):
+        segray.Dataset.from_pairs(["a.png", "./a.png"], ["b.png", "c.png"], ["road"])
+    with pytest.raises(DataError, match=r"x\.png is to be validated on and is none of the images"):
+        segray.Dataset.from_pairs(["a.png"], ["b.png"], ["road"], val=["x.png"])
+    data = segray.Dataset.from_pairs(["1/a.png", "2/a.png"], ["b.png", "c.png"], {7: "road", 8: "sky"}, val=["2/a.png"])
+    assert [ref.sample_id for ref in data.splits["train"]] == ["1/a.png"]
+    assert data.label_space.id_map == {7: 0, 8: 1, 255: 255}
+    assert data.label_space.names == ("road", "sky")
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest(here):
+    with pytest.raises(ConfigError, match=r"^segray\.train\(\) knows no learning_rat\. "):
+        segray.train(learning_rat=1)
+    with pytest.raises(ConfigError, match=r"^segray\.label\(\) knows no inputs\. Did you mean input\?$"):
+        segray.label(inputs="frames")
+
+
+def test_progress_is_that_of_the_command(here, tmp_path, capsys):
+    images, masks = (sorted(map(str, (here / "streets" / name).iterdir())) for name in ("train", "trainannot"))
+    segray.train(
+        data=segray.Dataset.from_pairs(images, masks, NAMES, void=[11]), arch="unet-plain", epochs=1, workers=0,
+        batch_size=2, size="32x48", settings={"model.options": {"channels": 4}}, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    for text in ("Training on 1 CPU worker", "epoch 1/1", "The model is in"):
+        assert text in said
+
+
+def test_import_loads_nothing_and_lists_everything():
+    code = "import sys, segray; assert {'load', 'train'} <= set(dir(segray)); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "ray", "click", "segray.api"} & set(loaded.stdout.split())
+    with pytest.raises(AttributeError):
+        segray.nothing  # noqa: B018
