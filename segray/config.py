@@ -6,6 +6,7 @@ error that names the nearest valid one; the resolved settings are saved beside w
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -188,12 +189,53 @@ def _explain(error: ValidationError, source: str) -> str:
     return f"{source}: {key} is {problem['input']!r}; {message[0].lower()}{message[1:]}."
 
 
+# What other tools call a setting.
+WORDS = {
+    "data.root": "dataset data_dir data_root root_dir dataroot",
+    "data.size": "imgsz img_size image_size input_size resolution",
+    "augment.crop": "crop_size patch_size",
+    "model.arch": "architecture decoder",
+    "model.encoder": "backbone encoder_name",
+    "model.encoder_weights": "pretrained",
+    "train.batch_size": "batch bs batchsize",
+    "train.epochs": "epoch num_epochs max_epochs",
+    "train.learning_rate": "lr lr0 rate",
+    "train.max_steps": "steps iters iterations max_iters max_iterations",
+    "train.out": "output output_dir out_dir save_dir work_dir workdir project",
+    "train.precision": "amp fp16 bf16",
+    "train.weight_decay": "wd decay",
+    "cluster.gpu": "device gpu cuda",
+    "cluster.workers": "gpus num_gpus num_workers world_size nproc",
+    "label.inputs": "source inputs images video",
+    "infer.threshold": "conf confidence",
+}
+
+
+def keys_like(word: str) -> list[str]:
+    """Return the settings that are called `word` here or in other tools, else the one that is spelled most like it.
+
+    >>> keys_like("lr"), keys_like("epochs"), keys_like("optimiser"), keys_like("xyz")
+    (['train.learning_rate'], ['train.epochs'], ['train.optimizer'], [])
+    """
+    word = word.lower().replace("-", "_")
+    keys = [key for key in fields_of() if key.rpartition(".")[2] == word]
+    keys = keys or [key for key, words in WORDS.items() if word in words.split()]
+    if not keys:
+        last = {key.rpartition(".")[2]: key for key in reversed(fields_of())}
+        keys = [last[name] for name in difflib.get_close_matches(word, last, 1, cutoff=0.75)]
+    return keys
+
+
 def _nearest_key(path: list[str]) -> str:
-    """Suggest a key for an unknown one, among those of its section."""
+    """Suggest a key for an unknown one: in its section, else anywhere."""
     siblings: Any = Config
     for part in path[:-1]:
         siblings = siblings.model_fields[part].annotation
+    near = difflib.get_close_matches(path[-1], siblings.model_fields, 1, cutoff=0.7)
     prefix = "".join(f"{part}." for part in path[:-1])
+    found = [prefix + near[0]] if near else keys_like(path[-1])
+    if found:
+        return f" Did you mean {' or '.join(found[:3])}?"
     return nearest(path[-1], siblings.model_fields, most=1).replace("mean ", f"mean {prefix}", 1)
 
 

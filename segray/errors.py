@@ -10,6 +10,7 @@ SegrayError            one line for the user, exit code 1
 │   ├── TooManyErrors  more rows failed than the limit allows; exit code 3
 │   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
+│   └── UnknownModel   a name that no architecture or encoder has; exit code 2
 ├── StorageError       a place that cannot be read or written
 ├── OutputExists       something was written there before, and would be lost
 └── ClusterError       Ray cannot give what was asked, or lost a worker
@@ -68,6 +69,12 @@ class TrainingDiverged(DataError):
 
 class ModelError(SegrayError):
     """An architecture, encoder or bundle that cannot be used."""
+
+
+class UnknownModel(ModelError):
+    """A name that no architecture or encoder has."""
+
+    exit_code = 2
 
 
 class StorageError(SegrayError):

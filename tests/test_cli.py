@@ -7,6 +7,7 @@ from PIL import Image
 from running import run
 
 from segray import __version__, cli
+from segray.cli import app, flags
 from segray.cli.cluster import submitted
 from segray.cli.flags import FLAGS
 from segray.cli.terminal import LabelProgress, say, table
@@ -156,10 +157,7 @@ BAD = [
         ("train", *CAMVID, "{}/empty"),
         "{}/empty holds no frames in train/ and trainannot/, val/ and valannot/, test/ and testannot/.",
     ),
-    (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
-    (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
     (("train", *CAMVID, "{}/camvid", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
-    (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
         "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
@@ -200,9 +198,17 @@ USAGE = [
      "data.format is not given, and {}/full is of no known layout; segray data formats lists them."),
     (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
+    (("train", "--set", "epochs=3"), "settings: unknown key epochs. Did you mean train.epochs?"),
+    (("train", "--set", "lr=1"), "settings: unknown key lr. Did you mean train.learning_rate?"),
+    (("train", "--set", "train.batch=1"), "settings: unknown key train.batch. Did you mean train.batch_size?"),
+    (("train", "--set", "pretrained=1"), "settings: unknown key pretrained. Did you mean model.encoder_weights?"),
+    (("train", "--set", "xyz=1"),
+     "settings: unknown key xyz. Valid: augment, cluster, data, evaluate, infer, label, model, report, sweep, train."),
     (("train", "--config", "{}/none.yaml"), "{}/none.yaml cannot be read: No such file or directory."),
     (("sweep", "--lr", "1..", "--dry-run"), "sweep.learning_rates is '1..'; give a range such as 1e-4..1e-2, or a list."),
     (("sweep", "--lr", "1e-2..1e-4"), "sweep.learning_rates is '1e-2..1e-4'; give a range such as 1e-4..1e-2, or a list."),
+    (("sweep", "--lr", "abc"),
+     "settings: sweep.learning_rates is 'abc'; give rates such as 1e-3,1e-2, or a range such as 1e-4..1e-2."),
     (("sweep", "--vary", "data.size=1,2"), "sweep.space data.size cannot be swept; settings of model, augment, train can."),
     (("sweep", "--vary", "train.loss=dice", "--vary", "train.loss=ohem"),
      "--vary names train.loss twice; give all its values in one: --vary train.loss=A,B,C."),
@@ -223,6 +229,9 @@ USAGE = [
      "set one of them to 1."),
     (("sweep", "--search", "random", "--vary", "train.batch_size=4..16"),
      "settings: train.batch_size is 6.68; input should be a valid integer, got a number with a fractional part."),
+    (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
+    (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("sweep", "--time", "soon"), "settings: sweep.time is 'soon'; give a number and s, m or h, such as 2h."),
     (("label",), "label.model is not given; name the bundle: --model runs/train/best."),
     (("label", "--model", "m"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),
@@ -234,6 +243,34 @@ USAGE = [
      "--address before the command."),
     ((*SUBMIT, "jobs.best"), "jobs/best.py is not here; run this in the folder that holds jobs/."),
 ]  # fmt: skip
+HINTS = [
+    (("train", "--gpus", "1"), "No such option '--gpus'. Did you mean --workers?"),
+    (("train", "--learning-rate", "1e-3"), "No such option '--learning-rate'. Did you mean --lr?"),
+    (("train", "--device", "cpu"), "No such option '--device'. Use --set cluster.gpu=VALUE: "),
+    (("train", "--resume"), "No such option '--resume'. The same command again resumes."),
+    (("train", "camvid/"), "Got unexpected extra argument (camvid/). Did you mean --data before it?"),
+    (("label", "a.jpg"), "Got unexpected extra argument (a.jpg). Did you mean --input before it?"),
+    (("label", "--imput", "x"), "No such option '--imput'. (Did you mean one of: '--input', "),
+    (("status", "--xyz"), "No such option '--xyz'."),
+]
+
+
+@pytest.mark.parametrize(("args", "hint"), HINTS, ids=[" ".join(args) for args, _ in HINTS])
+def test_what_other_tools_call_a_flag_is_understood(monkeypatch, capsys, args, hint):
+    code, _, err = run(monkeypatch, capsys, *args)
+    assert code == 2
+    assert f"Error: {hint}" in err
+
+
+def test_every_command_is_listed_by_its_stage():
+    assert sorted(name for names in app.STAGES.values() for name in names) == sorted(cli.cli.commands)
+
+
+def test_encoders_may_be_separated_by_commas():
+    config = flags.settings(None, (), sweep__encoders=("resnet18,vgg19", "mit_b0"))
+    assert config.sweep.encoders == ["resnet18", "vgg19", "mit_b0"]
+
+
 CODES = [(*row, 1) for row in BAD] + [(*row, 2) for row in USAGE]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 from typing import Any
@@ -12,20 +13,73 @@ from segray import __version__
 from segray.errors import SegrayError, Terminated
 
 
-class Example(click.Command):
+class _Hints(click.Command):
+    """A command that says what it calls an option that it does not know."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if hint := self._hint(error.option_name.lstrip("-")):
+                raise click.UsageError(f"No such option '{error.option_name}'. {hint}", ctx) from None
+            raise
+        except click.UsageError as error:
+            options = {param.name: param.opts[0] for param in self.params}
+            flag = options.get("label__inputs") or options.get("data__root")
+            if flag and error.message.startswith("Got unexpected extra argument"):
+                raise click.UsageError(f"{error.message}. Did you mean {flag} before it?", ctx) from None
+            raise
+
+    def _hint(self, word: str) -> str:
+        """Return the flag of the setting that has this name here or in other tools, or how --set gives it, or ''."""
+        from segray.config import fields_of, keys_like
+
+        flags = {str(param.name).replace("__", "."): param.opts[0] for param in self.params}
+        if word == "resume":
+            return "The same command again resumes."
+        if any(difflib.get_close_matches(f"--{word}", flags.values(), 1, cutoff=0.85)) or "sets" not in flags:
+            return ""  # click names those
+        keys = sorted(keys_like(word), key=lambda key: key not in flags)
+        if not keys:
+            return ""
+        if keys[0] in flags:
+            return f"Did you mean {flags[keys[0]]}?"
+        return f"Use --set {keys[0]}=VALUE: {fields_of()[keys[0]].description}"
+
+
+class Example(_Hints):
     """A command whose help keeps its line breaks, so that examples can be copied."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"context_settings": {"max_content_width": 110}, **kwargs})
 
 
-class Examples(click.Group):
+class Examples(_Hints, click.Group):
     """A group of such commands: their help keeps its line breaks."""
 
     command_class = Example
 
 
-@click.group(cls=Examples, context_settings={"max_content_width": 110})
+STAGES = {  # of `segray --help`: the commands in the order in which people need them
+    "Start": ("demo", "data", "models", "recipes"),
+    "Train": ("train", "sweep", "evaluate", "compare"),
+    "Label": ("label", "verify", "select", "show", "overlay", "export"),
+    "Look": ("report", "status"),
+    "Cluster": ("submit", "jobs", "logs", "stop"),
+}
+
+
+class _ByStage(Examples):
+    """The group of all commands."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for stage, names in STAGES.items():
+            with formatter.section(stage):
+                formatter.write_dl([(name.ljust(width), self.commands[name].get_short_help_str(100)) for name in names])
+
+
+@click.group(cls=_ByStage, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="segray")
 def cli() -> None:
     """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.

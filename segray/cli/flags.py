@@ -178,7 +178,7 @@ def _resumed(file: str | None, values: dict[str, Any]) -> Config:
 def _value(key: str, value: Any) -> Any:
     if key == "sweep__space":
         return _space(value)
-    if key == "sweep__learning_rates":
+    if key in ("sweep__learning_rates", "sweep__encoders"):
         return ",".join(value)
     return list(value) if isinstance(value, tuple) else value
 

@@ -22,6 +22,7 @@ from segray.sections.values import (
     check_zoom,
     parse_loss,
     parse_mask_id,
+    parse_names,
     parse_rates,
     parse_seconds,
 )
@@ -300,7 +301,9 @@ class SweepSection(Section):
         default_factory=dict,
         description="Further settings to try, by key: a list of values, or a logarithmic range low..high.",
     )
-    encoders: list[str] = Field(default_factory=list, description="Encoders to try. Default: `model.encoder` alone.")
+    encoders: Annotated[list[str], BeforeValidator(parse_names)] = Field(
+        default_factory=list, description="Encoders to try. Default: `model.encoder` alone."
+    )
     learning_rates: Annotated[str | list[float], BeforeValidator(parse_rates)] = Field(
         "1e-4..1e-2",
         description="Peak learning rates to try: a logarithmic range such as 1e-4..1e-2, or a list such as 1e-3,1e-2.",

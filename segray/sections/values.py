@@ -49,9 +49,19 @@ def check_objective(value: str) -> str:
     return value
 
 
+def parse_names(value: Any) -> Any:
+    """Split 'resnet18,vgg19' to ['resnet18', 'vgg19']."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 def parse_rates(value: Any) -> Any:
-    """Split '1e-3,1e-2' to ['1e-3', '1e-2'], and leave a range a..b as it is."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) and ".." not in value else value
+    """Split '1e-3,1e-2' to [1e-3, 1e-2], and leave a range a..b as it is."""
+    if isinstance(value, str) and ".." in value:
+        return value
+    try:
+        return [float(part) for part in parse_names(value)] if isinstance(value, str | list) else value
+    except (TypeError, ValueError):
+        raise ValueError("give rates such as 1e-3,1e-2, or a range such as 1e-4..1e-2") from None
 
 
 def parse_loss(value: Any) -> Any:

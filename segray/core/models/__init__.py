@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
-from segray.errors import ModelError, nearest
+from segray.errors import ModelError, UnknownModel, nearest
 from segray.sections.training import ModelSection
 
 encoder_weights, preprocessing, has_imagenet = weights.encoder_weights, weights.preprocessing, weights.has_imagenet
@@ -90,14 +90,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_names(config: ModelSection) -> None:
-    """Raise ModelError with the nearest names for an unknown architecture, or an encoder that it does not take.
+    """Raise UnknownModel with the nearest names for an unknown architecture, or an encoder that it does not take.
 
     Names and options by which timm would read a file or the network are refused, too: a bundle may come from anywhere.
     """
     import segmentation_models_pytorch as smp
 
     if config.arch not in ARCHITECTURES:
-        raise ModelError(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
+        raise UnknownModel(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
     if found := [name for name in config.options if name.startswith(REACHING)]:
         raise ModelError(f"model.options.{found[0]} would read what is no part of the model; leave it out.")
     theirs = ARCHITECTURES[config.arch].encoders
@@ -106,7 +106,7 @@ def check_names(config: ModelSection) -> None:
         return
     encoders = theirs or smp.encoders.get_encoder_names()
     if config.encoder not in encoders:
-        raise ModelError(f"model.encoder {config.encoder!r} is unknown.{nearest(config.encoder, encoders)}")
+        raise UnknownModel(f"model.encoder {config.encoder!r} is unknown.{nearest(config.encoder, encoders)}")
 
 
 def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
