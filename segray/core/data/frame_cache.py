@@ -1,15 +1,20 @@
 """Decoded frames on each machine's own disk, shared by its processes: what one of them decoded, none decodes again.
 
     TMPDIR/segray-frames-KEY/lock       held by each process that uses the folder; freed by the system when it dies
-    TMPDIR/segray-frames-KEY/frames     frame i at i × its bytes, RGB and then the mask; holes take no room
+    TMPDIR/segray-frames-KEY/frames     frame i at i × its whole pages, RGB and then the mask; holes take no room
     TMPDIR/segray-frames-KEY/written    a byte for each frame: 1 once it is whole
 
-Frames are read, not mapped: the memory of a process does not grow with what it has read.
+Frames are read, not mapped: the memory of a process does not grow with what it has read. They are written past the
+system's own memory of files (O_DIRECT) where the disk can do so: no faster than the disk takes them, and without new
+pages, which cost a virtual machine up to 15 ms of CPU for a frame of 1024×2048. What is read later fills what memory is
+free.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -24,13 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from segray.core.samples import Sample
+from segray.core.samples import BYTES_A_PIXEL, Sample
 
 ABANDONED_S = 600.0  # a folder that has had no lock for so long is abandoned
 PREFIX = "segray-frames-"
 FREE_SHARE = 0.5  # share of the disk's free space that is used where no limit is given
 WAITING_BYTES = 64 << 20  # frames of a process that may wait for the disk; frames beyond it are not kept
-SYNC_BYTES = 8 << 20  # bytes that are written before a process waits until the disk has them
 
 
 class FrameCache:
@@ -44,10 +48,9 @@ class FrameCache:
     def __init__(self, count: int, size: tuple[int, int], limit_bytes: int | None = None) -> None:
         self.count, self.size, self.limit_bytes = count, size, limit_bytes
         self.key, self._maker = uuid.uuid4().hex, os.getpid()
-        self._lock = self._frames = self._written = -1
+        self._lock = self._frames = self._direct = self._written = -1
         self._slots = 0
         self._room = threading.BoundedSemaphore(max(2, WAITING_BYTES // self._bytes))
-        self._unsynced: list[int] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _travelled, (self.count, self.size, self.limit_bytes, self.key)
@@ -58,7 +61,8 @@ class FrameCache:
 
     @property
     def _bytes(self) -> int:
-        return self.size[0] * self.size[1] * 4
+        """Of a frame on the disk: whole pages, as O_DIRECT wants them."""
+        return math.ceil(math.prod(self.size) * BYTES_A_PIXEL / mmap.PAGESIZE) * mmap.PAGESIZE
 
     def __enter__(self) -> FrameCache:
         remove_abandoned()
@@ -71,6 +75,10 @@ class FrameCache:
             # Positions below a limit: epochs take all of them in random order, so any part of a set serves as well.
             self._slots = min(self.count, limit // self._bytes)
             self._frames = os.open(self.folder / "frames", os.O_RDWR | os.O_CREAT, 0o600)
+            self._direct = os.open(self.folder / "frames", os.O_WRONLY)
+            with suppress(OSError):  # not every file system has O_DIRECT, and tmpfs has no need of it
+                fcntl.fcntl(self._direct, fcntl.F_SETFL, getattr(os, "O_DIRECT", 0))
+            self._buffer = np.frombuffer(mmap.mmap(-1, self._bytes), np.uint8)
             self._written = os.open(self.folder / "written", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:  # no such disk, or a full one: frames are decoded each time
             self._close()
@@ -86,10 +94,10 @@ class FrameCache:
         self._close()
 
     def _close(self) -> None:
-        for opened in (self._lock, self._frames, self._written):
+        for opened in (self._lock, self._frames, self._direct, self._written):
             if opened >= 0:
                 os.close(opened)
-        self._lock = self._frames = self._written = -1
+        self._lock = self._frames = self._direct = self._written = -1
         self._slots = 0
 
     def read_into(self, index: int, image_hwc: np.ndarray, mask_hw: np.ndarray) -> bool:
@@ -99,7 +107,8 @@ class FrameCache:
         try:
             if os.pread(self._written, 1, index) != b"\1":
                 return False
-            return os.preadv(self._frames, [image_hwc.data, mask_hw.data], index * self._bytes) == self._bytes
+            read = os.preadv(self._frames, [image_hwc.data, mask_hw.data], index * self._bytes)
+            return read == image_hwc.size + mask_hw.size
         except OSError:
             return False
 
@@ -115,26 +124,14 @@ class FrameCache:
             self._writer.submit(self._write, index, sample).add_done_callback(lambda _: self._room.release())
 
     def _write(self, index: int, sample: Sample) -> None:
+        image_hwc, mask_hw = sample
+        self._buffer[: image_hwc.size].reshape(image_hwc.shape)[:] = image_hwc
+        self._buffer[image_hwc.size :][: mask_hw.size].reshape(mask_hw.shape)[:] = mask_hw
         try:
-            parts = [np.ascontiguousarray(part).data for part in sample]
-            if os.pwritev(self._frames, parts, index * self._bytes) == self._bytes:
+            if os.pwrite(self._direct, self._buffer.data, index * self._bytes) == self._bytes:
                 os.pwrite(self._written, b"\1", index)
-                self._unsynced.append(index)
-            if len(self._unsynced) * self._bytes >= SYNC_BYTES:
-                self._sync()
         except OSError:  # a full disk: what is there stays, and nothing more is tried
             self._slots = 0
-
-    def _sync(self) -> None:
-        """Wait until the frames are on the disk, and free the memory that the system has kept them in.
-
-        So frames are kept no faster than the disk takes them, and writing reuses the same few pages of memory, as new
-        ones cost a virtual machine 10 ms of CPU for a frame of 1024×2048. Later epochs fill what memory is free.
-        """
-        os.fdatasync(self._frames)
-        for index in self._unsynced:
-            os.posix_fadvise(self._frames, index * self._bytes, self._bytes, os.POSIX_FADV_DONTNEED)
-        self._unsynced.clear()
 
 
 def _travelled(count: int, size: tuple[int, int], limit_bytes: int | None, key: str) -> FrameCache:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +32,11 @@ def read_batches(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(step: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        images, masks = (_empty((len(step), *size, *rest), pinned=stream is not None) for rest in ((3,), ()))
+        shapes = (len(step), *size, 3), (len(step), *size)
+        if stream is None:
+            images, masks = map(memory.empty, shapes)
+        else:  # PyTorch uses pinned memory again
+            images, masks = (torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes)
         targets = zip(step, images.numpy(), masks.numpy(), strict=True)
         for done in [frames.submit(_read, samples, i, image_hwc, mask_hw) for i, image_hwc, mask_hw in targets]:
             done.result()
@@ -41,6 +47,7 @@ def read_batches(
         return images, masks
 
     _reuse_memory()
+    memory = Memory()
     frames = ThreadPoolExecutor(max(LEAST_THREADS, torch.get_num_threads()))
     batches = ThreadPoolExecutor(BATCHES_AHEAD)
     try:
@@ -55,11 +62,26 @@ def read_batches(
         batches.shutdown()
 
 
-def _empty(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
-    """Allocate uint8 in huge pages, which NumPy asks for and PyTorch does not; PyTorch reuses pinned memory."""
-    if pinned:
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-    return torch.from_numpy(np.empty(shape, np.uint8))
+class Memory:
+    """Memory of batches, used again once nothing refers to the batch.
+
+    Otherwise the system takes it back and fills each page with zeros again: for a frame of 1024×2048 1 ms of CPU, and
+    15 in a virtual machine whose host has taken it back as well.
+    """
+
+    def __init__(self) -> None:
+        self._free: defaultdict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+
+    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return uint8 of any content."""
+        free = self._free[shape]
+        try:
+            whole = free.pop()
+        except IndexError:
+            whole = np.empty(shape, np.uint8)  # in huge pages, which NumPy asks for and PyTorch does not
+        lent = whole[:]  # which the tensor holds until the last tensor that shares its memory is gone
+        weakref.finalize(lent, free.append, whole).atexit = False
+        return torch.from_numpy(lent)
 
 
 def _reuse_memory() -> None:

@@ -1,6 +1,7 @@
 """Decoded frames that a machine's processes share on its disk, and batches read from there."""
 
 import errno
+import fcntl
 import os
 import pickle
 import tempfile
@@ -16,7 +17,7 @@ from segray.core.data import FileSamples, MemorySamples, frame_cache, open_datas
 from segray.core.data.frame_cache import FrameCache
 from segray.core.samples import Sample, TrainData
 from segray.core.training import loop
-from segray.core.training.batches import read_batches
+from segray.core.training.batches import Memory, read_batches
 from segray.core.training.checkpoint import read_history
 from segray.core.training.workers import LocalWorker
 from segray.errors import DataError
@@ -24,7 +25,7 @@ from segray.sections.training import DataSection
 from segray.stages import train
 
 SIZE = (32, 48)
-FRAME_BYTES = 32 * 48 * 4
+FRAME_BYTES = FrameCache(1, SIZE)._bytes
 
 
 @pytest.fixture(autouse=True)
@@ -119,14 +120,14 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(monkeypatch, town):
         samples = FileSamples(refs, town.label_space, SIZE, cache)
         kept = samples[0]
         settle(cache)
-        monkeypatch.setattr(os, "pwritev", full)
+        monkeypatch.setattr(os, "pwrite", full)
         assert np.array_equal(samples[1].image_hwc, MemorySamples.read(refs, town.label_space, SIZE)[1].image_hwc)
         assert np.array_equal(samples[0].image_hwc, kept.image_hwc)
 
 
 def test_a_slow_disk_holds_up_no_reader(monkeypatch):
-    disk_is_free, write = threading.Event(), os.pwritev
-    monkeypatch.setattr(os, "pwritev", lambda *given: disk_is_free.wait() and write(*given))
+    disk_is_free, write = threading.Event(), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *given: disk_is_free.wait() and write(*given))
     monkeypatch.setattr(frame_cache, "WAITING_BYTES", 3 * FRAME_BYTES)
     with FrameCache(5, SIZE) as cache:
         for i in range(5):
@@ -137,13 +138,28 @@ def test_a_slow_disk_holds_up_no_reader(monkeypatch):
         assert held(cache)[3:] == [None, (4, 5)]
 
 
-def test_frames_that_are_on_the_disk_are_read_from_there(monkeypatch):
-    monkeypatch.setattr(frame_cache, "SYNC_BYTES", 2 * FRAME_BYTES)
-    with FrameCache(5, SIZE) as cache:
-        for i in range(5):
-            cache.write(i, sample(i))
-        assert held(cache) == [(i, i + 1) for i in range(5)]
-        assert cache._unsynced == [4]
+def test_a_disk_that_cannot_be_written_past_the_memory_of_files_keeps_frames_as_well(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with FrameCache(3, SIZE) as cache:
+        cache.write(1, sample(7))
+        assert held(cache) == [None, (7, 8), None]
+
+
+def test_every_pixel_of_a_frame_comes_back():
+    random = np.random.default_rng(0)
+    size = (31, 47)  # no whole pages
+    frames = [
+        Sample(random.integers(0, 256, (*size, 3), np.uint8), random.integers(0, 256, size, np.uint8)) for _ in "abc"
+    ]
+    with FrameCache(3, size) as cache:
+        for i in (2, 0, 1):
+            cache.write(i, frames[i])
+        settle(cache)
+        for i, frame in enumerate(frames):
+            assert all(map(np.array_equal, cache.read(i), frame))
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(disk, monkeypatch):
@@ -197,6 +213,17 @@ def test_a_frame_that_cannot_be_read_is_named_and_no_thread_is_left(town, tmp_pa
     with pytest.raises(DataError, match=rf"^{tmp_path}/broken\.jpg is not an image: "):
         next(batches)
     assert threading.active_count() == before
+
+
+def test_the_memory_of_a_batch_is_used_again_once_the_last_tensor_in_it_is_gone():
+    memory = Memory()
+    batch = memory.empty((2, 3))
+    place, part = batch.data_ptr(), batch[1]
+    del batch
+    assert memory.empty((2, 3)).data_ptr() != place
+    del part
+    assert memory.empty((1, 3)).data_ptr() != place
+    assert memory.empty((2, 3)).data_ptr() == place
 
 
 def test_batches_that_are_not_wanted_any_more_leave_no_thread(town):
