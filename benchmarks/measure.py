@@ -29,8 +29,8 @@ WEIGH_EVERY = 8  # looks; their memory is dear: the kernel walks all their pages
 class Usage:
     """CPU seconds and memory of a process and all below it, looked at now and then; what Ray leaves behind counts."""
 
-    def __init__(self, root: psutil.Process) -> None:
-        self.root, self.cpu_s, self.most_mib = root, {}, 0.0
+    def __init__(self, root: psutil.Process, weigh_every: int = WEIGH_EVERY) -> None:
+        self.root, self.weigh_every, self.cpu_s, self.most_mib = root, weigh_every, {}, 0.0
         self._looks = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -47,7 +47,7 @@ class Usage:
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 self.cpu_s[process.pid, process.create_time()] = times.user + times.system
-                if self._looks % WEIGH_EVERY == 0:
+                if self._looks % self.weigh_every == 0:
                     total += process.memory_full_info().pss  # pages that several share count once
         self.most_mib = max(self.most_mib, total / 2**20)
 
@@ -70,7 +70,7 @@ def run(module: str, name: str, job: dict[str, Any]) -> dict[str, Any]:
                 [sys.executable, "-m", module, name, json.dumps(job | more)],
                 stdout=subprocess.DEVNULL, stderr=errors, env=quiet,
             )  # fmt: skip
-            usage = Usage(process)
+            usage = Usage(process, job.get("weigh_every", WEIGH_EVERY))
             if process.wait():
                 errors.seek(0)
                 raise click.ClickException(f"{name} failed:\n{errors.read()[-4000:]}")
