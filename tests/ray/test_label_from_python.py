@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 import segray
+from segray.api import stages
 from segray.core.data import streets
 
 
@@ -15,7 +16,7 @@ def test_labels_are_made_and_opened(tiny_bundle, tmp_path, monkeypatch):
     (tmp_path / "frames").symlink_to(tmp_path / "streets/train")
     (tmp_path / "runs/street").mkdir(parents=True)
     (tmp_path / "runs/street/best").symlink_to(tiny_bundle)
-    (test,) = doctest.DocTestFinder(recurse=False).find(segray.label, "label", globs={"segray": segray})
+    (test,) = doctest.DocTestFinder(recurse=False).find(stages.label, "label", globs={"segray": segray})
     assert doctest.DocTestRunner().run(test) == (0, len(test.examples))
     labels = segray.open_labels("labels/new")
     assert [result.mask.shape for result in labels.frames()] == 2 * [(64, 96)]
