@@ -145,11 +145,15 @@ def ids_text(ids: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """One labelled frame on disk: a stable id and the places of its image and mask (core.io.locators)."""
+    """One labelled frame on disk: a stable id and the places of its image and mask (core.io.locators).
+
+    stamp: that of the image's file when segray labelled it; a file with another one is not read. None: read as it is.
+    """
 
     sample_id: str
     image: str
     mask: str
+    stamp: str | None = None
 
 
 @dataclass(frozen=True)

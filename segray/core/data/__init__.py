@@ -160,7 +160,7 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
 
 def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None) -> Sample:
     """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given."""
-    image_hwc = read_image(ref.image)
+    image_hwc = read_image(ref.image, stamp=ref.stamp)
     mask_hw = space.apply(read_mask(ref.mask, space.mask_channel), ref.mask)
     if mask_hw.shape != image_hwc.shape[:2]:
         raise DataError(
@@ -231,7 +231,7 @@ def input_size(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[int, i
     """Return the (height, width) that the model sees: as configured, else that of the first frame."""
     if config.size is not None:
         return config.size
-    return read_image(refs[0].image).shape[:2]
+    return read_image(refs[0].image, stamp=refs[0].stamp).shape[:2]
 
 
 def _text(array: Any) -> str:

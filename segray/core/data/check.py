@@ -99,7 +99,7 @@ def frames_of(dataset: Dataset) -> list[SampleRef]:
 def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     notes: list[str] = []
     try:
-        image_hwc = read_image(ref.image, notes.append)
+        image_hwc = read_image(ref.image, notes.append, ref.stamp)
         raw_hw, palette = read_mask_and_palette(ref.mask, space.mask_channel)
         turned = orientation(ref.image) in SAME_SIZE and orientation(ref.mask) == 1
     except SegrayError as error:

@@ -38,7 +38,10 @@ def open_dataset(config: DataSection) -> Dataset:
     if not kept:
         raise DataError(f"None of {len(rows)} rows in {root} has a confidence of {config.min_confidence}; lower it.")
     pixels = f",{config.min_pixel_confidence:f}" if config.min_pixel_confidence else ""
-    refs = [SampleRef(row["input_id"], image_place(row), f"{row['place']}{pixels}") for row in kept]
+    stamps = folder.stamps()
+    refs = [
+        SampleRef(row["input_id"], image_place(row), f"{row['place']}{pixels}", stamps[row["input_id"]]) for row in kept
+    ]
     return Dataset("labels", LabelSpace(folder.space.names, folder.space.colors), _split(refs, config))
 
 

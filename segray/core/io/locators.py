@@ -81,8 +81,13 @@ def mask_in(row: Mapping[str, Any], source: str) -> np.ndarray:
     return mask_hw
 
 
-def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndarray:
-    """Read uint8 RGB [H, W, 3]. note: see images.decode_image(). DataError for what cannot be decoded."""
+def read_image(place: str, note: Callable[[str], None] | None = None, stamp: str | None = None) -> np.ndarray:
+    """Read uint8 RGB [H, W, 3]. note: see images.decode_image(). DataError for what cannot be decoded.
+
+    stamp: InputChanged where the file has another one.
+    """
+    if stamp is not None and (file := file_of(place)) != place:
+        storage.check_unchanged(file, stamp)
     if found := FRAME.fullmatch(place):
         from segray.core.io.video import read_frames  # loads FFmpeg
 
@@ -95,7 +100,8 @@ def read_image(place: str, note: Callable[[str], None] | None = None) -> np.ndar
         raise DataError(f"{place}: {LOST_FRAME}")
     if found := CELL.fullmatch(place):
         return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
-    return images.decode_image(storage.read_bytes(place), place, note)
+    data = storage.read_bytes(place) if stamp is None else storage.read_unchanged(place, stamp)
+    return images.decode_image(data, place, note)
 
 
 def orientation(place: str) -> int | None:

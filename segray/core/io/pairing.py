@@ -109,7 +109,12 @@ def match_masks(masks: Mapping[str, str], images: Iterable[tuple[str, str]]) -> 
     shared = shared_names(mask_folders, folders)
     root = common_folder(first, last)
     key_of = _keys_by_path(masks, chain.from_iterable(images_named.values()), root, mask_folders)
-    taken, alone, elsewhere, unclear = set(key_of.values()), [], [], []
+    taken, elsewhere, unclear = set(key_of.values()), [], []
+    alone = [
+        f"{masks[key]} with {place}"
+        for place, path in chain.from_iterable(images_named.values())
+        if "/" in path.removeprefix(root) and "/" not in (key := key_of.get(place, "/"))
+    ]
     for key in masks:
         same = images_named.get(storage.name_of(key), [])
         if key in taken or all(place in key_of for place, _ in same):

@@ -143,6 +143,11 @@ class LabelFolder:
             for row in table.to_pylist():
                 yield row | {"place": mask_place(row)}
 
+    def stamps(self) -> dict[str, str]:
+        """Return the stamp of each planned row's file, as it was when the row was planned, by input_id."""
+        planned = (PlanReader(plan).columns(["input_id", "stamp"]).to_pydict() for plan in self.plans)
+        return {id_: stamp for rows in planned for id_, stamp in zip(rows["input_id"], rows["stamp"], strict=True)}
+
     def totals(self, progress: Progress = untold) -> tuple[Totals, pa.Table]:
         """Sum the totals of all parts, from their footers; also return ERROR_COLUMNS of the failed rows that count."""
         totals = Totals.empty(self.space.num_classes)

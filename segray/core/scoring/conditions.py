@@ -26,6 +26,7 @@ MOST_VALUES = 50  # a text column with more values is a name or a time, not a co
 MOST_NUMBERS = 8  # a column with more distinct numbers is cut into quartiles
 NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?(e[+-]\d+)?")  # as programs write numbers
 MOST_DIGITS = 300  # digits of a number that a float can hold
+NO_NUMBER = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "none"})  # in lower case, of a column of numbers
 CITY = re.compile(r"(?:.*/)?([a-z-]+)_\d{6}_\d{6}")  # cityscapesScripts' names: city, sequence, frame
 
 Table = dict[str, list[Any]]  # any kinds of values, as its author wrote them
@@ -131,6 +132,9 @@ def notes(table: Table) -> list[str]:
     frames = list(zip(*table.values(), strict=True))
     if unknown := sum(all(value is None for value in values) for values in frames):
         told.append(f"Frames of which no condition is known: {unknown} of {len(frames)}.")
+    lacking = {name: values.count(None) - unknown for name, values in table.items()}
+    if counts := [f"{name} {count}" for name, count in lacking.items() if 0 < count < len(frames) - unknown]:
+        told.append(f"Frames left out of a condition, as they have no value there: {', '.join(counts)}.")
     if many := [name for name, values in table.items() if len(_groups(values)) > MOST_VALUES]:
         told.append(f"Conditions left out, as they have more than {MOST_VALUES} values: {', '.join(many)}.")
     return told
@@ -197,9 +201,9 @@ class _Cell(str):
 def _column(values: list[Any]) -> list[Any]:
     """Convert cells to one kind, None for empty ones: numbers, booleans, or texts."""
     cells = [_cell(value) for value in values]
-    there = [cell for cell in cells if cell is not None]
-    if all(isinstance(cell, _Cell) and len(cell) <= MOST_DIGITS and NUMBER.fullmatch(cell) for cell in there):
-        cells = [None if cell is None else _number(cell) for cell in cells]
+    numbers = [None if isinstance(cell, str) and cell.lower() in NO_NUMBER else cell for cell in cells]
+    if all(map(_is_number, there := [cell for cell in numbers if cell is not None])) and there:
+        cells = [_number(cell) if isinstance(cell, _Cell) else cell for cell in numbers]
     kinds = {type(cell) for cell in cells if cell is not None}
     large = any(isinstance(cell, int) and not -(2**63) <= cell < 2**63 for cell in cells)
     if kinds == {int, float} or (kinds == {int} and large):
@@ -223,6 +227,12 @@ def _cell(value: Any) -> Any:
     if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
         return str(value)
     return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _is_number(cell: Any) -> bool:
+    if isinstance(cell, _Cell):
+        return len(cell) <= MOST_DIGITS and NUMBER.fullmatch(cell) is not None
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def _number(text: str) -> float:

@@ -1,15 +1,23 @@
 """segray's own labels as training data: a teacher's masks, with what it was not sure of left out."""
 
+import re
+import time
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import videos
 from click.testing import CliRunner
 from labelled import label_all, settings_of
+from PIL import Image
 
 from segray.cli import cli
 from segray.config import load
 from segray.core.data import open_dataset, read_sample, split_refs, streets
+from segray.core.data.check import check
 from segray.core.infer.predictor import Predictor
-from segray.core.io import locators, storage
+from segray.core.io import images, locators, storage
 from segray.core.io.locators import read_image
 from segray.core.io.masks import decode_mask
 from segray.core.labels import parts
@@ -59,8 +67,6 @@ def test_rows_are_frames_with_the_teachers_masks(labelled, town):
 
 
 def _part(out, shard):
-    import pyarrow.parquet as pq
-
     (plan,) = load_plans(out)
     return pq.read_table(storage.open_read(plan.part_uri(shard))).to_pylist() if shard < plan.shards else []
 
@@ -120,6 +126,33 @@ def test_pixel_confidence_needs_its_maps(labelled):
         DataError, match=r"has no confidence map for data\.min_pixel_confidence; label again with --set"
     ):
         read_sample(split_refs(dataset, "train")[0], dataset.label_space, None)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.parquet"])
+def test_a_frame_that_has_changed_since_it_was_labelled_is_not_trained_on(labelled, tmp_path, name):
+    """Another picture of the same size would be taught with the mask of the one before."""
+    path = tmp_path / name
+    image_hwc = np.zeros((48, 64, 3), np.uint8)
+
+    def write(image_hwc):
+        if name.endswith("mp4"):
+            videos.write(path, pts=range(4))
+        elif name.endswith("parquet"):
+            cell = {"bytes": images.encode_image(image_hwc), "path": "a.png"}
+            pq.write_table(pa.table({"image": [cell, cell]}), path)
+        else:
+            Image.fromarray(image_hwc).save(path)
+
+    write(image_hwc)
+    dataset = open_dataset(DataSection(format="labels", root=labelled(path)))
+    refs = [ref for split in dataset.splits.values() for ref in split]
+    assert read_sample(refs[0], dataset.label_space, None).image_hwc.shape == (48, 64, 3)
+    time.sleep(0.02)  # as long as a tick of the clock by which files are stamped
+    write(image_hwc + 9)
+    expected = rf"^{path} has changed since the plan was made; label it anew with another --out\.$"
+    with pytest.raises(DataError, match=expected):
+        read_sample(refs[0], dataset.label_space, None)
+    assert any(re.search(expected, problem) for problem in check(dataset, ()).problems)
 
 
 def test_labels_that_are_not_finished_are_refused(tmp_path):

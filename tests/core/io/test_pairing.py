@@ -128,6 +128,20 @@ def test_labelling_scores_the_frame_of_the_masks_folder_alone(days, tmp_path):
     }
 
 
+def test_masks_of_no_folder_that_pair_with_images_of_several_are_counted(days, tmp_path):
+    for name in ("in/a/1.png", "in/b/c/2.png", "truth/1.png", "truth/2.png"):
+        storage.create(f"{tmp_path}/{name}", storage.read_bytes(f"{days}/truth/day1/1.png"))
+    notes = []
+    plan = make_plan(
+        str(tmp_path / "a"), settings_of([tmp_path / "in"], tmp_path / "truth"), SPACE, on_note=notes.append
+    )
+    assert [row["truth_uri"] for row in plan_rows(plan)] == [f"{tmp_path}/truth/{i}.png" for i in (1, 2)]
+    example = f"{tmp_path}/truth/1.png with {tmp_path}/in/a/1.png"
+    assert notes == [f"Masks that pair by file name alone, as their folders differ: 2, such as {example}."]
+    make_plan(str(tmp_path / "b"), settings_of([tmp_path / "in/a"], tmp_path / "truth"), SPACE, on_note=notes.append)
+    assert len(notes) == 1
+
+
 def test_masks_that_could_be_of_any_image_are_refused(days, tmp_path):
     storage.create(f"{tmp_path}/truth/1.png", storage.read_bytes(f"{days}/truth/day1/1.png"))
     with pytest.raises(DataError, match=f"several images or masks have their file name: 1, such as {tmp_path}/truth/1"):

@@ -101,6 +101,18 @@ def test_a_number_that_is_none_is_missing_in_a_csv_too(tmp_path):
     assert read_table(str(tmp_path / "t.CSV"), FRAMES[:3]) == {"x": [None, 1.5, None]}
 
 
+@pytest.mark.parametrize("missing", ["NA", "N/A", "nan", "NULL", "null", "None", ""])
+def test_a_word_for_no_number_among_numbers_is_a_missing_one_and_is_counted(tmp_path, missing):
+    """With it the column was one of texts, and 0.10 and 0.1 were two conditions."""
+    (tmp_path / "t.csv").write_text(f"image,lux,region\n00,0.10,NA\n01,{missing},EU\n02,0.1,NA\n")
+    rows = [{"image": "00", "lux": 0.1, "region": "NA"}, {"image": "01", "lux": missing or None, "region": "EU"}]
+    rows.append({"image": "02", "lux": 0.1, "region": "NA"})
+    for place in (str(tmp_path / "t.csv"), jsonl(tmp_path / "t.jsonl", rows)):
+        table = read_table(place, FRAMES[:3])
+        assert table == {"lux": [0.1, None, 0.1], "region": ["NA", "EU", "NA"]}  # there it is North America
+        assert notes(table) == ["Frames left out of a condition, as they have no value there: lux 1."]
+
+
 def test_texts_may_hold_any_sign_and_numbers_be_of_any_size(tmp_path):
     rows = [{"image": "00", "x": 10**400, "place": "a\u2028b"}, {"image": "01", "x": 1, "place": "c\x85d"}]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
@@ -118,12 +130,12 @@ def test_frames_without_a_row_and_columns_of_too_many_values_are_said():
         "Frames of which no condition is known: 1 of 61.",
         "Conditions left out, as they have more than 50 values: name.",
     ]
-    assert notes({"weather": ["rain", None], "time": ["noon", "dusk"]}) == notes({}) == []
+    assert notes({"weather": ["rain", "sun"], "time": ["noon", "dusk"]}) == notes({}) == []
 
 
 def test_a_number_among_texts_stays_as_it_is_written(tmp_path):
-    (tmp_path / "t.csv").write_text("image,x\n00,1e-3\n01,n/a\n")
-    assert read_table(str(tmp_path / "t.csv"), FRAMES[:2]) == {"x": ["1e-3", "n/a"]}
+    (tmp_path / "t.csv").write_text("image,x\n00,1e-3\n01,high\n")
+    assert read_table(str(tmp_path / "t.csv"), FRAMES[:2]) == {"x": ["1e-3", "high"]}
 
 
 DAYS = [("day1/0001", "/data/images/day1/0001.jpg"), ("day2/0001", "/data/images/day2/0001.jpg")]
