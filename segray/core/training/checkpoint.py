@@ -7,10 +7,12 @@ history.jsonl   a line an epoch, rewritten from last.pt's
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from segray.config import Config, parse
@@ -86,11 +88,73 @@ def has_results(out: str) -> bool:
     return any(storage.exists(storage.join(out, name)) for name in (STATE, HISTORY, BEST))
 
 
-def save_state(out: str, parts: Mapping[str, Stateful], history: History) -> None:
+def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Copy the state of `parts` into CPU memory of its own, from which it can be written while training goes on."""
+    import torch
+
+    copied = {name: _on_host(part.state_dict()) for name, part in parts.items()}
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()  # once for all copies
+    return copied
+
+
+def _on_host(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        pinned = value.device.type == "cuda"  # from pageable memory, each copy would wait for the device
+        return torch.empty_like(value, device="cpu", pin_memory=pinned).copy_(value, non_blocking=pinned)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # keeps the versions that a module's state carries as an attribute
+        copied.update({key: _on_host(item) for key, item in value.items()})
+        return copied
+    return [_on_host(item) for item in value] if isinstance(value, list) else value
+
+
+def with_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], prefix: str = "") -> torch.nn.Module:
+    """Return a copy of `model` that holds `weights`, under its own names after `prefix`. No tensor is copied."""
+    own = model.state_dict(keep_vars=True)
+    return copy.deepcopy(model, {id(tensor): weights[prefix + name] for name, tensor in own.items()})
+
+
+class Background:
+    """A thread that writes beside training, one epoch at a time. Its error is raised here, at the next call.
+
+    The block waits at its end for what is being written, also after an error, Ctrl-C or SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._work: Future[list[object]] | None = None
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+
+    def start(self, work: Sequence[Callable[[], object]]) -> None:
+        """Do these one after the other, up to the first error."""
+        self.wait()
+        self._work = self._thread.submit(lambda: [do() for do in work])
+
+    def check(self) -> None:
+        """Raise the error of what has ended with one."""
+        if self._work is not None and self._work.done():
+            self.wait()
+
+    def wait(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+
+def save_state(out: str, state: Mapping[str, Any], history: History) -> None:
+    """Write a snapshot and its history; the epoch is complete when last.pt is replaced."""
     import torch
 
     file = io.BytesIO()
-    torch.save({**{name: part.state_dict() for name, part in parts.items()}, "history": history}, file)
+    torch.save({**state, "history": history}, file)
     storage.replace(storage.join(out, STATE), file.getvalue())
     write_history(out, history)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from segray.core.training import optim
 from segray.core.training.batches import read_batches
 from segray.core.training.checkpoint import (
     BEST,
+    Background,
     EpochRow,
     Stateful,
     TrainedRow,
@@ -36,6 +38,8 @@ from segray.core.training.checkpoint import (
     is_finished,
     load_state,
     save_state,
+    snapshot,
+    with_weights,
 )
 from segray.core.training.objective import Objective, make_objective
 from segray.core.training.workers import (
@@ -98,40 +102,50 @@ def fit(
     was_frozen, had = None, len(history)
     pending = 0  # epochs since the last one that was saved
     worker.started(device)
-    while not is_finished(train, history):
-        epoch = len(history) + 1
-        frozen = optim.is_frozen(train, epoch)
-        optim.freeze(model, frozen)
-        if frozen != was_frozen:  # also after unfreezing: DDP fixes what it averages
-            learner.model, was_frozen = worker.wrap(model), frozen
-            if train.compile:
-                learner.model.compile()
-        try:
-            trained = train_epoch(worker, learner, config, data, epoch)
-        except RuntimeError as error:
-            # PyTorch's error for exhausted CPU memory has no class of its own.
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise ModelError(_too_large(worker, config, data)) from error
-            raise
-        pending += 1
-        row: EpochRow = {**trained, "device": device, "evaluated": False, "val_loss": math.nan, **metrics.NOT_EVALUATED}
-        if epoch % train.eval_every and epoch < train.epochs:
-            history.append(row)
-            continue
-        kept = ema.module if ema else model
-        broadcast_buffers(worker, kept)
-        confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
-        if confusion.any() and not math.isfinite(val_loss):  # the last step can break the weights after a finite loss
-            raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
-        scores = metrics.scores(confusion)
-        history.append({**row, "evaluated": True, "val_loss": val_loss, **scores.headlines()})
-        if worker.rank == 0:
-            if best_epoch(history) == epoch:
-                bundle.save(storage.join(out, BEST), kept, describe(config, data, epoch, scores, confusion))
-            save_state(out, state, history)
-        for row in history[-pending:]:  # only now: a resumed run repeats the epochs that were not saved
-            worker.report(row)
-        pending = 0
+    with Background() as saving:
+        while not is_finished(train, history):
+            epoch = len(history) + 1
+            frozen = optim.is_frozen(train, epoch)
+            optim.freeze(model, frozen)
+            if frozen != was_frozen:  # also after unfreezing: DDP fixes what it averages
+                learner.model, was_frozen = worker.wrap(model), frozen
+                if train.compile:
+                    learner.model.compile()
+            try:
+                trained = train_epoch(worker, learner, config, data, epoch, saving.check)
+            except RuntimeError as error:
+                # PyTorch's error for exhausted CPU memory has no class of its own.
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    raise ModelError(_too_large(worker, config, data)) from error
+                raise
+            pending += 1
+            row: EpochRow = {
+                **trained, "device": device, "evaluated": False, "val_loss": math.nan, **metrics.NOT_EVALUATED,
+            }  # fmt: skip
+            if epoch % train.eval_every and epoch < train.epochs:
+                history.append(row)
+                continue
+            kept = ema.module if ema else model
+            broadcast_buffers(worker, kept)
+            confusion, val_loss = evaluate(worker, kept, config, data, learner.objective)
+            # The last step can break the weights after a finite loss.
+            if confusion.any() and not math.isfinite(val_loss):
+                raise TrainingDiverged(_diverged("validation loss", val_loss, config, epoch))
+            scores = metrics.scores(confusion)
+            history.append({**row, "evaluated": True, "val_loss": val_loss, **scores.headlines()})
+            saving.wait()  # before memory is taken for another snapshot
+            work: list[Callable[[], object]] = []
+            if worker.rank == 0:
+                held = snapshot(state)
+                if best_epoch(history) == epoch:
+                    model_held = with_weights(kept, held["ema"] if ema else held["model"], "module." if ema else "")
+                    info = describe(config, data, epoch, scores, confusion)
+                    work.append(partial(bundle.save, storage.join(out, BEST), model_held, info))
+                work.append(partial(save_state, out, held, [*history]))
+            # Reported only when it is saved: a resumed run repeats the epochs that were not.
+            saving.start([*work, *(partial(worker.report, row) for row in history[-pending:])])
+            pending = 0
+        saving.wait()
     if worker.rank == 0 and len(history) > had:
         check_kept(LocalWorker(str(worker.device)), share_of(worker, config), data, learner.objective)
 
@@ -162,8 +176,18 @@ def share_of(worker: Worker, config: Config) -> Config:
     return config.changed({"train.batch_size": -(-config.train.batch_size // worker.world_size)})
 
 
-def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainData, epoch: int) -> TrainedRow:
-    """Train on this worker's share of the training samples once; return its part of the row of history."""
+def train_epoch(
+    worker: Worker,
+    learner: Learner,
+    config: Config,
+    data: TrainData,
+    epoch: int,
+    check: Callable[[], None] = lambda: None,
+) -> TrainedRow:
+    """Train on this worker's share of the training samples once; return its part of the row of history.
+
+    check is called now and then, and raises an error that ends the run.
+    """
     train, device = config.train, worker.device
     torch.manual_seed(_seed(train.seed, epoch, worker.rank))
     generator = torch.Generator().manual_seed(_seed(train.seed, epoch, worker.rank) + 1)
@@ -199,6 +223,7 @@ def train_epoch(worker: Worker, learner: Learner, config: Config, data: TrainDat
         labelled += (masks != IGNORE_INDEX).sum()
         tally(confusion, masks, outputs[0].detach())
         if (step + 1) % CHECK_EVERY == 0:
+            check()
             check_finite(worker, step_losses, config, data, epoch)
     mean_loss = check_finite(worker, step_losses, config, data, epoch)
     if int(all_reduce(worker, labelled)) == 0:

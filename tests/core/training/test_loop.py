@@ -1,5 +1,6 @@
 """The training loop without Ray, on frames of 32×32."""
 
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from segray.core.models.info import read_info
 from segray.core.samples import Sample, TrainData
 from segray.core.training import checkpoint, loop, objective, optim
 from segray.core.training.workers import LocalWorker
-from segray.errors import ConfigError, DataError, ModelError
+from segray.errors import ConfigError, DataError, ModelError, StorageError, Terminated
 from segray.sections.training import ModelSection, TrainSection
 
 SPACE = streets.LABEL_SPACE
@@ -76,6 +77,81 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(settings, d
     resumed = weights(stopped)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_an_epoch_is_written_as_it_was_while_the_next_one_is_trained(settings, data, tmp_path, monkeypatch):
+    """A slow store: epoch 1 is written when epoch 2 has been trained, and is what a run that stops there has."""
+    trained, written = threading.Event(), []
+    train_epoch, save_state = loop.train_epoch, checkpoint.save_state
+
+    def train(*args):
+        row = train_epoch(*args)
+        if row["epoch"] == 2:
+            trained.set()
+        return row
+
+    def write(out, state, history):
+        assert trained.wait(30)
+        save_state(out, state, history)
+        written.append(torch.load(f"{out}/last.pt", weights_only=True))
+
+    class Killed(LocalWorker):
+        def report(self, row):
+            raise KeyboardInterrupt
+
+    (tmp_path / "other").mkdir()
+    other = settings(train__epochs=2, train__ema=0.9, train__out=str(tmp_path / "other"))
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(Killed(), other, data)
+    monkeypatch.setattr(loop, "train_epoch", train)
+    monkeypatch.setattr(loop, "save_state", write)
+    loop.fit(LocalWorker(), settings(train__epochs=2, train__ema=0.9), data)
+    stopped = torch.load(tmp_path / "other" / "last.pt", weights_only=True)
+    assert [len(state["history"]) for state in written] == [1, 2]
+    for part in ("model", "ema"):
+        for name, tensor in stopped[part].items():
+            assert torch.equal(tensor, written[0][part][name]), name
+    moments = [state["optimizer"]["state"][0]["exp_avg"] for state in (stopped, *written)]
+    assert torch.equal(moments[0], moments[1])
+    assert not torch.equal(moments[0], moments[2])
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_line(settings, data, monkeypatch):
+    def full(out, state, history):
+        raise StorageError("last.pt cannot be written: No space left on device")
+
+    reported, epochs = [], []
+    worker = LocalWorker()
+    worker.report = reported.append
+    monkeypatch.setattr(loop, "save_state", full)
+    monkeypatch.setattr(loop, "CHECK_EVERY", 1)
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *args: epochs.append(1) or evaluate(*args))
+    with pytest.raises(StorageError, match=r"^last.pt cannot be written: No space left on device$"):
+        loop.fit(worker, settings(train__epochs=9), data)
+    assert reported == []
+    assert len(epochs) <= 2  # in the second one at the latest
+
+
+def test_a_stopped_run_waits_for_the_epoch_that_is_being_written(settings, data, tmp_path, monkeypatch):
+    train_epoch, save_state, stopped = loop.train_epoch, checkpoint.save_state, threading.Event()
+
+    def train(worker, learner, config, data, epoch, *more):
+        if epoch == 2:
+            stopped.set()
+            raise Terminated
+        return train_epoch(worker, learner, config, data, epoch, *more)
+
+    def write(*args):
+        assert stopped.wait(30)
+        save_state(*args)
+
+    monkeypatch.setattr(loop, "train_epoch", train)
+    monkeypatch.setattr(loop, "save_state", write)
+    with pytest.raises(Terminated):
+        loop.fit(LocalWorker(), settings(train__epochs=2), data)
+    assert len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]) == 1
+    assert [row["epoch"] for row in checkpoint.read_history(str(tmp_path / "run"))] == [1]
 
 
 def test_training_pixels_are_counted_thinned_and_without_void():
