@@ -70,6 +70,21 @@ def test_scores_are_those_of_the_predicted_masks(config, tiny_bundle, tmp_path, 
     assert Image.open(tmp_path / "out" / "frames.png").size[0] > 1000
 
 
+def test_a_model_without_data_is_scored_on_its_own(config, tiny_bundle, tmp_path, caplog):
+    shutil.copytree(tiny_bundle, tmp_path / "best")
+    info = json.loads((tmp_path / "best/segray.json").read_text())
+    own = config.data.model_dump(mode="json")
+    (tmp_path / "best/segray.json").write_text(json.dumps(info | {"config": {"data": own}}))
+    given = load(None, {"evaluate.model": str(tmp_path / "best"), "evaluate.out": str(tmp_path / "out")})
+    result = evaluate(given.changed({"evaluate.pictures": 0}))
+    assert (result["frames"], result["scored"]) == (5, "streets val")
+    root = config.data.root
+    assert f"No data is named; the model is scored on its own: --format streets --data {root}." in caplog.messages
+    assert read_settings(str(tmp_path / "out")).data.root == root
+    with pytest.raises(ConfigError, match=r"^No data is given; "):
+        evaluate(given.changed({"evaluate.model": str(tiny_bundle)}))
+
+
 @pytest.mark.slow
 def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
     places = [f"{s3}/evaluated/{name}" for name in "ab"]

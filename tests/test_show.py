@@ -12,9 +12,10 @@ from segray.config import load
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators
+from segray.core.io.drawing import legend
 from segray.core.io.masks import overlay
 from segray.core.labels.planning import make_plan
-from segray.errors import DataError, OutputExists
+from segray.errors import ConfigError, DataError, OutputExists
 from segray.stages.show import overlay_video, show
 
 COLORS = streets.LABEL_SPACE.colors
@@ -36,7 +37,9 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
     mask_hw, frame = np.asarray(Image.open(map_)), locators.read_image(place)
     assert mask_hw.shape == (64, 96)
     assert mask_hw.max() < len(COLORS)
-    assert np.array_equal(np.asarray(Image.open(over)), overlay(frame, mask_hw, COLORS))
+    drawn = np.asarray(Image.open(over))
+    assert np.array_equal(drawn[:, :96], overlay(frame, mask_hw, COLORS))
+    assert np.array_equal(drawn[:, 96:], legend(64, streets.LABEL_SPACE))
 
 
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
@@ -56,8 +59,40 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
     source = locators.read_image(f"{town}/video.mp4#frame=4")
     (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
     expected = overlay(source, found.mask_hw, COLORS).astype(int)
-    differences = [np.abs(picture.astype(int) - expected).mean() for _, picture in frames]
+    differences = [np.abs(picture[:, :96].astype(int) - expected).mean() for _, picture in frames]
     assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
+
+
+def test_a_video_is_whole_or_not_there_and_a_slideshow_is_called_so(town, tiny_bundle, tmp_path, caplog):
+    label_all(planned(tmp_path / "labels", town / "video.mp4", every=6), Predictor(str(tiny_bundle)))
+
+    def stop(more, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        overlay_video(str(tmp_path / "labels"), str(tmp_path / "new" / "over.mp4"), progress=stop)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert caplog.messages == [
+        f"{tmp_path}/new/over.mp4 is a slideshow: its labels are 0.6 s apart. Label more frames for a moving one."
+    ]
+    with pytest.raises(ConfigError, match=r"^over\.gif ends in none of \.mp4, \.mov, \.mkv; name such a file\.$"):
+        overlay_video(str(tmp_path / "labels"), "over.gif")
+
+
+def test_a_legend_has_every_class_in_its_colour():
+    for height in (40, 64, 720):
+        panel = legend(height, streets.LABEL_SPACE)
+        seen = set(map(tuple, panel.reshape(-1, 3).tolist()))
+        assert set(COLORS) <= seen
+        assert len(panel) == height
+        assert panel.shape[1] % 2 == 0
+
+
+def test_regions_are_outlined_in_their_colour():
+    mask_hw = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
+    image_hwc = np.full((2, 4, 3), 100, np.uint8)
+    drawn = overlay(image_hwc, mask_hw, [(200, 0, 0), (0, 200, 0)])
+    assert drawn[..., 0].tolist() == [[150, 200, 50, 0], [150, 200, 0, 100]]
 
 
 def test_a_video_whose_stamps_name_no_frames_is_labelled_and_shown_by_the_number_of_its_frames(tiny_bundle, tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from segray.core.io import storage
-from segray.core.io.drawing import with_legend
+from segray.core.io.drawing import beside
+from segray.core.io.drawing import legend as legend_of
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError
@@ -58,8 +59,10 @@ class Result:
     def plot(self, *, legend: bool = True) -> Image.Image:
         """Draw the classes over the frame, with a legend of those that are in it."""
         picture = overlay(self.image, self.mask, self.space.colors)
-        colors = dict(zip(self.names, self.space.colors, strict=True))
-        return Image.fromarray(with_legend(picture, [(name, colors[name]) for name in self.shares] if legend else []))
+        if legend:
+            classes = [self.names.index(name) for name in self.shares]
+            picture = beside(picture, legend_of(len(picture), self.space, classes))
+        return Image.fromarray(picture)
 
     def save(self, place: str) -> None:
         """Write the mask as a palette PNG, whose pixels are the class indices, to a path or on s3://."""

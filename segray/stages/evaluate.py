@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
@@ -39,7 +40,10 @@ from segray.core.scoring.sources import Drawn, LabelFrames, ModelFrames, Scored
 from segray.core.training.checkpoint import SETTINGS, command_of, read_settings
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
+from segray.sections.values import is_ready_model
 from segray.stages.train import different
+
+log = logging.getLogger("segray")
 
 SCORES, IMAGES, PICTURES, RELIABILITY = "scores.json", "images.parquet", "frames.png", "reliability.png"
 MADE = (SETTINGS, SCORES, IMAGES, PICTURES, RELIABILITY)
@@ -132,9 +136,10 @@ def evaluate(config: Config, *, overwrite: bool = False, progress: Progress = un
 
     Classes of prediction and truth are matched by name (scoring.classmaps); classes of the truth that are not predicted
     are reported as not covered. scoring.protocols says which are scored. With `evaluate.calibrate`, the bundle gets the
-    temperature that fits the split. Raises ModelError and DataError for a bundle, labels or data that cannot be used.
+    temperature that fits the split. Without data in the settings, those that the model was trained with are scored.
+    Raises ModelError and DataError for a bundle, labels or data that cannot be used.
     """
-    named, config = config.evaluate.given_model(), config.absolute()
+    named, config = config.evaluate.given_model(), _with_data(config.absolute())
     section, out = config.evaluate, config.evaluate.out
     source = open_source(config)
     if section.calibrate and isinstance(source, ModelFrames):
@@ -209,6 +214,18 @@ def _evaluate(
         write_reliability(storage.join(out, RELIABILITY), curve)
     storage.replace(storage.join(out, SCORES), json.dumps(result, indent=2).encode())
     return result
+
+
+def _with_data(config: Config) -> Config:
+    """Return the settings with the data that the model was trained with, where none are named."""
+    place = config.evaluate.given_model()
+    if config.data.root or config.data.format or is_ready_model(place) or is_labels(place):
+        return config
+    own = read_info(place).config.get("data", {})
+    if not own.get("root"):
+        return config
+    log.warning(f"No data is named; the model is scored on its own: --format {own['format']} --data {own['root']}.")
+    return config.changed({f"data.{key}": value for key, value in own.items()})
 
 
 def open_source(config: Config) -> ModelFrames | LabelFrames:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import groupby
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,15 +15,20 @@ import pyarrow.compute as pc
 
 from segray.config import Config
 from segray.core.io import images, locators, storage
+from segray.core.io.drawing import beside, legend
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.io.video import read_frames
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.plan import frame_key
 from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
-from segray.errors import DataError, OutputExists
+from segray.errors import ConfigError, DataError, OutputExists
+
+log = logging.getLogger("segray")
 
 TICKS = 90_000  # ticks of a second in MPEG
+VIDEOS = (".mp4", ".mov", ".mkv")  # containers of H.264
+SLOW_S = 0.5  # from here on a video is a slideshow
 WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
 
 
@@ -43,7 +50,9 @@ def show(place: str, config: Config, out: str) -> list[str]:
     name = storage.name_of(place).replace("#", "-").replace("=", "")
     pictures = {
         storage.join(out, f"{name}-map.png"): encode_mask(mask_hw, space.colors),
-        storage.join(out, f"{name}-overlay.png"): images.encode_image(overlay(image_hwc, mask_hw, space.colors)),
+        storage.join(out, f"{name}-overlay.png"): images.encode_image(
+            beside(overlay(image_hwc, mask_hw, space.colors), legend(len(image_hwc), space))
+        ),
     }
     for uri, data in pictures.items():
         storage.replace(storage.absolute(uri), data)
@@ -51,11 +60,14 @@ def show(place: str, config: Config, out: str) -> list[str]:
 
 
 def overlay_video(labels: str, out: str, name: str | None = None, progress: Progress = untold) -> int:
-    """Write a labelled video's frames under their masks, at their own times, as H.264. Returns how many there are.
+    """Write a labelled video's frames under their masks, with a legend, at their own times, as H.264.
 
     name: the end of the video's path, if the labels hold several. Frames without a mask are left out. progress is in
-    frames. Raises DataError if the labels hold no such video.
+    frames. The file appears when it is whole. Returns how many frames there are. Raises DataError if the labels hold no
+    such video, ConfigError for a file of another kind.
     """
+    if Path(out).suffix.lower() not in VIDEOS:
+        raise ConfigError(f"{out} ends in none of {', '.join(VIDEOS)}; name such a file.")
     rows = _frames_of(labels, name)
     space = LabelFolder.open(labels).space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
@@ -63,19 +75,33 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
     if storage.absolute(str(file)) == rows["video_uri"][0].as_py():
         raise OutputExists(f"{out} is the labelled video itself; choose another --video.")
     file.parent.mkdir(parents=True, exist_ok=True)
+    _note_slow(rows["time_s"].to_numpy(), out)
+    panel = legend(height - height % 2, space)  # H.264 halves the resolution of colour
     count = 0
-    with av.open(str(file), mode="w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
-        stream.height, stream.width = height - height % 2, width - width % 2  # H.264 halves the resolution of colour
-        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
-        for time_s, picture in _pictures(rows, space):
-            frame = av.VideoFrame.from_ndarray(picture[: stream.height, : stream.width], format="rgb24")
-            frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
-            container.mux(stream.encode(frame))
-            count += 1
-            progress(1, len(rows))
-        container.mux(stream.encode())
+    unfinished = file.with_name(f".{file.stem}-unfinished{file.suffix}")
+    try:
+        with av.open(str(unfinished), mode="w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
+            stream.height, stream.width = len(panel), width - width % 2 + panel.shape[1]
+            stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
+            for time_s, picture in _pictures(rows, space):
+                shown = beside(picture[: len(panel), : width - width % 2], panel)
+                frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+                frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
+                container.mux(stream.encode(frame))
+                count += 1
+                progress(1, len(rows))
+            container.mux(stream.encode())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return count
+
+
+def _note_slow(times_s: np.ndarray, out: str) -> None:
+    """Warn of a video that shows single pictures, as its labels are of few frames."""
+    if len(times_s) > 1 and (apart_s := float(np.median(np.diff(times_s)))) >= SLOW_S:
+        log.warning(f"{out} is a slideshow: its labels are {apart_s:.2g} s apart. Label more frames for a moving one.")
 
 
 def _pictures(rows: pa.Table, space: LabelSpace) -> Iterator[tuple[float, np.ndarray]]:

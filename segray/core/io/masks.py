@@ -244,8 +244,15 @@ def colorize(mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.
 
 
 def overlay(image_hwc: np.ndarray, mask_hw: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Blend the mask's colours half over the frame, uint8 [H, W, 3]; void shows the frame alone."""
-    mixed = image_hwc // 2 + colorize(mask_hw, colors) // 2
+    """Blend the mask's colours half over the frame, uint8 [H, W, 3], and fully at the outlines of its regions.
+
+    Void shows the frame alone. Without outlines, a class whose colour is near the frame's would not be seen.
+    """
+    rgb_hwc = colorize(mask_hw, colors)
+    edge = np.zeros(mask_hw.shape, bool)
+    edge[:-1] = mask_hw[:-1] != mask_hw[1:]
+    edge[:, :-1] |= mask_hw[:, :-1] != mask_hw[:, 1:]
+    mixed = np.where(edge[..., None], rgb_hwc, image_hwc // 2 + rgb_hwc // 2)
     return np.where((mask_hw == IGNORE_INDEX)[..., None], image_hwc, mixed)
 
 
