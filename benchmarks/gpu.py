@@ -419,11 +419,14 @@ def levers(about: Job, device: str, repeats: int) -> Iterator[float | None]:
     """Yield images a second of the forward pass in each of LEVERS' ways; None where one cannot be run."""
     import torch
 
-    from segray.core.infer.predictor import Predictor
-    from segray.core.models import forward
+    from segray.core.models import bundle, forward
+    from segray.core.models.fold import fold_batch_norm
+    from segray.core.precision import autocast_dtype
+    from segray.sections.labelling import InferSection
 
-    predictor = Predictor(about["model"], device)
-    dtype = predictor.dtype or torch.float32
+    model = fold_batch_norm(bundle.load(about["model"])[0]).to(device).to(memory_format=torch.channels_last)
+    fast = autocast_dtype(InferSection(), torch.device(device))
+    dtype = fast or torch.float32
 
     def images(count: int, kind: torch.dtype) -> torch.Tensor:
         found = torch.randn(count, 3, *about["input_size"], device=device, dtype=kind)
@@ -433,9 +436,9 @@ def levers(about: Job, device: str, repeats: int) -> Iterator[float | None]:
         return len(batch) / median_s(lambda _: work(batch), device, repeats)
 
     with torch.inference_mode():
-        with torch.autocast(device, dtype, enabled=predictor.dtype is not None):
-            yield rate(lambda batch: forward(predictor.model, batch), images(8, torch.float32))
-        cast = predictor.model.to(dtype)
+        with torch.autocast(device, dtype, enabled=fast is not None):
+            yield rate(lambda batch: forward(model, batch), images(8, torch.float32))
+        cast = model.to(dtype)
         yield rate(lambda batch: forward(cast, batch), images(8, dtype))
         for count in (8, 32):
             if device != "cuda":

@@ -1,72 +1,80 @@
 """A GPU that is not there: it takes the time that it is told for a batch, and no processor, as a real one would.
 
-What the processors do beside a GPU is done: batches are stacked and copied, ids come back frame by frame. What the
-GPU does is waited for, without Python's lock: the copies at PCIe's speed, and the forward pass with ids and metrics in
-so many milliseconds for a full batch. Masks are those of drawn streets. All processes of a machine take turns, as on
-one GPU. So it shows how busy segray keeps a GPU of that speed with the processors that there are, and at 0 ms its
-ceiling.
+What the processors do beside a GPU is done: batches are stacked and queued, and results waited for, by Predictor's own
+code. What the GPU does takes time alone, without Python's lock: frames are copied at PCIe's speed while it computes;
+forward pass, ids and metrics take so many milliseconds for a full batch, and ids are copied back. Batches come one
+after the other, those of all processes of this machine in one queue. Masks are those of drawn streets. So it shows
+how busy segray keeps a GPU of that speed with the processors that there are, and at 0 ms its ceiling.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from segray.cluster import labeller
 from segray.core.data import streets
-from segray.core.infer.predictor import Prediction, Predictor
+from segray.core.infer.predictor import Pending, Prediction, Predictor
 
 MS, BATCH = "SEGRAY_SIMULATED_MS", 8  # the variable that holds the milliseconds, and the frames that they are for
 PCIE_BYTES_PER_S = 25e9  # of 32 GB/s that generation 4 has
 DRAWN = 8
-TURN = Path(tempfile.gettempdir(), f"segray-simulated-{os.getuid()}.lock")
+QUEUE = Path(tempfile.gettempdir(), f"segray-simulated-{os.getuid()}")  # when the device will be free
 
 
 class Simulated(Predictor):
-    """The model's interface, with a device that waits in its place."""
+    """The predictor, with a device that waits in the model's place."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # as on a GPU
         self.frame_s = float(os.environ[MS]) / 1e3 / BATCH
         self.masks: dict[tuple[int, int], list[np.ndarray]] = {}
+        self.pinned: dict[tuple[int, ...], np.ndarray] = {}  # which is reused, as PyTorch does
 
-    def predict(
-        self,
-        prepared: Sequence[np.ndarray],
-        sizes: Sequence[tuple[int, int]],
-        points: Sequence[np.ndarray] | None = None,
-    ) -> list[Prediction]:
-        with self.lock:
-            batch = torch.from_numpy(np.stack(prepared))
-            there = batch.clone()  # the driver's, from memory that is not pinned
-            masks = [self._mask(i, size) for i, size in enumerate(sizes)]
-            back = sum(mask.numel() for mask in masks)
-            self._wait((there.numel() + back) / PCIE_BYTES_PER_S + len(prepared) * self.frame_s)
-            return [Prediction(mask.clone().numpy(), 0.9, 0.1, 0.1) for mask in masks]
+    def _predict(self, jobs: Sequence[Any]) -> list[Pending]:
+        shape = len(jobs), *jobs[0].seen_hwc.shape
+        host = self.pinned.setdefault(shape, np.empty(shape, np.uint8))
+        np.stack([job.seen_hwc for job in jobs], out=host)
+        masks = [self._mask(i, job.size) for i, job in enumerate(jobs)]
+        there = time.monotonic() + host.nbytes / PCIE_BYTES_PER_S
+        back_s = sum(mask.nbytes for mask in masks) / PCIE_BYTES_PER_S
+        done = queue(there, len(jobs) * self.frame_s + back_s)
 
-    def _mask(self, number: int, size: tuple[int, int]) -> torch.Tensor:
-        size = (size[0], size[1])
+        def ready(mask: np.ndarray) -> Prediction:
+            time.sleep(max(0.0, done - time.monotonic()))
+            return Prediction(mask, 0.9, 0.1, 0.1)
+
+        return [partial(ready, mask) for mask in masks]
+
+    def _mask(self, number: int, size: tuple[int, int]) -> np.ndarray:
         if size not in self.masks:
             drawn = (streets.draw(seed, size).mask_hw for seed in range(DRAWN))
             classes = self.label_space.num_classes
-            self.masks[size] = [torch.from_numpy(np.where(mask < classes, mask, 0).astype(np.uint8)) for mask in drawn]
+            self.masks[size] = [np.where(mask < classes, mask, 0).astype(np.uint8) for mask in drawn]
         return self.masks[size][number % DRAWN]
 
-    def _wait(self, seconds: float) -> None:
-        """Wait for the device to be free, and for it to have done this."""
-        with TURN.open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            time.sleep(seconds)
+
+def queue(earliest: float, seconds: float) -> float:
+    """Queue work on the device; return when it is done, by the machine's monotonic clock."""
+    with QUEUE.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        free = struct.unpack("d", file.read(8) or bytes(8))[0]
+        done = max(earliest, free) + seconds
+        file.truncate(0)
+        file.write(struct.pack("d", done))
+    return float(done)
 
 
 class SimulatedLabeller(labeller.Labeller):

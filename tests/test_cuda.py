@@ -7,6 +7,7 @@ import copy
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from types import SimpleNamespace
 
@@ -92,7 +93,7 @@ def taught_bundle(tmp_path_factory):
     images = predictor_module.normalize(predictor_module.to_float(images), info.mean, info.std)
     masks = torch.from_numpy(np.stack([one.mask_hw for one in drawn])).long()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(12):
+    for _ in range(8):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(forward(model, images), masks, ignore_index=255).backward()
         optimizer.step()
@@ -394,6 +395,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_labelled(taught_bundle, monkeyp
     assert len(found) == 32
     for i, one in enumerate(found):
         assert (one.mask_hw != wanted[i % 4].mask_hw).mean() < 0.01
+
+
+@each_device
+def test_threads_that_share_a_predictor_get_their_own_labels(taught_bundle, device):
+    """Batches are queued one after the other; nobody's masks are overwritten by the next one's."""
+    frames = [[streets.draw(3 * group + i, (96, 128)).image_hwc for i in range(3)] for group in range(4)]
+    predictor = Predictor(taught_bundle, device)
+    wanted = [predict(predictor, group) for group in frames]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda group: predict(predictor, group), frames * 2))
+    for one, other in zip(found, wanted * 2, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert (mine.mask_hw != theirs.mask_hw).mean() < 1e-3
+            assert mine[1:4] == pytest.approx(theirs[1:4], abs=1e-3)
 
 
 @each_device

@@ -32,7 +32,7 @@ class Guesses:
     def prepare(self, image_hwc):
         return image_hwc
 
-    def predict(self, prepared, sizes):
+    def predict(self, prepared, sizes, clock=None):
         masks = [blocks(int(frame[0, 0, 0]) + 99, self.classes) for frame in prepared]
         maps = [None if self.confidence is None else np.full(SIZE, self.confidence, np.uint8)] * len(masks)
         return [Prediction(mask, 0.5, 0.5, 0.5, one) for mask, one in zip(masks, maps, strict=True)]

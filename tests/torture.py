@@ -63,7 +63,7 @@ class Hashed:
     def prepare(self, image_hwc):
         return zlib.crc32(image_hwc.tobytes())
 
-    def predict(self, prepared, sizes):
+    def predict(self, prepared, sizes, clock=None):
         return [self._one(seed, size) for seed, size in zip(prepared, sizes, strict=True)]
 
     def _one(self, seed, size):

@@ -38,6 +38,16 @@ def autocast(section: TrainSection | InferSection, device: torch.device) -> Abst
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast once what autocast casts at each call: the weights of plain convolutions and linear layers.
+
+    The results are the same. Subclasses may compute something of their weights first, and autocast leaves norms alone.
+    """
+    for module in model.modules():
+        if type(module) in (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear):
+            module.to(dtype)
+
+
 def name_of(dtype: torch.dtype | None) -> str:
     """Return a dtype's name in the settings."""
     return next(name for name, known in DTYPES.items() if known == dtype)

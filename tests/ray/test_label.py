@@ -165,11 +165,11 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
             if marker.read_text() == self.actor:
                 self.left, self.plain, self.predictor.predict = 3, self.predictor.predict, self.predict
 
-        def predict(self, *given):
+        def predict(self, *given, **named):
             self.left -= 1
             if self.left <= 0:
                 raise RuntimeError("CUDA error: device-side assert triggered\nFor debugging consider …")
-            return self.plain(*given)
+            return self.plain(*given, **named)
 
     monkeypatch.setattr("segray.stages.label.Labeller", Sick)
     watch = Seen()

@@ -42,7 +42,8 @@ def labelling_cost(uri: str, device: str, threads: int) -> Cost:
     rate = _images_per_s(predictor, predictor.info.input_size)
     peak_mib = _peak(device)
     grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
-    gmacs = multiply_adds(predictor.model, predictor.info.input_size) / 1e9
+    with autocast(predictor.infer, predictor.device):
+        gmacs = multiply_adds(predictor.model, predictor.info.input_size) / 1e9
     return Cost(rate, grown, gmacs, bundle.count_parameters(uri))
 
 
@@ -71,9 +72,9 @@ def _images_per_s(predictor: Predictor, size: tuple[int, int]) -> float:
 
 def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
     """Count the multiply-adds of one frame's forward pass: half of the floating-point operations PyTorch counts."""
-    parameter = next(model.parameters())
+    device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(model, torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
+        forward(model, torch.zeros(1, 3, *size, device=device))
     return float(counter.get_total_flops()) / 2
 
 

@@ -67,13 +67,8 @@ def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> l
     if not good:
         return []
     try:
-        with clock("wait"):  # wait for the GPU, while it works for other shards
-            predictor.lock.acquire()
-        try:
-            with clock("model"):
-                return predictor.predict([seen_hwc for _, seen_hwc in good], [frame.size for frame, _ in good])
-        finally:
-            predictor.lock.release()
+        sizes = [frame.size for frame, _ in good]
+        return predictor.predict([seen_hwc for _, seen_hwc in good], sizes, clock=clock)
     except ModelError as error:
         if len(good) > 1:
             return [prediction for frame, _ in good for prediction in _predict(predictor, [frame], clock)]

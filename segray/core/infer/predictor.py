@@ -6,27 +6,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from segray.core.clock import Clock
 from segray.core.models import bundle, forward
 from segray.core.models.fold import fold_batch_norm
-from segray.core.precision import autocast, autocast_dtype
+from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
-from segray.core.transforms import fit, normalize, to_float
+from segray.core.transforms import fit, normalize, sent, to_float
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
 
 LOW_MARGIN = 0.5  # below this, first and second class are within half a probability of each other
-WINDOWS_AT_ONCE = 4
+WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 16}
 # Pixels that a CPU works on at once: 9.5 frames/s of 352×480 one by one, 6.1 by eight, whose layers outgrow caches.
 CPU_PX = 1 << 18
 LEAST_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE = 2, 16
 BAND_ROWS = {"cpu": 32, "cuda": 512}  # rows of logits in work at once: about what a CPU's cache holds
 AT_ONCE_PX = 1 << 15
+AT_ONCE_LOGITS = 1 << 28  # interpolated ones that a GPU holds at once, 1 GiB of float32
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +52,9 @@ class Prediction(NamedTuple):
     logits_nc: np.ndarray | None = None
 
 
+Pending = Callable[[], Prediction]  # waits for the device where it is still at work on it
+
+
 class _Job(NamedTuple):
     """A frame: the pixels that the model sees, the size of its mask, and the points whose logits are wanted."""
 
@@ -67,7 +73,8 @@ class Predictor:
     over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
     mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
 
-    Several threads may share a predictor. On a GPU their batches take turns. On a CPU each thread uses its share of the
+    Several threads may share a predictor. On a GPU they take turns to queue a batch, and wait for its results without
+    holding the others up, so that it always has work. On a CPU each thread uses its share of the
     threads that PyTorch had when the predictor was made: threads within a layer wait for the slowest, callers do not
     wait for each other (Unet over resnet18 on 2 cores: 9.5 frames/s against 7.7). A single caller does not get more, as
     the last bits of logits depend on the number of threads. If a batch exceeds the GPU's memory, it is split in halves
@@ -89,12 +96,17 @@ class Predictor:
         model, self.info = bundle.load(uri)
         model = fold_batch_norm(model)
         self.label_space = self.info.space
-        self.most_at_once = WINDOWS_AT_ONCE if self.infer.window else sys.maxsize  # windows, or frames
+        windows = WINDOWS_AT_ONCE[self.device.type]
+        self.most_at_once = windows if self.infer.window else sys.maxsize  # windows, or frames
         self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
         self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))
         self.threshold, self.confidence_maps = threshold, confidence_maps
         self.session = self._session(model) if self.infer.engine == "onnx" else None
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        # Not cudnn.benchmark: another process might pick other algorithms, and then label ties otherwise.
+        self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
+        if self.copies is not None and self.dtype is not None:
+            cast_weights(self.model, self.dtype)
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the forward pass in ONNX Runtime. Raises ConfigError for an unsupported device or precision."""
@@ -124,22 +136,31 @@ class Predictor:
         prepared: Sequence[np.ndarray],
         sizes: Sequence[tuple[int, int]],
         points: Sequence[np.ndarray] | None = None,
+        clock: Clock | None = None,
     ) -> list[Prediction]:
         """Predict a batch of prepared frames; sizes are the (height, width) of their sources, in the same order.
 
         points: for each frame int [N, 2], rows and columns of source pixels whose logits are returned, too.
+        clock: counts "wait", while other threads queue their batches on the GPU, and "model".
         Raises ModelError if a single frame is too large for the GPU's memory.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pixels in enumerate(prepared):
             groups.setdefault(pixels.shape, []).append(i)
         wanted: Sequence[np.ndarray | None] = [None] * len(prepared) if points is None else points
-        found: dict[int, Prediction] = {}
-        with self.lock, self._own_threads():
-            for members in groups.values():  # one shape at a time
-                jobs = [_Job(prepared[i], sizes[i], wanted[i]) for i in members]
-                found |= zip(members, self._predict(jobs), strict=True)
-        return [found[i] for i in range(len(prepared))]
+        found: dict[int, Pending] = {}
+        clock = clock or Clock()
+        with clock("wait"):
+            self.lock.acquire()
+        try:
+            with clock("model"), self._own_threads():
+                for members in groups.values():  # one shape at a time
+                    jobs = [_Job(prepared[i], sizes[i], wanted[i]) for i in members]
+                    found |= zip(members, self._predict(jobs), strict=True)
+        finally:
+            self.lock.release()
+        with clock("model"):
+            return [found[i]() for i in range(len(prepared))]
 
     def check(self) -> None:
         """Predict a black frame, which can fail only because of the model or its device."""
@@ -157,7 +178,7 @@ class Predictor:
         finally:
             torch.set_num_threads(before)
 
-    def _predict(self, jobs: Sequence[_Job]) -> list[Prediction]:
+    def _predict(self, jobs: Sequence[_Job]) -> list[Pending]:
         try:
             if window := self.infer.window:
                 return [self._finish(self._slide(job.seen_hwc, window), [job])[0] for job in jobs]
@@ -193,11 +214,23 @@ class Predictor:
                 continue
             torch.cuda.empty_cache()  # only here has the traceback released its tensors
 
-    def _see(self, jobs: Sequence[_Job]) -> list[Prediction]:
-        return self._finish(self._logits(self._normal(np.stack([job.seen_hwc for job in jobs]))), jobs)
+    def _see(self, jobs: Sequence[_Job]) -> list[Pending]:
+        return self._finish(self._logits(self._normal([job.seen_hwc for job in jobs])), jobs)
 
-    def _normal(self, images_bhwc: np.ndarray) -> torch.Tensor:
-        return normalize(to_float(torch.from_numpy(images_bhwc).to(self.device)), self.info.mean, self.info.std)
+    def _normal(self, images_hwc: Sequence[np.ndarray]) -> torch.Tensor:
+        return normalize(to_float(self._batch(images_hwc)), self.info.mean, self.info.std)
+
+    def _batch(self, images_hwc: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return uint8 [B, H, W, 3] on the device, copied to a GPU while it computes something else."""
+        if self.copies is None:
+            return torch.from_numpy(np.stack(images_hwc))
+        host = _pinned(torch.Size((len(images_hwc), *images_hwc[0].shape)), torch.uint8)
+        np.stack(images_hwc, out=host.numpy())
+        with torch.cuda.stream(self.copies):
+            there = host.to(self.device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self.copies)
+        there.record_stream(torch.cuda.current_stream())
+        return there
 
     def _logits(self, batch: torch.Tensor) -> torch.Tensor:
         """Return logits [B, C, H, W]: the model's own, or the log of probabilities averaged over scales and flips."""
@@ -234,7 +267,7 @@ class Predictor:
         seen = torch.zeros(1, 1, height, width, device=self.device)
 
         def look(some: Sequence[tuple[int, int]]) -> torch.Tensor:
-            views = np.stack([image_hwc[top : top + tall, left : left + wide] for top, left in some])
+            views = [image_hwc[top : top + tall, left : left + wide] for top, left in some]
             return self._logits(self._normal(views)).softmax(1)
 
         for (top, left), probabilities in zip(corners, self._as_fits(corners, tall * wide, look), strict=True):
@@ -242,13 +275,44 @@ class Predictor:
             seen[0, :, top : top + tall, left : left + wide] += 1
         return total.div_(seen).clamp_min_(1e-12).log_()
 
-    def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Prediction]:
+    def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Pending]:
         logits = logits.contiguous()  # class by class: a CPU finds the highest faster
+        if self.device.type == "cuda":
+            return self._finish_at_once(logits, jobs)
         metrics = _metrics(logits).tolist()
-        return [
+        found = [
             self._prediction(one, job.size, job.points, metric)
             for one, job, metric in zip(logits, jobs, metrics, strict=True)
         ]
+        return [partial(_known, one) for one in found]
+
+    def _finish_at_once(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Pending]:
+        """Queue a batch's ids and metrics in few large steps, and their copies to pinned memory: for a GPU."""
+        sizes = [job.size for job in jobs]
+        parts = [(logits, sizes[0])] if len({*sizes}) == 1 else zip(logits.split(1), sizes, strict=True)
+        masks: list[np.ndarray] = []
+        confidences: list[np.ndarray | None] = []
+        for part, size in parts:
+            ids = _ids_at_once(part, size)
+            if self.confidence_maps or self.threshold is not None:
+                tops = torch.stack([_tops(one, size) for one in part])
+                if self.threshold is not None:
+                    ids.masked_fill_(tops <= self.threshold, IGNORE_INDEX)
+                if self.confidence_maps:
+                    confidences += list(_fetched(tops.mul_(255).round_().to(torch.uint8)))
+            masks += list(_fetched(ids))
+        metrics = _fetched(_metrics(logits))
+        at = [None if job.points is None else _fetched(_at(one, job.size, job.points))
+              for one, job in zip(logits, jobs, strict=True)]  # fmt: skip
+        wait = _queued(logits.device)
+
+        def ready(i: int) -> Prediction:
+            wait()
+            confidence_mean, entropy_mean, low_margin_share = metrics[i].tolist()
+            confidence = confidences[i] if confidences else None
+            return Prediction(masks[i], confidence_mean, entropy_mean, low_margin_share, confidence, at[i])
+
+        return [partial(ready, i) for i in range(len(jobs))]
 
     def _prediction(
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
@@ -256,7 +320,7 @@ class Predictor:
         """Make a prediction from logits [C, H, W], which are interpolated to `size` so that edges stay smooth."""
         ids, confidence = _ids(logits, size), None
         if self.confidence_maps or self.threshold is not None:
-            tops = torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
+            tops = _tops(logits, size)
             if self.threshold is not None:
                 ids[tops <= self.threshold] = IGNORE_INDEX
             if self.confidence_maps:
@@ -264,6 +328,33 @@ class Predictor:
         at = None if points is None else _at(logits, size, points).cpu().numpy()
         confidence_mean, entropy_mean, low_margin_share = metrics
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
+
+
+def _known(prediction: Prediction) -> Prediction:
+    return prediction
+
+
+def _pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Return memory to which a GPU copies by itself; PyTorch keeps it for the next batch."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def _fetched(values: torch.Tensor) -> np.ndarray:
+    """Return values in the host's memory, where they are once all that is queued is done."""
+    if values.device.type == "cpu":
+        return values.numpy()
+    host = _pinned(values.shape, values.dtype)
+    host.copy_(values, non_blocking=True)
+    return host.numpy()
+
+
+def _queued(device: torch.device) -> Callable[[], object]:
+    """Return what waits for all that is queued by now, without using a processor."""
+    if device.type == "cpu":
+        return bool
+    done = torch.cuda.Event(blocking=True)
+    done.record()
+    return done.synchronize
 
 
 def is_of_device(error: Exception) -> bool:
@@ -322,11 +413,31 @@ def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return ids
 
 
+def _ids_at_once(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the ids of a batch [B, C, H, W] as _ids() does of each frame, uint8 [B, *size], but at ties.
+
+    All pixels are interpolated: a GPU does that faster than it finds those that need it.
+    """
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits.argmax(1).to(torch.uint8)
+    frame = logits.shape[1] * size[0] * size[1]
+    if frame > AT_ONCE_LOGITS:
+        frames = [[band.argmax(0).to(torch.uint8) for band in _bands(one, size)] for one in logits]
+        return torch.stack([torch.cat(bands) for bands in frames])
+    parts = logits.split(max(1, AT_ONCE_LOGITS // frame))
+    return torch.cat([_resize(part, size).argmax(1).to(torch.uint8) for part in parts])
+
+
+def _tops(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the highest probability of each pixel of logits [C, H, W] after _resize() to `size`."""
+    return torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
+
+
 def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """Yield logits [C, H, W] as _resize() returns them at `size`, some rows at a time, never all in memory."""
     height, width = logits.shape[1:]
     upper, lower, share = _between(height, size[0])
-    share = share.view(-1, 1).to(logits.device)
+    share = sent(share.view(-1, 1), logits.device)
     step = BAND_ROWS[logits.device.type]
     for start in range(0, size[0], step):
         rows = slice(start, start + step)
@@ -335,7 +446,7 @@ def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor
             continue
         first, last = int(upper[rows][0]), int(lower[rows][-1]) + 1
         wide = _resize(logits[None, :, first:last], (last - first, size[1]))[0]
-        above, below = (wide.index_select(1, (row[rows] - first).to(wide.device)) for row in (upper, lower))
+        above, below = (wide.index_select(1, sent(row[rows] - first, wide.device)) for row in (upper, lower))
         yield above.lerp_(below, share[rows])
 
 
@@ -358,7 +469,7 @@ def _metrics(logits: torch.Tensor) -> torch.Tensor:
     """Return [B, 3]: mean confidence, mean relative entropy, low-margin share."""
     step = BAND_ROWS[logits.device.type]
     sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)
-    return (sums / logits[0, 0].numel()).cpu()
+    return sums / logits[0, 0].numel()
 
 
 def _figure_sums(logits: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,15 @@ import torch
 from torch.nn import functional
 
 from segray.core import precision as precision_rule
+from segray.core.clock import Clock
 from segray.core.data import streets
 from segray.core.data.streets import LABEL_SPACE
 from segray.core.infer import predictor as module
 from segray.core.infer.predictor import Predictor, _starts
 from segray.core.models import build, bundle, forward
+from segray.core.models.fold import fold_batch_norm
 from segray.core.models.info import BundleInfo
+from segray.core.precision import cast_weights
 from segray.core.transforms import normalize, to_float
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
@@ -157,8 +160,9 @@ def test_a_single_frame_that_does_not_fit_is_one_line(plain_bundle, frame):
     )
 
 
+@pytest.mark.parametrize("finish", [Predictor._finish, Predictor._finish_at_once], ids=["cpu", "as on a GPU"])
 @pytest.mark.parametrize("size", [(1, 1), (40, 56), (200, 300), (131, 56), (20, 400), (130, 57)])
-def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size):
+def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size, finish):
     torch.manual_seed(2)
     coarse = functional.interpolate(torch.randn(2, 11, 6, 8), (130, 56), mode="bicubic") * 3
     predictor = Predictor(str(plain_bundle), confidence_maps=True)
@@ -166,7 +170,8 @@ def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size):
     points = np.stack([np.random.default_rng(0).integers(0, side, 20) for side in size], axis=1)
     jobs = [module._Job(None, size, points)] * 2
     with torch.inference_mode():
-        found = predictor._finish(coarse.contiguous(memory_format=torch.channels_last), jobs)
+        pending = finish(predictor, coarse.contiguous(memory_format=torch.channels_last), jobs)
+        found = [one() for one in pending]
     logits = functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
     probabilities = coarse.softmax(1)
     first, second = probabilities.topk(2, dim=1).values.unbind(1)
@@ -178,6 +183,60 @@ def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size):
         figures = (first[i].mean(), entropy[i].mean(), (first[i] - second[i] < 0.5).double().mean())
         assert one[1:4] == pytest.approx([float(figure) for figure in figures], abs=1e-5)
         assert one.logits_nc == pytest.approx(logits[i, :, points[:, 0], points[:, 1]].T.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 11])
+@pytest.mark.parametrize("at_once", [1 << 28, 1 << 15, 1])
+def test_a_gpus_large_steps_give_what_the_cpus_small_ones_do(plain_bundle, monkeypatch, classes, at_once):
+    monkeypatch.setattr(module, "AT_ONCE_LOGITS", at_once)  # all frames, some, and not even one at once
+    torch.manual_seed(3)
+    logits = functional.interpolate(torch.randn(5, classes, 6, 8), (40, 56), mode="bicubic") * 3
+    predictor = Predictor(str(plain_bundle), confidence_maps=True, threshold=0.6)
+    points = np.array([[0, 0], [7, 9]])
+    for sizes in ([(50, 70)] * 5, [(50, 70), (40, 56), (20, 30), (50, 70), (131, 57)]):
+        jobs = [module._Job(None, size, points) for size in sizes]
+        with torch.inference_mode():
+            few, many = ([one() for one in finish(logits.clone(), jobs)]
+                         for finish in (predictor._finish, predictor._finish_at_once))  # fmt: skip
+        for one, other in zip(few, many, strict=True):
+            assert np.array_equal(one.mask_hw, other.mask_hw)
+            assert np.array_equal(one.confidence_hw, other.confidence_hw)
+            assert np.array_equal(one.logits_nc, other.logits_nc)
+            assert one[1:4] == other[1:4]
+
+
+def test_another_thread_queues_its_batch_while_one_waits_for_a_gpu(plain_bundle, monkeypatch):
+    predictor = predictor_of(plain_bundle)
+    predictor.lock, taken, clock = threading.RLock(), [], Clock()
+    frames = [streets.draw(seed, (32, 48))[0] for seed in range(3)]
+    wanted = predictor.predict(frames, [(32, 48)] * 3)
+
+    def wait():
+        other = threading.Thread(target=lambda: taken.append(predictor.lock.acquire(timeout=5)))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(predictor, "_finish", predictor._finish_at_once)
+    monkeypatch.setattr(module, "_queued", lambda device: wait)
+    (found,) = predictor.predict(frames[:1], [(32, 48)], clock=clock)
+    assert np.array_equal(found.mask_hw, wanted[0].mask_hw)
+    assert taken == [True]
+    assert {*clock.seconds} == {"wait", "model"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [("unet", "resnet18"), ("segformer", "mit_b0"), ("deeplabv3plus", "mobilenet_v2")],
+)
+def test_weights_that_are_cast_once_give_what_autocast_gives(arch, encoder):
+    torch.manual_seed(0)
+    model = fold_batch_norm(build(ModelSection(arch=arch, encoder=encoder), 5).eval())
+    image = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        wanted = forward(model, image)
+        cast_weights(model, torch.bfloat16)
+        assert torch.equal(forward(model, image), wanted)
+    assert torch.bfloat16 in {parameter.dtype for parameter in model.parameters()}
 
 
 def test_the_temperature_softens_probabilities_and_leaves_classes(plain_bundle, frame):
