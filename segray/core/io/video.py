@@ -8,11 +8,13 @@ video is decoded from its beginning, once to number the frames and again for eac
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
+from statistics import median
 from typing import Any, NamedTuple
 
 import av
@@ -72,6 +74,7 @@ class _Listing:
     """What a file tells without being decoded, except for its first packets.
 
     rises: times of decoding never go back, as they do where one recording is appended to another.
+    jumps: they leap forward, maybe between a frame and those that are shown before it, which then have later stamps.
     unsure: how many frames at the end of a cut file may follow a missing one, or lack a part.
     """
 
@@ -81,6 +84,7 @@ class _Listing:
     step_s: float
     reorders: bool
     rises: bool
+    jumps: bool
     agrees: bool
     begins_cut: bool
     unsure: int
@@ -101,7 +105,7 @@ def index_video(uri: str) -> VideoIndex:
         raise DataError(f"{uri} holds no video frame.")
     starts: list[Start] = []
     in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
-    if in_order and listing.agrees and listing.rises and _name_frames(stamps):
+    if in_order and listing.agrees and listing.rises and not listing.jumps and _name_frames(stamps):
         torn = _torn(listing)
         shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
     else:
@@ -183,12 +187,24 @@ def _list(uri: str) -> _Listing:
             step_s=step_s,
             reorders=reorders,
             rises=all(before <= after for before, after in pairwise(dts)),
+            jumps=reorders and _jumps(packets),
             agrees=probe.agrees(stream),
             begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
             unsure=_held_back(packets, reorders) + in_parts if damage else 0,
             damage=damage,
             streams=len(video_streams(container)),
         )
+
+
+def _jumps(packets: list[_Packet]) -> bool:
+    """Say whether times of decoding leap forward as those of presentation do not, which are the same numbers later."""
+    dts = [packet.dts for packet in packets if packet.dts is not None]
+    pts = sorted(packet.pts for packet in packets if packet.pts is not None)
+    steps = [after - before for before, after in pairwise(dts)]
+    if len(pts) != len(dts) or not steps or max(steps) <= 1.5 * median(steps):
+        return False
+    delay = bisect_right(dts, pts[0]) - 1
+    return dts[delay:] != pts[: len(pts) - delay]
 
 
 def _held_back(packets: list[_Packet], reorders: bool) -> int:
