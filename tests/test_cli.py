@@ -30,7 +30,7 @@ FROZEN = {
     },
     "sweep": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
-        *("trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
+        *("estimate", "trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
         "resume", "recipe",
     },
     "sweep show": {"help"},

@@ -94,13 +94,14 @@ def stage(
     out: str,
     sections: tuple[str, ...],
     preview: Callable[[Config], None] = lambda config: None,
+    estimate: Callable[[Config], None] | None = None,
     recipe: bool = False,
     resume: bool = False,
 ) -> Callable[[Callable[[Config, bool], object]], Run]:
     """Give a command the options of a stage. Its function is called with the resolved Config, and `overwrite`.
 
-    preview: shows more after the settings of --dry-run. recipe: whether there is --recipe. resume: whether there is
-    --resume, which takes the settings saved in --out.
+    preview: shows more after the settings of --dry-run. estimate: what --estimate does, if there is one. recipe:
+    whether there is --recipe. resume: whether there is --resume, which takes the settings saved in --out.
     """
 
     def decorate(function: Callable[[Config, bool], object]) -> Run:
@@ -108,8 +109,11 @@ def stage(
         def command(file: str | None, sets: tuple[str, ...], dry_run: bool, overwrite: bool, **given: Any) -> None:
             if click.get_current_context().invoked_subcommand:
                 return  # the options belong to the group, not to its command
+            asks = given.pop("estimate", False)
             config = settings(file, sets, **given)
-            if dry_run:
+            if asks and estimate:
+                estimate(config)
+            elif dry_run:
                 shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep has defaults
                 click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
@@ -124,6 +128,12 @@ def stage(
             click.option("--dry-run", is_flag=True, help="Print the resolved settings and exit."),
             click.option("--overwrite", is_flag=True, help="Delete the results of an earlier run in --out first."),
         ]
+        if estimate:
+            options.append(
+                click.option(
+                    "--estimate", is_flag=True, help="Time a step of each model, print how long trials take, and exit."
+                )
+            )
         if recipe:
             options.append(
                 click.option(

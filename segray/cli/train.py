@@ -17,15 +17,24 @@ if TYPE_CHECKING:
     from segray.trials.leaderboard import SweepResult
 
 
-def preview_sweep(config: Config) -> None:
-    from segray.cli.terminal import say, table, waiting
-    from segray.stages.sweep import preview
+def list_sweep(config: Config) -> None:
+    """Print the trials of a sweep, as a comment below its settings."""
+    from segray.cli.terminal import say
+    from segray.core.search.space import list_trials
 
-    with waiting("Trying a step of each model"):
-        trials, hours = preview(config)
-    rows = [(trial.name, hours[trial.name]) for trial in trials]
+    trials = list_trials(config)
     about = "; TPE chooses its own as scores come in, these are random ones" if config.sweep.search == "tpe" else ""
-    table(f"{len(trials)} trials{about}", ("trial", "hours on this device"), rows)
+    say("\n".join([f"# {len(trials)} trials{about}:", *(f"#   {trial.name}" for trial in trials)]))
+
+
+def estimate_sweep(config: Config) -> None:
+    """Print how long each trial trains."""
+    from segray.cli.terminal import counting, say, table
+    from segray.stages.sweep import estimate
+
+    with counting("models") as advance:
+        hours = estimate(config, advance)
+    table(f"{len(hours)} trials", ("trial", "hours on this device"), list(hours.items()))
     say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
 
 
@@ -85,8 +94,8 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
     "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
     "--workers", "--address",
-    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=preview_sweep,
-    recipe=True, resume=True,
+    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=list_sweep,
+    estimate=estimate_sweep, recipe=True, resume=True,
 )  # fmt: skip
 def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> SweepResult:
     """Search over encoders, learning rates and any other settings.
@@ -102,6 +111,7 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
                    --vary train.loss=cross_entropy,dice --seeds 3 --time 8h --price 1.20 --objective pareto:0.9
       segray sweep --format camvid --data camvid/ --search tpe --trials 30 --lr 1e-4..1e-1 \\
                    --vary train.loss=dice,ohem --out runs/tpe
+      segray sweep --config camvid.yaml --estimate
       segray sweep --resume --out runs/tpe
       segray sweep show runs/tpe
     """

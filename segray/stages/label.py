@@ -20,6 +20,7 @@ from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
 from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
 from segray.config import Config
+from segray.core.extras import extra
 from segray.core.infer.cost import engine_speeds
 from segray.core.infer.predictor import side_by_side
 from segray.core.io import storage
@@ -75,6 +76,8 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
     than `label.max_error_rate` of the rows are errors.
     """
     config.label.check_given()
+    if config.infer.engine == "onnx":
+        extra("onnxruntime")  # or each actor would find out, a minute later
     config, watch = config.absolute(), watch or Unwatched()
     section = with_bundle(config)
     if overwrite:

@@ -25,6 +25,7 @@ from segray.core.extras import extra
 from segray.core.infer.cost import labelling_cost, training_step_s
 from segray.core.io import claims, storage
 from segray.core.models import bundle, check_names, encoder_weights
+from segray.core.progress import Progress, untold
 from segray.core.samples import Dataset, TrainData
 from segray.core.search.pareto import Cost
 from segray.core.search.space import Trial, choices_of, list_trials
@@ -160,21 +161,28 @@ def concurrent(config: Config, has: resources.Resources, trials: int) -> int:
     return max(1, min(has.fits(one.cpus, one.gpus) // one.count, trials, _most(config)))
 
 
-def preview(config: Config) -> tuple[list[Trial], dict[str, float]]:
-    """Return the trials, and by name the hours of training each to its end on one worker here, from a timed step."""
+def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
+    """Return by trial the hours of training it to its end on one worker here, from a timed step of each model.
+
+    progress is in models.
+    """
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
     config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan.size)
+    runs = {trial.name: trial_config(config, trial) for trial in trials}
+    steps_alike = {
+        name: str((there.model, there.augment, there.train.model_copy(update=SAME_STEP)))
+        for name, there in runs.items()
+    }
     took: dict[str, float] = {}
     hours = {}
-    for trial in trials:
-        there = trial_config(config, trial)
-        key = str((there.model, there.augment, there.train.model_copy(update=SAME_STEP)))
-        if key not in took:
+    for name, there in runs.items():
+        if (key := steps_alike[name]) not in took:
             took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, local_device(config.cluster))
+            progress(1, len(set(steps_alike.values())))
         steps = -(-len(plan.train) // there.train.batch_size) * there.train.epochs
-        hours[trial.name] = took[key] * steps / 3600
-    return trials, hours
+        hours[name] = took[key] * steps / 3600
+    return hours
 
 
 def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.WorkerShape) -> None:
