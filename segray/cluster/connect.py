@@ -327,8 +327,9 @@ class RayWorker:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         import ray.train.torch
 
-        # A static graph also allows parameters that no output depends on, as in the last stages of some encoders.
-        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"static_graph": True})
+        from segray.core.training.workers import DDP
+
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=DDP)
 
     def started(self, device: str) -> None:
         if self.rank == 0:

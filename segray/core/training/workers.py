@@ -17,6 +17,9 @@ from segray.errors import ConfigError
 from segray.sections.labelling import ClusterSection
 from segray.sections.training import TrainSection
 
+# Options of DistributedDataParallel. A static graph also allows parameters that no output depends on, as in the last
+# stages of some encoders. Gradients that are views of the buckets that are sent need no memory of their own.
+DDP = {"static_graph": True, "gradient_as_bucket_view": True}
 FEW_IMAGES = 4  # with fewer images a step, a worker gets batch statistics over all workers
 
 

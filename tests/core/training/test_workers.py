@@ -38,7 +38,7 @@ class GlooWorker:
         self.rank, self.world_size = rank, world_size
 
     def wrap(self, model):
-        return DistributedDataParallel(model, static_graph=True)
+        return DistributedDataParallel(model, **workers.DDP)
 
     def started(self, device):
         pass
@@ -200,6 +200,33 @@ def share(rank, store):
 @pytest.mark.slow
 def test_two_workers_with_unequal_shares_train_the_weights_of_one(tmp_path):
     mp.spawn(share, (tmp_path / "store",), nprocs=2)
+
+
+def heads(rank, store):
+    """Auxiliary heads over an encoder that is frozen for an epoch, by DDP as it is set and as it finds out by itself."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    worker, data = GlooWorker(rank, 2), TrainData(samples(8), samples(1, 50), SPACE, (32, 32))
+    config = load(None, {"model.arch": "danet", "model.encoder": "mobilenet_v2", "train.batch_size": 4})
+    trained = []
+    for options in (workers.DDP, {"find_unused_parameters": True}):
+        torch.manual_seed(0)
+        model = build(config.model, SPACE.num_classes)
+        optimizer, scaler = optim.make_optimizer(model, config.train), torch.amp.GradScaler("cpu", enabled=False)
+        learner = loop.Learner(model, optimizer, scaler, make_objective(worker, config, data))
+        for epoch, frozen in ((1, True), (2, False)):
+            optim.freeze(model, frozen)
+            learner.model = DistributedDataParallel(model, **options)
+            loop.train_epoch(worker, learner, config, data, epoch)
+        trained.append([tensor.clone() for tensor in model.parameters()])
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_auxiliary_heads_over_a_frozen_encoder_train_by_two_workers(tmp_path):
+    mp.spawn(heads, (tmp_path / "store",), nprocs=2)
 
 
 @pytest.mark.slow
