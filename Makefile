@@ -1,14 +1,18 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo check test test-all torture bench lint clean
+.PHONY: demo check docs test test-all torture bench lint clean
 demo: .venv/installed
 	$(BIN)/segray demo
 
-check: .venv/tested
+check: .venv/tested docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in site/index.html. It needs no network, and a link that leads nowhere fails.
+docs: .venv/tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: check
 	$(BIN)/python -m pytest -m "not long and not torture"
@@ -28,7 +32,7 @@ torture: .venv/tested
 	@touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs,test]'
 	@touch $@
 
 bench: .venv/installed
@@ -40,4 +44,4 @@ lint: .venv/tested
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

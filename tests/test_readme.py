@@ -1,5 +1,6 @@
-"""The commands in the README: each parses, and its settings are valid."""
+"""The commands on the README and the pages: each parses, and its settings are valid. So do messages and columns exist."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -12,10 +13,12 @@ from segray.cli.cluster import submitted
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
+PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))])
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", PAGES, flags=re.DOTALL)).replace("\\\n", " ")
 LINES = [line.split("  #")[0].strip() for line in BLOCKS.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith("segray ") and "--config" not in line]  # no file to read
+COMMANDS = [
+    line for line in dict.fromkeys(LINES) if line.startswith("segray ") and "--config" not in line
+]  # no file to read
 
 
 def test_the_readme_shows_every_command():
@@ -54,3 +57,35 @@ def test_make_knows_the_targets_that_the_readme_names():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z]+)`?", README)):
         assert f"\n{target}:" in makefile, target
+
+
+def test_every_setting_that_a_page_names_exists():
+    from segray.config import Config, fields_of
+
+    others = {"model.onnx", "model.safetensors", "report.html", "report.render", "report.report"}
+    others |= {"cluster.yaml", "data.yaml", "train.txt"}
+    sections = "|".join(Config.model_fields)
+    named = set(re.findall(rf"[` ]((?:{sections})\.[a-z_]+)(?=[`=.:, ])", PAGES))
+    assert named - others <= set(fields_of())
+
+
+def test_troubleshooting_has_messages_in_the_words_of_the_code():
+    code = {_text(node) for path in (ROOT / "segray").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))}
+    for message in re.findall(r"^### `+(.*?)`+$", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE):
+        assert message in code, message
+
+
+def _text(node):
+    """Give the text of a string in the code; what differs is …"""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) or "…" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def test_the_parquet_schema_has_every_column():
+    from segray.core.labels.schema import ROW_SCHEMA
+
+    first = [
+        line.split("|")[1] for line in (ROOT / "docs/schema.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    assert sorted(re.findall(r"`(\w+)`", "".join(first))) == sorted(ROW_SCHEMA.names)
