@@ -46,7 +46,7 @@ FROZEN = {
     "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},
     "show": {"model", "out", "set", "help"},
     "overlay": {"video", "input", "overwrite", "help"},
-    "export": {"to", "out", "images", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
+    "export": {"to", "out", "images", "grey", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
     "report": STAGE | {"labels"},
     "submit": {"address", "no-wait", "python", "pip", "help"},
     "jobs": {"address", "help"},

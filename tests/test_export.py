@@ -183,6 +183,19 @@ def test_classes_that_cityscapes_does_not_have_are_named_and_nothing_is_written(
     assert set(cityscapes.LABEL_SPACE.names) <= {name for name, _, _ in cityscapes.LABELS}
 
 
+def test_grey_masks_are_ids_for_readers_that_apply_palettes(labels, tmp_path):
+    export(labels, "png", str(tmp_path / "palette"))
+    export(labels, "png", str(tmp_path / "grey"), Options(grey=True))
+    for path in (tmp_path / "grey/masks").rglob("*.png"):
+        with Image.open(path) as grey:
+            assert grey.mode == "L"
+            assert np.array_equal(grey, read_png(tmp_path / "palette" / path.relative_to(tmp_path / "grey")))
+    with pytest.raises(OutputExists, match=r"\(grey was True, is False\)"):
+        export(labels, "png", str(tmp_path / "grey"))
+    with pytest.raises(ConfigError, match=r"^--grey is for png; leave it out\.$"):
+        export(labels, "cvat", str(tmp_path / "cvat"), Options(grey=True))
+
+
 @pytest.mark.parametrize("min_area", [1, 5])
 def test_coco_instances_are_the_regions(labels, tmp_path, min_area):
     from pycocotools.coco import COCO

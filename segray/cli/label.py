@@ -180,6 +180,7 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
 @click.option("--to", required=True, help="Format, from the list above.")
 @click.option("--out", help="Folder of the export; for onnx the file.")
 @click.option("--images", is_flag=True, help="Also write the images, below OUT/images; video frames become PNG.")
+@click.option("--grey", is_flag=True, help="Write grey masks for png; OpenCV and convert('L') change palette colours.")
 @click.option("--min-area", default=64, show_default=True, help="Size of the smallest instance in pixels, for coco.")
 @click.option(
     "--image-root", default="", help="URL before the image names, for label-studio. Default: the paths of the images."

@@ -54,9 +54,9 @@ class DataSection(Section):
         lt=1,
         description="Share of the frames that is held out for validation where the layout has no splits.",
     )
-    id_map: dict[Annotated[int, BeforeValidator(parse_mask_id), Words("id or colour")], int] = Field(
+    id_map: dict[Annotated[int, BeforeValidator(parse_mask_id), Words("id or colour")], int | str] = Field(
         default_factory=dict,
-        description="Class of further ids or #RRGGBB colours in the masks; 255 makes them void.",
+        description="Class of further ids or #RRGGBB colours in the masks, by its name or number; 255 makes them void.",
     )
     mask_channel: Literal["red", "green", "blue"] | None = Field(
         None, description="Channel of colour masks that holds the class id, such as red for SYNTHIA and CARLA."

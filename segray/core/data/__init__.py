@@ -90,8 +90,18 @@ def open_dataset(config: DataSection) -> Dataset:
             raise
         raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
     space = dataset.label_space
-    space = replace(space, id_map={**space.id_map, **config.id_map}, mask_channel=config.mask_channel)
+    given = {raw: _class_of(name, space) for raw, name in config.id_map.items()}
+    space = replace(space, id_map={**space.id_map, **given}, mask_channel=config.mask_channel)
     return without_links(replace(dataset, label_space=map_classes(space, config.class_map)))
+
+
+def _class_of(name: int | str, space: LabelSpace) -> int:
+    """Return the number of a class of data.id_map. ConfigError for a name that no class has."""
+    if isinstance(name, int):
+        return name
+    if name not in space.names:
+        raise ConfigError(f"data.id_map names {name!r}.{nearest(name, space.names)}")
+    return space.names.index(name)
 
 
 def without_links(dataset: Dataset) -> Dataset:

@@ -53,12 +53,13 @@ class LabelledFrame:
 class Options:
     """min_area: pixels of the smallest instance. image_root: before the images' names, in place of where they are.
 
-    images: whether images are written too, below OUT/images.
+    images: whether images are written too, below OUT/images. grey: whether masks are grey and not palette PNGs.
     """
 
     images: bool = False
     min_area: int = 64
     image_root: str = ""
+    grey: bool = False
 
 
 @dataclass(frozen=True)

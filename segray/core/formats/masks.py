@@ -18,9 +18,9 @@ from segray.errors import DataError
 
 
 class Png(Writer):
-    """masks/NAME.png, palette PNGs of class ids, and classes.csv; with images/ it is what `--format folder` reads."""
+    """masks/NAME.png, palette or grey PNGs of class ids, and classes.csv; with images/ what `--format folder` reads."""
 
-    made, uses, pictures, result, note = ("masks", "classes.csv"), (), False, "masks", "255 is void."
+    made, uses, pictures, result, note = ("masks", "classes.csv"), ("grey",), False, "masks", "255 is void."
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -28,7 +28,10 @@ class Png(Writer):
     def part(self, name: str, frames: Iterator[LabelledFrame]) -> Iterator[dict[str, Any]]:
         for frame in frames:
             stored = frame.row["mask"]
-            data = stored["bytes"] if stored else encode_mask(frame.mask_hw, self.job.space.colors)
+            if self.job.options.grey:
+                data = images.encode_image(frame.mask_hw)
+            else:
+                data = stored["bytes"] if stored else encode_mask(frame.mask_hw, self.job.space.colors)
             self.job.put(f"masks/{frame.name}.png", data)
             yield {}
 

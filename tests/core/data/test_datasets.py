@@ -55,10 +55,16 @@ def test_lists_of_camvid_that_differ_from_its_folders_are_noted(camvid):
     )
 
 
-def test_the_class_map_can_be_changed(camvid):
-    config = camvid.model_copy(update={"id_map": {11: 3}})
+@pytest.mark.parametrize("label", [3, "road"])
+def test_the_class_map_can_be_changed(camvid, label):
+    config = camvid.model_copy(update={"id_map": {11: label}})
     dataset = open_dataset(config)
     assert np.all(read_sample(split_refs(dataset, "val")[0], dataset.label_space, None).mask_hw == 3)
+
+
+def test_a_class_of_the_class_map_has_a_name_that_is_there(camvid):
+    with pytest.raises(ConfigError, match=r"^data\.id_map names 'raod'\. Did you mean road\?$"):
+        open_dataset(camvid.model_copy(update={"id_map": {11: "raod"}}))
 
 
 @pytest.mark.parametrize("wrong", [77, -1])
