@@ -536,7 +536,7 @@ def test_a_stopped_export_goes_on_and_comes_to_the_same(labels, tmp_path, monkey
 
 def test_a_killed_export_goes_on(labels, tmp_path):
     code = (
-        "import os, segray.stages.export\nsegray.export.THREADS = 1\n"
+        "import os, segray.stages.export\nsegray.stages.export.THREADS = 1\n"
         f"segray.stages.export.export({labels!r}, 'coco', {str(tmp_path / 'out')!r}, progress=lambda *_: os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9

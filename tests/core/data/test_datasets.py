@@ -11,7 +11,7 @@ from segray.core.data import folder, input_size, open_dataset, read_sample, spli
 from segray.core.data.check import check
 from segray.core.io import pairing
 from segray.core.samples import LabelSpace, SampleRef, color_id
-from segray.errors import DataError
+from segray.errors import ConfigError, DataError
 from segray.sections.training import DataSection
 from segray.stages.train import plan_data
 
