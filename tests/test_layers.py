@@ -110,16 +110,16 @@ def test_what_only_reads_needs_neither_ray_nor_torch(module):
     assert loaded_after(f"import segray.{module}", "ray", "torch", "click") == ""
 
 
-WITHOUT_PYAV = """
+FRAMES_ALONE = """
 import sys
 from pathlib import Path
 
-class NoPyAV:
+class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "av":
-            raise ModuleNotFoundError("No module named 'av'", name="av")
+        if name.partition(".")[0] in ("av", "botocore"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
-sys.meta_path.insert(0, NoPyAV())
+sys.meta_path.insert(0, Missing())
 from functools import partial
 
 from segray.config import load
@@ -152,6 +152,6 @@ print(parts.label_shard(plan, PlanReader(plan).shard(0), 0, work).rows, "labelle
 
 
 @pytest.mark.slow
-def test_images_are_trained_on_and_labelled_without_pyav(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WITHOUT_PYAV, tmp_path], capture_output=True, text=True, check=False)
+def test_images_on_a_disk_need_neither_pyav_nor_botocore(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FRAMES_ALONE, tmp_path], capture_output=True, text=True, check=False)
     assert done.stdout == "2 labelled, False\n", done.stderr[-3000:]

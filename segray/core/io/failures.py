@@ -48,7 +48,7 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
     """Turn failures inside into StorageError: `{uri} cannot be {verb}: {reason}.`; if denied, say what to look at."""
     try:
         yield
-    except s3.FAILURES as error:
+    except s3.failures() as error:
         refused = " Check the credentials (AWS_PROFILE, a role) and the bucket's policy."
         hint = refused if s3.http_status(error) == 403 else ""
         raise StorageError(printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error

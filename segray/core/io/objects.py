@@ -146,7 +146,7 @@ def put(uri: str, data: bytes) -> None:
             parts.append({**number, "ETag": sent["ETag"]})
         s3.request("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
     except BaseException:
-        with suppress(*s3.FAILURES):  # what was sent is paid for until it is aborted
+        with suppress(*s3.failures()):  # what was sent is paid for until it is aborted
             s3.request("abort_multipart_upload", **upload)
         raise
 
@@ -156,7 +156,7 @@ def create(uri: str, data: bytes) -> bool:
     with one_line(uri, "created"):
         try:
             s3.request("put_object", **key_of(uri), Body=data, IfNoneMatch="*", Metadata={TOKEN: token})
-        except s3.FAILURES as error:
+        except s3.failures() as error:
             if s3.http_status(error) != 412:
                 raise
             # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.

@@ -9,13 +9,10 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 import time
 from itertools import count
 from typing import Any
-
-import aiohttp
-from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 
 RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment overrides it
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
@@ -41,18 +38,29 @@ TRANSIENT_CODES = frozenset(
     }
 )
 TRANSIENT_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
-TRANSIENT_ERRORS = (
-    ConnectionError,
-    TimeoutError,
-    aiohttp.ClientError,
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.FlexibleChecksumError,
-    ResponseParserError,
-)
-# Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
-FAILURES = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Return what a failed request raises: OSError and ValueError alone while nobody has asked S3 for anything.
+
+    Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
+    """
+    if "botocore" not in sys.modules:  # local files do without it
+        return OSError, ValueError
+    import aiohttp
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    return OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError
+
+
+def _transient() -> tuple[type[Exception], ...]:
+    import aiohttp
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    own = boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError
+    return (ConnectionError, TimeoutError, aiohttp.ClientError, ResponseParserError, *own)
 
 
 def filesystem() -> Any:
@@ -76,13 +84,14 @@ def filesystem() -> Any:
 def request(method: str, **arguments: Any) -> dict[str, Any]:
     """Call a method of boto's S3 client and return the answer, with its Body read; retry transient failures."""
     import fsspec.asyn
+    from botocore.exceptions import ClientError
 
     fs = filesystem()
 
     async def call() -> dict[str, Any]:
         answer: dict[str, Any] = await fs._call_s3(method, **arguments)
         if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
-            raise boto.ClientError({"Error": answer["Errors"][0]}, method)
+            raise ClientError({"Error": answer["Errors"][0]}, method)
         if "Body" in answer:
             body = answer["Body"]
             try:
@@ -101,7 +110,7 @@ def request(method: str, **arguments: Any) -> dict[str, Any]:
                 fs.loop, call, timeout=None if method == "get_object" else limit_s
             )
             return answer
-        except FAILURES as error:
+        except failures() as error:
             left_s = end - time.monotonic()
             if not _is_transient(error):
                 raise
@@ -115,14 +124,16 @@ def request(method: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _is_transient(error: BaseException) -> bool:
+    from aiohttp import ClientConnectorCertificateError
+
     answer = answer_of(error)
     if answer:
         return http_status(error) in TRANSIENT_STATUSES or answer.get("Error", {}).get("Code") in TRANSIENT_CODES
     inner = getattr(error, "kwargs", {}).get("error")  # what botocore's errors have wrapped
     unknown_host = getattr(getattr(inner, "os_error", None), "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA)
-    if unknown_host or isinstance(inner, (ValueError, aiohttp.ClientConnectorCertificateError)):
+    if unknown_host or isinstance(inner, (ValueError, ClientConnectorCertificateError)):
         return False
-    return isinstance(error, TRANSIENT_ERRORS)
+    return isinstance(error, _transient())
 
 
 def answer_of(error: BaseException | None) -> dict[str, Any]:

@@ -269,7 +269,7 @@ def _is_own_fault(uri: str, cause: BaseException | None) -> bool:
         return answer.get("Error", {}).get("Code") in OWN_CODES
     try:  # HEAD's answers have no code: a GET's says whether it is the file or the credentials
         return bool(s3.request("get_object", **objects.key_of(uri), Range="bytes=0-0"))
-    except s3.FAILURES as error:
+    except s3.failures() as error:
         return s3.answer_of(error).get("Error", {}).get("Code") in OWN_CODES
 
 
