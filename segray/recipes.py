@@ -123,7 +123,8 @@ RECIPES = {
         "mmsegmentation configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py (Xie et al. 2021)",
         {
             **SEGFORMER,
-            "data.size": "512x683",  # the short side there, at 4:3; mmsegmentation keeps each frame's own ratio
+            "data.size": "512x683",  # the short side there, at 4:3; upright frames come out smaller than there
+            "data.resize": "keep",
             "train.batch_size": 16,
             "augment.crop": "512x512",
         },

@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from io import StringIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -193,6 +194,60 @@ def test_labelling_that_labels_nothing_keeps_its_plan_for_whoever_works_by_it(
     with pytest.raises(ClusterError, match="a node does not see it"):
         label.label(planned)
     assert (tmp_path / "planned" / "_segray" / "plan-00000.json").exists()  # of an earlier command
+
+
+@pytest.fixture
+def mixed(config, town, tmp_path):
+    """Settings for frames of 32×48 and as many of 48×32, without a size."""
+    shutil.copytree(town, tmp_path / "mixed")
+    for split, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            image_hwc, mask_hw = streets.draw(90 + i, (48, 32))
+            Image.fromarray(image_hwc).save(tmp_path / "mixed" / split / f"upright{i}.png")
+            Image.fromarray(mask_hw).save(tmp_path / "mixed" / f"{split}annot" / f"upright{i}.png")
+    return config.changed({"data.root": str(tmp_path / "mixed"), "data.size": None})
+
+
+def shape(out):
+    data, info = read_settings(str(out)).data, json.loads((out / "best" / "segray.json").read_text())
+    assert info["resize"] == data.resize
+    return info["input_size"], data.resize
+
+
+def test_a_run_over_frames_of_several_ratios_keeps_them_and_measures_what_labelling_gives(mixed, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (row,) = train(mixed).history
+    assert shape(run) == ("48x48", "keep")
+    info = json.loads((run / "best" / "segray.json").read_text())
+    scored = mixed.changed({"evaluate.model": str(run / "best")})
+    source = evaluate.open_source(scored)
+    evaluate.start(source, scored)
+    counts = [evaluate.confusion_of(one.truth_hw, one.pred_hw, 11) for one in source.frames(source.refs)]
+    assert np.sum(counts, 0)[:, :-1].tolist() == info["confusion"]  # at 48×48, and at the frames' own sizes
+    assert np.array(info["confusion"]).sum() <= 4 * 32 * 48  # no padding
+    text = (
+        "Frames are RGB, resized, at their own aspect ratio, to fit into 48×48 (height × width), padded on the right "
+    )
+    assert f"{text}and below with RGB 124, 116, 104, scaled to 0..1" in (run / "best" / "README.md").read_text()
+    monkeypatch.setattr("segray.stages.train.MEMORY_BYTES", 0)  # frames by way of the disk
+    (other,) = train(mixed, overwrite=True).history
+    assert (other["loss"], other["miou"]) == (row["loss"], row["miou"])
+    assert len(train(mixed.changed({"train.epochs": 2})).history) == 2
+    assert shape(run) == ("48x48", "keep")
+
+
+def test_a_run_that_stretched_before_it_could_be_chosen_goes_on_stretching(mixed, tmp_path):
+    run = tmp_path / "run"
+    train(mixed.changed({"data.resize": "stretch"}))
+    assert shape(run) == ("32x48", "stretch")
+    lines = (run / "config.yaml").read_text().splitlines()
+    older = [line for line in lines if line.split(":")[0].strip() not in ("resize", "size")]
+    assert len(older) == len(lines) - 2
+    (run / "config.yaml").write_text("\n".join(older))
+    assert len(train(mixed.changed({"train.epochs": 2})).history) == 2
+    assert shape(run) == ("32x48", "stretch")
+    with pytest.raises(OutputExists, match=r"\(data\.resize was stretch, is keep\)"):
+        train(mixed.changed({"data.resize": "keep"}))
 
 
 def test_a_run_does_not_go_on_over_other_frames(config, town, tmp_path):

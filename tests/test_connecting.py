@@ -127,7 +127,7 @@ def test_a_head_without_cpus_needs_no_room_for_frames():
 
 def test_both_splits_share_the_room(monkeypatch):
     stored = []
-    monkeypatch.setattr(connect, "store_samples", lambda refs, space, size: stored.append(len(refs)))
+    monkeypatch.setattr(connect, "store_samples", lambda refs, *_: stored.append(len(refs)))
     has = Resources(4, 0, 80 * MIB, ((4, 0),))
     for train_frames, val_frames in ((6, 4), (6, 5), (10, 10)):
         refs = [tuple(SampleRef(f"{i}", f"{i}.jpg", f"{i}.png") for i in range(n)) for n in (train_frames, val_frames)]

@@ -28,6 +28,7 @@ from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.core.training.checkpoint import EpochRow, plain
 from segray.errors import ClusterError, SegrayError, shortened
 from segray.sections.labelling import ClusterSection
+from segray.sections.training import Resize
 
 if TYPE_CHECKING:
     import torch
@@ -275,7 +276,9 @@ def fits_stores(decoded_bytes: int, has: Resources) -> bool:
     return decoded_bytes <= STORE_SHARE * has.object_store_bytes
 
 
-def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> Samples:
+def store_samples(
+    refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], resize: Resize = "stretch"
+) -> Samples:
     """Decode samples once into the object store, for every worker; see fits_stores().
 
     This uses plain tasks and positions, not a Dataset shard: `get_dataset_shard` was seen to drop a row of 101 on two
@@ -288,7 +291,7 @@ def store_samples(refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[in
     # The pixels stay on the node that decoded them; this process only receives each block's reference, or its error.
     @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
     def decode(block: tuple[SampleRef, ...]) -> tuple[list[Sample], int]:
-        return [read_sample(ref, space, size) for ref in block], len(block)
+        return [read_sample(ref, space, size, resize) for ref in block], len(block)
 
     made: list[Any] = [decode.remote(refs[i : i + BLOCK]) for i in range(0, len(refs), BLOCK)]
     try:

@@ -15,10 +15,11 @@ import torch
 from torch.nn import functional
 
 from segray.core.samples import IGNORE_INDEX
-from segray.sections.training import AugmentSection
+from segray.sections.training import AugmentSection, Resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as for torchvision's and smp's pretrained encoders
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PAD_RGB = tuple(round(255 * value) for value in IMAGENET_MEAN)  # what nearly all encoders take for the mean
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
 LOOK_PX = 24  # side of the small mask by which a crop is judged
@@ -32,17 +33,41 @@ Draw = Callable[..., torch.Tensor]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def fit(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a decoded frame, RGB uint8 [H, W, 3], to a model's input size, [*size, 3].
+def fit(image_hwc: np.ndarray, size: tuple[int, int], resize: Resize = "stretch") -> np.ndarray:
+    """Resize a decoded frame, RGB uint8 [H, W, 3], to a model's input size, [*size, 3]; keep pads with PAD_RGB.
 
     Bilinear over the source's area, so that shrinking does not alias: Pillow's filter, with differences of at most
     1 of 255, and four to ten times as fast. Training and labelling both call it, so that they show the same pixels.
     """
-    if image_hwc.shape[:2] == tuple(size):
-        return image_hwc
-    # The batch axis is added before the permutation: so the strides say channels last, which has the fast path.
-    image = torch.from_numpy(image_hwc)[None].permute(0, 3, 1, 2)
-    return functional.interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    inner = inner_size(image_hwc.shape[:2], size, resize)
+    if image_hwc.shape[:2] != inner:
+        # The batch axis is added before the permutation: so the strides say channels last, which has the fast path.
+        image = torch.from_numpy(image_hwc)[None].permute(0, 3, 1, 2)
+        image_hwc = functional.interpolate(image, inner, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    return padded(image_hwc, size, PAD_RGB)
+
+
+def inner_size(frame: tuple[int, int], size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    """Return the (height, width) that a frame has inside an input of `size`, whose rest, right and below, is padding.
+
+    >>> inner_size((500, 375), (360, 480), "keep"), inner_size((500, 375), (360, 480), "stretch")
+    ((360, 270), (360, 480))
+    """
+    if resize == "stretch":
+        return size[0], size[1]
+    scale = min(size[0] / frame[0], size[1] / frame[1])
+    height, width = (max(1, round(side * scale)) for side in frame)
+    return height, width
+
+
+def padded(pixels: np.ndarray, size: tuple[int, int], value: int | tuple[int, ...]) -> np.ndarray:
+    """Pad uint8 [H, W] or [H, W, 3] with `value`, on the right and below, to [*size]."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    whole = np.empty((*size, *pixels.shape[2:]), np.uint8)
+    whole[:] = value
+    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return whole
 
 
 def to_float(images_bhwc: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,8 @@ from segray.sections.values import (
     parse_seconds,
 )
 
+Resize = Literal["stretch", "keep"]
+
 
 class DataSection(Section):
     """Frames with ground truth, to train on and to score against."""
@@ -38,7 +40,13 @@ class DataSection(Section):
     root: Place | None = Field(None, description="Folder of the frames and their ground truth.")
     size: Size | None = Field(
         None,
-        description="Height x width that frames are resized to for the model. Default: the size of the first frame.",
+        description="Height x width that frames are resized to for the model. Default: the size of the first frame, or "
+        "where frames keep their aspect ratios, the box around them at their median longer side.",
+    )
+    resize: Resize | None = Field(
+        None,
+        description="How frames are resized to `data.size`: stretch changes their aspect ratio, keep fits them into it "
+        "and pads. Default: keep where the frames' aspect ratios differ, else stretch.",
     )
     train_split: str = Field("train", description="Split to train on.")
     val_split: str = Field("val", description="Split to validate on while training.")

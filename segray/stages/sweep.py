@@ -38,7 +38,6 @@ from segray.core.training.checkpoint import (
     command_of,
     is_evaluated,
     read_history,
-    read_settings,
 )
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
@@ -46,6 +45,7 @@ from segray.stages.train import (
     DataPlan,
     as_begun,
     before,
+    begun_settings,
     changed_frames,
     check_model,
     claim,
@@ -108,6 +108,7 @@ def sweep(
     config = in_epochs(config, len(plan.train))
     with claims.held(out, KIND):
         config = _claim(config, overwrite, plan)
+        plan = plan.as_begun(config.data)
         with connect.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
             worker = resources.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
@@ -168,7 +169,8 @@ def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
     """
     trials = list_trials(config)
     plan = plan_data(trial_config(config, trials[0]))
-    config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan.size)
+    config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan)
+    plan = plan.as_begun(config.data)
     runs = {trial.name: trial_config(config, trial) for trial in trials}
     steps_alike = {
         name: str((there.model, there.augment, there.train.model_copy(update=SAME_STEP)))
@@ -407,12 +409,12 @@ def _publish(out: str, board: list[LeaderboardRow]) -> None:
 def _claim(config: Config, overwrite: bool, plan: DataPlan) -> Config:
     """Claim `sweep.out` for this sweep; return its settings. What they leave open, each trial chooses for itself."""
     out = config.sweep.out
-    config = as_begun(config, before(out, KIND, overwrite), plan.size)
+    config = as_begun(config, before(out, KIND, overwrite), plan)
     frames = plan.frame_list()
 
     def changed() -> list[str]:
         # Other encoders and rates are more trials of the same sweep; another recipe is another sweep.
-        then = read_settings(out).absolute()
+        then = begun_settings(out).absolute()
         lines = different(then, config, ("data", "augment", "train"))
         if then.train.epochs != config.train.epochs:
             lines.append(f"train.epochs was {then.train.epochs}, is {config.train.epochs}")

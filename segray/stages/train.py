@@ -7,13 +7,13 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
 from segray.config import Config
-from segray.core.data import FileSamples, MemorySamples, input_size, open_dataset, split_refs
+from segray.core.data import FileSamples, MemorySamples, input_shape, open_dataset, split_refs
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import FRAMES, differences, frame_list
 from segray.core.io import claims, storage
@@ -39,7 +39,7 @@ from segray.core.training.checkpoint import (
 from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
 from segray.errors import ConfigError, DataError, ModelError
-from segray.sections.training import TrainSection
+from segray.sections.training import DataSection, Resize, TrainSection
 from segray.stages import trackers
 
 log = logging.getLogger("segray")
@@ -51,7 +51,7 @@ FREE_KEYS = {  # settings that may change when a run is resumed
 }  # fmt: skip
 
 CHOSEN = (  # settings that are chosen if they are not given
-    "train.learning_rate", "train.weight_decay",
+    "data.size", "data.resize", "train.learning_rate", "train.weight_decay",
     "augment.scale", "augment.crop", "augment.rotate_deg",
     "augment.brightness", "augment.contrast", "augment.saturation",
 )  # fmt: skip
@@ -78,13 +78,19 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The frames of a run before any is decoded."""
+    """The frames of a run before any is decoded. size: (height, width) of them all as the model sees them."""
 
     train: tuple[SampleRef, ...]
     val: tuple[SampleRef, ...]
     label_space: LabelSpace
     size: tuple[int, int]
     data_id: str
+    resize: Resize = "stretch"
+
+    def as_begun(self, data: DataSection) -> DataPlan:
+        """Return the plan with the shape of the frames that a claimed run's settings say."""
+        size, resize = input_shape(data, (*self.train, *self.val))
+        return replace(self, size=size, resize=resize)
 
     def frame_list(self) -> bytes:
         """The list of frames that the run's folder keeps."""
@@ -105,8 +111,8 @@ class DataPlan:
         """Return frames that are decoded on request, and kept on the disk of each machine."""
         limit = None if cache_gib is None else int(cache_gib * 2**30)
         cache = FrameCache(len(self.val) + len(self.train), self.size, limit)
-        val = FileSamples(self.val, self.label_space, self.size, cache)
-        train = FileSamples(self.train, self.label_space, self.size, cache, first=len(self.val))
+        val = FileSamples(self.val, self.label_space, self.size, cache, resize=self.resize)
+        train = FileSamples(self.train, self.label_space, self.size, cache, first=len(self.val), resize=self.resize)
         return self.with_samples(train, val, kept=cache)
 
 
@@ -130,6 +136,7 @@ def train(
     plan = plan_data(config, dataset)
     with claims.held(out, KIND):
         config = claim(in_epochs(config, len(plan.train)), overwrite, plan)
+        plan = plan.as_begun(config.data)
         history = read_history(out)
         if not is_finished(config.train, history):
             note_rate(config.train, history, len(plan.train))
@@ -239,7 +246,8 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
         check_teacher(config.train.teacher, dataset.label_space)
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
     data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
-    return DataPlan(train_refs, val_refs, dataset.label_space, input_size(config.data, train_refs), data_id[:12])
+    size, resize = input_shape(config.data, (*train_refs, *val_refs))
+    return DataPlan(train_refs, val_refs, dataset.label_space, size, data_id[:12], resize)
 
 
 def check_model(config: Config, classes: int) -> None:
@@ -270,7 +278,7 @@ def start_weights(config: Config) -> Weights | None:
 def in_memory(plan: DataPlan) -> TrainData:
     """Decode the plan's frames once, in this process."""
     return plan.with_samples(
-        *(MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+        *(MemorySamples.read(refs, plan.label_space, plan.size, plan.resize) for refs in (plan.train, plan.val))
     )
 
 
@@ -282,7 +290,7 @@ def stored(config: Config, plan: DataPlan, has: resources.Resources) -> TrainDat
     if not connect.fits_stores(plan.decoded_bytes, has):
         return plan.from_files(config.cluster.cache_gib)
     return plan.with_samples(
-        *(connect.store_samples(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+        *(connect.store_samples(refs, plan.label_space, plan.size, plan.resize) for refs in (plan.train, plan.val))
     )
 
 
@@ -356,11 +364,11 @@ def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Conf
     Raises OutputExists if the folder holds something else, unless `overwrite`.
     """
     out = config.train.out
-    config = as_begun(config, before(out, KIND, overwrite), plan.size if plan else None).resolved()
+    config = as_begun(config, before(out, KIND, overwrite), plan).resolved()
     frames = plan.frame_list() if plan else None
 
     def changed() -> list[str]:
-        return different(read_settings(out).absolute(), config) + changed_frames(out, frames)
+        return different(begun_settings(out).absolute(), config) + changed_frames(out, frames)
 
     claims.claim(out, KIND, overwrite, changed)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
@@ -386,17 +394,26 @@ def changed_frames(out: str, frames: bytes | None) -> list[str]:
 
 def before(out: str, kind: claims.Kind, overwrite: bool) -> Config | None:
     """Return the settings of the run in `out` that is resumed; None if a new one begins."""
-    return read_settings(out) if kind.began(out) and not overwrite else None
+    return begun_settings(out) if kind.began(out) and not overwrite else None
 
 
-def as_begun(config: Config, before: Config | None, size: tuple[int, int] | None) -> Config:
+def begun_settings(out: str) -> Config:
+    """Read the settings of the run or sweep in `out`; those of versions without data.resize stretched every frame."""
+    config = read_settings(out)
+    return config.changed({"data.resize": config.data.resize or "stretch"})
+
+
+def as_begun(config: Config, before: Config | None, plan: DataPlan | None) -> Config:
     """Return the settings, with defaults as they were when the run began: another version may choose otherwise.
 
-    before: that run's settings. Without them, the run is new and gets the usual crop for frames of this size.
+    before: that run's settings. Without them, the run is new and gets the shape of the planned frames, and the usual
+    crop for it; a sweep's trials have both from the sweep.
     """
     if before is None:
-        crop = config.augment.crop or (usual_crop(size) if size else None)
-        return config.changed({"augment.crop": crop})
+        if plan is None:
+            return config
+        crop = config.augment.crop or usual_crop(plan.size)
+        return config.changed({"data.size": plan.size, "data.resize": plan.resize, "augment.crop": crop})
     now, then = (c.model_dump(mode="json") for c in (config, before))
     keys = (key.split(".") for key in CHOSEN)
     return config.changed({f"{part}.{key}": then[part][key] for part, key in keys if now[part][key] is None})

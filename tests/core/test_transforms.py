@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from segray.core.data import streets
 from segray.core.io.images import resize_image
-from segray.core.transforms import IMAGENET_MEAN, augment, fit, normalize, to_float, usual_zoom
+from segray.core.transforms import IMAGENET_MEAN, augment, fit, inner_size, normalize, to_float, usual_zoom
 from segray.sections.training import AugmentSection
 
 STILL = AugmentSection(scale=(1, 1), rotate_deg=0, flip=0, brightness=0, contrast=0, saturation=0, max_class_share=1)
@@ -38,6 +38,21 @@ def test_a_fitted_frame_is_pillows_to_one_of_255(size):
     assert np.abs(fitted.astype(int) - resize_image(frame, size)).max() <= 1
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     assert np.abs(fit(noise, size).astype(int) - resize_image(noise, size)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "inner"),
+    [((64, 96), (64, 96)), ((32, 48), (64, 96)), ((96, 64), (64, 43)), ((61, 37), (64, 39)), ((5, 500), (1, 96))],
+)
+def test_a_frame_that_keeps_its_ratio_lies_above_and_left_of_its_padding(frame, inner):
+    pixels = np.random.default_rng(0).integers(0, 256, (*frame, 3), np.uint8)
+    size, (height, width) = (64, 96), inner
+    assert inner_size(frame, size, "keep") == inner
+    fitted = fit(pixels, size, "keep")
+    assert (fitted.shape, fitted.dtype) == ((64, 96, 3), np.uint8)
+    assert np.array_equal(fitted[:height, :width], fit(pixels, inner))
+    assert np.all(fitted[height:] == (124, 116, 104))
+    assert np.all(fitted[:, width:] == (124, 116, 104))
 
 
 def test_without_any_change_pixels_and_ids_stay():

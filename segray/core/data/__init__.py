@@ -16,13 +16,18 @@ import numpy as np
 
 from segray.core.data import ade20k, camvid, carvana, cityscapes, folder, labels, voc
 from segray.core.data.frame_cache import FrameCache
-from segray.core.io import storage
+from segray.core.io import locators, storage
 from segray.core.io.locators import read_image, read_mask
 from segray.core.io.masks import resize_mask
 from segray.core.io.pairing import check_root
+from segray.core.prefetch import FETCHES
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, Sample, SampleRef
 from segray.errors import ConfigError, DataError, nearest
-from segray.sections.training import DataSection
+from segray.sections.training import DataSection, Resize
+
+LOOKED_AT = 256  # frames whose sizes say how a data set is resized, evenly over all of them
+RATIO_TOLERANCE = 1.02  # aspect ratios within 2 % are one that was rounded, or cut by a few pixels, as KITTI's
+BOX_HOLDS = 0.9  # share of the frames' heights and widths that the box holds: the odd upright frame does not square it
 
 
 def open_streets(config: DataSection) -> Dataset:
@@ -168,8 +173,11 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
     return refs
 
 
-def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None) -> Sample:
-    """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given."""
+def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None, resize: Resize = "stretch") -> Sample:
+    """Decode one frame, map its ids to classes, and resize both to `size` (height, width) if given.
+
+    Padding of the mask is void.
+    """
     image_hwc = read_image(ref.image, stamp=ref.stamp)
     mask_hw = space.apply(read_mask(ref.mask, space.mask_channel), ref.mask)
     if mask_hw.shape != image_hwc.shape[:2]:
@@ -179,9 +187,10 @@ def read_sample(ref: SampleRef, space: LabelSpace, size: tuple[int, int] | None)
         )
     if size is None:
         return Sample(image_hwc, mask_hw)
-    from segray.core.transforms import fit  # PyTorch is slow to import, and a report has no need of it
+    from segray.core import transforms  # PyTorch is slow to import, and a report has no need of it
 
-    return Sample(fit(image_hwc, size), resize_mask(mask_hw, size))
+    mask_hw = resize_mask(mask_hw, transforms.inner_size(mask_hw.shape, size, resize))
+    return Sample(transforms.fit(image_hwc, size, resize), transforms.padded(mask_hw, size, IGNORE_INDEX))
 
 
 class FileSamples:
@@ -197,8 +206,10 @@ class FileSamples:
         size: tuple[int, int],
         cache: FrameCache | None = None,
         first: int = 0,
+        resize: Resize = "stretch",
     ) -> None:
-        self.refs, self.space, self.size, self.cache, self.first = refs, space, size, cache, first
+        self.refs, self.space, self.cache, self.first = refs, space, cache, first
+        self.size, self.resize = size, resize
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -213,7 +224,7 @@ class FileSamples:
             image_hwc[:], mask_hw[:] = self._decode(index)
 
     def _decode(self, index: int) -> Sample:
-        sample = read_sample(self.refs[index], self.space, self.size)
+        sample = read_sample(self.refs[index], self.space, self.size, self.resize)
         if self.cache:
             self.cache.write(self.first + index, sample)
         return sample
@@ -226,9 +237,11 @@ class MemorySamples:
         self.samples = samples
 
     @classmethod
-    def read(cls, refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int]) -> MemorySamples:
+    def read(
+        cls, refs: tuple[SampleRef, ...], space: LabelSpace, size: tuple[int, int], resize: Resize = "stretch"
+    ) -> MemorySamples:
         with ThreadPoolExecutor(4) as pool:
-            return cls(list(pool.map(lambda ref: read_sample(ref, space, size), refs)))
+            return cls(list(pool.map(lambda ref: read_sample(ref, space, size, resize), refs)))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -237,11 +250,36 @@ class MemorySamples:
         return self.samples[index]
 
 
-def input_size(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[int, int]:
-    """Return the (height, width) that the model sees: as configured, else that of the first frame."""
-    if config.size is not None:
-        return config.size
-    return read_image(refs[0].image, stamp=refs[0].stamp).shape[:2]
+def input_shape(config: DataSection, refs: tuple[SampleRef, ...]) -> tuple[tuple[int, int], Resize]:
+    """Return the (height, width) that the model sees, and how frames come to it: as configured, else by the frames.
+
+    Stretched frames get the first one's size. Frames that keep their aspect ratios get the box that holds nine of ten
+    heights and widths when all are scaled to their median longer side: an upright photograph is then no smaller than
+    one on its side. LOOKED_AT frames are looked at.
+    """
+    size, resize = config.size, config.resize
+    if resize is None or (size is None and resize == "keep"):
+        sizes = _some_sizes(refs)
+        resize = resize or ("keep" if _ratios_differ(sizes) else "stretch")
+        if size is None and resize == "keep":
+            longer = np.median(sizes.max(1))
+            scaled = sizes * (longer / sizes.max(1, keepdims=True))
+            height, width = np.quantile(scaled, BOX_HOLDS, axis=0, method="higher").round().astype(int).tolist()
+            size = height, width
+    return size or locators.image_size(refs[0].image, refs[0].stamp), resize
+
+
+def _ratios_differ(sizes: np.ndarray) -> bool:
+    ratios = sizes[:, 1] / sizes[:, 0]
+    return bool(ratios.max() > RATIO_TOLERANCE * ratios.min())
+
+
+def _some_sizes(refs: tuple[SampleRef, ...]) -> np.ndarray:
+    """Return (height, width) of LOOKED_AT of the frames, evenly over all, int [N, 2]; of a video, of one frame."""
+    several = list({locators.video_of(ref.image) or ref.image: ref for ref in refs}.values())
+    with ThreadPoolExecutor(FETCHES) as pool:
+        looked = several[:: -(-len(several) // LOOKED_AT)]
+        return np.array(list(pool.map(lambda ref: locators.image_size(ref.image, ref.stamp), looked)))
 
 
 def _text(array: Any) -> str:

@@ -264,7 +264,7 @@ def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
     notes = []
     if len(result.sizes) > 1:
         sizes = ", ".join(f"{h}×{w} ({n})" for (h, w), n in result.sizes.most_common(4))
-        notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size")
+        notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size, by data.resize")
     if result.turned:
         notes.append(
             f"EXIF turns {len(result.turned)} images by 180° or mirrors them, such as {result.turned[0]}, and not "

@@ -18,7 +18,7 @@ from segray.core.models import bundle, forward
 from segray.core.models.fold import fold_batch_norm
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
-from segray.core.transforms import fit, normalize, sent, to_float
+from segray.core.transforms import fit, inner_size, normalize, sent, to_float
 from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
 
@@ -69,9 +69,10 @@ class Predictor:
     infer.engine onnx is ONNX Runtime on a CPU, with the same labels except in ties. auto is torch here, because label()
     resolves it.
 
-    Without a window, a frame is resized to the model's input size, as in training. With one, the window slides
-    over the frame at its own size, and probabilities are averaged where windows overlap; so are those of
-    mirrored and scaled frames. Where the best probability is not above `threshold`, the mask holds 255.
+    Without a window, a frame is resized to the model's input size, as in training; where it is padded to that, masks
+    and metrics are of the frame alone. With a window, it slides over the frame at its own size, and probabilities are
+    averaged where windows overlap; so are those of mirrored and scaled frames. Where the best probability is not above
+    `threshold`, the mask holds 255.
 
     Several threads may share a predictor. On a GPU they take turns to queue a batch, and wait for its results without
     holding the others up, so that it always has work. On a CPU each thread uses its share of the
@@ -128,7 +129,7 @@ class Predictor:
             scale = min(size) / min(image_hwc.shape[:2])
             height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
             size = height, width
-        return fit(image_hwc, size)
+        return fit(image_hwc, size, "keep" if self.info.resize == "keep" else "stretch")
 
     @torch.inference_mode()
     def predict(
@@ -215,7 +216,21 @@ class Predictor:
             torch.cuda.empty_cache()  # only here has the traceback released its tensors
 
     def _see(self, jobs: Sequence[_Job]) -> list[Pending]:
-        return self._finish(self._logits(self._normal([job.seen_hwc for job in jobs])), jobs)
+        logits = self._logits(self._normal([job.seen_hwc for job in jobs]))
+        sides = [self._inner(job) for job in jobs]
+        if len({*sides}) == 1:
+            return self._finish(logits[..., : sides[0][0], : sides[0][1]], jobs)
+        return [
+            self._finish(one[None, :, :height, :width], [job])[0]
+            for one, (height, width), job in zip(logits, sides, jobs, strict=True)
+        ]
+
+    def _inner(self, job: _Job) -> tuple[int, int]:
+        """Return the (height, width) of the frame in what the model sees; the rest is padding."""
+        if self.info.resize == "keep":
+            return inner_size(job.size, self.info.input_size, "keep")
+        height, width = job.seen_hwc.shape[:2]
+        return height, width
 
     def _normal(self, images_hwc: Sequence[np.ndarray]) -> torch.Tensor:
         return normalize(to_float(self._batch(images_hwc)), self.info.mean, self.info.std)

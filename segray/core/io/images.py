@@ -36,6 +36,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # those that exchange height and width
 # The first bytes of picture files, by which a picture under a video's suffix is recognized.
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF",
@@ -145,6 +146,14 @@ def orientation(data: bytes, source: str = "image") -> int | None:
         return loaded_orientation(image)
     except BROKEN:
         return None
+
+
+def upright_size(data: bytes, source: str = "image") -> tuple[int, int]:
+    """Return the (height, width) that decode_image() gives, from the header and EXIF."""
+    image = open_image(data, source)
+    width, height = image.size
+    sideways = image.format != "TIFF" and orientation(data, source) in SIDEWAYS  # Pillow turns a TIFF's size itself
+    return (width, height) if sideways else (height, width)
 
 
 def _is_whole(exif: bytes) -> bool:

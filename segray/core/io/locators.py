@@ -100,8 +100,25 @@ def read_image(place: str, note: Callable[[str], None] | None = None, stamp: str
         raise DataError(f"{place}: {LOST_FRAME}")
     if found := CELL.fullmatch(place):
         return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
-    data = storage.read_bytes(place) if stamp is None else storage.read_unchanged(place, stamp)
-    return images.decode_image(data, place, note)
+    return images.decode_image(_bytes_of(place, stamp), place, note)
+
+
+def _bytes_of(place: str, stamp: str | None) -> bytes:
+    return storage.read_bytes(place) if stamp is None else storage.read_unchanged(place, stamp)
+
+
+def video_of(place: str) -> str | None:
+    """Return the video that a frame is in; None for an image."""
+    found = FRAME.fullmatch(place)
+    return found[1] if found else None
+
+
+def image_size(place: str, stamp: str | None = None) -> tuple[int, int]:
+    """Return a frame's (height, width), of an image file without decoding it. Raises as read_image()."""
+    if FRAME.fullmatch(place) or CELL.fullmatch(place):
+        height, width = read_image(place, stamp=stamp).shape[:2]
+        return height, width
+    return images.upright_size(_bytes_of(place, stamp), place)
 
 
 def orientation(place: str) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from segray.core.io import storage
 from segray.core.models.info import BundleInfo
+from segray.core.transforms import PAD_RGB
 
 SCORES = {
     "miou": "mIoU",
@@ -32,6 +33,11 @@ def card(info: BundleInfo) -> str:
     model, names = info.model, info.label_space["names"]
     height, width = info.input_size
     resized = f"resized to {height}×{width} (height × width)"
+    if info.resize == "keep":
+        resized = (
+            f"resized, at their own aspect ratio, to fit into {height}×{width} (height × width), padded on the right "
+            f"and below with RGB {', '.join(map(str, PAD_RGB))}"
+        )
     if info.resize == "short_side":
         resized = f"resized until their shorter side is {min(height, width)} px"
     return "\n".join(

@@ -26,7 +26,8 @@ class BundleInfo(BaseModel):
     model: ModelSection
     label_space: dict[str, Any]
     input_size: Size
-    resize: Literal["stretch", "short_side"] = "stretch"  # stretch to input_size, or shorter side to it
+    # stretch to input_size, keep the aspect ratio and pad to it, or scale the shorter side to it
+    resize: Literal["stretch", "keep", "short_side"] = "stretch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     temperature: float = Field(1.0, gt=0)  # logits are divided by it before the softmax

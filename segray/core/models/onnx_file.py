@@ -22,6 +22,7 @@ from segray.core.extras import extra
 from segray.core.io import storage
 from segray.core.models import STRIDE, bundle, forward
 from segray.core.models.info import BundleInfo
+from segray.core.transforms import PAD_RGB
 from segray.errors import ModelError
 
 TOLERANCE = 1e-3  # share of the largest logit, or of 1
@@ -154,6 +155,7 @@ def facts(info: BundleInfo) -> dict[str, str]:
         "segray.output": "logits, [batch, class, height, width]; divided by the temperature",
         "segray.input_size": json.dumps(info.input_size),
         "segray.resize": info.resize,
+        **({"segray.padding": json.dumps(PAD_RGB)} if info.resize == "keep" else {}),
         "segray.mean": json.dumps(info.mean),
         "segray.std": json.dumps(info.std),
         "segray.temperature": str(info.temperature),

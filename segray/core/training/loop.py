@@ -348,6 +348,7 @@ def describe(config: Config, data: TrainData, epoch: int, scores: metrics.Scores
         std=std,
         label_space=data.label_space.to_dict(),
         input_size=data.size,
+        resize=config.data.resize or "stretch",
         data_id=data.data_id,
         epoch=epoch,
         scores=scores.to_dict(),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segray.config import Config
-from segray.core.data import folder, input_size, open_dataset, read_sample, split_refs, streets
+from segray.core.data import folder, input_shape, open_dataset, read_sample, split_refs, streets
 from segray.core.data.check import check
 from segray.core.io import pairing
 from segray.core.samples import LabelSpace, SampleRef, color_id
@@ -19,6 +19,7 @@ from segray.stages.train import plan_data
 def put(path, value=0, size=(6, 4), mode="L"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value).save(path)
+    return path
 
 
 @pytest.fixture
@@ -38,8 +39,44 @@ def test_camvid_gives_stable_ids_and_void(camvid):
     (ref,) = split_refs(dataset, "train")
     assert ref.sample_id == "train/a"
     assert np.all(read_sample(ref, dataset.label_space, None).mask_hw == 255)
-    assert input_size(camvid, (ref,)) == (4, 6)
+    assert input_shape(camvid, (ref,)) == ((4, 6), "stretch")
     assert problems(camvid) == []
+
+
+def sized(folder, *sizes):
+    return tuple(
+        SampleRef(f"{i}", str(put(folder / f"{i}.png", mode="RGB", size=size[::-1])), "")
+        for i, size in enumerate(sizes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "shape"),
+    [
+        ([(24, 32), (12, 16)], {}, ((24, 32), "stretch")),
+        ([(120, 399), (119, 397)], {}, ((120, 399), "stretch")),  # a few pixels were cut
+        ([(24, 32), (24, 40)], {"size": (16, 16)}, ((16, 16), "keep")),
+        ([(24, 32), (24, 40)], {"resize": "stretch"}, ((24, 32), "stretch")),
+        ([(24, 32), (12, 16)], {"size": (16, 16)}, ((16, 16), "stretch")),
+        ([(24, 32), (12, 16)], {"size": (16, 16), "resize": "keep"}, ((16, 16), "keep")),
+        ([(24, 32), (24, 32)], {"resize": "keep"}, ((24, 32), "keep")),
+        ([(19, 32), (32, 24), (24, 32)], {}, ((32, 32), "keep")),  # nobody's size: upright ones are as large as others
+        ([(24, 32), (9, 16)], {}, ((18, 24), "keep")),  # of median length, the higher ratio's height
+        ([(24, 32)] * 19 + [(18, 32)] * 10 + [(32, 18)], {}, ((24, 32), "keep")),  # an odd upright one squares nothing
+    ],
+)
+def test_frames_keep_their_aspect_ratios_where_these_differ(tmp_path, sizes, given, shape):
+    assert input_shape(DataSection(**given), sized(tmp_path, *sizes)) == shape
+
+
+def test_a_sample_that_keeps_its_ratio_has_padding_of_the_mean_and_void(tmp_path):
+    put(tmp_path / "a.png", (200, 200, 200), mode="RGB", size=(4, 8))
+    put(tmp_path / "a_mask.png", 3, size=(4, 8))
+    ref = SampleRef("a", str(tmp_path / "a.png"), str(tmp_path / "a_mask.png"))
+    image, mask = read_sample(ref, streets.LABEL_SPACE, (4, 6), "keep")
+    assert mask.tolist() == [[3, 3, 255, 255, 255, 255]] * 4
+    assert np.all(image[:, :2] == 200)
+    assert np.all(image[:, 2:] == (124, 116, 104))
 
 
 def test_lists_of_camvid_that_differ_from_its_folders_are_noted(camvid):

@@ -98,6 +98,70 @@ def test_scales_are_averaged_as_probabilities(plain_bundle, frame):
     assert other.mask_hw.shape == (50, 70)
 
 
+def keeping(plain_bundle, **more):
+    """A predictor of a bundle that keeps ratios, whose model says 1 of white pixels, 0 of black ones, and half of each of grey."""
+    predictor = predictor_of(plain_bundle, **more)
+    predictor.info = predictor.info.model_copy(
+        update={"resize": "keep", "input_size": (64, 96), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    )
+    head = predictor.model.head
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.constant_(head.bias, -100)
+    with torch.no_grad():
+        head.weight[1, 0], head.bias[0], head.bias[1] = 200, 0, -100
+    return predictor
+
+
+def rectangles(size):
+    """Two with edges at even pixels, one of them in the corner that is farthest from the first pixel."""
+    truth = np.zeros(size, np.uint8)
+    truth[4:18, 2:10] = truth[size[0] // 4 * 2 :, size[1] // 4 * 2 :] = 1
+    return truth
+
+
+def shown(truth):
+    return np.stack([truth * 255] * 3, axis=-1)
+
+
+@pytest.mark.parametrize("size", [(61, 96), (64, 33), (7, 96), (128, 66), (64, 192), (32, 30), (20, 48)])
+def test_shapes_in_frames_of_other_ratios_come_back_to_the_pixel(plain_bundle, size):
+    """Frames that lie in 64×96 unresized, halved and doubled, each beside or above its padding."""
+    truth = rectangles(size)
+    found = predict(keeping(plain_bundle, flip=True, confidence_maps=True), shown(truth))
+    assert np.array_equal(found.mask_hw, truth)
+    assert found.confidence_hw.shape == size
+    assert found.confidence_mean > 0.99  # padding, of which the model is not sure, does not count
+
+
+@pytest.mark.parametrize("size", [(91, 53), (53, 91), (200, 41), (41, 200), (37, 38)])
+def test_a_circle_stays_where_it_is_at_odd_sizes(plain_bundle, size):
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    circle = ((rows - size[0] / 2) ** 2 + (columns - size[1] / 2) ** 2 < 15**2).astype(np.uint8)
+    mask = predict(keeping(plain_bundle), shown(circle)).mask_hw
+    assert (mask & circle).sum() / (mask | circle).sum() > 0.95
+    drift = [np.mean(a) - np.mean(b) for a, b in zip(mask.nonzero(), circle.nonzero(), strict=True)]
+    assert np.abs(drift).max() < 0.3
+
+
+def test_frames_of_all_ratios_are_one_batch_for_a_model_that_keeps_them(plain_bundle):
+    sizes = [(64, 33), (61, 96), (128, 66), (64, 33)]
+    predictor = keeping(plain_bundle)
+    alone = [predict(predictor, shown(rectangles(size))) for size in sizes]
+    counting = Small(11, most=9)
+    counting.load_state_dict(predictor.model.state_dict())
+    predictor.model, predictor.most_at_once = counting, 4
+    points = [np.array([[5, 3], [size[0] - 1, size[1] - 1]]) for size in sizes]
+    found = predictor.predict([predictor.prepare(shown(rectangles(size))) for size in sizes], sizes, points)
+    assert counting.asked == [4]
+    assert all(np.array_equal(one.mask_hw, other.mask_hw) for one, other in zip(found, alone, strict=True))
+    assert all((one.logits_nc[:, 1] > one.logits_nc[:, 0]).all() for one in found)  # both points are white
+
+
+def test_a_window_sees_frames_at_their_own_size_also_for_a_model_that_keeps_ratios(plain_bundle):
+    truth = rectangles((90, 50))
+    assert np.array_equal(predict(keeping(plain_bundle, window="40x40"), shown(truth)).mask_hw, truth)
+
+
 def test_pixels_under_the_threshold_are_void(plain_bundle, frame):
     sure = predict(predictor_of(plain_bundle, threshold=0.01), frame).mask_hw
     plain = predict(predictor_of(plain_bundle), frame).mask_hw

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from segray.core.io.images import decode_image, resize_image
+from segray.core.io.images import decode_image, resize_image, upright_size
 from segray.core.io.masks import colorize, decode_mask, encode_mask, resize_mask
 from segray.core.samples import color_id, id_text
 from segray.errors import DataError
@@ -299,8 +299,9 @@ def test_an_image_is_upright_after_exif(kind, orientation):
     kind = kind.split()[-1]
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}}
     options = options.get(kind, {})
-    image = decode_image(encoded(picture, kind, exif=exif, **options))
-    right = UPRIGHT[orientation](stored)
+    data = encoded(picture, kind, exif=exif, **options)
+    image, right = decode_image(data), UPRIGHT[orientation](stored)
+    assert upright_size(data) == right.shape
     assert image.shape == (*right.shape, 3)
     assert np.abs(image[..., 0].astype(int) - right).max() <= 2
 
