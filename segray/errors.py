@@ -10,7 +10,8 @@ SegrayError            one line for the user, exit code 1
 │   ├── TooManyErrors  more rows failed than the limit allows; exit code 3
 │   └── TrainingDiverged  the loss is not a number any more
 ├── ModelError         an architecture, encoder or bundle that cannot be used
-│   └── UnknownModel   a name that no architecture or encoder has; exit code 2
+│   ├── UnknownModel   a name that no architecture or encoder has; exit code 2
+│   └── ModelTooLarge  a model, with its batch, that the device's memory does not hold
 ├── StorageError       a place that cannot be read or written
 ├── OutputExists       something was written there before, and would be lost
 └── ClusterError       Ray cannot give what was asked, or lost a worker
@@ -75,6 +76,10 @@ class UnknownModel(ModelError):
     """A name that no architecture or encoder has."""
 
     exit_code = 2
+
+
+class ModelTooLarge(ModelError):
+    """A model, with its batch, that the device's memory does not hold."""
 
 
 class StorageError(SegrayError):

@@ -7,16 +7,18 @@ from io import StringIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segray.cli import demo
 from segray.config import load
 from segray.core.data import streets
 from segray.core.io.claims import alone
+from segray.core.training import loop
 from segray.core.training.checkpoint import read_history, read_settings
-from segray.errors import ClusterError, DataError, OutputExists, SegrayError
+from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError
 from segray.stages import evaluate, label, sweep
-from segray.stages.train import DataPlan, claim, train
+from segray.stages.train import DataPlan, claim, run, train, with_batch
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +250,76 @@ def test_a_run_that_stretched_before_it_could_be_chosen_goes_on_stretching(mixed
     assert shape(run) == ("32x48", "stretch")
     with pytest.raises(OutputExists, match=r"\(data\.resize was stretch, is keep\)"):
         train(mixed.changed({"data.resize": "keep"}))
+
+
+class Memory:
+    """A device that holds `most` frames of a batch while training; `asked` is what it was asked for."""
+
+    def __init__(self, monkeypatch, most):
+        self.most, self.asked, self.forward = most, [], loop.forward_all
+        monkeypatch.setattr(loop, "forward_all", self)
+
+    def __call__(self, model, images):
+        self.asked.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.forward(model, images)
+
+
+def used(history):
+    return [(row["batch_size"], row["accumulate"]) for row in history]
+
+
+def test_a_batch_size_of_auto_is_halved_until_it_fits_and_its_steps_accumulate(config, tmp_path, monkeypatch, caplog):
+    config = config.changed({"train.batch_size": "auto"})
+    memory = Memory(monkeypatch, most=2)
+    assert used(train(config).history) == [(2, 4)]
+    assert memory.asked == [8, 4, 2, 2]  # of four frames, the first batch holds each twice
+    assert [record.message for record in caplog.records if "Memory" in record.message] == [
+        "Memory ran out with train.batch_size 8: it is 4 now, and accumulate 2.",
+        "Memory ran out with train.batch_size 4: it is 2 now, and accumulate 4.",
+    ]
+    memory.most, memory.asked = 1, []
+    assert used(train(config.changed({"train.epochs": 2})).history) == [(2, 4), (1, 8)]  # it began with what had fitted
+    assert memory.asked == [2, 1, 1, 1, 1]
+    told = json.loads((tmp_path / "run" / "best" / "segray.json").read_text())["config"]["train"]
+    assert (told["batch_size"], told["accumulate"]) in [(2, 4), (1, 8)]
+    assert read_settings(config.train.out).train.batch_size == "auto"
+    memory.most = 0
+    with pytest.raises(
+        ModelTooLarge, match=r"with 1 frame of 32×48 \(height × width\) a worker\. Set a smaller augment"
+    ):
+        train(config.changed({"train.epochs": 3}))
+
+
+def test_a_run_whose_batch_no_longer_fits_goes_on_with_auto(config, tmp_path, monkeypatch):
+    memory = Memory(monkeypatch, most=4)
+    config = config.changed({"train.batch_size": 4})
+    train(config)
+    memory.most, more = 2, config.changed({"train.epochs": 2})
+    with pytest.raises(ModelTooLarge, match=r"--batch-size auto halves train\.batch_size \(4\)"):
+        train(more)
+    assert used(train(more.changed({"train.batch_size": "auto"})).history) == [(4, 1), (2, 2)]
+
+
+def test_workers_of_which_one_runs_out_of_memory_begin_again_with_half_the_batch(config, monkeypatch):
+    begun = []
+
+    def workers(config, *_):  # Ray Train ends them all, and raises what one of them raised
+        begun.append((config.train.batch_size, config.train.accumulate))
+        if config.train.batch_size > 4:
+            raise ModelTooLarge("too large")
+
+    monkeypatch.setattr("segray.stages.train._run", workers)
+    given = {"cluster.workers": 3, "train.out": config.train.out}
+    run(config.changed(given | {"train.batch_size": "auto"}), None, None, None)
+    assert begun == [(8, 1), (4, 2)]
+    with pytest.raises(ModelTooLarge, match="too large"):
+        run(config.changed(given | {"train.batch_size": 8}), None, None, None)
+    wide = config.changed(given | {"train.batch_size": "auto", "cluster.workers": 5})
+    with pytest.raises(ModelTooLarge, match="too large"):  # half of 8 leaves one of five without an image
+        run(wide, None, None, None)
+    assert with_batch(wide.changed({"cluster.workers": 12})).train.batch_size == 12
 
 
 def test_a_run_does_not_go_on_over_other_frames(config, town, tmp_path):

@@ -28,7 +28,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--teacher": ("train.teacher", {}),
     "--compile": ("train.compile", SWITCH),
     "--epochs": ("train.epochs", {"type": int}),
-    "--batch-size": ("train.batch_size", {"type": int}),
+    "--batch-size": ("train.batch_size", {"metavar": "INTEGER|auto"}),
     "--lr": ("train.learning_rate", {"type": float}),
     "--seed": ("train.seed", {"type": int}),
     "--workers": ("cluster.workers", {"type": int}),

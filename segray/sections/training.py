@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from segray.sections.values import (
     Epochs,
-    Images,
     Place,
     Rgb,
     Section,
@@ -20,6 +19,7 @@ from segray.sections.values import (
     check_divisors,
     check_objective,
     check_zoom,
+    parse_batch,
     parse_loss,
     parse_mask_id,
     parse_names,
@@ -165,6 +165,7 @@ RATES = {  # optimizer → peak learning rate and weight decay, where none are g
     "adam": (1e-3, 0.0),  # Kingma & Ba 2015; its decay, an L2 penalty scaled by the second moment, is another thing
     "sgd": (1e-2, 5e-4),  # mmsegmentation's schedules, as DeepLab's
 }
+AUTO_BATCH = 8  # the default, so that auto changes nothing where that fits
 RATE_KEYS = ("train.learning_rate", "train.weight_decay")  # in the order of RATES
 
 LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
@@ -185,7 +186,13 @@ class TrainSection(Section):
         ge=1,
         description="Evaluate and write a checkpoint every N-th epoch; the last epoch always has both.",
     )
-    batch_size: Images = Field(8, ge=1, description="Images per step, over all workers together.")
+    batch_size: Annotated[
+        int | Literal["auto"], BeforeValidator(parse_batch), Words("integer ≥ 1, or auto"), Unit("images")
+    ] = Field(
+        8,
+        description="Images per step, over all workers together. auto begins with 8, or one for each worker, and where "
+        "memory runs out halves it and doubles `train.accumulate`.",
+    )
     accumulate: Annotated[int, Unit("steps")] = Field(
         1, ge=1, description="Steps whose gradients are accumulated before the weights are updated."
     )
@@ -284,6 +291,11 @@ class TrainSection(Section):
     mlflow: UriPlace | None = Field(
         None, description="MLflow tracking URI to log settings and epochs to; needs `pip install 'segray[mlflow]'`."
     )
+
+    @property
+    def batch(self) -> int:
+        """The given batch size, or the one that auto begins with."""
+        return AUTO_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def peak_rate(self) -> float:

@@ -64,6 +64,14 @@ def parse_rates(value: Any) -> Any:
         raise ValueError("give rates such as 1e-3,1e-2, or a range such as 1e-4..1e-2") from None
 
 
+def parse_batch(value: Any) -> Any:
+    """Parse a number of images; auto stays as it is."""
+    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if number != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ValueError("give a number of images, 1 or more, or auto")
+    return number
+
+
 def parse_loss(value: Any) -> Any:
     """Weigh a single loss: 'dice' becomes {'dice': 1.0}."""
     return {value: 1.0} if isinstance(value, str) else value

@@ -55,6 +55,7 @@ from segray.stages.train import (
     read_places,
     run,
     stored,
+    with_batch,
 )
 from segray.trials.leaderboard import (
     ROWS,
@@ -171,7 +172,7 @@ def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
     plan = plan_data(trial_config(config, trials[0]))
     config = as_begun(in_epochs(config, len(plan.train)), before(config.sweep.out, KIND, False), plan)
     plan = plan.as_begun(config.data)
-    runs = {trial.name: trial_config(config, trial) for trial in trials}
+    runs = {trial.name: with_batch(trial_config(config, trial)) for trial in trials}
     steps_alike = {
         name: str((there.model, there.augment, there.train.model_copy(update=SAME_STEP)))
         for name, there in runs.items()
@@ -182,7 +183,7 @@ def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
         if (key := steps_alike[name]) not in took:
             took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, local_device(config.cluster))
             progress(1, len(set(steps_alike.values())))
-        steps = -(-len(plan.train) // there.train.batch_size) * there.train.epochs
+        steps = -(-len(plan.train) // there.train.batch) * there.train.epochs
         hours[name] = took[key] * steps / 3600
     return hours
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
@@ -17,7 +19,7 @@ from segray.core.data import FileSamples, MemorySamples, input_shape, open_datas
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import FRAMES, differences, frame_list
 from segray.core.io import claims, storage
-from segray.core.models import ARCHITECTURES, build, check_names, encoder_weights, has_imagenet
+from segray.core.models import build, check_names, encoder_weights, has_imagenet
 from segray.core.models.info import read_info
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
@@ -38,7 +40,7 @@ from segray.core.training.checkpoint import (
 )
 from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
-from segray.errors import ConfigError, DataError, ModelError
+from segray.errors import ConfigError, DataError, ModelError, ModelTooLarge
 from segray.sections.training import DataSection, Resize, TrainSection
 from segray.stages import trackers
 
@@ -139,7 +141,7 @@ def train(
         plan = plan.as_begun(config.data)
         history = read_history(out)
         if not is_finished(config.train, history):
-            note_rate(config.train, history, len(plan.train))
+            note_rate(with_batch(config, history).train, history, len(plan.train))
             note_frames(out, plan)
             with trackers.tracking(config) as track:
                 _train(config, plan, lambda row: (track(row), on_row(row)), on_start)
@@ -152,7 +154,8 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
     if config.cluster.workers == 0:
         data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
         with data.kept:
-            loop.fit(_Reporter(local_device(config.cluster), on_row, on_start), config, data, weights)
+            here = _Reporter(local_device(config.cluster), on_row, on_start)
+            until_it_fits(config, lambda sized: loop.fit(here, sized, data, weights))
         return
     with connect.connected(config.cluster, config.cluster.workers) as has:
         worker = resources.shape(config.cluster, has)
@@ -164,11 +167,45 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
             connect.wait_for(lambda: run(config, data, worker, stored_weights), polls)
 
 
+def with_batch(config: Config, history: Sequence[EpochRow] = ()) -> Config:
+    """Return the settings with a number for train.batch_size: for auto that of the last epoch, or AUTO_BATCH.
+
+    The latter is more where workers need it.
+    """
+    if config.train.batch_size != "auto":
+        return config
+    used: Mapping[str, Any] = history[-1] if history else {}
+    least = loop.least_batch(config, config.cluster.workers)
+    return config.changed({
+        "train.batch_size": used.get("batch_size", max(config.train.batch, least)),
+        "train.accumulate": used.get("accumulate", config.train.accumulate),
+    })  # fmt: skip
+
+
+def until_it_fits(config: Config, fit: Callable[[Config], None]) -> None:
+    """Call `fit` with the settings; for auto with half the batch and twice the steps a group, while memory runs out.
+
+    Each call begins after the last complete epoch, on all workers, so that they agree.
+    """
+    sized = with_batch(config, read_history(config.train.out))
+    while True:
+        try:
+            fit(sized)
+            return
+        except ModelTooLarge:
+            batch, steps = sized.train.batch // 2, sized.train.accumulate * 2
+            if config.train.batch_size != "auto" or batch < loop.least_batch(config, config.cluster.workers):
+                raise
+            log.warning(f"Memory ran out with train.batch_size {2 * batch}: it is {batch} now, and accumulate {steps}.")
+            sized = sized.changed({"train.batch_size": batch, "train.accumulate": steps})
+        torch.cuda.empty_cache()  # only here has the traceback released its tensors
+
+
 def note_rate(train: TrainSection, history: History, frames: int) -> None:
     """Warn if a resumed run with another schedule, as with more epochs, has a higher rate than it ended with."""
     if not history:
         return
-    steps = max(1, frames // train.batch_size)
+    steps = max(1, frames // train.batch)
     last, done = history[-1]["learning_rate"], len(history) * steps
     ended, begins = (optim.learning_rate(train, step, steps * train.epochs) for step in (done - 1, done))
     if begins > last and not math.isclose(ended, last, rel_tol=1e-6):
@@ -211,7 +248,7 @@ def in_epochs(config: Config, frames: int) -> Config:
     """Return the settings with train.max_steps, if given, as the nearest number of epochs over that many frames."""
     if config.train.max_steps is None:
         return config
-    steps = max(1, frames // config.train.batch_size)
+    steps = max(1, frames // with_batch(config).train.batch)
     return config.changed({"train.epochs": max(1, round(config.train.max_steps / steps))})
 
 
@@ -229,16 +266,16 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     check_model(config, dataset.label_space.num_classes)
     train_refs = split_refs(dataset, config.data.train_split)
     val_refs = split_refs(dataset, config.data.val_split)
-    workers = max(1, config.cluster.workers)
-    if config.train.batch_size < workers:
+    workers, batch = max(1, config.cluster.workers), with_batch(config).train.batch
+    if batch < workers:
         raise ConfigError(
-            f"train.batch_size {config.train.batch_size} leaves some of {workers} workers without an image; "
+            f"train.batch_size {batch} leaves some of {workers} workers without an image; "
             f"take {workers} or more, or lower cluster.workers."
         )
-    if ARCHITECTURES[config.model.arch].pooled and config.train.batch_size // workers < 2:
+    if batch < loop.least_batch(config, workers):
         raise ConfigError(
             f"{config.model.arch} normalises pooled features, which takes 2 images a worker; "
-            f"train.batch_size is {config.train.batch_size} for {workers}: take {2 * workers} or more."
+            f"train.batch_size is {batch} for {workers}: take {2 * workers} or more."
         )
     if len(train_refs) < workers:
         raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
@@ -302,6 +339,12 @@ def run(
     Processes that die are restarted, `train.max_failures` times, and resume after the last complete epoch. If one of
     them raises an error of ours, all are ended, and the error is raised here.
     """
+    until_it_fits(config, lambda sized: _run(sized, data, worker, weights, callbacks))
+
+
+def _run(
+    config: Config, data: TrainData, worker: resources.WorkerShape, weights: Any, callbacks: tuple[Any, ...]
+) -> None:
     import ray.train
 
     api: Any = ray.train  # its types describe Train's version 1; version 2 runs
@@ -348,8 +391,6 @@ def _fit(
 
 def _loop(given: dict[str, Any]) -> None:
     """Run the training loop in a process of Ray Train. An error in one process ends the others, as they may wait."""
-    import torch
-
     torch.set_num_threads(given["threads"])  # Ray sets 1 if a worker's CPUs are given by resources
     config = Config(**given["config"])
     data: TrainData = given["data"]
@@ -425,8 +466,10 @@ def different(before: Config, now: Config, sections: tuple[str, ...] = SECTIONS[
     for section in sections:
         old, new = (c.model_dump(mode="json")[section] for c in (before, now))
         for key in old:
-            if old[key] != new[key] and f"{section}.{key}" not in FREE_KEYS:
-                lines.append(f"{section}.{key} was {old[key]}, is {new[key]}")
+            name = f"{section}.{key}"
+            goes_on = name == "train.batch_size" and new[key] == "auto"  # with the batch that the run had
+            if old[key] != new[key] and name not in FREE_KEYS and not goes_on:
+                lines.append(f"{name} was {old[key]}, is {new[key]}")
     return lines
 
 

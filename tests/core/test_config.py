@@ -14,6 +14,14 @@ def message(file=None, **overrides):
     return str(error.value)
 
 
+@pytest.mark.parametrize("wrong", ["many", "0", -1, 1.5, True])
+def test_a_batch_size_is_a_number_or_auto(wrong):
+    assert [load(None, {"train.batch_size": size}).train.batch_size for size in ("8", 8, "auto")] == [8, 8, "auto"]
+    with pytest.raises(ConfigError) as error:
+        load(None, {"train.batch_size": wrong})
+    assert str(error.value) == f"settings: train.batch_size is {wrong!r}; give a number of images, 1 or more, or auto."
+
+
 def test_a_file_of_settings_may_be_a_pipe_in_ones_home_or_in_a_bucket(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("train: {epochs: 3}")

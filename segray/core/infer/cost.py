@@ -81,7 +81,7 @@ def multiply_adds(model: torch.nn.Module, size: tuple[int, int]) -> float:
 def training_step_s(config: Config, classes: int, size: tuple[int, int], device: str) -> float:
     """Measure the seconds of a training step over one worker's batch, in its precision, without reading frames."""
     train, there = config.train, torch.device(device)
-    batch = max(2, -(-train.batch_size // max(1, config.cluster.workers)))
+    batch = max(2, -(-train.batch // max(1, config.cluster.workers)))
     model = build(config.model, classes).to(device).to(memory_format=torch.channels_last)
     optim.freeze(model, optim.is_frozen(train, 1))
     optimizer = optim.make_optimizer(model, train)

@@ -31,7 +31,7 @@ class TrainedRow(TypedDict):
     """The results of one pass over the training frames; epochs are counted from 1.
 
     loss, train_…: of frames as augmented. learning_rate: of the last step. wait_share: share of `seconds` in which the
-    device waited for data.
+    device waited for data. batch_size and accumulate: as they were used; rows of older versions lack them.
     """
 
     epoch: int
@@ -42,6 +42,8 @@ class TrainedRow(TypedDict):
     images_per_s: float
     wait_share: float
     seconds: float
+    batch_size: int
+    accumulate: int
 
 
 class EpochRow(TrainedRow, Headlines):

@@ -22,7 +22,8 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from segray.config import Config
 from segray.core import metrics
 from segray.core.io import storage
-from segray.core.models import build, bundle, forward, forward_all, load_encoder, preprocessing
+from segray.core.memory import is_exhausted
+from segray.core.models import ARCHITECTURES, build, bundle, forward, forward_all, load_encoder, preprocessing
 from segray.core.models.info import BundleInfo
 from segray.core.precision import autocast, autocast_dtype
 from segray.core.samples import IGNORE_INDEX, TrainData
@@ -52,7 +53,7 @@ from segray.core.training.workers import (
     sync_batch_norm,
 )
 from segray.core.transforms import augment, normalize, to_float
-from segray.errors import DataError, ModelError, TrainingDiverged
+from segray.errors import DataError, ModelError, ModelTooLarge, TrainingDiverged
 from segray.sections.training import TrainSection
 
 CHECK_EVERY = 50  # steps between checks of the losses: each check waits for the device
@@ -77,9 +78,18 @@ def fit(
 ) -> None:
     """Train from the last complete epoch in `train.out` until the run is finished.
 
-    encoder_weights: what a new run's encoder starts from. Raises TrainingDiverged, and other SegrayErrors for
-    settings that this model or device does not support.
+    encoder_weights: what a new run's encoder starts from. Raises TrainingDiverged, ModelTooLarge where memory is
+    exhausted, and other SegrayErrors for settings that this model or device does not support.
     """
+    try:
+        _fit(worker, config, data, encoder_weights)
+    except Exception as error:
+        if is_exhausted(error):
+            raise ModelTooLarge(_too_large(worker, config, data)) from error
+        raise
+
+
+def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mapping[str, torch.Tensor] | None) -> None:
     train, out = config.train, config.train.out
     check_device(train, worker)
     device = runs_on(train, worker)
@@ -111,13 +121,7 @@ def fit(
                 learner.model, was_frozen = worker.wrap(model), frozen
                 if train.compile:
                     learner.model.compile()
-            try:
-                trained = train_epoch(worker, learner, config, data, epoch, saving.check)
-            except RuntimeError as error:
-                # PyTorch's error for exhausted CPU memory has no class of its own.
-                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                    raise ModelError(_too_large(worker, config, data)) from error
-                raise
+            trained = train_epoch(worker, learner, config, data, epoch, saving.check)
             pending += 1
             row: EpochRow = {
                 **trained, "device": device, "evaluated": False, "val_loss": math.nan, **metrics.NOT_EVALUATED,
@@ -173,7 +177,7 @@ def check_kept(worker: LocalWorker, config: Config, data: TrainData, objective: 
 
 def share_of(worker: Worker, config: Config) -> Config:
     """Return the settings with the number of images that each worker trains or evaluates on at once, at most."""
-    return config.changed({"train.batch_size": -(-config.train.batch_size // worker.world_size)})
+    return config.changed({"train.batch_size": -(-config.train.batch // worker.world_size)})
 
 
 def train_epoch(
@@ -194,7 +198,7 @@ def train_epoch(
     mean, std = preprocessing(config.model)
     steps = epoch_batches(len(data.train), train, epoch, worker)
     # DDP gives each worker the same weight; each frame of the batch counts the same, also where shares differ by one.
-    weight = len(steps[0]) * worker.world_size / train.batch_size
+    weight = len(steps[0]) * worker.world_size / train.batch
     step_losses = torch.zeros(len(steps), device=device)
     labelled = torch.zeros((), dtype=torch.int64, device=device)
     classes = data.label_space.num_classes
@@ -236,9 +240,11 @@ def train_epoch(
         "train_miou": scores.miou,
         "train_pixel_accuracy": scores.pixel_accuracy,
         "learning_rate": rate,
-        "images_per_s": len(steps) * train.batch_size / seconds,
+        "images_per_s": len(steps) * train.batch / seconds,
         "wait_share": waited / seconds,
         "seconds": seconds,
+        "batch_size": train.batch,
+        "accumulate": train.accumulate,
     }
 
 
@@ -269,21 +275,31 @@ def check_finite(worker: Worker, step_losses: torch.Tensor, config: Config, data
     values = (all_reduce(worker, step_losses.clone()) / worker.world_size).tolist()
     for step, value in enumerate(values):
         if not math.isfinite(value):
-            batch = epoch_order(len(data.train), config.train, epoch)[step * config.train.batch_size :]
-            ids = [data.train_ids[i] for i in batch[: config.train.batch_size] if i < len(data.train_ids)]
+            batch = epoch_order(len(data.train), config.train, epoch)[step * config.train.batch :]
+            ids = [data.train_ids[i] for i in batch[: config.train.batch] if i < len(data.train_ids)]
             named = f", frames {', '.join(ids[:NAMED])}{' …' * (len(ids) > NAMED)}" if ids else ""
             raise TrainingDiverged(_diverged("loss", value, config, epoch, f", step {step + 1}{named}"))
     return float(sum(values) / len(values))
 
 
 def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
-    batch, (height, width) = config.train.batch_size, config.augment.crop or data.size
-    return (
+    batch, (height, width) = config.train.batch, config.augment.crop or data.size
+    share = share_of(worker, config).train.batch
+    text = (
         f"{config.model.arch} over {config.model.encoder} does not fit into the memory of {worker.device} with "
-        f"{share_of(worker, config).train.batch_size} frames of {height}×{width} (height × width) a worker. Lower "
-        f"train.batch_size ({batch}), with train.accumulate={2 * config.train.accumulate} at half of it for the same "
-        "steps, or set a smaller augment.crop. What was trained before is kept."
+        f"{share} frame{'s' * (share > 1)} of {height}×{width} (height × width) a worker. "
     )
+    if batch // 2 < least_batch(config, worker.world_size):
+        return f"{text}Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."
+    return (
+        f"{text}--batch-size auto halves train.batch_size ({batch}) and doubles train.accumulate "
+        f"({config.train.accumulate}) until it fits; or set a smaller augment.crop. What was trained before is kept."
+    )
+
+
+def least_batch(config: Config, workers: int) -> int:
+    """Return the smallest batch: an image for each worker, or two where the model normalises pooled features."""
+    return max(1, workers) * (2 if ARCHITECTURES[config.model.arch].pooled else 1)
 
 
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:
@@ -308,7 +324,7 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
     mean, std = preprocessing(config.model)
     mine = range(worker.rank, len(data.val), worker.world_size)
-    size = share_of(worker, config).train.batch_size
+    size = share_of(worker, config).train.batch
     steps = [mine[i : i + size] for i in range(0, len(mine), size)]
     for images, masks in read_batches(data.val, data.size, steps, worker.device):
         images, masks = normalize(to_float(images), mean, std), masks.long()
@@ -327,17 +343,16 @@ def epoch_batches(count: int, config: TrainSection, epoch: int, worker: Worker) 
     The shares of a batch differ by one frame at most.
     """
     order = epoch_order(count, config, epoch)
-    first, end = (config.batch_size * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
+    first, end = (config.batch * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
     return [
-        order[start + first : start + end].tolist()
-        for start in range(0, len(order) - config.batch_size + 1, config.batch_size)
+        order[start + first : start + end].tolist() for start in range(0, len(order) - config.batch + 1, config.batch)
     ]
 
 
 def epoch_order(count: int, config: TrainSection, epoch: int) -> np.ndarray:
     """Return all positions in this epoch's order; a set smaller than a batch is repeated until it fills one."""
     order = np.random.default_rng([config.seed, epoch]).permutation(count)
-    return np.resize(order, max(count, config.batch_size))
+    return np.resize(order, max(count, config.batch))
 
 
 def describe(config: Config, data: TrainData, epoch: int, scores: metrics.Scores, confusion: np.ndarray) -> BundleInfo:

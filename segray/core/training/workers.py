@@ -119,5 +119,5 @@ def sync_batch_norm(config: TrainSection, worker: Worker) -> bool:
     """Say whether norms see the batch of all workers: as configured, else if a worker's share is too small."""
     if worker.world_size == 1 or worker.device.type != "cuda":
         return False
-    few = config.batch_size // worker.world_size < FEW_IMAGES
+    few = config.batch // worker.world_size < FEW_IMAGES
     return few if config.sync_batch_norm is None else config.sync_batch_norm

@@ -17,7 +17,7 @@ from segray.core.models.info import read_info
 from segray.core.samples import Sample, TrainData
 from segray.core.training import checkpoint, loop, objective, optim
 from segray.core.training.workers import LocalWorker
-from segray.errors import ConfigError, DataError, ModelError, StorageError, Terminated
+from segray.errors import ConfigError, DataError, ModelError, ModelTooLarge, StorageError, Terminated
 from segray.sections.training import ModelSection, TrainSection
 
 SPACE = streets.LABEL_SPACE
@@ -427,9 +427,24 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(sett
         loop.fit(LocalWorker(), settings(augment__crop="24x16"), data)
     assert str(error.value) == (
         "unet-plain over resnet18 does not fit into the memory of cpu with 2 frames of 24×16 (height × width) a worker. "
-        "Lower train.batch_size (2), with train.accumulate=2 at half of it for the same steps, or set a smaller "
+        "--batch-size auto halves train.batch_size (2) and doubles train.accumulate (1) until it fits; or set a smaller "
         "augment.crop. What was trained before is kept."
     )
+    with pytest.raises(ModelError) as error:
+        loop.fit(LocalWorker(), settings(augment__crop="24x16", train__batch_size=1), data)
+    assert str(error.value) == (
+        "unet-plain over resnet18 does not fit into the memory of cpu with 1 frame of 24×16 (height × width) a worker. "
+        "Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."
+    )
+
+
+def test_memory_that_runs_out_while_validating_is_a_line_as_well(settings, data, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(loop.metrics, "confusion_matrix", full)
+    with pytest.raises(ModelTooLarge, match="does not fit into the memory of cpu with 2 frames of 32×32"):
+        loop.fit(LocalWorker(), settings(train__epochs=1), data)
 
 
 def test_a_last_group_of_accumulated_steps_counts_as_much_as_the_others(settings, data, tmp_path):
