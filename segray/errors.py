@@ -5,7 +5,7 @@ SegrayError            one line for the user, exit code 1
 ├── DataError          labelled or unlabelled input that cannot be used
 │   ├── InputChanged   a file is not the one that the plan saw
 │   ├── InputMissing   a file that the plan saw is gone
-│   ├── InputTooLarge  a frame that the GPU's memory does not hold
+│   ├── InputTooLarge  a frame that the memory does not hold
 │   ├── InputUnreadable  a file that is there and may not be read
 │   ├── TooManyErrors  more rows failed than the limit allows; exit code 3
 │   └── TrainingDiverged  the loss is not a number any more
@@ -51,7 +51,7 @@ class InputMissing(DataError):
 
 
 class InputTooLarge(DataError):
-    """A frame that the GPU's memory does not hold."""
+    """A frame that the memory does not hold."""
 
 
 class InputUnreadable(DataError):

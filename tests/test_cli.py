@@ -228,7 +228,7 @@ USAGE = [
      "sweep.trials_per_gpu is 2, and a trial has 2 workers, each of which needs a GPU of its own (NCCL); "
      "set one of them to 1."),
     (("sweep", "--search", "random", "--vary", "train.batch_size=4..16"),
-     "settings: train.batch_size is 6.68; input should be a valid integer, got a number with a fractional part."),
+     "settings: train.batch_size is 6.68; give a number of images, 1 or more, or auto."),
     (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
     (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
@@ -341,3 +341,16 @@ def test_data_check_says_what_is_wrong_and_where(monkeypatch, capsys, tmp_path):
     assert f"id 40 is unknown; the label space knows 0–11. In {tmp_path}/valannot/a.png." in out
     assert f"Problem: {tmp_path}/train/lonely.png has no partner." in out
     assert "Training cannot start: 2 problems." in out
+
+
+def test_memory_that_is_exhausted_anywhere_is_a_line(monkeypatch, capsys):
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("segray.core.data.open_dataset", full)
+    code, out, err = run(monkeypatch, capsys, "data", "check", "--format", "camvid", "x")
+    assert (code, out) == (1, "")
+    assert err == (
+        "segray: The machine's memory is exhausted. Lower the stage's batch_size, or end what else uses the memory. "
+        "(RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory)\n"
+    )

@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from segray import __version__
-from segray.errors import SegrayError, Terminated
+from segray.core.memory import is_exhausted
+from segray.errors import SegrayError, Terminated, in_a_line
+
+EXHAUSTED = "The machine's memory is exhausted. Lower the stage's batch_size, or end what else uses the memory."
 
 
 class _Hints(click.Command):
@@ -106,6 +109,11 @@ def main(command: click.Command = cli) -> None:
     except SegrayError as error:
         click.echo(f"segray: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        click.echo(f"segray: {EXHAUSTED} ({in_a_line(error)})", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as stop:
         click.echo(f"segray: stopped.{' The same command resumes here.' * (command is cli)}", err=True)
         sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)

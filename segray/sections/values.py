@@ -67,6 +67,8 @@ def parse_rates(value: Any) -> Any:
 def parse_batch(value: Any) -> Any:
     """Parse a number of images; auto stays as it is."""
     number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if isinstance(number, float) and number.is_integer():  # of a range that a sweep draws from
+        number = int(number)
     if number != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
         raise ValueError("give a number of images, 1 or more, or auto")
     return number

@@ -14,12 +14,13 @@ import torch
 from torch.nn import functional
 
 from segray.core.clock import Clock
+from segray.core.memory import is_exhausted
 from segray.core.models import bundle, forward
 from segray.core.models.fold import fold_batch_norm
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import fit, inner_size, normalize, sent, to_float
-from segray.errors import ConfigError, ModelError
+from segray.errors import ConfigError, InputTooLarge, ModelTooLarge
 from segray.sections.labelling import InferSection
 
 LOW_MARGIN = 0.5  # below this, first and second class are within half a probability of each other
@@ -78,7 +79,7 @@ class Predictor:
     holding the others up, so that it always has work. On a CPU each thread uses its share of the
     threads that PyTorch had when the predictor was made: threads within a layer wait for the slowest, callers do not
     wait for each other (Unet over resnet18 on 2 cores: 9.5 frames/s against 7.7). A single caller does not get more, as
-    the last bits of logits depend on the number of threads. If a batch exceeds the GPU's memory, it is split in halves
+    the last bits of logits depend on the number of threads. If a batch exceeds the memory, it is split in halves
     from then on.
     """
 
@@ -121,7 +122,10 @@ class Predictor:
         return onnx_file.session(model, self.info, threads, any_size=any_size)
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
-        """Turn a decoded frame into the pixels that the model sees, uint8: unchanged with a window, else resized."""
+        """Turn a decoded frame into the pixels that the model sees, uint8: unchanged with a window, else resized.
+
+        Raises InputTooLarge if memory does not hold them.
+        """
         if self.infer.window:
             return image_hwc
         size = self.info.input_size
@@ -129,7 +133,16 @@ class Predictor:
             scale = min(size) / min(image_hwc.shape[:2])
             height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
             size = height, width
-        return fit(image_hwc, size, "keep" if self.info.resize == "keep" else "stretch")
+        try:
+            return fit(image_hwc, size, "keep" if self.info.resize == "keep" else "stretch")
+        except Exception as error:
+            if not is_exhausted(error):
+                raise
+            text = " and ".join(f"{height}×{width}" for height, width in (image_hwc.shape[:2], size))
+            raise InputTooLarge(
+                f"This machine's memory does not hold a frame of {text} pixels (height × width), as it is and as the "
+                "model sees it. Lower the batch size, or end what else uses the memory."
+            ) from error
 
     @torch.inference_mode()
     def predict(
@@ -143,7 +156,7 @@ class Predictor:
 
         points: for each frame int [N, 2], rows and columns of source pixels whose logits are returned, too.
         clock: counts "wait", while other threads queue their batches on the GPU, and "model".
-        Raises ModelError if a single frame is too large for the GPU's memory.
+        Raises ModelTooLarge if a single frame is too large for the memory.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pixels in enumerate(prepared):
@@ -184,12 +197,14 @@ class Predictor:
             if window := self.infer.window:
                 return [self._finish(self._slide(job.seen_hwc, window), [job])[0] for job in jobs]
             return list(self._as_fits(jobs, jobs[0].seen_hwc[..., 0].size, self._see))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_exhausted(error):
+                raise
             height, width = jobs[0].seen_hwc.shape[:2]
-            raise ModelError(
+            raise ModelTooLarge(
                 f"{self.info.model.arch} over {self.info.model.encoder} does not fit into the memory of {self.device} "
                 f"with a single frame of {height}×{width} (height × width). Give it smaller windows, such as "
-                "--window 256x512, or a GPU that nothing else uses."
+                f"--window 256x512, or a {'machine' if self.device.type == 'cpu' else 'GPU'} that nothing else uses."
             ) from error
 
     def _as_fits(
@@ -197,7 +212,7 @@ class Predictor:
     ) -> Iterator[Result]:
         """Yield the results of work() over as many items of `px` pixels at once as fit the memory, or a CPU's caches.
 
-        Raises its OutOfMemoryError if a single item is too large.
+        Raises its error of exhausted memory if a single item is too large.
         """
         most = max(1, CPU_PX // px) if self.device.type == "cpu" else len(items)
         start = 0
@@ -205,8 +220,8 @@ class Predictor:
             some = items[start : start + min(self.most_at_once, most)]
             try:
                 results = work(some)
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
+            except Exception as error:
+                if len(some) == 1 or not is_exhausted(error):
                     raise
                 self.most_at_once = len(some) // 2
             else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ TIMM = re.compile(r"tu-[\w.-]+")  # no colon: timm reads tu-hf-hub:… from the 
 REACHING = ("pretrained", "checkpoint", "cache_dir")  # arguments of timm.create_model that do so
 # Arguments of smp's models that other settings give, or that would break the contract.
 OURS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
+
+# PyTorch's remark on layers without channels, which build() refuses.
+warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,18 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     row = ARCHITECTURES[config.arch]
     try:
         model = row.build(config, 1 if config.one_logit else num_classes)
-    except (KeyError, ValueError, RuntimeError, OSError, TypeError, AttributeError) as error:
-        text = str(error).strip("'\"").splitlines()[0]
-        raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # any option may reach any layer, each with errors of its own
+        text = [*str(error.args[0] if isinstance(error, KeyError) else error).splitlines(), type(error).__name__][0]
+        given = f" (model.options {config.options})" if config.options and "model.options" not in text else ""
+        raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}{given}") from error
+    for name, parameter in model.named_parameters():
+        if not parameter.numel():  # PyTorch builds such a layer, and cannot run it
+            raise ModelError(
+                f"{config.arch} over {config.encoder} cannot run with model.options {config.options}: {name} "
+                f"would have {'×'.join(map(str, parameter.shape))} weights; give every layer 1 channel or more."
+            )
     facts: Any = model  # torch's stubs allow only tensors and modules as attributes of a module
     facts.least_px, facts.one_logit = row.least_px, config.one_logit
     return model

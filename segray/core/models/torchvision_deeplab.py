@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from segray.errors import ModelError
 from segray.sections.training import ModelSection
 
 BUILDERS = {
@@ -17,8 +18,8 @@ def build(config: ModelSection, outputs: int) -> nn.Module:
     """Build a model whose forward returns {"out": logits, "aux": logits}, both at input size."""
     from torchvision.models import segmentation
 
+    if config.options:  # torchvision would ignore them
+        raise ModelError(f"{config.arch} takes no model.options; {config.options} is given: leave it out.")
     make = getattr(segmentation, BUILDERS[config.encoder])
-    model: nn.Module = make(
-        weights=None, weights_backbone=None, num_classes=outputs, aux_loss=True, **config.options
-    )  # fmt: skip
+    model: nn.Module = make(weights=None, weights_backbone=None, num_classes=outputs, aux_loss=True)
     return model

@@ -22,7 +22,7 @@ from segray.core.models.fold import fold_batch_norm
 from segray.core.models.info import BundleInfo
 from segray.core.precision import cast_weights
 from segray.core.transforms import normalize, to_float
-from segray.errors import ConfigError, ModelError
+from segray.errors import ConfigError, InputTooLarge, ModelError, ModelTooLarge
 from segray.sections.labelling import InferSection
 from segray.sections.training import ModelSection
 
@@ -176,17 +176,20 @@ def test_confidence_maps_are_the_highest_probability_at_source_size(plain_bundle
     assert predict(predictor_of(plain_bundle), frame).confidence_hw is None
 
 
-class Small(Pointwise):
-    """A GPU whose memory holds `most` images: what it is asked for is written down."""
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory.")
 
-    def __init__(self, classes, most):
+
+class Small(Pointwise):
+    """A device whose memory holds `most` images: what it is asked for is written down."""
+
+    def __init__(self, classes, most, error=GPU_FULL):
         super().__init__(classes)
-        self.most, self.asked = most, []
+        self.most, self.asked, self.error = most, [], error
 
     def forward(self, images):
         self.asked.append(len(images))
         if len(images) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.error
         return super().forward(images)
 
 
@@ -220,7 +223,48 @@ def test_a_single_frame_that_does_not_fit_is_one_line(plain_bundle, frame):
         predict(predictor_of(plain_bundle, Small(11, most=0)), frame)
     assert str(error.value) == (
         "unet-plain over resnet18 does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
-        "Give it smaller windows, such as --window 256x512, or a GPU that nothing else uses."
+        "Give it smaller windows, such as --window 256x512, or a machine that nothing else uses."
+    )
+
+
+CPU_FULL = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(CPU_FULL),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        MemoryError(),
+    ],
+)
+def test_a_cpu_whose_memory_is_exhausted_is_treated_as_a_gpu(plain_bundle, frame, error):
+    predictor = predictor_of(plain_bundle)
+    whole = predict(predictor, frame)
+    predictor.model = Small(11, most=2, error=error)
+    predictor.model.load_state_dict(predictor_of(plain_bundle).model.state_dict())
+    found = predictor.predict([predictor.prepare(frame)] * 3, [frame.shape[:2]] * 3)
+    assert predictor.model.asked == [3, 1, 1, 1]
+    assert all(np.array_equal(one.mask_hw, whole.mask_hw) for one in found)
+    with pytest.raises(ModelTooLarge, match="does not fit into the memory of cpu with a single frame of 32×48"):
+        predict(predictor_of(plain_bundle, Small(11, most=0, error=error)), frame)
+
+
+def test_an_error_that_is_not_of_memory_stays_itself(plain_bundle, frame):
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        predict(predictor_of(plain_bundle, Small(11, most=0, error=RuntimeError("size mismatch"))), frame)
+
+
+def test_a_frame_that_memory_does_not_hold_while_it_is_resized_is_a_line(plain_bundle, frame, monkeypatch):
+    def full(*_):
+        raise RuntimeError(CPU_FULL)
+
+    monkeypatch.setattr("segray.core.infer.predictor.fit", full)
+    with pytest.raises(InputTooLarge) as error:
+        predictor_of(plain_bundle).prepare(frame)
+    assert str(error.value) == (
+        "This machine's memory does not hold a frame of 50×70 and 32×48 pixels (height × width), as it is and as the "
+        "model sees it. Lower the batch size, or end what else uses the memory."
     )
 
 

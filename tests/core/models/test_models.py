@@ -98,6 +98,35 @@ def test_encoders_of_other_families_go_under_a_u_net_and_danet(encoder):
             assert forward(model, torch.randn(1, 3, 40, 56)).shape == (1, 2, 40, 56)
 
 
+@pytest.mark.parametrize(
+    ("arch", "options", "text"),
+    [
+        ("unet-plain", {"channels": 0},
+         "unet-plain over resnet18 cannot run with model.options {'channels': 0}: down.0.0.weight would have 0×3×3×3 "
+         "weights; give every layer 1 channel or more."),
+        ("unet-plain", {"channels": 1.5},
+         "unet-plain over resnet18 cannot be built: out_channels must be divisible by groups (model.options "
+         "{'channels': 1.5})"),
+        ("unet-plain", {"depth": 2},
+         "unet-plain over resnet18 cannot be built: UNet.__init__() got an unexpected keyword argument 'depth' "
+         "(model.options {'depth': 2})"),
+        ("fpn", {"decoder_pyramid_channels": 0},
+         "fpn over resnet18 cannot run with model.options {'decoder_pyramid_channels': 0}: decoder.p5.weight would have "
+         "0×512×1×1 weights; give every layer 1 channel or more."),
+        ("pan", {"decoder_channels": 0}, None),
+        ("deeplabv3-torchvision", {"channels": 4},
+         "deeplabv3-torchvision takes no model.options; {'channels': 4} is given: leave it out."),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")  # pytest undoes the filter of core.models
+def test_options_with_which_no_model_runs_are_a_line(arch, options, text):
+    encoder = "resnet50" if arch == "deeplabv3-torchvision" else "resnet18"
+    with pytest.raises(ModelError) as error:
+        build(ModelSection(arch=arch, encoder=encoder, options=options), 2)
+    assert "\n" not in str(error.value)
+    assert text in (None, str(error.value))
+
+
 def test_a_vit_with_patches_of_another_size_is_refused_with_the_setting_that_helps():
     dinov2 = {"arch": "dpt", "encoder": "tu-vit_small_patch14_dinov2"}
     with pytest.raises(ModelError) as error:
