@@ -562,6 +562,7 @@ def test_a_piece_that_was_cut_is_written_again(labels, tmp_path, monkeypatch):
 
 
 def test_frames_of_an_export_that_was_killed_are_not_among_another_ones(labels, tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.stages.export.THREADS", 1)  # else another frame may be the first
     first_only = iter([images.encode_image])
     with monkeypatch.context() as patch:
         patch.setattr(images, "encode_image", lambda pixels: next(first_only, sys.exit)(pixels))
