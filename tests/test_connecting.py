@@ -261,3 +261,18 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
     with pytest.raises(ConfigError) as error:
         check_folder(f"{tmp_path}/file", "cluster.spill_dir")
     assert str(error.value) == f"cluster.spill_dir {tmp_path}/file cannot be used: File exists. Give another folder."
+
+
+def test_a_run_whose_nodes_were_lost_says_once_what_it_waits_for_and_how_it_goes_on_with_fewer(monkeypatch, caplog):
+    left = [3, 2, 1, 1, 2, 0]  # the third node is spare; the second one goes, comes back, and goes with the first
+    counts = iter(left)
+    monkeypatch.setattr(connect, "NODES_POLL_S", 0.0)
+    monkeypatch.setattr(connect, "resources", lambda: has(*[(1, 0)] * next(counts)))
+    poll = connect.lost_nodes(WorkerShape(2, 1, 0))
+    for _ in left:
+        poll()
+    assert caplog.messages == [
+        "Nodes were lost: there is room for 1 of 2 × 1 CPU, and training waits for more. With --workers 1 the same "
+        "command goes on from its last checkpoint.",
+        "Nodes were lost: there is room for 0 of 2 × 1 CPU, and training waits for more.",
+    ]

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import segray
 from segray.cluster.access import check_folder, check_join, keep_token, not_started, refusal
-from segray.cluster.resources import Resources, least
+from segray.cluster.resources import Resources, WorkerShape, least
 from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
 from segray.core.io import storage
@@ -56,6 +56,7 @@ LOCAL = "local"  # the address that makes ray.init start a Ray of our own
 STARTS = 2  # attempts to start one: on a busy machine the first may take longer than Ray waits
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set in the environment of a job's command
 SCALE_POLL_S = 2.0  # between checks for a node that an autoscaler starts
+NODES_POLL_S = 10.0  # between checks for nodes that were lost
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples per object: few enough to move quickly, many enough to keep the number of objects small
 STORE_SHARE = 0.5  # share of a node's object store that decoded samples may take, all splits together
@@ -381,6 +382,29 @@ def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s
     if failures:
         raise explain(failures[0]) from failures[0]
     return results[0]
+
+
+def lost_nodes(worker: WorkerShape) -> Callable[[], None]:
+    """Return a poll that warns when the nodes that are left hold fewer processes than the run has: Ray waits then."""
+    from ray.exceptions import RayError
+
+    lacking, next_s = False, 0.0
+
+    def poll() -> None:
+        nonlocal lacking, next_s
+        if (now := time.monotonic()) < next_s:
+            return
+        next_s = now + NODES_POLL_S
+        try:
+            room = resources().fits(worker.cpus, worker.gpus)
+        except RayError:  # the head does not answer; training ends with its own error if it stays away
+            return
+        if room < worker.count and not lacking:
+            fewer = f" With --workers {room} the same command goes on from its last checkpoint." * (room > 0)
+            log.warning(f"Nodes were lost: there is room for {room} of {worker}, and training waits for more.{fewer}")
+        lacking = room < worker.count
+
+    return poll
 
 
 def explain(error: BaseException) -> SegrayError:

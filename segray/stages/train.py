@@ -162,7 +162,7 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
         check_places(read_places(config), [storage.join(out, SETTINGS)])
         worker.tell_if_busy()
         data, stored_weights = stored(config, plan, has), connect.put(weights)
-        polls = new_start(out, on_start), new_rows(out, on_row)
+        polls = new_start(out, on_start), new_rows(out, on_row), connect.lost_nodes(worker)
         with data.kept:
             connect.wait_for(lambda: run(config, data, worker, stored_weights), polls)
 
