@@ -91,6 +91,16 @@ def write(
     return str(path)
 
 
+def copy(source: str, target: str) -> None:
+    """Put the packets of a video into another container, as `ffmpeg -c copy` does."""
+    with av.open(source) as given, av.open(target, "w") as taken:
+        stream = taken.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                taken.mux(packet)
+
+
 def _frame(image_hwc: np.ndarray, pix_fmt: str) -> av.VideoFrame:
     if pix_fmt != "pal8":
         return av.VideoFrame.from_ndarray(image_hwc, format="rgb24")

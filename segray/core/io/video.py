@@ -187,7 +187,7 @@ def _list(uri: str) -> _Listing:
             step_s=step_s,
             reorders=reorders,
             rises=all(before <= after for before, after in pairwise(dts)),
-            jumps=reorders and _jumps(packets),
+            jumps=reorders and _jumps(packets, container.format.name),
             agrees=probe.agrees(stream),
             begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
             unsure=_held_back(packets, reorders) + in_parts if damage else 0,
@@ -196,10 +196,16 @@ def _list(uri: str) -> _Listing:
         )
 
 
-def _jumps(packets: list[_Packet]) -> bool:
-    """Say whether times of decoding leap forward as those of presentation do not, which are the same numbers later."""
+def _jumps(packets: list[_Packet], format_name: str) -> bool:
+    """Say whether times of decoding leap forward as those of presentation do not, which are the same numbers later.
+
+    Matroska keeps the latter alone: there each leap counts.
+    """
     dts = [packet.dts for packet in packets if packet.dts is not None]
     pts = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if format_name == "matroska,webm":
+        steps = [after - before for before, after in pairwise(pts)]
+        return bool(steps) and max(steps) > 1.5 * median(steps)
     steps = [after - before for before, after in pairwise(dts)]
     if len(pts) != len(dts) or not steps or max(steps) <= 1.5 * median(steps):
         return False
