@@ -238,6 +238,27 @@ def test_a_training_batch_that_does_not_fit_is_one_line(settings, data, monkeypa
     assert "\n" not in str(error.value)
 
 
+@each_device
+def test_what_is_written_beside_training_is_a_copy_in_memory_of_the_host(data, settings, device):
+    config = settings(train__ema=0.9)
+    model = build(config.model, SPACE.num_classes).to(device).to(memory_format=torch.channels_last)
+    parts = {"model": model, "optimizer": optim.make_optimizer(model, config.train), "ema": optim.Average(model, 0.9)}
+    scaler = torch.amp.GradScaler(device, enabled=False)
+    goal = objective.make_objective(LocalWorker(device), config, data)
+    learner = loop.Learner(model, parts["optimizer"], scaler, goal, parts["ema"])
+    loop.train_epoch(LocalWorker(device), learner, config, data, 1)
+    wanted = {key: tensor.cpu().clone() for key, tensor in model.state_dict().items()}
+    held = checkpoint.snapshot(parts)
+    kept = checkpoint.with_weights(parts["ema"].module, held["ema"], "module.")
+    averaged = {key: tensor.cpu().clone() for key, tensor in parts["ema"].module.state_dict().items()}
+    loop.train_epoch(LocalWorker(device), learner, config, data, 2)
+    for state, before in ((held["model"], wanted), (kept.state_dict(), averaged)):
+        assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+    tensors = [*held["model"].values(), held["optimizer"]["state"][0]["exp_avg"]]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert {tensor.is_pinned() for tensor in tensors if device == "cuda"} <= {True}
+
+
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])  # minutes on a CPU
 def test_a_compiled_model_trains(settings, data, tmp_path, device):
     started = time.perf_counter()

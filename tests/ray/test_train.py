@@ -46,6 +46,10 @@ def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_
     assert devices == [first.history[0]["device"]]
     assert devices[0].startswith("2 CPU workers × 1 thread, ")
 
+    third = train(config.changed({"train.epochs": 3, "cluster.workers": 0}))  # on fewer, as when a node was lost
+    assert third.history[:2] == second.history
+    assert third.history[2]["device"].startswith("1 CPU worker × ")
+
 
 def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray(settings, tmp_path):
     config = settings(train__epochs=1)

@@ -95,7 +95,7 @@ def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
     import torch
 
     copied = {name: _on_host(part.state_dict()) for name, part in parts.items()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()  # once for all copies
     return copied
 
