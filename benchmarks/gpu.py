@@ -10,7 +10,8 @@ last lines. Without a GPU the same steps run in small on the CPU, which shows th
     tests     pytest -m cuda
     limits    a large bf16 product, a copy on the device, copies to it and back, one small kernel
     alone     labelling without Ray: the forward pass, segray's predictor, its stages, and what each lever gives
-    ray       `segray label` under Ray, with the share of the time in which the device was busy
+    ray       `segray label` under Ray, by one process and by several on the GPU, with the share of the time in which it
+              was busy; speeds are of the later half of a run
     training  a loop fed from memory, `--workers 0`, one worker under Ray
     camvid    jobs/camvid_best.yaml for as many epochs as the time that is left holds
 
@@ -110,8 +111,12 @@ def gpu(minutes: float, out: str | None, camvid: str | None, only: str | None) -
         job: Job = {"folder": folder, "camvid": camvid and str(Path(camvid).absolute())}
         share = sum(STEPS[name][0] for name in chosen)
         end = report.started
+        needs = [name for name in chosen if name in DRAWN]
+        drawing = subprocess.Popen(command_of("draw", job), cwd=ROOT, env=environment()) if needs else None
         for name in chosen:
             end += 60 * minutes * STEPS[name][0] / share
+            if drawing and name in DRAWN:  # in the time of the steps before
+                drawing.wait()
             run_step(name, job, end, report)
     report.line("")
     report.line(f"All steps took {(time.time() - report.started) / 60:.1f} minutes.")
@@ -139,12 +144,11 @@ def run_step(name: str, job: Job, end: float, report: Report, command: Sequence[
     report.line(f"\n## {name}\n")
     started = time.time()
     job = job | {"end": end}
-    command = command or (sys.executable, "-m", "benchmarks.gpu", name, json.dumps(job))
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = command or command_of(name, job)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+            env=environment(),
         )  # fmt: skip
         is_over = threading.Event()
         over = threading.Timer(max(0.0, end - time.time()), stop, [process, is_over])
@@ -165,6 +169,15 @@ def run_step(name: str, job: Job, end: float, report: Report, command: Sequence[
     for line in written[-LAST_LINES:] or ["(it wrote nothing)"]:
         report.line(line)
     report.line("```")
+
+
+def command_of(name: str, job: Job) -> Sequence[str]:
+    return sys.executable, "-m", "benchmarks.gpu", name, json.dumps(job)
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
 
 
 def stop(process: subprocess.Popen[str], is_over: threading.Event) -> None:
@@ -362,6 +375,33 @@ def limits(job: Job, device: str) -> None:
         median_s(lambda i: [small.add_(1) for _ in range(1000)], device, 5) * 1e3, "µs")  # fmt: skip
 
 
+DRAWN = ("alone", "ray", "training")  # steps that need drawn frames
+
+
+def draw(job: Job, device: str) -> None:
+    """Draw what the steps need, while other steps run: a frame of 1024×2048 takes a second or two."""
+    from benchmarks.label import frames_of
+
+    sizes = sizes_of(device)
+    town_of(job, sizes)
+    for kind, (_, frames, _) in sizes.kinds.items():
+        if not kind.startswith("video") or find_spec("av"):
+            frames_of(Path(job["folder"]), kind, frames)
+
+
+def town_of(job: Job, sizes: Sizes) -> Path:
+    """Return streets to train on: a few drawn ones under many names."""
+    from segray.core.data import streets
+
+    size, frames, _ = sizes.train
+    root = streets.write(Path(job["folder"]) / "town", train=min(frames, 16), val=2, size=size, video_s=0)
+    for split in ("train", "trainannot"):
+        files = sorted((root / split).iterdir())
+        for i in range(len(files), frames):
+            (root / split / f"street_{i:06}{files[0].suffix}").hardlink_to(files[i % len(files)])
+    return root
+
+
 def bundles(job: Job, device: str) -> Iterator[tuple[str, str, Job]]:
     """Yield each net and kind of frame, with its job for benchmarks.rivals, worth most first."""
     from benchmarks.label import set_up
@@ -457,6 +497,8 @@ def levers(about: Job, device: str, repeats: int) -> Iterator[float | None]:
             except RuntimeError as error:  # what cannot be captured, or does not fit
                 print(f"<!-- a graph of {count}: {str(error).splitlines()[0][:200]} -->", file=sys.stderr)
                 yield None
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the graphs' memory
 
 
 @contextmanager
@@ -469,15 +511,12 @@ def own_ray(device: str) -> Iterator[None]:
 
 
 def ray_(job: Job, device: str) -> None:
-    """Label under Ray: in steady state, from the first part to the last that was begun before others ended."""
+    """Label under Ray, in steady state."""
     from benchmarks.rivals import segray
 
     figures, begun = figures_of(job), False
     with own_ray(device):
-        plain = [(net, kind, about) for net, kind, about in bundles(job, device)]
-        several = [(net, kind, about | {"per_gpu": count}) for count in sizes_of(device).per_gpu
-                   for net, kind, about in plain if net == sizes_of(device).nets[0]]  # fmt: skip
-        for net, kind, about in plain + several:
+        for net, kind, about in worth_most(list(bundles(job, device)), sizes_of(device)):
             what = f"{net}, {kind}, {about.get('per_gpu', 1)} processes"
             if not has_time(job, 25 if device == "cuda" else 5, what):
                 continue
@@ -487,7 +526,7 @@ def ray_(job: Job, device: str) -> None:
             if not found:
                 continue
             before = figures.get(f"{net} {kind}", {})
-            speed, kernels = found["images_per_s"], before.get("kernels")
+            speed, kernels = found["late_images_per_s"], before.get("kernels")
             if not begun:
                 begun, stages = True, list(found["stage_ms"])
                 head("net", "frames", "processes", "images/s", "÷ predictor alone", "÷ forward pass", "busy by NVML",
@@ -495,9 +534,31 @@ def ray_(job: Job, device: str) -> None:
             row(
                 net, kind, about.get("per_gpu", 1), speed,
                 speed / before["predictor"] if before else None, speed / before["bare"] if before else None,
-                busy.share(*found["window"]), kernels and kernels * speed / 1e3,
+                busy.share(*found["late_window"]), kernels and kernels * speed / 1e3,
                 *(found["stage_ms"].get(name) for name in stages),
             )  # fmt: skip
+
+
+def worth_most(plain: list[tuple[str, str, Job]], sizes: Sizes) -> list[tuple[str, str, Job]]:
+    """Order the runs by worth: the first net, the same by several processes, the other nets, still more processes."""
+    first = [one for one in plain if one[0] == sizes.nets[0]]
+    rest = [one for one in plain if one[0] != sizes.nets[0]]
+    several = [[(net, kind, more(about, count)) for net, kind, about in first] for count in sizes.per_gpu]
+    return [*first, *(several[0] if several else ()), *rest, *(run for runs in several[1:] for run in runs)]
+
+
+def more(about: Job, count: int) -> Job:
+    """Return the job for so many processes on the GPU, with as many times the images: the same under further names."""
+    if about["spans"]:
+        return about | {"per_gpu": count}
+    folder = Path(about["files"][0]).parent
+    other = folder.with_name(f"{folder.name}-{count}")
+    if not other.exists():
+        other.mkdir()
+        for i in range(count):
+            for file in folder.iterdir():
+                (other / f"{i}-{file.name}").hardlink_to(file)
+    return about | {"per_gpu": count, "inputs": [str(other)], "frames": count * about["frames"]}
 
 
 def training(job: Job, device: str) -> None:
@@ -508,13 +569,14 @@ def training(job: Job, device: str) -> None:
     from segray.core.data import streets
     from segray.core.infer.cost import training_step_s
 
-    size, frames, epochs = sizes_of(device).train
-    root = streets.write(Path(job["folder"]) / "town", train=min(frames, 16), val=2, size=size, video_s=0)
-    for split in ("train", "trainannot"):  # a few drawn ones under many names
-        files = sorted((root / split).iterdir())
-        for i in range(len(files), frames):
-            (root / split / f"street_{i:06}{files[0].suffix}").hardlink_to(files[i % len(files)])
-    about = {"data": str(root), "size": size, "epochs": epochs, "batch": 8 if device == "cuda" else 2, "device": device}
+    size, _, epochs = sizes_of(device).train
+    about = {
+        "data": str(town_of(job, sizes_of(device))),
+        "size": size,
+        "epochs": epochs,
+        "batch": 8 if device == "cuda" else 2,
+        "device": device,
+    }
     about |= {"cpus": len(os.sched_getaffinity(0)), "born": time.time()}
     head(f"batch {about['batch']} of {size[0]}×{size[1]}", "images/s", "÷ plain loop", "wait share", "busy by NVML")
     config = Config().changed({"train.batch_size": about["batch"]})
@@ -604,12 +666,12 @@ def camvid(job: Job, device: str) -> None:
 
 STEPS: dict[str, tuple[float, Callable[[Job, str], None]]] = {  # its share of the time, and what it does
     "card": (3, card),
-    "tests": (22, tests),
-    "limits": (4, limits),
-    "alone": (16, alone),
-    "ray": (25, ray_),
+    "tests": (20, tests),
+    "limits": (3, limits),
+    "alone": (18, alone),
+    "ray": (28, ray_),
     "training": (14, training),
-    "camvid": (16, camvid),
+    "camvid": (14, camvid),
 }
 
 
@@ -620,11 +682,11 @@ def step(name: str, job: Job) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # what is small is slower in several, and other work may be on them
-    STEPS[name][1](job, device)
+    (draw if name == "draw" else STEPS[name][1])(job, device)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in STEPS:
+    if sys.argv[1:2] and sys.argv[1] in (*STEPS, "draw"):
         step(sys.argv[1], json.loads(sys.argv[2]))
     else:
         main(gpu)

@@ -171,10 +171,14 @@ def result_of(results: Sequence[dict[str, Any]], name: str, key: str, digits: in
 
 def set_up(root: Path, kind: str, net: str, frames: int, *, seen: tuple[int, int] | None = None) -> dict[str, Any]:
     """Bundle and frames on disk, and what the rivals are told of them. seen: the model's input size."""
-    size = KINDS[kind]
     usual = (32, 32) if net == "null" else (512, 1024) if kind == "jpeg1024" else (352, 480)
     seen = seen or usual
-    about = {"size": size, "input_size": seen, **bundle_of(root, net, seen)}
+    return {"input_size": seen, **bundle_of(root, net, seen), **frames_of(root, kind, frames)}
+
+
+def frames_of(root: Path, kind: str, frames: int) -> dict[str, Any]:
+    """Drawn frames on disk, which are made once."""
+    size = KINDS[kind]
     if kind.startswith("video"):
         video = root / f"{kind}-{frames}.mp4"
         if not video.exists():
@@ -184,12 +188,12 @@ def set_up(root: Path, kind: str, net: str, frames: int, *, seen: tuple[int, int
         index = index_video(str(video))
         starts = [*(index.keys[i] for i in index.keyframes), index.keys[-1] + 1]
         spans = [(first, end - 1) for first, end in pairwise(starts)]
-        return about | {"files": [str(video)], "inputs": [str(video)], "spans": spans}
+        return {"size": size, "files": [str(video)], "inputs": [str(video)], "spans": spans}
     folder = root / f"{kind}-{frames}"
     files = [folder / f"{i:06}.jpg" for i in range(frames)]
     if not folder.exists():
         write_images(files, size)
-    return about | {"files": [str(file) for file in files], "inputs": [str(folder)], "spans": []}
+    return {"size": size, "files": [str(file) for file in files], "inputs": [str(folder)], "spans": []}
 
 
 def write_images(files: Sequence[Path], size: tuple[int, int]) -> None:

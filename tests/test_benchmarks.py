@@ -2,6 +2,8 @@
 
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -41,6 +43,26 @@ def test_a_step_that_does_not_exist_is_one_line():
     assert found.output == (
         "Error: limit is no step; they are card, tests, limits, alone, ray, training, camvid.\n"
     )  # fmt: skip
+
+
+def test_runs_that_are_worth_most_come_first_and_several_processes_get_as_many_more_frames(tmp_path):
+    (tmp_path / "jpeg").mkdir()
+    files = [tmp_path / "jpeg" / f"{i}.jpg" for i in range(3)]
+    for file in files:
+        file.write_bytes(b"frame")
+    images = {"files": [str(file) for file in files], "inputs": [str(tmp_path / "jpeg")], "spans": [], "frames": 3}
+    video = {"files": ["a.mp4"], "inputs": ["a.mp4"], "spans": [(0, 9)], "frames": 10}
+    plain = [
+        (net, kind, about) for kind, about in (("jpeg", images), ("video", video)) for net in ("unet", "segformer")
+    ]
+    sizes = replace(gpu.SMALL, nets=("unet", "segformer"), per_gpu=(2, 4))
+    runs = gpu.worth_most(plain, sizes)
+    assert [(net, kind, about.get("per_gpu"), about["frames"]) for net, kind, about in runs] == [
+        ("unet", "jpeg", None, 3), ("unet", "video", None, 10), ("unet", "jpeg", 2, 6), ("unet", "video", 2, 10),
+        ("segformer", "jpeg", None, 3), ("segformer", "video", None, 10), ("unet", "jpeg", 4, 12), ("unet", "video", 4, 10),
+    ]  # fmt: skip
+    (folder,) = runs[2][2]["inputs"]
+    assert len(list(Path(folder).iterdir())) == 6
 
 
 @pytest.mark.long

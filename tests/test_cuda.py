@@ -356,7 +356,7 @@ def predict(predictor, frames):
 )
 def test_labels_are_those_of_the_cpu_but_at_ties(taught_bundle, device, precision):
     """A tie: two classes are nearer to each other than the numbers of this precision, as a share of the logits' spread."""
-    nearest = {"fp32": 5e-3, "bf16": 1e-1, "fp16": 2e-2}[precision]  # on GPUs fp32 may multiply in TF32
+    nearest = {"fp32": 1e-2, "bf16": 1e-1, "fp16": 2e-2}[precision]  # on GPUs fp32 may multiply in TF32
     frames = [streets.draw(seed, (96, 128)).image_hwc for seed in range(6)]
     own = Predictor(taught_bundle)
     wanted = np.stack([one.mask_hw for one in predict(own, frames)])
