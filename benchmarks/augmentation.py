@@ -1,4 +1,4 @@
-"""Compare the default augmentation, which is a flip, with none and with more, at equal steps.
+"""Compare the default augmentation, which is a flip, with none, with more and with the recipes', at equal steps.
 
     python -m benchmarks.augmentation --data camvid/ --frames 120 --size 48x64 --epochs 20
 
@@ -24,10 +24,13 @@ from segray.core.samples import TrainData
 from segray.core.training import loop
 from segray.core.training.checkpoint import EpochRow
 from segray.core.training.workers import LocalWorker
+from segray.recipes import RECIPES
+from segray.sections.training import AugmentSection
 from segray.stages.train import DataPlan, plan_data
 
 COLORS = {"augment.brightness": 0.125, "augment.contrast": 0.3, "augment.saturation": 0.3}
 BEFORE = {**COLORS, "augment.brightness": 0.3, "augment.scale": [0.5, 2.0], "augment.rotate_deg": 5.0}  # of version 0.1
+OF_RECIPES = {f"augment.{key}" for key in AugmentSection.model_fields} - {"augment.crop"}  # frames are smaller here
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -37,6 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default, zoom 0.5–2": {"augment.scale": [0.5, 2.0]},
     "default, rotation ± 5°": {"augment.rotate_deg": 5.0},
     "default of 0.1": BEFORE,
+    **{
+        f"recipe {name}": {key: value for key, value in RECIPES[name].settings.items() if key in OF_RECIPES}
+        for name in ("camvid-cnn", "cityscapes-cnn", "small-data")
+    },
 }
 
 
@@ -67,7 +74,7 @@ def augmentation(
     print_machine()
     given = {
         "data.format": format_, "data.root": data, "data.size": size, "train.epochs": epochs, "train.ema": 0.99,
-        "train.precision": precision, "cluster.workers": 0,
+        "train.precision": precision, "train.eval_every": epochs, "cluster.workers": 0,
         "model.options": {"decoder_channels": [64, 48, 32, 16, 16]},
     }  # fmt: skip
     config = load(None, given)
@@ -91,7 +98,7 @@ def augmentation(
 
 def read(plan: DataPlan) -> TrainData:
     return plan.with_samples(
-        *(MemorySamples.read(refs, plan.label_space, plan.size) for refs in (plan.train, plan.val))
+        *(MemorySamples.read(refs, plan.label_space, plan.size, plan.resize) for refs in (plan.train, plan.val))
     )
 
 
