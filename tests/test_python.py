@@ -1,7 +1,9 @@
 """segray from Python: each documented example runs, and wrong input is refused with its rule."""
 
 import doctest
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from videos import write as write_video
 
 import segray
 from segray.api import stages
+from segray.cli import cli
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io.masks import decode_mask
@@ -91,6 +94,22 @@ def test_the_page_about_python_runs(here, capsys):
     for name, given in re.findall(r"segray\.(\w+)\((.*)\)", calls):
         flags = eval(f"dict({given})")
         stages._resolved(name, flags, flags.pop("data", None))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """In small: smaller frames, and an epoch instead of twenty."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((Path(__file__).parents[1] / "docs/tutorials/quickstart.ipynb").read_text())
+    known = {}
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"]).replace("96x128", "32x48").replace("--train 48", "--train 8")
+        if text.startswith("!segray "):
+            cli.main(shlex.split(text)[1:], standalone_mode=False)
+        elif cell["cell_type"] == "code":
+            exec(text.replace("epochs=20", "epochs=1"), known)
+    assert known["frame"].mask.shape == (32, 48)
+    assert known["scores"].miou > 0
 
 
 def test_results_are_what_label_writes(here, model):

@@ -80,8 +80,9 @@ class Model:
 
         image: a path or s3:// URI, VIDEO#frame=N, a PIL image, or a uint8 RGB array [H, W, 3]; OpenCV's arrays are BGR:
             give image[..., ::-1]. A mask has the size of its image.
-        every: label each N-th frame of a video. fps: label so many of its frames a second. The results come in order of
-            time, as they are made; frames that cannot be decoded are left out.
+        every: label each N-th frame of a video. The results come in order of time, as they are made; frames that cannot
+            be decoded are left out.
+        fps: label so many frames of a video a second.
         Raises DataError for an image that cannot be read or is of another kind.
 
         >>> result = model.predict("frames/000.jpg")
