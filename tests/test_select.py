@@ -92,8 +92,10 @@ def test_pictures_and_lists_of_real_labels(tiny_bundle, tmp_path):
     plan = make_plan(out, settings_of([town / "val", town / "video.mp4"]), streets.LABEL_SPACE)
     label_all(plan, Predictor(str(tiny_bundle)))
     rows = select(out, "rare-class", 5, apart=0.1)
-    (town / "val" / rows[0]["uri"].rpartition("/")[2]).unlink(missing_ok=True)
+    image = next(row["uri"] for row in rows if row["uri"].endswith(".jpg"))
+    Image.new("RGB", (64, 48)).save(image)
     problems = write_pictures(rows, out, tmp_path / "look")
+    assert problems == [f"{image} has changed since the plan was made; label it anew with another --out."]
     drawn = sorted(path.name for path in (tmp_path / "look").iterdir())
     assert len(drawn) + len(problems) == 5
     assert np.asarray(Image.open(tmp_path / "look" / drawn[-1])).shape == (48, 128, 3)

@@ -70,11 +70,12 @@ class Labels:
     def frames(self, where: pc.Expression | None = None) -> Iterator[Result]:
         """Give the labelled frames as results, which read their images when these are asked for.
 
-        Rows without a mask, such as errors, are left out.
+        Rows without a mask, such as errors, are left out. An image that has changed since then is a DataError.
 
         >>> [result.mask.shape for result in labels.frames()]
         [(96, 128), (96, 128), (96, 128), (96, 128)]
         """
+        stamps = self._folder.stamps()
         for table in self._tables(COLUMNS, where):
             for row in table.to_pylist():
                 place = mask_place(row)
@@ -89,7 +90,7 @@ class Labels:
                 yield Result(
                     mask_hw,
                     self._folder.space,
-                    partial(locators.read_image, locators.image_place(row)),
+                    partial(locators.read_image, locators.image_place(row), stamp=stamps.get(row["input_id"])),
                     None if sure is None else sure.astype(np.float32) / 255,
                     locators.image_place(row),
                     row["time_s"],

@@ -97,11 +97,11 @@ def write_pictures(rows: Sequence[Chosen], labels: str, folder: Path) -> list[st
     labelled = LabelFolder.open(labels)
     space, with_masks = labelled.space, labelled.plans[0].settings["mask_format"] != "none"
     folder.mkdir(parents=True, exist_ok=True)
-    problems = []
+    problems, stamps = [], labelled.stamps(row["input_id"] for row in rows)
     for rank, row in enumerate(rows, 1):
         try:
             with storage.reading_input(row["uri"]):
-                image = locators.read_image(locators.image_place(row))
+                image = locators.read_image(locators.image_place(row), stamp=stamps.get(row["input_id"]))
             mixed = [overlay(image, locators.read_mask(mask_place(row)), space.colors)] if with_masks else []
         except DataError as error:
             problems.append(str(error))

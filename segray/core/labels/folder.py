@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -143,10 +143,15 @@ class LabelFolder:
             for row in table.to_pylist():
                 yield row | {"place": mask_place(row)}
 
-    def stamps(self) -> dict[str, str]:
-        """Return the stamp of each planned row's file, as it was when the row was planned, by input_id."""
-        planned = (PlanReader(plan).columns(["input_id", "stamp"]).to_pydict() for plan in self.plans)
-        return {id_: stamp for rows in planned for id_, stamp in zip(rows["input_id"], rows["stamp"], strict=True)}
+    def stamps(self, ids: Iterable[str] | None = None) -> dict[str, str]:
+        """Return by input_id the stamp that a row's file had when it was planned; of all rows, or of these alone."""
+        wanted = None if ids is None else pa.array(set(ids), pa.string())
+        found: dict[str, str] = {}
+        for plan in self.plans:
+            for rows in PlanReader(plan).batches(["input_id", "stamp"]):
+                kept = rows if wanted is None else rows.filter(pc.is_in(rows["input_id"], wanted))
+                found |= zip(kept["input_id"].to_pylist(), kept["stamp"].to_pylist(), strict=True)
+        return found
 
     def totals(self, progress: Progress = untold) -> tuple[Totals, pa.Table]:
         """Sum the totals of all parts, from their footers; also return ERROR_COLUMNS of the failed rows that count."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -108,6 +108,10 @@ class PlanReader:
     def rows_in(self, shard: int) -> int:
         rows: int = self._file.metadata.row_group(shard).num_rows
         return rows
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        batches: Iterator[pa.RecordBatch] = self._file.iter_batches(columns=names)
+        return batches
 
     def columns(self, names: list[str]) -> pa.Table:
         return self._file.read(columns=names)
