@@ -109,14 +109,14 @@ def main(command: click.Command = cli) -> None:
     except SegrayError as error:
         click.echo(f"segray: {error}", err=True)
         sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        click.echo(f"segray: stopped.{' The same command resumes here.' * (command is cli)}", err=True)
+        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
     except Exception as error:
         if not is_exhausted(error):
             raise
         click.echo(f"segray: {EXHAUSTED} ({in_a_line(error)})", err=True)
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt) as stop:
-        click.echo(f"segray: stopped.{' The same command resumes here.' * (command is cli)}", err=True)
-        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
     finally:
         signal.signal(signal.SIGTERM, before)
 
