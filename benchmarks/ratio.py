@@ -60,13 +60,14 @@ def write(root: Path) -> None:
 
 @click.command()
 @click.option("--seeds", default=1, show_default=True)
-def ratio(seeds: int) -> None:
+@click.option("--only", default="stretch,keep", show_default=True)
+def ratio(seeds: int, only: str) -> None:
     """Train with each value of data.resize."""
     print_machine()
     rows = []
     with tempfile.TemporaryDirectory(prefix="segray-ratio-") as root:
         write(Path(root))
-        for resize in ("stretch", "keep"):
+        for resize in only.split(","):
             for seed in range(seeds):
                 out = f"{root}/{resize}-{seed}"
                 given = {

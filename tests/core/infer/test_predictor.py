@@ -143,13 +143,15 @@ def test_a_circle_stays_where_it_is_at_odd_sizes(plain_bundle, size):
     assert np.abs(drift).max() < 0.3
 
 
-def test_frames_of_all_ratios_are_one_batch_for_a_model_that_keeps_them(plain_bundle):
+@pytest.mark.parametrize("finish", ["_finish", "_finish_at_once"], ids=["cpu", "as on a GPU"])
+def test_frames_of_all_ratios_are_one_batch_for_a_model_that_keeps_them(plain_bundle, monkeypatch, finish):
     sizes = [(64, 33), (61, 96), (128, 66), (64, 33)]
     predictor = keeping(plain_bundle)
     alone = [predict(predictor, shown(rectangles(size))) for size in sizes]
     counting = Small(11, most=9)
     counting.load_state_dict(predictor.model.state_dict())
     predictor.model, predictor.most_at_once = counting, 4
+    monkeypatch.setattr(predictor, "_finish", getattr(predictor, finish))
     points = [np.array([[5, 3], [size[0] - 1, size[1] - 1]]) for size in sizes]
     found = predictor.predict([predictor.prepare(shown(rectangles(size))) for size in sizes], sizes, points)
     assert counting.asked == [4]
