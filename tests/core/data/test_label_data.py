@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from labelled import label_all, settings_of
 from PIL import Image
 
+from segray.api.labels import open_labels
 from segray.cli import cli
 from segray.config import load
 from segray.core.data import open_dataset, read_sample, split_refs, streets
@@ -144,7 +145,8 @@ def test_a_frame_that_has_changed_since_it_was_labelled_is_not_trained_on(labell
             Image.fromarray(image_hwc).save(path)
 
     write(image_hwc)
-    dataset = open_dataset(DataSection(format="labels", root=labelled(path)))
+    out = labelled(path)
+    dataset = open_dataset(DataSection(format="labels", root=out))
     refs = [ref for split in dataset.splits.values() for ref in split]
     assert read_sample(refs[0], dataset.label_space, None).image_hwc.shape == (48, 64, 3)
     time.sleep(0.02)  # as long as a tick of the clock by which files are stamped
@@ -152,6 +154,8 @@ def test_a_frame_that_has_changed_since_it_was_labelled_is_not_trained_on(labell
     expected = rf"^{path} has changed since the plan was made; label it anew with another --out\.$"
     with pytest.raises(DataError, match=expected):
         read_sample(refs[0], dataset.label_space, None)
+    with pytest.raises(DataError, match=expected):
+        _ = next(open_labels(out).frames()).image
     assert any(re.search(expected, problem) for problem in check(dataset, ()).problems)
 
 
