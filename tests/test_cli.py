@@ -7,7 +7,7 @@ from PIL import Image
 from running import run
 
 from segray import __version__, cli
-from segray.cli import app, flags
+from segray.cli import app, flags, terminal
 from segray.cli.cluster import submitted
 from segray.cli.flags import FLAGS
 from segray.cli.terminal import LabelProgress, say, table
@@ -102,6 +102,16 @@ def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
     watch.done(Receipt(shard=0, rows=4, errors=1, created=True, seconds={"decode": 3.0, "model": 1.0, "wait": 1.0}))
     watch.done(Receipt(shard=1, rows=4, errors=0, created=True, seconds={"decode": 0.5, "model": 1.0, "wait": 2.0}))
     assert told[1:] == [(4, "1 errors, bottleneck: decode", 8), (4, "1 errors, bottleneck: model", 8)]
+
+
+def test_the_steps_of_an_epoch_are_lines_of_a_log(monkeypatch, capsys):
+    now = iter([0.0, 4.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.stepping() as step:
+        step("epoch 1 of 2", 3, 90)
+        step("epoch 1 of 2", 12, 90)
+        step("validating", 1, 9)
+    assert capsys.readouterr().out == "epoch 1 of 2: step 12 of 90\n"
 
 
 def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """A training run from its start, without Ray: on what it runs, and what is left of one that could not begin."""
 
+import re
 import shutil
 
 import pytest
@@ -43,11 +44,21 @@ def test_a_run_without_ray_is_on_this_machines_gpu_where_it_has_one(settings, mo
 
 def test_a_run_says_what_it_computes_on_before_its_first_epoch_and_keeps_it(settings):
     torch.set_num_threads(1)
-    told = []
+    told, steps, plans = [], [], []
     config = settings(train__precision="fp32")
-    result = stage.train(config, on_row=lambda row: told.append(row["epoch"]), on_start=told.append)
+    hear = {"on_row": lambda row: told.append(row["epoch"]), "on_start": told.append, "on_plan": plans.append}
+    result = stage.train(config, **hear, on_step=lambda *step: steps.append(step))
     assert told == ["1 CPU worker × 1 thread, fp32", 1]
     assert result.history[0]["device"] == told[0]
+    phases = list(dict.fromkeys(phase for phase, _, _ in steps))
+    assert phases == ["epoch 1 of 1", "validating", "checking the saved model"]
+    trained = [(done, of) for phase, done, of in steps if phase == phases[0]]
+    assert trained == [(i + 1, len(trained)) for i in range(len(trained))]
+    stage.train(config.changed({"train.epochs": 2}), **hear)
+    assert re.fullmatch(
+        r"unet-plain, [\d.]+ million parameters, trains on \d+ frames of 32×48 and is validated on \d+\.", plans[0]
+    )
+    assert plans[1] == f"{plans[0]} It resumes after epoch 1 of 2."
 
 
 def test_a_run_that_fails_before_its_first_epoch_leaves_nothing_that_refuses_the_corrected_command(

@@ -16,7 +16,7 @@ from segray.core.infer.predictor import Predictor
 from segray.core.io import locators, storage
 from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.labels.planning import chosen_frames
-from segray.core.models import ready
+from segray.core.models import name_of, ready
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError
 from segray.sections.labelling import ClusterSection, InferSection
@@ -133,7 +133,7 @@ class Model:
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.info.input_size))
-        name = f"{self.info.model.arch} over {self.info.model.encoder}"
+        name = name_of(self.info.model)
         return f"<Model {name}, {len(self.names)} classes, {size}, {self._predictor.device}>"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -76,6 +76,34 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
             say(f"{what} {done}{f' of {total}' if total else ''}  {note}{left}".rstrip())
 
     yield advance
+
+
+@contextmanager
+def stepping() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield the on_step of `train`: a bar of the steps of an epoch on a terminal, else a line every ten seconds."""
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+            task, shown = progress.add_task("Starting", total=None), ""
+
+            def draw(phase: str, done: int, of: int) -> None:
+                nonlocal shown
+                if phase != shown:
+                    shown = phase
+                    progress.reset(task, description=phase, total=of)
+                progress.update(task, completed=done)
+
+            yield draw
+        return
+    last = time.monotonic()
+
+    def line(phase: str, done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            say(f"{phase}: step {done} of {of}")
+
+    yield line
 
 
 class LabelProgress:

@@ -56,7 +56,7 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
       segray train --format camvid --data camvid/ --recipe small-data --epochs 100 --out runs/small
       segray train --config camvid.yaml --set train.loss='{cross_entropy: 1, dice: 0.5}'
     """
-    from segray.cli.terminal import epoch_line, say, waiting
+    from segray.cli.terminal import epoch_line, say, stepping
     from segray.core.io import storage
     from segray.core.training.checkpoint import read_history, read_settings
     from segray.stages.train import random_start, train
@@ -72,12 +72,14 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     def epochs() -> int:  # max_steps may have set them
         return read_settings(out).train.epochs
 
-    with waiting("Starting"):
+    with stepping() as on_step:
         result = train(
             config,
             overwrite=overwrite,
+            on_plan=say,
             on_row=lambda row: say(epoch_line(row, epochs())),
             on_start=started,
+            on_step=on_step,
             dataset=dataset,
         )
     best = result.best_row

@@ -5,7 +5,9 @@ Ray is told to be quiet: progress is printed by segray, and full logs stay in Ra
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -13,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -26,7 +28,7 @@ from segray.cluster.telemetry import Gauges, event
 from segray.core.io import storage
 from segray.core.samples import LabelSpace, Sample, SampleRef, Samples
 from segray.core.training.checkpoint import EpochRow, plain
-from segray.errors import ClusterError, SegrayError, shortened
+from segray.errors import ClusterError, SegrayError, StorageError, shortened
 from segray.sections.labelling import ClusterSection
 from segray.sections.training import Resize
 
@@ -60,7 +62,9 @@ NODES_POLL_S = 10.0  # between checks for nodes that were lost
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 BLOCK = 16  # samples per object: few enough to move quickly, many enough to keep the number of objects small
 STORE_SHARE = 0.5  # share of a node's object store that decoded samples may take, all splits together
-RUN, STARTED = ".ray", "device.txt"  # Ray Train's folder in a run's; the file in it that names the device
+# Ray Train's folder in a run's, and files in it: what names the device, and how far the epoch is.
+RUN, STARTED, STEPS = ".ray", "device.txt", "steps.json"
+STEPS_EVERY_S = {False: 1.0, True: 10.0}  # by whether the run is on S3, where each time is a request
 
 log = logging.getLogger("segray")
 
@@ -327,6 +331,7 @@ class RayWorker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.out, self.gauges = out, Gauges(out) if self.rank == 0 else None
+        self._told_s = -math.inf
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         import ray.train.torch
@@ -338,6 +343,13 @@ class RayWorker:
     def started(self, device: str) -> None:
         if self.rank == 0:
             storage.replace(storage.join(self.out, RUN, STARTED), device.encode())
+
+    def at(self, phase: str, done: int, of: int) -> None:
+        now_s = time.monotonic()
+        if self.rank == 0 and now_s - self._told_s >= STEPS_EVERY_S[storage.is_s3(self.out)]:
+            self._told_s = now_s
+            with suppress(StorageError):  # the next one tells more
+                storage.replace(storage.join(self.out, RUN, STEPS), json.dumps([phase, done, of]).encode())
 
     def report(self, row: EpochRow) -> None:
         import ray.train

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,7 +21,7 @@ from segray.core.data import FileSamples, MemorySamples, input_shape, open_datas
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import FRAMES, differences, frame_list
 from segray.core.io import claims, storage
-from segray.core.models import build, check_names, encoder_weights, has_imagenet
+from segray.core.models import build, check_names, encoder_weights, has_imagenet, name_of
 from segray.core.models.info import read_info
 from segray.core.models.weights import Weights
 from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
@@ -63,6 +65,7 @@ KIND = claims.Kind("training run", SETTINGS, MADE, has_results, lambda out: comm
 
 OnRow = Callable[[EpochRow], object]
 OnStart = Callable[[str], None]
+OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class DataPlan:
     size: tuple[int, int]
     data_id: str
     resize: Resize = "stretch"
+    parameters: int = 0  # of the model
 
     def as_begun(self, data: DataSection) -> DataPlan:
         """Return the plan with the shape of the frames that a claimed run's settings say."""
@@ -124,12 +128,15 @@ def train(
     overwrite: bool = False,
     on_row: OnRow = lambda row: None,
     on_start: OnStart = lambda device: None,
+    on_step: OnStep = lambda phase, done, of: None,
+    on_plan: OnStart = lambda about: None,
     dataset: Dataset | None = None,
 ) -> TrainResult:
     """Train to `train.epochs` (or `train.max_steps`) in `train.out`, or resume after the last complete epoch.
 
-    on_row is called in this process for each epoch that ends, on_start before the first with what the run computes
-    on, as '8 × H100 80GB HBM3, bf16'. With cluster.workers=0 no Ray is started. dataset: instead of the settings' data.
+    In this process are called: on_plan with what is trained on how many frames; on_start with what the run computes
+    on, as '8 × H100 80GB HBM3, bf16'; on_step now and then with how many steps of 'epoch 2 of 10' or 'validating' are
+    done; on_row for each epoch that ends. With cluster.workers=0 no Ray is started. dataset: instead of the settings'.
     Raises OutputExists if the folder holds a run with other settings, and a SegrayError for input that
     cannot be used.
     """
@@ -144,17 +151,36 @@ def train(
             note_rate(with_batch(config, history).train, history, len(plan.train))
             note_frames(out, plan)
             with trackers.tracking(config) as track:
-                _train(config, plan, lambda row: (track(row), on_row(row)), on_start)
+                on_plan(about(config, plan, len(history)))
+                _train(config, plan, _Told(lambda row: (track(row), on_row(row)), on_start, on_step))
     return TrainResult(out, storage.join(out, BEST), read_history(out))
 
 
-def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> None:
+def about(config: Config, plan: DataPlan, epochs: int) -> str:
+    """Say what a run trains, on what, and after how many epochs it goes on."""
+    height, width = plan.size
+    resumed = f" It resumes after epoch {epochs} of {config.train.epochs}." if epochs else ""
+    return (
+        f"{name_of(config.model)}, {plan.parameters / 1e6:.1f} million parameters, trains on "
+        f"{len(plan.train)} frames of {height}×{width} and is validated on {len(plan.val)}.{resumed}"
+    )
+
+
+class _Told(NamedTuple):
+    """What to call as a run goes on."""
+
+    row: OnRow
+    start: OnStart
+    step: OnStep
+
+
+def _train(config: Config, plan: DataPlan, told: _Told) -> None:
     """Train in this process, or in Ray Train's."""
     out, weights = config.train.out, start_weights(config)
     if config.cluster.workers == 0:
         data = in_memory(plan) if plan.decoded_bytes <= MEMORY_BYTES else plan.from_files(config.cluster.cache_gib)
         with data.kept:
-            here = _Reporter(local_device(config.cluster), on_row, on_start)
+            here = _Reporter(local_device(config.cluster), told)
             until_it_fits(config, lambda sized: loop.fit(here, sized, data, weights))
         return
     with connect.connected(config.cluster, config.cluster.workers) as has:
@@ -162,7 +188,10 @@ def _train(config: Config, plan: DataPlan, on_row: OnRow, on_start: OnStart) -> 
         check_places(read_places(config), [storage.join(out, SETTINGS)])
         worker.tell_if_busy()
         data, stored_weights = stored(config, plan, has), connect.put(weights)
-        polls = new_start(out, on_start), new_rows(out, on_row), connect.lost_nodes(worker)
+        polls = (
+            *(new_start(out, told.start), new_steps(out, told.step), new_rows(out, told.row)),
+            connect.lost_nodes(worker),
+        )
         with data.kept:
             connect.wait_for(lambda: run(config, data, worker, stored_weights), polls)
 
@@ -233,15 +262,18 @@ def note_frames(out: str, plan: DataPlan) -> None:
 
 
 class _Reporter(LocalWorker):
-    def __init__(self, device: str, on_row: OnRow, on_start: OnStart) -> None:
+    def __init__(self, device: str, told: _Told) -> None:
         super().__init__(device)
-        self.on_row, self.on_start = on_row, on_start
+        self.told = told
 
     def started(self, device: str) -> None:
-        self.on_start(device)
+        self.told.start(device)
+
+    def at(self, phase: str, done: int, of: int) -> None:
+        self.told.step(phase, done, of)
 
     def report(self, row: EpochRow) -> None:
-        self.on_row(row)
+        self.told.row(row)
 
 
 def in_epochs(config: Config, frames: int) -> Config:
@@ -263,7 +295,7 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     dataset = dataset or open_dataset(config.data)
     for note in dataset.notes:
         log.warning(f"{note}.")
-    check_model(config, dataset.label_space.num_classes)
+    parameters = check_model(config, dataset.label_space.num_classes)
     train_refs = split_refs(dataset, config.data.train_split)
     val_refs = split_refs(dataset, config.data.val_split)
     workers, batch = max(1, config.cluster.workers), with_batch(config).train.batch
@@ -284,17 +316,19 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
     data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
     size, resize = input_shape(config.data, (*train_refs, *val_refs))
-    return DataPlan(train_refs, val_refs, dataset.label_space, size, data_id[:12], resize)
+    return DataPlan(train_refs, val_refs, dataset.label_space, size, data_id[:12], resize, parameters)
 
 
-def check_model(config: Config, classes: int) -> None:
-    """Raise ModelError for a model that cannot be built, or not be frozen, before a frame is decoded."""
+def check_model(config: Config, classes: int) -> int:
+    """Return how many parameters the model has. Raises ModelError for one that cannot be built, or not be frozen."""
     if config.train.freeze_encoder and config.model.encoder_weights == "none":
         raise ModelError(
             "train.freeze_encoder would keep an encoder of random weights as it is (model.encoder_weights is none). "
             "Give it pretrained ones, --weights imagenet or a file, or leave --freeze-encoder out."
         )
-    optim.freeze(build(config.model, classes), config.train.freeze_encoder)
+    model = build(config.model, classes)
+    optim.freeze(model, config.train.freeze_encoder)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_teacher(uri: str, space: LabelSpace) -> None:
@@ -484,6 +518,25 @@ def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
         if not told and storage.exists(place):
             told = True
             on_start(storage.read_bytes(place).decode())
+
+    return poll
+
+
+def new_steps(out: str, on_step: OnStep) -> Callable[[], None]:
+    """Return a poll that calls on_step as workers go on."""
+    place, every_s = storage.join(out, connect.RUN, connect.STEPS), connect.STEPS_EVERY_S[storage.is_s3(out)]
+    storage.remove(place)  # left by a run that was killed
+    seen, next_s = b"", 0.0
+
+    def poll() -> None:
+        nonlocal seen, next_s
+        if time.monotonic() < next_s:
+            return
+        next_s = time.monotonic() + every_s
+        now = storage.read_bytes(place) if storage.exists(place) else seen
+        if now != seen:
+            seen = now
+            on_step(*json.loads(now))
 
     return poll
 

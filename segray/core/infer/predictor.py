@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from segray.core.clock import Clock
 from segray.core.memory import is_exhausted
-from segray.core.models import bundle, forward
+from segray.core.models import bundle, forward, name_of
 from segray.core.models.fold import fold_batch_norm
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
@@ -202,7 +202,7 @@ class Predictor:
                 raise
             height, width = jobs[0].seen_hwc.shape[:2]
             raise ModelTooLarge(
-                f"{self.info.model.arch} over {self.info.model.encoder} does not fit into the memory of {self.device} "
+                f"{name_of(self.info.model)} does not fit into the memory of {self.device} "
                 f"with a single frame of {height}×{width} (height × width). Give it smaller windows, such as "
                 f"--window 256x512, or a {'machine' if self.device.type == 'cpu' else 'GPU'} that nothing else uses."
             ) from error

@@ -113,6 +113,12 @@ def check_names(config: ModelSection) -> None:
         raise UnknownModel(f"model.encoder {config.encoder!r} is unknown.{nearest(config.encoder, encoders)}")
 
 
+def name_of(config: ModelSection) -> str:
+    """Name a model for people: 'unet over resnet18', or the architecture alone where it has no encoder."""
+    has_encoder = ARCHITECTURES[config.arch].encoders != NO_ENCODER if config.arch in ARCHITECTURES else True
+    return f"{config.arch} over {config.encoder}" if has_encoder else config.arch
+
+
 def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     """Build a model with random weights for `num_classes` classes.
 
@@ -129,11 +135,11 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     except Exception as error:  # any option may reach any layer, each with errors of its own
         text = [*str(error.args[0] if isinstance(error, KeyError) else error).splitlines(), type(error).__name__][0]
         given = f" (model.options {config.options})" if config.options and "model.options" not in text else ""
-        raise ModelError(f"{config.arch} over {config.encoder} cannot be built: {text}{given}") from error
+        raise ModelError(f"{name_of(config)} cannot be built: {text}{given}") from error
     for name, parameter in model.named_parameters():
         if not parameter.numel():  # PyTorch builds such a layer, and cannot run it
             raise ModelError(
-                f"{config.arch} over {config.encoder} cannot run with model.options {config.options}: {name} "
+                f"{name_of(config)} cannot run with model.options {config.options}: {name} "
                 f"would have {'×'.join(map(str, parameter.shape))} weights; give every layer 1 channel or more."
             )
     facts: Any = model  # torch's stubs allow only tensors and modules as attributes of a module

@@ -23,7 +23,7 @@ import torch
 
 from segray import __version__
 from segray.core.io import storage
-from segray.core.models import build
+from segray.core.models import build, name_of
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS, BundleInfo, model_id_of, read_info
 from segray.errors import ModelError
@@ -105,7 +105,7 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
         model.load_state_dict(load_weights(data))
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"{uri}/{WEIGHTS} does not fit {info.model.arch} over {info.model.encoder} with "
+            f"{uri}/{WEIGHTS} does not fit {name_of(info.model)} with "
             f"{len(info.label_space['names'])} classes, as {INFO} says: {str(error).splitlines()[-1].strip()}"
         ) from error
     return model.eval(), info

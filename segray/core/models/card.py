@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from segray.core.io import storage
+from segray.core.models import name_of
 from segray.core.models.info import BundleInfo
 from segray.core.transforms import PAD_RGB
 
@@ -49,7 +50,7 @@ def card(info: BundleInfo) -> str:
             *(f"- {tag}" for tag in ("semantic-segmentation", "segray", model.arch, model.encoder)),
             "---",
             "",
-            f"# {model.arch} over {model.encoder}, {len(names)} classes",
+            f"# {name_of(model)}, {len(names)} classes",
             "",
             "Gives each pixel of a picture one class. Made by segray; `segray.json` holds all that is said here.",
             "",

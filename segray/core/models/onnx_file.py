@@ -20,7 +20,7 @@ import torch
 from segray.core.data import streets
 from segray.core.extras import extra
 from segray.core.io import storage
-from segray.core.models import STRIDE, bundle, forward
+from segray.core.models import STRIDE, bundle, forward, name_of
 from segray.core.models.info import BundleInfo
 from segray.core.transforms import PAD_RGB
 from segray.errors import ModelError
@@ -91,7 +91,7 @@ def session(
     data, check = _made(Bare(model).eval(), info, lambda pixels: (pixels / 255 - mean) / std)
     if any_size and not check.dynamic:
         raise ModelError(
-            f"{info.model.arch} over {info.model.encoder} is ONNX for {'×'.join(map(str, info.input_size))} alone; "
+            f"{name_of(info.model)} is ONNX for {'×'.join(map(str, info.input_size))} alone; "
             "take --engine torch, or leave out window and scales."
         )
     run = _session(data, threads).run
@@ -119,7 +119,7 @@ def _made(
         if check.difference <= TOLERANCE * max(1.0, check.largest):
             return data, check
         problem = f"its logits differ by {check.difference:.2g} from the model's, which go up to {check.largest:.3g}"
-    raise ModelError(f"{info.model.arch} over {info.model.encoder} cannot be written as ONNX: {problem}.")
+    raise ModelError(f"{name_of(info.model)} cannot be written as ONNX: {problem}.")
 
 
 def _export(whole: torch.nn.Module, info: BundleInfo, *, dynamic: bool) -> bytes:
@@ -150,7 +150,7 @@ def facts(info: BundleInfo) -> dict[str, str]:
     space = info.label_space
     return {
         "segray.model_id": info.model_id,
-        "segray.model": f"{info.model.arch} over {info.model.encoder}",
+        "segray.model": name_of(info.model),
         "segray.input": "RGB, float32, 0..255, [batch, 3, height, width]; normalised inside",
         "segray.output": "logits, [batch, class, height, width]; divided by the temperature",
         "segray.input_size": json.dumps(info.input_size),

@@ -151,6 +151,7 @@ def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mappi
             pending = 0
         saving.wait()
     if worker.rank == 0 and len(history) > had:
+        worker.at("checking the saved model", 0, 1)
         check_kept(LocalWorker(str(worker.device)), share_of(worker, config), data, learner.objective)
 
 
@@ -229,6 +230,7 @@ def train_epoch(
         if (step + 1) % CHECK_EVERY == 0:
             check()
             check_finite(worker, step_losses, config, data, epoch)
+        worker.at(f"epoch {epoch} of {train.epochs}", step + 1, len(steps))
     mean_loss = check_finite(worker, step_losses, config, data, epoch)
     if int(all_reduce(worker, labelled)) == 0:
         raise DataError(f"No pixel of the {len(data.train)} training masks is labelled: all are void. See data.id_map.")
@@ -326,13 +328,14 @@ def evaluate(
     mine = range(worker.rank, len(data.val), worker.world_size)
     size = share_of(worker, config).train.batch
     steps = [mine[i : i + size] for i in range(0, len(mine), size)]
-    for images, masks in read_batches(data.val, data.size, steps, worker.device):
+    for done, (images, masks) in enumerate(read_batches(data.val, data.size, steps, worker.device), 1):
         images, masks = normalize(to_float(images), mean, std), masks.long()
         with autocast(config.train, worker.device):
             logits = forward(model, images)
         confusion += metrics.confusion_matrix(masks, logits.argmax(1), classes)
         labelled = (masks != IGNORE_INDEX).sum().double()
         sums += torch.stack([objective(images, masks, (logits,)).double() * labelled, labelled])
+        worker.at("validating", done, len(steps))
     sums = all_reduce(worker, sums)
     return all_reduce(worker, confusion).cpu().numpy(), float(sums[0] / sums[1])
 

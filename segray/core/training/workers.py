@@ -38,6 +38,10 @@ class Worker(Protocol):
         """Hear, on every rank before the first epoch, what the run computes on."""
         ...
 
+    def at(self, phase: str, done: int, of: int) -> None:
+        """Hear, on every rank after each step, how many steps of `phase` are done, as of 'epoch 2 of 10'."""
+        ...
+
     def report(self, row: EpochRow) -> None:
         """Hear, on every rank after an epoch, its row; on rank 0 with rank 0's numbers."""
         ...
@@ -55,6 +59,9 @@ class LocalWorker:
         return model.to(self.device)
 
     def started(self, device: str) -> None:
+        pass
+
+    def at(self, phase: str, done: int, of: int) -> None:
         pass
 
     def report(self, row: EpochRow) -> None:

@@ -224,7 +224,7 @@ def test_a_single_frame_that_does_not_fit_is_one_line(plain_bundle, frame):
     with pytest.raises(ModelError) as error:
         predict(predictor_of(plain_bundle, Small(11, most=0)), frame)
     assert str(error.value) == (
-        "unet-plain over resnet18 does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
+        "unet-plain does not fit into the memory of cpu with a single frame of 32×48 (height × width). "
         "Give it smaller windows, such as --window 256x512, or a machine that nothing else uses."
     )
 

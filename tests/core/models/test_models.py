@@ -102,13 +102,13 @@ def test_encoders_of_other_families_go_under_a_u_net_and_danet(encoder):
     ("arch", "options", "text"),
     [
         ("unet-plain", {"channels": 0},
-         "unet-plain over resnet18 cannot run with model.options {'channels': 0}: down.0.0.weight would have 0×3×3×3 "
+         "unet-plain cannot run with model.options {'channels': 0}: down.0.0.weight would have 0×3×3×3 "
          "weights; give every layer 1 channel or more."),
         ("unet-plain", {"channels": 1.5},
-         "unet-plain over resnet18 cannot be built: out_channels must be divisible by groups (model.options "
+         "unet-plain cannot be built: out_channels must be divisible by groups (model.options "
          "{'channels': 1.5})"),
         ("unet-plain", {"depth": 2},
-         "unet-plain over resnet18 cannot be built: UNet.__init__() got an unexpected keyword argument 'depth' "
+         "unet-plain cannot be built: UNet.__init__() got an unexpected keyword argument 'depth' "
          "(model.options {'depth': 2})"),
         ("fpn", {"decoder_pyramid_channels": 0},
          "fpn over resnet18 cannot run with model.options {'decoder_pyramid_channels': 0}: decoder.p5.weight would have "

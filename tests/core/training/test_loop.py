@@ -34,6 +34,13 @@ def samples(count, first=0):
     return MemorySamples([Sample(image, SPACE.apply(mask, "")) for image, mask in drawn])
 
 
+def place(rank, world_size):
+    """A worker that stands alone for one of several."""
+    worker = LocalWorker()
+    worker.rank, worker.world_size = rank, world_size
+    return worker
+
+
 @pytest.fixture(scope="module")
 def data():
     torch.set_num_threads(1)  # sums in one order: equal means equal
@@ -243,7 +250,7 @@ def test_two_workers_together_evaluate_each_sample_once(settings, data, monkeypa
     whole, _ = evaluate(LocalWorker(), model, settings(train__batch_size=1), data)
     shares = []
     for rank in (0, 1):
-        worker = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
+        worker = place(rank, 2)
         shares.append(evaluate(worker, model, settings(train__batch_size=2), data)[0])
     assert (shares[0] + shares[1]).tolist() == whole.tolist()
     assert all(share.any() for share in shares)
@@ -279,7 +286,7 @@ def test_every_frame_of_a_batch_weighs_the_same_in_the_gradient_whatever_the_num
     def gradients(rank, world_size):
         torch.manual_seed(0)
         model = build(config.model, 11)
-        worker = SimpleNamespace(rank=rank, world_size=world_size, device=torch.device("cpu"))
+        worker = place(rank, world_size)
         goal = objective.make_objective(worker, config, data)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         found = []
@@ -426,14 +433,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(sett
     with pytest.raises(ModelError) as error:
         loop.fit(LocalWorker(), settings(augment__crop="24x16"), data)
     assert str(error.value) == (
-        "unet-plain over resnet18 does not fit into the memory of cpu with 2 frames of 24×16 (height × width) a worker. "
+        "unet-plain does not fit into the memory of cpu with 2 frames of 24×16 (height × width) a worker. "
         "--batch-size auto halves train.batch_size (2) and doubles train.accumulate (1) until it fits; or set a smaller "
         "augment.crop. What was trained before is kept."
     )
     with pytest.raises(ModelError) as error:
         loop.fit(LocalWorker(), settings(augment__crop="24x16", train__batch_size=1), data)
     assert str(error.value) == (
-        "unet-plain over resnet18 does not fit into the memory of cpu with 1 frame of 24×16 (height × width) a worker. "
+        "unet-plain does not fit into the memory of cpu with 1 frame of 24×16 (height × width) a worker. "
         "Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."
     )
 

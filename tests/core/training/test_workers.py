@@ -43,6 +43,9 @@ class GlooWorker:
     def started(self, device):
         pass
 
+    def at(self, phase, done, of):
+        pass
+
     def report(self, row):
         pass
 
