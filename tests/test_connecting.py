@@ -19,7 +19,7 @@ from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
 from segray.sections.labelling import ClusterSection, GivenLabelSection
 from segray.stages import train
-from segray.stages.label import _shape, label
+from segray.stages.label import _shape, label, shards_at_once
 
 
 @pytest.fixture
@@ -186,6 +186,8 @@ def test_labelling_processes_share_gpus_and_the_cpus_of_their_nodes(per_gpu, act
     section = GivenLabelSection(model="best", actors=actors, actors_per_gpu=per_gpu)
     assert _shape(Config(), section, EIGHT) == shape
     assert EIGHT.cpus_beside(shape) == cpus_beside
+    assert shards_at_once(EIGHT, shape) == min(16, cpus_beside) + 2  # two more wait for the GPU
+    assert shards_at_once(EIGHT, WorkerShape(8, 12, 0)) == 12
 
 
 def test_cpus_of_nodes_without_a_gpu_decode_for_no_process_with_one():

@@ -36,6 +36,7 @@ from segray.errors import ClusterError, ConfigError, OutputExists, StorageError,
 from segray.sections.labelling import GivenLabelSection, InferSection
 
 NO_PART_YET = " No part of it is labelled yet: --overwrite loses nothing."
+WAITING = 2  # threads that wait for a GPU: for the batch it computes, and for the next, which is queued
 ROUNDS = 3  # rounds without a labelled shard after which a run is given up
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
@@ -287,9 +288,14 @@ def _label_shards(
 ) -> Generator[Receipt | Lost]:
     """Yield the result of each shard as soon as it is known."""
     connect.hush()
-    at_once = side_by_side(has.cpus_beside(shape) if shape.gpus else shape.cpus)  # one uses the GPU, the others decode
+    at_once = shards_at_once(has, shape)
     given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     yield from spread(todo, Labeller, given, shape, at_once)
+
+
+def shards_at_once(has: resources.Resources, shape: resources.WorkerShape) -> int:
+    """Return how many shards a process works on, a thread each; on a GPU a few wait, which need no processor."""
+    return side_by_side(has.cpus_beside(shape)) + WAITING if shape.gpus else side_by_side(shape.cpus)
 
 
 def spread(
