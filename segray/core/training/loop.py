@@ -288,7 +288,7 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
     batch, (height, width) = config.train.batch, config.augment.crop or data.size
     share = share_of(worker, config).train.batch
     text = (
-        f"{config.model.arch} over {config.model.encoder} does not fit into the memory of {worker.device} with "
+        f"{name_of(config.model)} does not fit into the memory of {worker.device} with "
         f"{share} frame{'s' * (share > 1)} of {height}×{width} (height × width) a worker. "
     )
     if batch // 2 < least_batch(config, worker.world_size):
