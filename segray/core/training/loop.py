@@ -23,7 +23,7 @@ from segray.config import Config
 from segray.core import metrics
 from segray.core.io import storage
 from segray.core.memory import is_exhausted
-from segray.core.models import ARCHITECTURES, build, bundle, forward, forward_all, load_encoder, preprocessing
+from segray.core.models import ARCHITECTURES, build, bundle, forward, forward_all, load_encoder, name_of, preprocessing
 from segray.core.models.info import BundleInfo
 from segray.core.precision import autocast, autocast_dtype
 from segray.core.samples import IGNORE_INDEX, TrainData
