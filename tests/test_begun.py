@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from segray.cli import demo
+from segray.cluster import connect
 from segray.config import load
 from segray.core.data import streets
+from segray.core.io import storage
 from segray.core.io.claims import alone
 from segray.core.training import loop
 from segray.core.training.checkpoint import read_history, read_settings
 from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError
 from segray.stages import evaluate, label, sweep
-from segray.stages.train import DataPlan, claim, run, train, with_batch
+from segray.stages.train import DataPlan, claim, new_start, new_steps, run, train, with_batch
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +355,17 @@ def test_a_run_that_kept_no_list_of_its_frames_goes_on_over_others_and_says_so(c
         sorted((moving / folder).iterdir())[0].unlink()
     train(more)
     assert f"The frames or classes are not those of the best epoch so far in {tmp_path}/run" in caplog.text
+
+
+@pytest.mark.parametrize(("new_poll", "name"), [(new_start, connect.STARTED), (new_steps, connect.STEPS)])
+def test_what_workers_said_may_be_removed_while_it_is_read(tmp_path, monkeypatch, new_poll, name):
+    """A run removes its folder of Ray when it ends, while its polls still run."""
+    told = []
+    poll = new_poll(str(tmp_path), lambda *said: told.append(said))
+    place = tmp_path / connect.RUN / name
+    place.parent.mkdir()
+    place.write_text('["epoch 1 of 2", 3, 4]')
+    exists = storage.exists
+    monkeypatch.setattr(storage, "exists", lambda uri: exists(uri) and place.unlink() is None)
+    poll()
+    assert told == []

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ from segray.core.training.checkpoint import (
 )
 from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
-from segray.errors import ConfigError, DataError, ModelError, ModelTooLarge
+from segray.errors import ConfigError, DataError, ModelError, ModelTooLarge, StorageError
 from segray.sections.training import DataSection, Resize, TrainSection
 from segray.stages import trackers
 
@@ -515,9 +515,9 @@ def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
 
     def poll() -> None:
         nonlocal told
-        if not told and storage.exists(place):
+        if not told and (said := _said(place)):
             told = True
-            on_start(storage.read_bytes(place).decode())
+            on_start(said.decode())
 
     return poll
 
@@ -533,12 +533,19 @@ def new_steps(out: str, on_step: OnStep) -> Callable[[], None]:
         if time.monotonic() < next_s:
             return
         next_s = time.monotonic() + every_s
-        now = storage.read_bytes(place) if storage.exists(place) else seen
-        if now != seen:
+        now = _said(place)
+        if now and now != seen:
             seen = now
             on_step(*json.loads(now))
 
     return poll
+
+
+def _said(place: str) -> bytes:
+    """Return what a worker wrote; b"" where nothing is or where it is removed at this moment, as when a run ends."""
+    with suppress(StorageError):
+        return storage.read_bytes(place) if storage.exists(place) else b""
+    return b""
 
 
 def new_rows(out: str, on_row: OnRow) -> Callable[[], None]:

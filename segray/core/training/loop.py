@@ -38,9 +38,11 @@ from segray.core.training.checkpoint import (
     best_epoch,
     is_finished,
     load_state,
+    read_history,
     save_state,
     snapshot,
     with_weights,
+    write_history,
 )
 from segray.core.training.objective import Objective, make_objective
 from segray.core.training.workers import (
@@ -92,6 +94,7 @@ def fit(
 def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mapping[str, torch.Tensor] | None) -> None:
     train, out = config.train, config.train.out
     check_device(train, worker)
+    told = len(read_history(out))  # before runs_on, for which all workers wait: each counts the same rows
     device = runs_on(train, worker)
     torch.manual_seed(train.seed)
     model = build(config.model, data.label_space.num_classes)
@@ -110,7 +113,7 @@ def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mappi
     history = load_state(out, state, worker.device)
     learner = Learner(model, optimizer, scaler, make_objective(worker, config, data), ema)
     was_frozen, had = None, len(history)
-    pending = 0  # epochs since the last one that was saved
+    pending = max(0, had - told)  # epochs that were not reported: a kill may come between last.pt and history.jsonl
     worker.started(device)
     with Background() as saving:
         while not is_finished(train, history):
@@ -150,6 +153,11 @@ def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mappi
             saving.start([*work, *(partial(worker.report, row) for row in history[-pending:])])
             pending = 0
         saving.wait()
+    if pending:  # nothing was left to train
+        if worker.rank == 0:
+            write_history(out, history)
+        for row in history[-pending:]:
+            worker.report(row)
     if worker.rank == 0 and len(history) > had:
         worker.at("checking the saved model", 0, 1)
         check_kept(LocalWorker(str(worker.device)), share_of(worker, config), data, learner.objective)

@@ -140,6 +140,20 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_line(settings
     assert len(epochs) <= 2  # in the second one at the latest
 
 
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_an_epoch_whose_row_was_not_written_any_more_is_reported_by_the_next_start(settings, data, tmp_path, epochs):
+    """Killed between last.pt and history.jsonl, after the last epoch or before it."""
+    loop.fit(LocalWorker(), settings(train__epochs=2), data)
+    rows = tmp_path / "run" / "history.jsonl"
+    rows.write_text(rows.read_text().splitlines(keepends=True)[0])
+    reported = []
+    worker = LocalWorker()
+    worker.report = reported.append
+    loop.fit(worker, settings(train__epochs=epochs), data)
+    assert [row["epoch"] for row in reported] == [2, 3][: epochs - 1]
+    assert [row["epoch"] for row in checkpoint.read_history(str(tmp_path / "run"))] == [1, 2, 3][:epochs]
+
+
 def test_a_stopped_run_waits_for_the_epoch_that_is_being_written(settings, data, tmp_path, monkeypatch):
     train_epoch, save_state, stopped = loop.train_epoch, checkpoint.save_state, threading.Event()
 
