@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 from labelled import label_all, settings_of
 from PIL import Image
 from videos import write as write_video
@@ -162,12 +163,58 @@ GREY = np.zeros((4, 6), np.uint8)
         (np.zeros((0, 6, 3), np.uint8), r"an image is uint8 RGB"),
         (Image.fromarray(np.zeros((4, 6), np.uint16)), r"mode I;16 was given; give one of 8 bits a channel"),
         ("gone.png", r"^gone.png does not exist; it was moved or deleted, or its name is mistyped\.$"),
+        (None, r"^NoneType is no image: give a path, a PIL image or an array; an image is uint8 RGB"),
+        (b"\xff\xd8", r"^bytes is no image: give a path"),
+        ([["frames/000.jpg"]], r"^list is no image: give a path"),
+        (torch.zeros(3, 4, 6, dtype=torch.uint8), r"image.transpose\(1, 2, 0\) makes it from channels first\.$"),
+        (Image.new("RGB", (0, 0)), r"an image is uint8 RGB"),
         ("drive.mp4", r"is a video; model.predict\(video, every=1\) labels each of its frames\.$"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_refused_with_the_rule(here, model, image, said):
     with pytest.raises(SegrayError, match=said):
         model.predict(image)
+
+
+def test_a_picture_that_pillow_cannot_decode_is_an_error_of_data(here, model, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(Path("frames/000.jpg").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"^A PIL image cannot be decoded: image file is truncated"):
+        model.predict(Image.open(tmp_path / "cut.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 0}, r"^batch_size is 0; give a whole number of images, from 1 on\.$"),
+        ({"batch_size": "8"}, r"^batch_size is '8'; give a whole number"),
+        ({"every": 0}, r"label\.every is 0; input should be greater than or equal to 1"),
+        ({"every": 1.5}, r"label\.every is 1\.5; input should be a valid integer"),
+        ({"fps": 0}, r"label\.fps is 0; input should be greater than 0"),
+        ({"fps": float("nan")}, r"label\.fps is nan"),
+        ({"every": 3, "fps": 2}, r"label\.every is 3 and label\.fps 2; give one of them\.$"),
+    ],
+)
+def test_a_number_of_frames_that_cannot_be_is_refused_at_once(here, model, given, said):
+    """Else a list would be labelled as an empty one, and a video without its frames."""
+    with pytest.raises(ConfigError, match=said):
+        model.predict("drive.mp4" if given.keys() & {"every", "fps"} else ["frames/000.jpg"], **given)
+
+
+def test_a_video_that_is_gone_is_an_error_of_data(here, model):
+    with pytest.raises(DataError, match=r"^gone\.mp4 does not exist; it was moved or deleted"):
+        next(model.predict("gone.mp4", every=1))
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", 0])
+def test_a_device_of_another_kind_is_refused(here, device):
+    with pytest.raises(ConfigError, match=rf"^device is '{device}'; give cpu, cuda, or one of several GPUs"):
+        segray.load("runs/street/best", device=device)
+
+
+def test_results_are_compared_as_objects(here, model):
+    result = model.predict("frames/000.jpg")
+    assert result != model.predict("frames/000.jpg")
+    assert len({result, result}) == 1
 
 
 def test_only_a_video_has_every_nth_frame(model):
@@ -209,6 +256,14 @@ def test_masks_are_scored_as_every_command_does(here, tmp_path):
     assert segray.evaluate(sorted(tmp_path.iterdir()), true, names=["road", "sky", "car"]).miou == 1
 
 
+def test_results_pictures_and_other_void_ids_are_scored(here, model):
+    results = model.predict(sorted(Path("frames").iterdir()))
+    pictures = [Image.fromarray(result.mask) for result in results]
+    assert segray.evaluate(results, pictures, names=model.names).pixel_accuracy == 1
+    true = np.array([[0, -100]])
+    assert segray.evaluate([GREY[:1, :2]], [true], names=["road"], ignore_index=-100).pixel_accuracy == 1
+
+
 @pytest.mark.parametrize(
     ("pred", "true", "said"),
     [
@@ -216,6 +271,10 @@ def test_masks_are_scored_as_every_command_does(here, tmp_path):
         ([], [], r"^No masks were given"),
         ([GREY], [GREY.T], r"^Pair 0 has masks of \(4, 6\) and \(6, 4\); they must have one size\.$"),
         ([GREY + 2], [GREY], r"^Pair 0: the predicted mask has class 2, and names has 2\.$"),
+        ([GREY], [GREY.astype(int) - 1], r"^Pair 0: the true mask has class -1, and names has 2\.$"),
+        ([None], [GREY], r"^A mask of object \[\] was given"),
+        ("a.png", "b.png", r"^Predictions and true masks are lists, in the same order; give \[mask\] for one\.$"),
+        (["gone.png"], [GREY], r"^gone\.png does not exist"),
         ([GREY.astype(float)], [GREY], r"^A mask of float64 \[4, 6\] was given; a mask holds classes as integers"),
     ],
 )
@@ -237,11 +296,79 @@ def test_a_data_set_of_pairs_is_checked(here):
     assert data.label_space.names == ("road", "sky")
 
 
+PAIRS = (["a.png", "b.png"], ["c.png", "d.png"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("a.png", "b.png", ["road"]), r"^Images and masks are lists of paths, as sorted"),
+        ((*PAIRS, "road"), r"^names is 'road'; give a list of names"),
+        ((*PAIRS, [1, 2]), r"^names is \[1, 2\]; give a list of names"),
+        ((*PAIRS, {"road": 0}), r"^names is {'road': 0}; give a list of names"),
+        ((*PAIRS, {"0": "road"}), r"^names is {'0': 'road'}; its keys are the ids in the masks, whole numbers from 0"),
+        ((*PAIRS, ["road", "road"]), r"every class needs a name of its own\.$"),
+    ],
+)
+def test_pairs_that_would_be_read_wrongly_are_refused(given, said):
+    with pytest.raises(DataError, match=said):
+        segray.Dataset.from_pairs(*given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"void": [0]}, r"^Id 0 is void and road; leave it out of void, or name classes as {id: name}\.$"),
+        ({"val": 1.5}, r"^val is 1\.5; give a share between 0 and 1, or the images to validate on\.$"),
+        ({"val": float("nan")}, r"^val is nan; give a share"),
+        ({"val": []}, r"^No frames are left for val, of 2; give more images, or another val\.$"),
+        ({"val": PAIRS[0]}, r"^No frames are left for train, of 2"),
+        ({"colors": [(1, 2, 300)]}, r"^\(1, 2, 300\) is no colour; give red, green and blue from 0 to 255"),
+        ({"colors": ["#fff"]}, r"^'#fff' is no colour"),
+    ],
+)
+def test_options_of_pairs_are_checked(given, said):
+    with pytest.raises(DataError, match=said):
+        segray.Dataset.from_pairs(*PAIRS, ["road"], **given)
+
+
+def test_pairs_come_from_any_list():
+    """As a column of a table, an array, or a generator."""
+    images, masks = PAIRS
+    data = segray.Dataset.from_pairs(np.array(images), (mask for mask in masks), ["road"], val="b.png", void=[9])
+    assert [ref.sample_id for ref in data.splits["val"]] == ["b.png"]
+    assert data.label_space.id_map == {0: 0, 9: 255, 255: 255}
+    binary = segray.Dataset.from_pairs(*PAIRS, {0: "other", 255: "road"}, colors=np.array([[1, 2, 3], [4, 5, 6]]))
+    assert binary.label_space.id_map == {0: 0, 255: 1}
+    assert binary.label_space.colors == ((1, 2, 3), (4, 5, 6))
+
+
+def test_paths_and_numbers_of_any_kind_are_settings():
+    def resolved(name, **flags):
+        return stages._resolved(name, flags, None)[0]
+
+    assert resolved("train", out=Path("runs/x"), lr=np.float32(0.5)).train.out == "runs/x"
+    assert resolved("label", model=Path("best"), input=Path("frames")).label.inputs == ["frames"]
+    assert resolved("sweep", lr=np.float32(0.5)).sweep.learning_rates == [0.5]
+    assert resolved("sweep", lr="1e-4..1e-2", encoder="a,b").sweep.learning_rates == "1e-4..1e-2"
+    assert resolved("sweep", lr=iter((1e-3, 1e-2))).sweep.learning_rates == [1e-3, 1e-2]
+    with pytest.raises(ConfigError, match=r"^settings is 'train\.loss=dice'; give a dict by key"):
+        segray.train(settings="train.loss=dice")
+
+
 def test_an_unknown_flag_is_refused_with_the_nearest(here):
     with pytest.raises(ConfigError, match=r"^segray\.train\(\) knows no learning_rat\. "):
         segray.train(learning_rat=1)
-    with pytest.raises(ConfigError, match=r"^segray\.label\(\) knows no inputs\. Did you mean input\?$"):
-        segray.label(inputs="frames")
+    for name, flag, said in (
+        ("label", "inputs", "Did you mean input?"),
+        ("train", "learning_rate", "Did you mean lr?"),
+        ("train", "imgsz", "Did you mean size?"),
+        ("train", "optimizer", "Use settings={'train.optimizer': …}."),
+        ("sweep", "resume", "The same call again resumes."),
+    ):
+        with pytest.raises(ConfigError) as error:
+            getattr(segray, name)(**{flag: 1})
+        assert str(error.value) == f"segray.{name}() knows no {flag}. {said}"
 
 
 def test_progress_is_that_of_the_command(here, tmp_path, capsys):

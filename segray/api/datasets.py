@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from segray.core import samples
 from segray.core.data.folder import hue
@@ -22,26 +24,30 @@ class Dataset(samples.Dataset):
     @classmethod
     def from_pairs(
         cls,
-        images: Sequence[Place],
-        masks: Sequence[Place],
+        images: Iterable[Place],
+        masks: Iterable[Place],
         names: Sequence[str] | Mapping[int, str],
         *,
         colors: Colors | None = None,
         void: Collection[int] = (IGNORE_INDEX,),
-        val: float | Sequence[Place] = 0.2,
+        val: float | Iterable[Place] = 0.2,
     ) -> Dataset:
         """Make a data set of images and their masks, in the same order.
 
         names: the classes; a mask holds their positions, or the ids that a mapping gives.
         colors: RGB of each class, for pictures.
-        void: ids of pixels that count nowhere.
+        void: ids of pixels that count nowhere, as 255 does where it is no class's id.
         val: share of the frames to validate on, by the hash of their paths; or those of the images.
-        Raises DataError for lists of other lengths, or for an image that is given twice. Files are opened in training.
+        Raises DataError for lists of other lengths, for an image or a class that is given twice, for an id that is both
+        a class and void, and for a split without frames. Files are opened in training.
 
         >>> data = segray.Dataset.from_pairs(images, masks, names=["road", "sky"])
         >>> {name: len(frames) for name, frames in data.splits.items()}
         {'train': 2, 'val': 2}
         """
+        if isinstance(images, str | os.PathLike) or isinstance(masks, str | os.PathLike):
+            raise DataError("Images and masks are lists of paths, as sorted(glob('images/*.png')).")
+        images, masks = list(images), list(masks)
         if len(images) != len(masks):
             raise DataError(f"{len(images)} images and {len(masks)} masks were given; give one mask for each image.")
         if not images:
@@ -49,7 +55,11 @@ class Dataset(samples.Dataset):
         places = [storage.absolute(os.fspath(image)) for image in images]
         if twice := [place for place, count in Counter(places).items() if count > 1]:
             raise DataError(f"{twice[0]} was given twice; name each image once.")
-        ids = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+        ids = _classes(names)
+        if both := sorted(ids.keys() & set(void) - {IGNORE_INDEX}):
+            raise DataError(
+                f"Id {both[0]} is void and {ids[both[0]]}; leave it out of void, or name classes as {{id: name}}."
+            )
         folder = pairing.common_folder(min(places), max(places))
         refs = [
             SampleRef(place.removeprefix(folder), place, storage.absolute(os.fspath(mask)))
@@ -57,15 +67,44 @@ class Dataset(samples.Dataset):
         ]
         space = LabelSpace(
             tuple(ids.values()),
-            tuple(colors or [hue(i, len(ids)) for i in range(len(ids))]),
-            dict.fromkeys(void, IGNORE_INDEX) | {raw: i for i, raw in enumerate(ids)},
+            tuple(hue(i, len(ids)) for i in range(len(ids))) if colors is None else tuple(map(_color, colors)),
+            dict.fromkeys([*void, IGNORE_INDEX], IGNORE_INDEX) | {raw: i for i, raw in enumerate(ids)},
         )
         return cls("pairs", space, _split(refs, val))
 
 
-def _split(refs: list[SampleRef], val: float | Sequence[Place]) -> dict[str, tuple[SampleRef, ...]]:
+def _classes(names: Sequence[str] | Mapping[int, str]) -> dict[int, str]:
+    """Return the name of each id. Raises DataError where ids are no numbers, or names no names of their own."""
+    ids = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in ids.values()):
+        raise DataError(f"names is {names!r}; give a list of names, as ['road', 'sky'], or {{7: 'road', 8: 'sky'}}.")
+    if not all(isinstance(raw, int | np.integer) and raw >= 0 for raw in ids):
+        raise DataError(f"names is {names!r}; its keys are the ids in the masks, whole numbers from 0 on.")
+    if len(set(ids.values())) < len(ids):
+        raise DataError(f"names is {names!r}; every class needs a name of its own.")
+    return {int(raw): name for raw, name in ids.items()}
+
+
+def _color(color: Sequence[int]) -> tuple[int, int, int]:
+    if isinstance(color, str) or len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
+        raise DataError(f"{color!r} is no colour; give red, green and blue from 0 to 255, as (128, 64, 128).")
+    red, green, blue = map(int, color)
+    return red, green, blue
+
+
+def _split(refs: list[SampleRef], val: float | Iterable[Place]) -> dict[str, tuple[SampleRef, ...]]:
     if isinstance(val, float | int):
-        return dict(zip(("train", "val"), pairing.split_by_hash(refs, val), strict=True))
+        if not 0 < val < 1:
+            raise DataError(f"val is {val}; give a share between 0 and 1, or the images to validate on.")
+        splits = dict(zip(("train", "val"), pairing.split_by_hash(refs, val), strict=True))
+    else:
+        splits = _held_out(refs, [val] if isinstance(val, str | os.PathLike) else val)
+    if empty := [name for name, frames in splits.items() if not frames]:
+        raise DataError(f"No frames are left for {empty[0]}, of {len(refs)}; give more images, or another val.")
+    return splits
+
+
+def _held_out(refs: list[SampleRef], val: Iterable[Place]) -> dict[str, tuple[SampleRef, ...]]:
     held_out = {storage.absolute(os.fspath(place)) for place in val}
     if missing := held_out - {ref.image for ref in refs}:
         raise DataError(f"{min(missing)} is to be validated on and is none of the images; name it there, too.")

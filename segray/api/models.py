@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from segray.api.results import Result
@@ -19,7 +21,7 @@ from segray.core.labels.planning import chosen_frames
 from segray.core.models import name_of, ready
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError
-from segray.sections.labelling import ClusterSection, InferSection
+from segray.sections.labelling import ClusterSection, InferSection, LabelSection
 
 Place = str | os.PathLike[str]
 Pixels = Place | np.ndarray | Image.Image
@@ -42,8 +44,8 @@ def load(model: Place, *, device: str | None = None, weights_dir: str | None = N
     from segray.config import load as load_settings
 
     settings = load_settings(None, {f"infer.{key}": value for key, value in infer.items()})
-    place = ready.resolve(os.fspath(model), weights_dir)
-    return Model(place, device or local_device(ClusterSection()), settings.infer)
+    chosen = local_device(ClusterSection()) if device is None else _device(str(device))
+    return Model(ready.resolve(os.fspath(model), weights_dir), chosen, settings.infer)
 
 
 class Model:
@@ -83,7 +85,7 @@ class Model:
         every: label each N-th frame of a video. The results come in order of time, as they are made; frames that cannot
             be decoded are left out.
         fps: label so many frames of a video a second.
-        Raises DataError for an image that cannot be read or is of another kind.
+        Raises DataError for an image that cannot be read or is of another kind, ConfigError for a wrong number.
 
         >>> result = model.predict("frames/000.jpg")
         >>> result.mask.shape, result.mask.dtype
@@ -91,21 +93,27 @@ class Model:
         >>> [result.time_s for result in model.predict("drive.mp4", fps=2)]
         [0.0, 0.5]
         """
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}; give a whole number of images, from 1 on.")
         if every is not None or fps is not None:
             if not isinstance(image, str | os.PathLike):
                 raise ConfigError("every and fps choose frames of a video; give its path.")
-            return self._frames(os.fspath(image), every or 1, fps, batch_size)
+            chosen = _chosen(every, fps)
+            return self._frames(os.fspath(image), chosen.every, chosen.fps, batch_size)
         if isinstance(image, str | os.PathLike | np.ndarray | Image.Image):
             if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in VIDEO_SUFFIXES:
                 raise DataError(f"{image} is a video; model.predict(video, every=1) labels each of its frames.")
             return self._results([_Frame(image)])[0]
+        if isinstance(image, bytes | torch.Tensor) or not isinstance(image, Iterable):
+            _checked(image)  # which says that it is no image
         return [result for some in _batches(map(_Frame, image), batch_size) for result in self._results(some)]
 
     def _frames(self, video: str, every: int, fps: float | None, batch_size: int) -> Iterator[Result]:
         from segray.core.io.video import index_video, read_frames  # loads FFmpeg
 
         place = storage.absolute(video)
-        index = index_video(place)
+        with storage.reading_input(video):
+            index = index_video(place)
         number_of = {index.keys[i]: i for i in chosen_frames(index, every, fps) if i not in index.lost}
         first = next(iter(number_of.values()), 0)
         read = read_frames(place, list(number_of), by_index=index.pts is None, begin=index.start_of(first))
@@ -155,6 +163,27 @@ class _Frame:
         return self.image_hwc
 
 
+def _device(name: str) -> str:
+    """Return a device that can be used. Raises ConfigError with the rule for another."""
+    if name not in ("cpu", "cuda") and not re.fullmatch(r"cuda:\d+", name):
+        raise ConfigError(f"device is {name!r}; give cpu, cuda, or one of several GPUs, as cuda:1.")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {name!r}, and torch can use {torch.cuda.device_count()} GPUs here; give cpu or another."
+        )
+    return name
+
+
+def _chosen(every: int | None, fps: float | None) -> LabelSection:
+    """Return which frames of a video are chosen, by the rules of `segray label`."""
+    from segray.config import load as load_settings
+
+    given = {"label.every": every, "label.fps": fps}
+    chosen = load_settings(None, {key: value for key, value in given.items() if value is not None}).label
+    chosen.check_frames()
+    return chosen
+
+
 def _batches(frames: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
     rest = iter(frames)
     while some := list(islice(rest, size)):
@@ -166,14 +195,19 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
         raise DataError(
             f"A PIL image of mode {image.mode} was given; give one of 8 bits a channel, as RGB, or its path."
         )
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:  # Pillow decodes the file of an opened image only now
+        return _checked(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"A PIL image cannot be decoded: {error}.") from error
 
 
 def _checked(image: Any) -> np.ndarray:
     """Return an array that is an image. Raises DataError with what makes it one."""
-    array = np.asarray(image)
-    what = f"An array of {array.dtype} {list(array.shape)} was given"
     rule = "an image is uint8 RGB [height, width, 3]"
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise DataError(f"{type(image).__name__} is no image: give a path, a PIL image or an array; {rule}.")
+    array = np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)
+    what = f"An array of {array.dtype} {list(array.shape)} was given"
     if array.dtype != np.uint8:
         scaled = (
             ": (255 * image).round().astype(np.uint8) makes it from values in 0–1" if array.dtype.kind == "f" else ""

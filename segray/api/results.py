@@ -19,7 +19,7 @@ from segray.core.samples import LabelSpace
 from segray.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A labelled frame.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +12,7 @@ import click
 import numpy as np
 
 from segray.api.datasets import Dataset, Place
+from segray.api.results import Result
 from segray.core import metrics
 from segray.core.io import locators, storage
 from segray.errors import ConfigError, DataError, nearest
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
     from segray.stages.train import TrainResult
     from segray.trials.leaderboard import SweepResult
 
-Masks = Iterable[np.ndarray | Place]
+Masks = Iterable[np.ndarray | Result | Place]
+NOTHING = object()  # what stands for a mask that has no partner
 OTHER = ("config", "recipe", "settings", "overwrite", "show_progress")
 
 
@@ -81,7 +85,7 @@ def label(*, show_progress: bool = True, **flags: Any) -> Summary:
 def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: int = 255) -> metrics.Scores:
     """Score masks against ground truth, over all pixels together, by the formulas that every command uses.
 
-    pred, true: uint8 [H, W] of class indices, or paths of such masks; pairs in the same order, read one at a time.
+    pred, true: uint8 [H, W] of class indices, results, or paths of masks; pairs in the same order, read one at a time.
         True pixels of ignore_index are not scored.
     names: the classes. Scores hold lists in their order, with nan for a class that is nowhere.
     Raises DataError for a pair of different sizes, or a class that has no name.
@@ -93,10 +97,12 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     classes = list(names)
     total = np.zeros((len(classes), len(classes)), np.int64)
     count = -1
-    for count, (guess, known) in enumerate(zip_longest(pred, true)):
-        if guess is None or known is None:
+    if isinstance(pred, str | os.PathLike) or isinstance(true, str | os.PathLike):
+        raise DataError("Predictions and true masks are lists, in the same order; give [mask] for one.")
+    for count, (guess, known) in enumerate(zip_longest(pred, true, fillvalue=NOTHING)):
+        if guess is NOTHING or known is NOTHING:
             raise DataError(
-                f"There are {'more' if known is None else 'fewer'} predictions than true masks; give pairs."
+                f"There are {'more' if known is NOTHING else 'fewer'} predictions than true masks; give pairs."
             )
         guess_hw, known_hw = _mask(guess), _mask(known)
         if guess_hw.shape != known_hw.shape:
@@ -104,7 +110,8 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
                 f"Pair {count} has masks of {guess_hw.shape} and {known_hw.shape}; they must have one size."
             )
         for mask_hw, of in ((guess_hw[known_hw != ignore_index], "predicted"), (known_hw, "true")):
-            if len(bad := mask_hw[(mask_hw >= len(classes)) & (mask_hw != ignore_index)]):
+            outside = (mask_hw < 0) | (mask_hw >= len(classes))
+            if len(bad := mask_hw[outside & (mask_hw != ignore_index)]):
                 raise DataError(f"Pair {count}: the {of} mask has class {bad.min()}, and names has {len(classes)}.")
         scored = (known_hw != ignore_index) & (guess_hw != ignore_index)
         total += metrics.confusion_matrix(known_hw[scored], guess_hw[scored], len(classes))
@@ -113,14 +120,16 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     return metrics.scores(total)
 
 
-def _mask(given: np.ndarray | Place) -> np.ndarray:
-    if not isinstance(given, np.ndarray):
-        return locators.read_mask(storage.absolute(str(given)))
-    if given.dtype.kind not in "iu" or given.ndim != 2 or given.size == 0 or given.min() < 0:
+def _mask(given: Any) -> np.ndarray:
+    if isinstance(given, str | os.PathLike):
+        with storage.reading_input(os.fspath(given)):
+            return locators.read_mask(storage.absolute(os.fspath(given)))
+    mask_hw = given.mask if isinstance(given, Result) else np.asarray(given)
+    if mask_hw.dtype.kind not in "iu" or mask_hw.ndim != 2 or mask_hw.size == 0:
         raise DataError(
-            f"A mask of {given.dtype} {list(given.shape)} was given; a mask holds classes as integers [H, W]."
+            f"A mask of {mask_hw.dtype} {list(mask_hw.shape)} was given; a mask holds classes as integers [H, W]."
         )
-    return given
+    return mask_hw.astype(np.int64) if mask_hw.dtype == np.uint64 else mask_hw
 
 
 def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None) -> tuple[Config, bool, Dataset | None]:
@@ -136,8 +145,8 @@ def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None)
         if isinstance(option, click.Option) and "__" in str(option.name)
     }
     if unknown := [flag for flag in given if flag not in keys and flag not in OTHER]:
-        raise ConfigError(f"segray.{name}() knows no {unknown[0]}.{nearest(unknown[0], [*keys, *OTHER])}")
-    values = {keys[flag]: value for flag, value in given.items() if flag in keys and value is not None}
+        raise ConfigError(f"segray.{name}() knows no {unknown[0]}.{_hint(unknown[0], keys)}")
+    values = {keys[flag]: _plain(value) for flag, value in given.items() if flag in keys and value is not None}
     dataset = data if isinstance(data, Dataset) else None
     if dataset is not None:
         values["data.format"] = dataset.name
@@ -145,18 +154,37 @@ def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None)
         values["data.root"] = str(data)
     for key in ("label.inputs", "sweep.encoders", "sweep.learning_rates"):
         if key in values:
-            values[key] = _listed(values[key])
-    recipe = given.get("recipe")
-    config = load(
-        given.get("config"), values | dict(given.get("settings") or {}), named(recipe).settings if recipe else None
-    )
+            values[key] = _listed(values[key], key == "label.inputs")
+    recipe, settings = given.get("recipe"), given.get("settings") or {}
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"settings is {settings!r}; give a dict by key, as {{'train.loss': 'dice'}}.")
+    config = load(_plain(given.get("config")), values | dict(settings), named(recipe).settings if recipe else None)
     return config, bool(given.get("overwrite")), dataset
 
 
-def _listed(value: Any) -> list[str]:
-    return (
-        [str(value)] if isinstance(value, str | float | int) or hasattr(value, "__fspath__") else list(map(str, value))
-    )
+def _hint(word: str, keys: Mapping[str, str]) -> str:
+    """Return the flag or the setting that has this name here or in other tools, as the command line says it."""
+    from segray.config import keys_like
+
+    if word == "resume":
+        return " The same call again resumes."
+    flags = {key: flag for flag, key in keys.items()}
+    known = sorted(keys_like(word), key=lambda key: key not in flags)
+    if not known or difflib.get_close_matches(word, keys, 1, cutoff=0.85):
+        return nearest(word, [*keys, *OTHER])
+    return f" Did you mean {flags[known[0]]}?" if known[0] in flags else f" Use settings={{{known[0]!r}: …}}."
+
+
+def _plain(value: Any) -> Any:
+    """Return a path as the text that settings hold."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _listed(value: Any, is_input: bool) -> str | list[str]:
+    """Return what a flag takes once or several times; only the text of a setting, as 'a,b', is split there."""
+    if isinstance(value, str) and not is_input:
+        return value
+    return [str(value)] if isinstance(value, str) or not isinstance(value, Iterable) else list(map(str, value))
 
 
 def _shown(command: click.Command) -> Any:

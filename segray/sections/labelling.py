@@ -81,6 +81,10 @@ class LabelSection(Section):
         self.given_model()
         if not self.inputs:
             raise ConfigError("label.inputs is empty; name images, videos or folders: --input FOLDER.")
+        self.check_frames()
+
+    def check_frames(self) -> None:
+        """Raise ConfigError where frames of a video are chosen in two ways."""
         if self.fps and self.every > 1:
             raise ConfigError(f"label.every is {self.every} and label.fps {self.fps:g}; give one of them.")
 
