@@ -243,6 +243,24 @@ def test_rows_of_labels_are_chosen_by_an_expression(here):
     assert labels.unfinished is None
     with pytest.raises(DataError, match=r"^Labels have no column mIoU; they have input_id, "):
         labels.to_arrow(["mIoU"])
+    assert labels.to_arrow([]).column_names == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"columns": "uri"}, r"^columns is 'uri'; give a list, as \['uri'\]\.$"),
+        ({"where": "miou > 0.5"}, r"^where is 'miou > 0\.5'; give an expression, as pyarrow\.compute\.field"),
+        (
+            {"where": pc.field("mIoU") > 0},
+            r"^where is \(mIoU > 0\); the labels cannot be filtered by it: .*mIoU[^\n]*$",
+        ),
+        ({"where": pc.field("uri") > 0}, r"^where is \(uri > 0\); the labels cannot be filtered by it: "),
+    ],
+)
+def test_a_choice_of_rows_that_cannot_be_is_one_line(here, given, said):
+    with pytest.raises(DataError, match=said):
+        segray.open_labels("labels/street").to_arrow(**given)
 
 
 def test_masks_are_scored_as_every_command_does(here, tmp_path):

@@ -15,7 +15,7 @@ from segray.api.results import Result
 from segray.core.io import locators
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.schema import ROW_SCHEMA
-from segray.errors import DataError
+from segray.errors import DataError, in_a_line
 
 MASKS = ("mask", "mask_rle", "confidence")  # columns that are large
 COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
@@ -55,7 +55,9 @@ class Labels:
         >>> labels.to_arrow(["uri", "entropy_mean"]).column_names
         ['uri', 'entropy_mean']
         """
-        wanted = list(columns or COLUMNS)
+        if isinstance(columns, str):
+            raise DataError(f"columns is {columns!r}; give a list, as [{columns!r}].")
+        wanted = list(COLUMNS if columns is None else dict.fromkeys(columns))
         tables = [table.select(wanted) for table in self._tables(wanted, where)]
         return pa.concat_tables([pa.schema([ROW_SCHEMA.field(name) for name in wanted]).empty_table(), *tables])
 
@@ -101,9 +103,16 @@ class Labels:
         """Give the rows by part, with the columns that the expression may name."""
         if unknown := [name for name in columns if name not in ROW_SCHEMA.names]:
             raise DataError(f"Labels have no column {unknown[0]}; they have {', '.join(ROW_SCHEMA.names)}.")
+        if where is not None and not isinstance(where, pc.Expression):
+            raise DataError(f"where is {where!r}; give an expression, as pyarrow.compute.field('entropy_mean') > 0.5.")
         read = columns if where is None else list(dict.fromkeys([*columns, *COLUMNS]))
         for table in self._folder.tables(read):
-            yield table if where is None else table.filter(where)
+            try:
+                yield table if where is None else table.filter(where)
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"where is {where}; the labels cannot be filtered by it: {in_a_line(error)}."
+                ) from error
 
     @cached_property
     def _places(self) -> list[str]:

@@ -79,4 +79,4 @@ class Result:
     def __repr__(self) -> str:
         most = ", ".join(f"{name} {share:.0%}" for name, share in list(self.shares.items())[:3])
         height, width = self.mask.shape
-        return f"<Result {self.source or 'array'}: {height}×{width}, {most}>"
+        return f"<Result {self.source or 'array'}: {height}×{width}, {most or 'all undecided'}>"
