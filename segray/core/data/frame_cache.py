@@ -12,6 +12,7 @@ free.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import mmap
@@ -128,10 +129,19 @@ class FrameCache:
         self._buffer[: image_hwc.size].reshape(image_hwc.shape)[:] = image_hwc
         self._buffer[image_hwc.size :][: mask_hw.size].reshape(mask_hw.shape)[:] = mask_hw
         try:
-            if os.pwrite(self._direct, self._buffer.data, index * self._bytes) == self._bytes:
+            if self._pwrite(index * self._bytes) == self._bytes:
                 os.pwrite(self._written, b"\1", index)
         except OSError:  # a full disk: what is there stays, and nothing more is tried
             self._slots = 0
+
+    def _pwrite(self, offset: int) -> int:
+        try:
+            return os.pwrite(self._direct, self._buffer.data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        fcntl.fcntl(self._direct, fcntl.F_SETFL, 0)  # some file systems take the flag, and then refuse to write so
+        return os.pwrite(self._direct, self._buffer.data, offset)
 
 
 def _travelled(count: int, size: tuple[int, int], limit_bytes: int | None, key: str) -> FrameCache:

@@ -148,6 +148,22 @@ def test_a_disk_that_cannot_be_written_past_the_memory_of_files_keeps_frames_as_
         assert held(cache) == [None, (7, 8), None]
 
 
+def test_a_disk_that_refuses_only_the_write_past_the_memory_of_files_keeps_frames_as_well(monkeypatch):
+    """Some file systems take O_DIRECT as a flag alone, and some want blocks larger than a page."""
+    write = os.pwrite
+
+    def refuse(file, data, at):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with FrameCache(3, SIZE) as cache:
+        cache.write(1, sample(7))
+        cache.write(2, sample(9))
+        assert held(cache) == [None, (7, 8), (9, 10)]
+
+
 def test_every_pixel_of_a_frame_comes_back():
     random = np.random.default_rng(0)
     size = (31, 47)  # no whole pages
