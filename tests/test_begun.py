@@ -304,6 +304,18 @@ def test_a_run_whose_batch_no_longer_fits_goes_on_with_auto(config, tmp_path, mo
     assert used(train(more.changed({"train.batch_size": "auto"})).history) == [(4, 1), (2, 2)]
 
 
+def test_a_run_of_an_older_version_goes_on_with_its_batch_under_auto(config, tmp_path):
+    """Its history does not say the batch, its settings do."""
+    train(config.changed({"train.batch_size": 4, "train.accumulate": 2}))
+    rows = tmp_path / "run" / "history.jsonl"
+    row = json.loads(rows.read_text())
+    rows.write_text(
+        json.dumps({key: value for key, value in row.items() if key not in ("batch_size", "accumulate")}) + "\n"
+    )
+    more = config.changed({"train.epochs": 2, "train.batch_size": "auto", "train.accumulate": 2})
+    assert used(train(more).history)[-1] == (4, 2)
+
+
 def test_workers_of_which_one_runs_out_of_memory_begin_again_with_half_the_batch(config, monkeypatch):
     begun = []
 

@@ -39,6 +39,7 @@ from segray.core.training.checkpoint import (
     is_finished,
     read_history,
     read_settings,
+    write_history,
 )
 from segray.core.training.workers import LocalWorker, local_device
 from segray.core.transforms import usual_crop
@@ -439,17 +440,30 @@ def claim(config: Config, overwrite: bool, plan: DataPlan | None = None) -> Conf
     Raises OutputExists if the folder holds something else, unless `overwrite`.
     """
     out = config.train.out
-    config = as_begun(config, before(out, KIND, overwrite), plan).resolved()
+    begun = before(out, KIND, overwrite)
+    config = as_begun(config, begun, plan).resolved()
     frames = plan.frame_list() if plan else None
 
     def changed() -> list[str]:
         return different(begun_settings(out).absolute(), config) + changed_frames(out, frames)
 
     claims.claim(out, KIND, overwrite, changed)
+    if begun is not None and config.train.batch_size == "auto" != begun.train.batch_size:
+        note_batch(out, begun.train)
     storage.replace(storage.join(out, SETTINGS), config.to_yaml(SECTIONS).encode())
     if frames is not None:
         storage.replace(storage.join(out, FRAMES), frames)
     return with_kept_pixels(config)
+
+
+def note_batch(out: str, begun: TrainSection) -> None:
+    """Write the batch into rows of older versions, which lack it, so that auto begins with it."""
+    rows = read_history(out)
+    for row in rows:
+        row.setdefault("batch_size", begun.batch)
+        row.setdefault("accumulate", begun.accumulate)
+    if rows:
+        write_history(out, rows)
 
 
 def with_kept_pixels(config: Config) -> Config:
