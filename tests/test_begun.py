@@ -304,6 +304,21 @@ def test_a_run_whose_batch_no_longer_fits_goes_on_with_auto(config, tmp_path, mo
     assert used(train(more.changed({"train.batch_size": "auto"})).history) == [(4, 1), (2, 2)]
 
 
+def test_a_number_of_steps_is_as_many_epochs_when_auto_halves_the_batch(config, monkeypatch):
+    """4 frames: 4 steps of 2 frames are 2 epochs, also where memory holds one frame of now on."""
+    memory = Memory(monkeypatch, most=2)
+    config = config.changed({"train.max_steps": 4})
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_row=stop)
+    memory.most, auto = 1, config.changed({"train.batch_size": "auto"})
+    assert used(train(auto).history) == [(2, 1), (1, 2)]
+    assert used(train(auto).history) == [(2, 1), (1, 2)]
+
+
 def test_a_run_of_an_older_version_goes_on_with_its_batch_under_auto(config, tmp_path):
     """Its history does not say the batch, its settings do."""
     train(config.changed({"train.batch_size": 4, "train.accumulate": 2}))

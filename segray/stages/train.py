@@ -145,7 +145,8 @@ def train(
     out = config.train.out
     plan = plan_data(config, dataset)
     with claims.held(out, KIND):
-        config = claim(in_epochs(config, len(plan.train)), overwrite, plan)
+        before_it = [] if overwrite else read_history(out)
+        config = claim(in_epochs(config, len(plan.train), before_it), overwrite, plan)
         plan = plan.as_begun(config.data)
         history = read_history(out)
         if not is_finished(config.train, history):
@@ -277,11 +278,15 @@ class _Reporter(LocalWorker):
         self.told.row(row)
 
 
-def in_epochs(config: Config, frames: int) -> Config:
-    """Return the settings with train.max_steps, if given, as the nearest number of epochs over that many frames."""
+def in_epochs(config: Config, frames: int, history: Sequence[EpochRow] = ()) -> Config:
+    """Return the settings with train.max_steps, if given, as the nearest number of epochs over that many frames.
+
+    For auto, steps are of the batch that a resumed run began with: halving it changes no number of epochs.
+    """
     if config.train.max_steps is None:
         return config
-    steps = max(1, frames // with_batch(config).train.batch)
+    begun = with_batch(config, history[:1]).train
+    steps = max(1, frames // (begun.batch * begun.accumulate // config.train.accumulate))
     return config.changed({"train.epochs": max(1, round(config.train.max_steps / steps))})
 
 
