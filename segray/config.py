@@ -207,6 +207,7 @@ WORDS = {
     "cluster.gpu": "device gpu cuda",
     "cluster.workers": "gpus num_gpus num_workers world_size nproc",
     "label.inputs": "source inputs images video",
+    "label.every": "vid_stride frame_stride",
     "infer.threshold": "conf confidence",
 }
 

@@ -128,6 +128,18 @@ def test_rates_of_a_sweep_are_a_list_or_a_flag_each(monkeypatch, capsys, args):
     assert yaml.safe_load(out)["sweep"]["learning_rates"] == [1e-3, 1e-2]
 
 
+def test_a_comma_at_the_end_of_a_list_names_nothing(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "sweep", "--encoder", "resnet18, ", "--lr", "1e-3,", "--dry-run")
+    assert yaml.safe_load(out)["sweep"]["encoders"] == ["resnet18"]
+    assert out.endswith("# 1 trial:\n#   unet-resnet18-lr1.0e-03\n")
+
+
+@pytest.mark.parametrize(("word", "command"), [("predict", "label"), ("val", "evaluate"), ("tune", "sweep")])
+def test_commands_of_other_tools_are_known(monkeypatch, capsys, word, command):
+    code, _, err = run(monkeypatch, capsys, word, "source=a.mp4")
+    assert (code, err.splitlines()[-1]) == (2, f"Error: No such command '{word}'. Did you mean '{command}'?")
+
+
 def test_flags_win_over_the_file_and_set_over_flags(monkeypatch, capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("train: {epochs: 1, seed: 1, batch_size: 1}\n")
     args = (

@@ -72,8 +72,19 @@ STAGES = {  # of `segray --help`: the commands in the order in which people need
 }
 
 
+ELSEWHERE = {"predict": "label", "infer": "label", "test": "evaluate", "val": "evaluate", "eval": "evaluate"}
+ELSEWHERE |= {"fit": "train", "tune": "sweep"}  # what other tools call commands
+
+
 class _ByStage(Examples):
     """The group of all commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in ELSEWHERE:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ELSEWHERE[args[0]]}'?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.commands))

@@ -24,7 +24,11 @@ def list_sweep(config: Config) -> None:
 
     trials = list_trials(config)
     about = "; TPE chooses its own as scores come in, these are random ones" if config.sweep.search == "tpe" else ""
-    say("\n".join([f"# {len(trials)} trials{about}:", *(f"#   {trial.name}" for trial in trials)]))
+    say(
+        "\n".join(
+            [f"# {len(trials)} trial{'s' * (len(trials) != 1)}{about}:", *(f"#   {trial.name}" for trial in trials)]
+        )
+    )
 
 
 def estimate_sweep(config: Config) -> None:

@@ -50,8 +50,8 @@ def check_objective(value: str) -> str:
 
 
 def parse_names(value: Any) -> Any:
-    """Split 'resnet18,vgg19' to ['resnet18', 'vgg19']."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Split 'resnet18,vgg19' to ['resnet18', 'vgg19']; nothing stands for no name, as after a last comma."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def parse_rates(value: Any) -> Any:

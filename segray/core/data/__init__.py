@@ -105,7 +105,8 @@ def _class_of(name: int | str, space: LabelSpace) -> int:
     if isinstance(name, int):
         return name
     if name not in space.names:
-        raise ConfigError(f"data.id_map names {name!r}.{nearest(name, space.names)}")
+        hint = " 255 makes an id void." if folder.is_void(name) else nearest(name, space.names)
+        raise ConfigError(f"data.id_map names {name!r}.{hint}")
     return space.names.index(name)
 
 

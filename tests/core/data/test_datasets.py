@@ -102,6 +102,8 @@ def test_the_class_map_can_be_changed(camvid, label):
 def test_a_class_of_the_class_map_has_a_name_that_is_there(camvid):
     with pytest.raises(ConfigError, match=r"^data\.id_map names 'raod'\. Did you mean road\?$"):
         open_dataset(camvid.model_copy(update={"id_map": {11: "raod"}}))
+    with pytest.raises(ConfigError, match=r"^data\.id_map names 'void'\. 255 makes an id void\.$"):
+        open_dataset(camvid.model_copy(update={"id_map": {11: "void"}}))
 
 
 @pytest.mark.parametrize("wrong", [77, -1])
