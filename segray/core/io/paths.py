@@ -41,6 +41,8 @@ def check_uri(uri: str) -> str:
         if not bucket or "@" in bucket or ":" in bucket or "?" in bucket or "::" in uri:
             raise StorageError(f"{uri!r} is not s3://bucket/key; credentials come from the environment.")
         return uri
+    if uri.startswith("s3:/"):
+        raise StorageError(f"{uri!r} has lost a slash, as a pathlib.Path does it; give s3://bucket/key as text.")
     if not uri.startswith("/") and ("://" in uri or "::" in uri):
         raise StorageError(f"{uri!r}: only local paths and s3:// are read. Copy the data to one of them.")
     return uri

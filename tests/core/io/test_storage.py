@@ -235,6 +235,7 @@ EMPTY = "An empty path, or one with a NUL in it, cannot be opened."
         ("s3://b?endpoint_override=x/k", f"'s3://b?endpoint_override=x/k' {NOT_S3}"),
         ("s3://b/k::zip", f"'s3://b/k::zip' {NOT_S3}"),
         ("s3://", f"'s3://' {NOT_S3}"),
+        (str(Path("s3://b/k")), "'s3:/b/k' has lost a slash, as a pathlib.Path does it; give s3://bucket/key as text."),
         ("", EMPTY),
         ("a\0b", EMPTY),
     ],
