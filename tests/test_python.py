@@ -21,12 +21,15 @@ from videos import write as write_video
 import segray
 from segray.api import stages
 from segray.cli import cli
+from segray.config import load
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io.masks import decode_mask
 from segray.core.labels import parts
 from segray.core.labels.planning import make_plan
+from segray.core.samples import color_id
 from segray.errors import ConfigError, DataError, SegrayError
+from segray.stages.train import plan_data
 
 NAMES = streets.LABEL_SPACE.names
 EXAMPLES = [
@@ -359,6 +362,16 @@ def test_pairs_come_from_any_list():
     binary = segray.Dataset.from_pairs(*PAIRS, {0: "other", 255: "road"}, colors=np.array([[1, 2, 3], [4, 5, 6]]))
     assert binary.label_space.id_map == {0: 0, 255: 1}
     assert binary.label_space.colors == ((1, 2, 3), (4, 5, 6))
+
+
+def test_settings_change_the_classes_of_pairs(here):
+    images, masks = (sorted(map(str, (here / "streets" / name).iterdir())) for name in ("train", "trainannot"))
+    data = segray.Dataset.from_pairs(images, masks, NAMES)
+    settings = {"data.id_map": {11: 255, "#FF0000": "car"}, "data.class_map": {"pole": None}, "data.size": (32, 48)}
+    space = plan_data(load(None, settings), data).label_space
+    assert space.names == tuple(name for name in NAMES if name != "pole")
+    assert (space.id_map[11], space.id_map[2]) == (255, 255)
+    assert space.id_map[color_id(255, 0, 0)] == space.names.index("car")
 
 
 def test_paths_and_numbers_of_any_kind_are_settings():

@@ -35,7 +35,7 @@ class Dataset(samples.Dataset):
         """Make a data set of images and their masks, in the same order.
 
         names: the classes; a mask holds their positions, or the ids that a mapping gives.
-        colors: RGB of each class, for pictures.
+        colors: RGB of each class, for pictures. Masks of colours need data.id_map={"#FF0000": "road", …} in settings.
         void: ids of pixels that count nowhere, as 255 does where it is no class's id.
         val: share of the frames to validate on, by the hash of their paths; or those of the images.
         Raises DataError for lists of other lengths, for an image or a class that is given twice, for an id that is both

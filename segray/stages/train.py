@@ -17,7 +17,7 @@ import torch
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
 from segray.config import Config
-from segray.core.data import FileSamples, MemorySamples, input_shape, open_dataset, split_refs
+from segray.core.data import FileSamples, MemorySamples, input_shape, open_dataset, split_refs, with_classes
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import FRAMES, differences, frame_list
 from segray.core.io import claims, storage
@@ -298,7 +298,7 @@ def read_places(config: Config) -> list[str]:
 def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     """Find the frames that `config` names, or take those given; check all that can be before a pixel is read."""
     check_names(config.model)
-    dataset = dataset or open_dataset(config.data)
+    dataset = with_classes(dataset, config.data) if dataset else open_dataset(config.data)
     for note in dataset.notes:
         log.warning(f"{note}.")
     parameters = check_model(config, dataset.label_space.num_classes)

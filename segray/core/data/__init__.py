@@ -94,10 +94,15 @@ def open_dataset(config: DataSection) -> Dataset:
         if likely is None or LAYOUTS[likely].signs == LAYOUTS[config.format].signs:
             raise
         raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
+    return without_links(with_classes(dataset, config))
+
+
+def with_classes(dataset: Dataset, config: DataSection) -> Dataset:
+    """Change a data set's classes as `id_map`, `class_map` and `mask_channel` say. ConfigError for an unknown class."""
     space = dataset.label_space
     given = {raw: _class_of(name, space) for raw, name in config.id_map.items()}
     space = replace(space, id_map={**space.id_map, **given}, mask_channel=config.mask_channel)
-    return without_links(replace(dataset, label_space=map_classes(space, config.class_map)))
+    return replace(dataset, label_space=map_classes(space, config.class_map))
 
 
 def _class_of(name: int | str, space: LabelSpace) -> int:
