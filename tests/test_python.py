@@ -11,7 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from labelled import label_all, settings_of
@@ -264,6 +266,21 @@ def test_rows_of_labels_are_chosen_by_an_expression(here):
 def test_a_choice_of_rows_that_cannot_be_is_one_line(here, given, said):
     with pytest.raises(DataError, match=said):
         segray.open_labels("labels/street").to_arrow(**given)
+
+
+def test_a_damaged_mask_is_an_error_and_metrics_alone_are_no_frames(here, tmp_path, loaded):
+    for name in ("png", "none"):
+        settings = settings_of([here / "frames"], mask_format=name)
+        plan = make_plan(str(tmp_path / name), settings, streets.LABEL_SPACE)
+        label_all(plan, loaded._predictor)
+    assert list(segray.open_labels(tmp_path / "none").frames()) == []
+    (part,) = (tmp_path / "png/labels").iterdir()
+    table = pq.read_table(part)
+    masks = [{**mask, "bytes": mask["bytes"][:60]} for mask in table["mask"].to_pylist()]
+    at = table.schema.get_field_index("mask")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(masks, table.schema.field(at).type)), part)
+    with pytest.raises(DataError, match=r"parquet#row=0"):
+        list(segray.open_labels(tmp_path / "png").frames())
 
 
 def test_masks_are_scored_as_every_command_does(here, tmp_path):

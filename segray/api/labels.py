@@ -72,11 +72,14 @@ class Labels:
     def frames(self, where: pc.Expression | None = None) -> Iterator[Result]:
         """Give the labelled frames as results, which read their images when these are asked for.
 
-        Rows without a mask, such as errors, are left out. An image that has changed since then is a DataError.
+        Rows without a mask, such as errors, are left out. A damaged mask is a DataError, and so is an image that has
+        changed since then.
 
         >>> [result.mask.shape for result in labels.frames()]
         [(96, 128), (96, 128), (96, 128), (96, 128)]
         """
+        if self._folder.plans[0].settings["mask_format"] == "none":
+            return
         stamps = self._folder.stamps()
         for table in self._tables(COLUMNS, where):
             for row in table.to_pylist():
@@ -84,13 +87,9 @@ class Labels:
                 del row["part"], row["row"]
                 if row["height_px"] is None:
                     continue
-                try:
-                    mask_hw = locators.read_mask(place)
-                except DataError:  # metrics alone were asked for
-                    continue
                 sure = locators.read_confidence(place)
                 yield Result(
-                    mask_hw,
+                    locators.read_mask(place),
                     self._folder.space,
                     partial(locators.read_image, locators.image_place(row), stamp=stamps.get(row["input_id"])),
                     None if sure is None else sure.astype(np.float32) / 255,
