@@ -341,7 +341,7 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
     """What Predictor.predict does to a batch, step by step."""
     import torch
 
-    from segray.core.infer.predictor import _ids, _metrics
+    from segray.core.infer.logit_maps import ids_of, metrics_of
     from segray.core.transforms import normalize, to_float
 
     info = predictor.info
@@ -349,8 +349,8 @@ def split(predictor: Any, frames: list[np.ndarray], size: tuple[int, int], timed
     there = timed("host → device", lambda: torch.from_numpy(np.stack(seen)).to(predictor.device))
     normal = timed("normalise", lambda: normalize(to_float(there), info.mean, info.std))
     logits = timed("forward", lambda: predictor._logits(normal)).contiguous()
-    timed("figures", lambda: _metrics(logits))
-    ids = timed("class ids", lambda: [_ids(one, size) for one in logits])
+    timed("figures", lambda: metrics_of(logits))
+    ids = timed("class ids", lambda: [ids_of(one, size) for one in logits])
     timed("device → host", lambda: [one.cpu().numpy() for one in ids])
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from segray.core.data.voc import color_of
 from segray.core.io import storage
-from segray.core.io.pairing import check_root, pair, read_text
+from segray.core.io.pairing import check_root, pair
+from segray.core.io.texts import read_text
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
 from segray.errors import DataError
 from segray.sections.training import DataSection

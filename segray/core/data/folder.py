@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from segray.core.io import storage
-from segray.core.io.pairing import check_columns, check_root, find_images, pair_found, read_text, split_by_lists
+from segray.core.io.pairing import check_root, find_images, pair_found, split_by_lists
+from segray.core.io.texts import check_columns, read_text
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, color_id
 from segray.errors import DataError
 from segray.sections.training import DataSection

@@ -14,23 +14,20 @@ import torch
 from torch.nn import functional
 
 from segray.core.clock import Clock
+from segray.core.infer import logit_maps
 from segray.core.memory import is_exhausted
 from segray.core.models import bundle, forward, name_of
 from segray.core.models.fold import fold_batch_norm
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
-from segray.core.transforms import fit, inner_size, normalize, sent, to_float
+from segray.core.transforms import fit, inner_size, normalize, to_float
 from segray.errors import ConfigError, InputTooLarge, ModelTooLarge
 from segray.sections.labelling import InferSection
 
-LOW_MARGIN = 0.5  # below this, first and second class are within half a probability of each other
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 16}
 # Pixels that a CPU works on at once: 9.5 frames/s of 352×480 one by one, 6.1 by eight, whose layers outgrow caches.
 CPU_PX = 1 << 18
 LEAST_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE = 2, 16
-BAND_ROWS = {"cpu": 32, "cuda": 512}  # rows of logits in work at once: about what a CPU's cache holds
-AT_ONCE_PX = 1 << 15
-AT_ONCE_LOGITS = 1 << 28  # interpolated ones that a GPU holds at once, 1 GiB of float32
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -277,7 +274,7 @@ class Predictor:
             seen = batch if scale == 1 else functional.interpolate(batch, size, mode="bilinear", antialias=True)
             for mirrored in (False, True) if self.infer.flip else (False,):
                 logits = self._forward(seen.flip(-1)).flip(-1) if mirrored else self._forward(seen)
-                yield _resize(logits, (height, width)).softmax(1)
+                yield logit_maps.resize(logits, (height, width)).softmax(1)
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         if self.session is not None:
@@ -309,7 +306,7 @@ class Predictor:
         logits = logits.contiguous()  # class by class: a CPU finds the highest faster
         if self.device.type == "cuda":
             return self._finish_at_once(logits, jobs)
-        metrics = _metrics(logits).tolist()
+        metrics = logit_maps.metrics_of(logits).tolist()
         found = [
             self._prediction(one, job.size, job.points, metric)
             for one, job, metric in zip(logits, jobs, metrics, strict=True)
@@ -323,16 +320,16 @@ class Predictor:
         masks: list[np.ndarray] = []
         confidences: list[np.ndarray | None] = []
         for part, size in parts:
-            ids = _ids_at_once(part, size)
+            ids = logit_maps.ids_at_once(part, size)
             if self.confidence_maps or self.threshold is not None:
-                tops = torch.stack([_tops(one, size) for one in part])
+                tops = torch.stack([logit_maps.tops_of(one, size) for one in part])
                 if self.threshold is not None:
                     ids.masked_fill_(tops <= self.threshold, IGNORE_INDEX)
                 if self.confidence_maps:
                     confidences += list(_fetched(tops.mul_(255).round_().to(torch.uint8)))
             masks += list(_fetched(ids))
-        metrics = _fetched(_metrics(logits))
-        at = [None if job.points is None else _fetched(_at(one, job.size, job.points))
+        metrics = _fetched(logit_maps.metrics_of(logits))
+        at = [None if job.points is None else _fetched(logit_maps.at_points(one, job.size, job.points))
               for one, job in zip(logits, jobs, strict=True)]  # fmt: skip
         wait = _queued(logits.device)
 
@@ -348,14 +345,14 @@ class Predictor:
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
     ) -> Prediction:
         """Make a prediction from logits [C, H, W], which are interpolated to `size` so that edges stay smooth."""
-        ids, confidence = _ids(logits, size), None
+        ids, confidence = logit_maps.ids_of(logits, size), None
         if self.confidence_maps or self.threshold is not None:
-            tops = _tops(logits, size)
+            tops = logit_maps.tops_of(logits, size)
             if self.threshold is not None:
                 ids[tops <= self.threshold] = IGNORE_INDEX
             if self.confidence_maps:
                 confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
-        at = None if points is None else _at(logits, size, points).cpu().numpy()
+        at = None if points is None else logit_maps.at_points(logits, size, points).cpu().numpy()
         confidence_mean, entropy_mean, low_margin_share = metrics
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
 
@@ -402,116 +399,3 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
     stride = max(1, int(window * (1 - overlap)))
     count = 1 + -(-(length - window) // stride)
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
-
-
-def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-def _ids(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return the class of the highest of logits [C, H, W] after _resize() to `size`, uint8.
-
-    A pixel takes the class of its four neighbours if they have the same; only the others are interpolated.
-    """
-    if len(logits) == 2:  # the sign of their difference is enough, in a tenth to two thirds of the time
-        return (_resize((logits[1:] - logits[:1])[None], size)[0, 0] > 0).to(torch.uint8)
-    height, width = logits.shape[1:]
-    coarse = logits.max(0).indices.to(torch.uint8)  # argmax() is several times as slow on a CPU
-    if size == (height, width):
-        return coarse
-    (upper, lower, down), (left, right, along) = (
-        [values.to(logits.device) for values in _between(*sides)] for sides in zip((height, width), size, strict=True)
-    )
-    lefts, rights = coarse.index_select(1, left), coarse.index_select(1, right)
-    ids = lefts.index_select(0, upper)
-    torn = ids != rights.index_select(0, upper)
-    for corner in (lefts, rights):
-        torn |= ids != corner.index_select(0, lower)
-    pixels = logits.flatten(1)
-    for y, x in zip(*(index.split(AT_ONCE_PX) for index in torn.nonzero(as_tuple=True)), strict=True):
-        above, below = (
-            torch.lerp(
-                pixels.index_select(1, row[y] * width + left[x]),
-                pixels.index_select(1, row[y] * width + right[x]),
-                along[x],
-            )
-            for row in (upper, lower)
-        )
-        ids[y, x] = torch.lerp(above, below, down[y]).max(0).indices.to(torch.uint8)
-    return ids
-
-
-def _ids_at_once(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return the ids of a batch [B, C, H, W] as _ids() does of each frame, uint8 [B, *size], but at ties.
-
-    All pixels are interpolated: a GPU does that faster than it finds those that need it.
-    """
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits.argmax(1).to(torch.uint8)
-    frame = logits.shape[1] * size[0] * size[1]
-    if frame > AT_ONCE_LOGITS:
-        frames = [[band.argmax(0).to(torch.uint8) for band in _bands(one, size)] for one in logits]
-        return torch.stack([torch.cat(bands) for bands in frames])
-    parts = logits.split(max(1, AT_ONCE_LOGITS // frame))
-    return torch.cat([_resize(part, size).argmax(1).to(torch.uint8) for part in parts])
-
-
-def _tops(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return the highest probability of each pixel of logits [C, H, W] after _resize() to `size`."""
-    return torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
-
-
-def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Yield logits [C, H, W] as _resize() returns them at `size`, some rows at a time, never all in memory."""
-    height, width = logits.shape[1:]
-    upper, lower, share = _between(height, size[0])
-    share = sent(share.view(-1, 1), logits.device)
-    step = BAND_ROWS[logits.device.type]
-    for start in range(0, size[0], step):
-        rows = slice(start, start + step)
-        if size == (height, width):
-            yield logits[:, rows]
-            continue
-        first, last = int(upper[rows][0]), int(lower[rows][-1]) + 1
-        wide = _resize(logits[None, :, first:last], (last - first, size[1]))[0]
-        above, below = (wide.index_select(1, sent(row[rows] - first, wide.device)) for row in (upper, lower))
-        yield above.lerp_(below, share[rows])
-
-
-def _between(length: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return, for `wanted` pixels along a side of `length`, the two source pixels of each and the second's weight."""
-    at = ((torch.arange(wanted) + 0.5) * (length / wanted) - 0.5).clamp_min_(0)  # half-pixel centres
-    first = at.long()
-    return first, (first + 1).clamp_max_(length - 1), at - first
-
-
-def _at(logits: torch.Tensor, size: tuple[int, int], points: np.ndarray) -> torch.Tensor:
-    """Interpolate logits [C, H, W] only at some pixels of `size`: [N, 2] rows and columns → [N, C]."""
-    shares = (torch.from_numpy(points).float() + 0.5) / torch.tensor(size)
-    grid = (shares.flip(-1) * 2 - 1).view(1, 1, -1, 2).to(logits.device)
-    found = functional.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return found[0, :, 0].T
-
-
-def _metrics(logits: torch.Tensor) -> torch.Tensor:
-    """Return [B, 3]: mean confidence, mean relative entropy, low-margin share."""
-    step = BAND_ROWS[logits.device.type]
-    sums = torch.stack([_figure_sums(logits[:, :, i : i + step]) for i in range(0, logits.shape[2], step)]).sum(0)
-    return sums / logits[0, 0].numel()
-
-
-def _figure_sums(logits: torch.Tensor) -> torch.Tensor:
-    """Sum confidence, relative entropy and low margins over pixels, [B, 3].
-
-    With d the logit's distance from the highest: probability exp(d) / s, s their sum; entropy log(s) − Σ d exp(d) / s.
-    """
-    top, label = logits.max(1, keepdim=True)
-    down = logits - top
-    parts = down.exp()
-    total = parts.sum(1)
-    entropy = (total.log() - parts.mul_(down).sum(1) / total) / max(np.log(logits.shape[1]), 1e-9)
-    second = down.scatter_(1, label, -torch.inf).amax(1).exp()  # topk() is slower on a CPU
-    columns = (1 / total, entropy, (1 - second) / total < LOW_MARGIN)
-    return torch.stack([column.double().sum(dim=(1, 2)) for column in columns], dim=1)

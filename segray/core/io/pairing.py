@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from segray.core.io import storage
 from segray.core.io.images import IMAGE_SUFFIXES
+from segray.core.io.texts import read_text
 from segray.core.samples import SampleRef
 from segray.errors import DataError
 from segray.sections.training import DataSection
@@ -226,20 +227,6 @@ def pair_found(
     ]
     lonely = image_uris.keys() ^ mask_uris.keys()
     return refs, sorted(image_uris.get(stem) or mask_uris[stem] for stem in lonely)
-
-
-def read_text(uri: str) -> str:
-    """Read a small UTF-8 file, with or without a byte order mark. DataError for another encoding."""
-    try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{uri} is not UTF-8 text; save it as UTF-8.") from None
-
-
-def check_columns(names: Sequence[str], uri: str) -> None:
-    """Raise DataError where two columns of a table have one name: one of them would be ignored."""
-    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
-        raise DataError(f"{uri} has {names.count(twice[0])} columns called {twice[0]}; rename all but one of them.")
 
 
 def check_root(root: str | None, layout: str) -> str:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from segray.core import metrics
 from segray.core.io import storage
-from segray.core.io.pairing import check_columns, ends, frame_name, is_elsewhere, own_folder, read_text, shared_names
+from segray.core.io.pairing import ends, frame_name, is_elsewhere, own_folder, shared_names
+from segray.core.io.texts import check_columns, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")

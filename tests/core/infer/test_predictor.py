@@ -15,6 +15,7 @@ from segray.core import precision as precision_rule
 from segray.core.clock import Clock
 from segray.core.data import streets
 from segray.core.data.streets import LABEL_SPACE
+from segray.core.infer import logit_maps
 from segray.core.infer import predictor as module
 from segray.core.infer.predictor import Predictor, _starts
 from segray.core.models import build, bundle, forward
@@ -298,7 +299,7 @@ def test_masks_and_figures_are_those_of_all_logits_at_once(plain_bundle, size, f
 @pytest.mark.parametrize("classes", [2, 11])
 @pytest.mark.parametrize("at_once", [1 << 28, 1 << 15, 1])
 def test_a_gpus_large_steps_give_what_the_cpus_small_ones_do(plain_bundle, monkeypatch, classes, at_once):
-    monkeypatch.setattr(module, "AT_ONCE_LOGITS", at_once)  # all frames, some, and not even one at once
+    monkeypatch.setattr(logit_maps, "AT_ONCE_LOGITS", at_once)  # all frames, some, and not even one at once
     torch.manual_seed(3)
     logits = functional.interpolate(torch.randn(5, classes, 6, 8), (40, 56), mode="bicubic") * 3
     predictor = Predictor(str(plain_bundle), confidence_maps=True, threshold=0.6)

@@ -494,10 +494,10 @@ def test_a_mask_is_the_highest_logit_at_source_size(predictor, size):
 
 
 def test_figures_of_confidence_are_those_of_the_softmax():
-    from segray.core.infer.predictor import _metrics
+    from segray.core.infer.logit_maps import metrics_of
 
     logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])  # one pixel torn between two classes, and one that is sure
-    confidence, entropy, low = _metrics(logits)[0].tolist()
+    confidence, entropy, low = metrics_of(logits)[0].tolist()
     assert (confidence, entropy, low) == (pytest.approx(0.75, abs=1e-4), pytest.approx(0.5, abs=1e-4), 0.5)
 
 
