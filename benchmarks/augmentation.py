@@ -26,7 +26,7 @@ from segray.core.training.checkpoint import EpochRow
 from segray.core.training.workers import LocalWorker
 from segray.recipes import RECIPES
 from segray.sections.training import AugmentSection
-from segray.stages.train import DataPlan, plan_data
+from segray.stages.run_data import DataPlan, plan_data
 
 COLORS = {"augment.brightness": 0.125, "augment.contrast": 0.3, "augment.saturation": 0.3}
 BEFORE = {**COLORS, "augment.brightness": 0.3, "augment.scale": [0.5, 2.0], "augment.rotate_deg": 5.0}  # of version 0.1

@@ -20,7 +20,10 @@ from segray.core.training import loop
 from segray.core.training.checkpoint import read_history, read_settings
 from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError
 from segray.stages import evaluate, label, sweep
-from segray.stages.train import DataPlan, claim, new_start, new_steps, run, train, with_batch
+from segray.stages.batch_size import with_batch
+from segray.stages.resume import claim
+from segray.stages.run_data import DataPlan
+from segray.stages.train import new_start, new_steps, run, train
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from ray._private.utils import check_version_info
 
-from segray.cluster import access, connect, submit
+from segray.cluster import access, connect, object_store, submit
 from segray.cluster.access import check_folder
 from segray.cluster.resources import Resources, WorkerShape, shape
 from segray.config import Config, load
@@ -18,7 +18,7 @@ from segray.core.io import storage
 from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
 from segray.sections.labelling import ClusterSection, GivenLabelSection
-from segray.stages import train
+from segray.stages import run_data
 from segray.stages.label import _shape, label, shards_at_once
 
 
@@ -116,7 +116,7 @@ MIB = 2**20
 )
 def test_decoded_frames_go_to_the_object_store_where_each_node_has_room_for_a_copy(stores_mib, frames, fits):
     nodes = [{"CPU": 4.0, "object_store_memory": mib * MIB} for mib in stores_mib]
-    assert connect.fits_stores(frames * 4 * MIB, connect.resources_of(nodes)) == fits
+    assert object_store.fits_stores(frames * 4 * MIB, connect.resources_of(nodes)) == fits
 
 
 def test_a_head_without_cpus_needs_no_room_for_frames():
@@ -127,11 +127,11 @@ def test_a_head_without_cpus_needs_no_room_for_frames():
 
 def test_both_splits_share_the_room(monkeypatch):
     stored = []
-    monkeypatch.setattr(connect, "store_samples", lambda refs, *_: stored.append(len(refs)))
+    monkeypatch.setattr(object_store, "store_samples", lambda refs, *_: stored.append(len(refs)))
     has = Resources(4, 0, 80 * MIB, ((4, 0),))
     for train_frames, val_frames in ((6, 4), (6, 5), (10, 10)):
         refs = [tuple(SampleRef(f"{i}", f"{i}.jpg", f"{i}.png") for i in range(n)) for n in (train_frames, val_frames)]
-        data = train.stored(Config(), train.DataPlan(*refs, streets.LABEL_SPACE, (1024, 1024), ""), has)
+        data = run_data.stored(Config(), run_data.DataPlan(*refs, streets.LABEL_SPACE, (1024, 1024), ""), has)
         assert (
             isinstance(data.train, FileSamples) == isinstance(data.val, FileSamples) == (train_frames + val_frames > 10)
         )

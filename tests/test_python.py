@@ -31,7 +31,7 @@ from segray.core.labels import parts
 from segray.core.labels.planning import make_plan
 from segray.core.samples import color_id
 from segray.errors import ConfigError, DataError, SegrayError
-from segray.stages.train import plan_data
+from segray.stages.run_data import plan_data
 
 NAMES = streets.LABEL_SPACE.names
 EXAMPLES = [

@@ -8,7 +8,8 @@ from segray.config import load
 from segray.core.data import streets
 from segray.errors import ConfigError
 from segray.recipes import RECIPES, named
-from segray.stages.train import in_epochs, train
+from segray.stages.batch_size import in_epochs
+from segray.stages.train import train
 
 
 @pytest.mark.parametrize("name", RECIPES)

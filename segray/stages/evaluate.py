@@ -41,7 +41,7 @@ from segray.core.training.checkpoint import SETTINGS, command_of, read_settings
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.sections.values import is_ready_model
-from segray.stages.train import different
+from segray.stages.resume import different
 
 log = logging.getLogger("segray")
 

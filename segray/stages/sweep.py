@@ -17,7 +17,7 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-from segray.cluster import connect, resources
+from segray.cluster import connect, object_store, resources
 from segray.cluster.access import check_places
 from segray.config import Config
 from segray.core.data.frame_list import FRAMES
@@ -41,22 +41,10 @@ from segray.core.training.checkpoint import (
 )
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
-from segray.stages.train import (
-    DataPlan,
-    as_begun,
-    before,
-    begun_settings,
-    changed_frames,
-    check_model,
-    claim,
-    different,
-    in_epochs,
-    plan_data,
-    read_places,
-    run,
-    stored,
-    with_batch,
-)
+from segray.stages.batch_size import in_epochs, with_batch
+from segray.stages.resume import as_begun, before, begun_settings, changed_frames, claim, different
+from segray.stages.run_data import DataPlan, check_model, plan_data, read_places, stored
+from segray.stages.train import run
 from segray.trials.leaderboard import (
     ROWS,
     TABLE,
@@ -197,7 +185,7 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.Worke
         config=config.model_dump(mode="json"),
         data=data,
         worker=worker,
-        weights={_start(one): connect.put(encoder_weights(one.model)) for one in _encoders(config)},
+        weights={_start(one): object_store.put(encoder_weights(one.model)) for one in _encoders(config)},
     )
     scheduler = _scheduler(config, turns, worker.gpus * worker.count)
     state = storage.join(config.sweep.out, ".tune")

@@ -11,7 +11,8 @@ from segray.config import Config
 from segray.core.search.space import Trial, choices_of, fits, list_trials, propose, with_seeds
 from segray.core.training.checkpoint import EpochRow, is_finished, read_history
 from segray.stages import trackers
-from segray.stages.train import claim, new_rows
+from segray.stages.resume import claim
+from segray.stages.train import new_rows
 from segray.trials.leaderboard import Entry, outcomes, planned, read_entries, trial_config, trial_out, write_entries
 
 OnRow = Callable[[str, EpochRow], None]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from segray.cluster import connect
+from segray.cluster import object_store
 from segray.core.data import open_dataset, read_sample, split_refs
 from segray.core.io import storage
 from segray.core.models import build, bundle, encoder_of
@@ -122,7 +122,7 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
 @pytest.mark.timeout(300)
 def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, town, tmp_path, monkeypatch):
     """The other one waits for its share of the evaluation, for half an hour if nobody ends it."""
-    monkeypatch.setattr(connect, "STORE_SHARE", 0.0)  # each frame is read by the worker that needs it
+    monkeypatch.setattr(object_store, "STORE_SHARE", 0.0)  # each frame is read by the worker that needs it
     root = tmp_path / "camvid"
     shutil.copytree(town / "train", root / "train")
     shutil.copytree(town / "trainannot", root / "trainannot")
@@ -242,8 +242,8 @@ def test_samples_of_the_object_store_are_those_of_the_files(settings):
     """More than two blocks of them, each at its own position."""
     dataset = open_dataset(settings().data)
     refs, space = dataset.splits["train"] * 4, dataset.label_space
-    stored = connect.store_samples(refs, space, (32, 48))
-    assert len(stored) == len(refs) > 2 * connect.BLOCK
+    stored = object_store.store_samples(refs, space, (32, 48))
+    assert len(stored) == len(refs) > 2 * object_store.BLOCK
     for i in (0, 15, 16, 17, 40, len(refs) - 1):
         image_hwc, mask_hw = read_sample(refs[i], space, (32, 48))
         assert np.array_equal(stored[i].image_hwc, image_hwc)

@@ -13,7 +13,7 @@ from segray.core.io import pairing
 from segray.core.samples import LabelSpace, SampleRef, color_id
 from segray.errors import ConfigError, DataError
 from segray.sections.training import DataSection
-from segray.stages.train import plan_data
+from segray.stages.run_data import plan_data
 
 
 def put(path, value=0, size=(6, 4), mode="L"):
