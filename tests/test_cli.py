@@ -114,6 +114,11 @@ def test_the_steps_of_an_epoch_are_lines_of_a_log(monkeypatch, capsys):
     assert capsys.readouterr().out == "epoch 1 of 2: step 12 of 90\n"
 
 
+def test_sizes_have_three_digits():
+    said = [terminal.size(count) for count in (0, 812, 1010 * 1024, 1_400_000, 7 << 40)]
+    assert said == ["0 bytes", "812 bytes", "0.986 MiB", "1.34 MiB", "7.17e+03 GiB"]
+
+
 def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):
     args = ("train", "--size", "180x240", "--lr", "0.01", "--set", "augment.flip=0", "--dry-run")
     code, out, _ = run(monkeypatch, capsys, *args)

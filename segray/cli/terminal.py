@@ -189,9 +189,13 @@ def _encodable(text: str) -> str:
 
 
 def size(count: int) -> str:
-    """Format a number of bytes: '812 bytes', '1.3 MiB'."""
+    """Format a number of bytes with three digits.
+
+    >>> size(812), size(1010 * 1024), size(1_400_000)
+    ('812 bytes', '0.986 MiB', '1.34 MiB')
+    """
     units = ("bytes", "KiB", "MiB", "GiB")
-    power = min(len(units) - 1, max(0, count.bit_length() - 1) // 10)
+    power = next((power for power in range(len(units)) if count < 999.5 * 1024**power), len(units) - 1)
     return f"{count / 1024**power:.3g} {units[power]}"
 
 
