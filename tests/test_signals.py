@@ -93,6 +93,7 @@ def fake_ray(monkeypatch, tmp_path):
     import ray
 
     calls = []
+    monkeypatch.setattr(connect, "READERS", ())  # a real Ray may have left some in this process, and each is waited for
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/short")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
