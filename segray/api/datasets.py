@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from segray.api.results import Place
 from segray.core import samples
 from segray.core.data.folder import hue
 from segray.core.io import pairing, storage
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.errors import DataError
 
-Place = str | os.PathLike[str]
 Colors = Sequence[tuple[int, int, int]]
 
 

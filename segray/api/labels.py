@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.api.results import Result
+from segray.api.results import Place, Result, in_unit_range
 from segray.core.io import locators
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.schema import ROW_SCHEMA
@@ -21,7 +21,7 @@ MASKS = ("mask", "mask_rle", "confidence")  # columns that are large
 COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
 
 
-def open_labels(place: str | os.PathLike[str]) -> Labels:
+def open_labels(place: Place) -> Labels:
     """Open what `segray label` wrote, local or on s3://, also while its run is unfinished.
 
     Raises DataError where there are no labels.
@@ -87,12 +87,11 @@ class Labels:
                 del row["part"], row["row"]
                 if row["height_px"] is None:
                     continue
-                sure = locators.read_confidence(place)
                 yield Result(
                     locators.read_mask(place),
                     self._folder.space,
                     partial(locators.read_image, locators.image_place(row), stamp=stamps.get(row["input_id"])),
-                    None if sure is None else sure.astype(np.float32) / 255,
+                    in_unit_range(locators.read_confidence(place)),
                     locators.image_place(row),
                     row["time_s"],
                     row,

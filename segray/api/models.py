@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segray.api.results import Result
+from segray.api.results import Place, Result, in_unit_range
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators, storage
 from segray.core.io.video_index import VIDEO_SUFFIXES
@@ -23,7 +23,6 @@ from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError
 from segray.sections.labelling import ClusterSection, InferSection, LabelSection
 
-Place = str | os.PathLike[str]
 Pixels = Place | np.ndarray | Image.Image
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # Pillow's, whose channels have 8 bits
 
@@ -132,7 +131,7 @@ class Model:
                 made.mask_hw,
                 self._predictor.label_space,
                 frame.pixels,
-                None if made.confidence_hw is None else made.confidence_hw.astype(np.float32) / 255,
+                in_unit_range(made.confidence_hw),
                 frame.source,
                 frame.time_s,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,13 @@ from segray.core.io.drawing import legend as legend_of
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError
+
+Place = str | os.PathLike[str]
+
+
+def in_unit_range(confidence_hw: np.ndarray | None) -> np.ndarray | None:
+    """Return confidences stored as 255 × the probability, uint8 [H, W], as float32 in 0–1."""
+    return None if confidence_hw is None else confidence_hw.astype(np.float32) / 255
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import numpy as np
 
-from segray.api.datasets import Dataset, Place
-from segray.api.results import Result
+from segray.api.datasets import Dataset
+from segray.api.results import Place, Result
 from segray.core import metrics
 from segray.core.io import locators, storage
 from segray.errors import ConfigError, DataError, nearest
