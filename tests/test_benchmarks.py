@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -68,10 +67,6 @@ def test_runs_that_are_worth_most_come_first_and_several_processes_get_as_many_m
 
 @pytest.mark.long
 def test_every_step_runs_in_small_without_a_gpu(tmp_path):
-    try:
-        version("psutil")  # a copy inside Ray may be importable here, and is not in the steps' processes
-    except PackageNotFoundError:
-        pytest.skip("needs segray[bench]")
     town = streets.write(tmp_path / "town", train=6, val=2, size=(48, 64), video_s=0)
     given = ["gpu", "--minutes", "8", "--out", str(tmp_path / "gpu.md"), "--camvid", str(town)]
     found = CliRunner().invoke(bench, given, catch_exceptions=False)
