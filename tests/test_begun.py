@@ -387,6 +387,24 @@ def test_a_run_that_kept_no_list_of_its_frames_goes_on_over_others_and_says_so(c
     assert f"The frames or classes are not those of the best epoch so far in {tmp_path}/run" in caplog.text
 
 
+def test_the_first_worker_of_ray_says_at_which_step_it_is_and_the_driver_hears_it(tmp_path, monkeypatch):
+    worker = object.__new__(connect.RayWorker)  # as within a run of Ray
+    worker.rank, worker.out, worker._told_s = 0, str(tmp_path), -1e9
+    told = []
+    poll = new_steps(str(tmp_path), lambda *step: told.append(step))
+    worker.at("epoch 1 of 2", 3, 4)
+    worker.at("epoch 1 of 2", 4, 4)  # too soon after the other
+    poll()
+    poll()
+    assert told == [("epoch 1 of 2", 3, 4)]
+    worker.rank = 1
+    worker._told_s = -1e9
+    worker.at("epoch 1 of 2", 2, 4)
+    monkeypatch.setitem(connect.STEPS_EVERY_S, False, 0.0)
+    new_steps(str(tmp_path), lambda *step: told.append(step))()
+    assert told == [("epoch 1 of 2", 3, 4)]
+
+
 @pytest.mark.parametrize(("new_poll", "name"), [(new_start, connect.STARTED), (new_steps, connect.STEPS)])
 def test_what_workers_said_may_be_removed_while_it_is_read(tmp_path, monkeypatch, new_poll, name):
     """A run removes its folder of Ray when it ends, while its polls still run."""
