@@ -19,6 +19,7 @@ STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
     "demo": {"out", "overwrite", "help"},
     "data check": {"format", "set", "help"},
+    "data classes": {"set", "help"},
     "data draw": {"train", "val", "size", "seed", "help"},
     "data formats": {"help"},
     "data get": {"url", "help"},
@@ -209,20 +210,18 @@ BAD = [
     ((*SUBMIT, "train"), "No Ray answers at http://127.0.0.1:1: Connection refused. " + AT_ADDRESS),
 ]  # fmt: skip
 NO_DATA = (
-    "No data is given; name a folder and its layout: --data FOLDER --format NAME. Or draw some: segray data draw "
-    "streets/, then --data streets/ --format streets. segray demo does it all."
+    "No data is given; name the folder of the labelled frames: --data FOLDER. Or draw some: segray data draw streets/, "
+    "then --data streets/. segray demo does it all."
 )
 USAGE = [
     (("train",), NO_DATA),
     (("sweep",), NO_DATA),
     (("data", "check"), NO_DATA),
-    (("train", "--format", "camvid"), NO_DATA.replace("NAME", "camvid")),
-    (("train", "--data", "{}/camvid"), "data.format is not given. {}/camvid looks like camvid: --format camvid."),
-    (("data", "check", "{}/camvid"), "data.format is not given. {}/camvid looks like camvid: --format camvid."),
-    (("train", "--data", "{}/typo"),
-     "{}/typo does not exist; give the folder that holds the labelled frames, and its --format."),
+    (("train", "--format", "camvid"), NO_DATA),
+    (("train", "--data", "{}/typo"), "{}/typo does not exist; give the folder that holds the labelled frames."),
     (("sweep", "--data", "{}/full"),
-     "data.format is not given, and {}/full is of no known layout; segray data formats lists them."),
+     "{}/full is of no known layout; it holds thesis.txt. The simplest one is images/ masks/ classes.csv, or others like them; "
+     "masks of ids or colours. segray data formats lists all."),
     (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
     (("train", "--set", "epochs=3"), "settings: unknown key epochs. Did you mean train.epochs?"),

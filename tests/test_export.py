@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from segray.cli import cli
 from segray.config import load
 from segray.core.data import camvid, cityscapes, open_dataset, read_sample, streets, voc
-from segray.core.data.folder import read_classes
+from segray.core.data.class_files import read_classes
 from segray.core.formats import WRITERS
 from segray.core.formats.coco import INSTANCES, PANOPTIC, instances, segment_runs
 from segray.core.formats.cvat import own_colors

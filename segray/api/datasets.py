@@ -10,7 +10,7 @@ import numpy as np
 
 from segray.api.results import Place
 from segray.core import samples
-from segray.core.data.folder import hue
+from segray.core.data.class_files import hue
 from segray.core.io import pairing, storage
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.errors import DataError

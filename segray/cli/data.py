@@ -30,7 +30,8 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
 
     \b
     Example:
-      segray data check --format camvid camvid/
+      segray data check camvid/
+      segray data check --format cityscapes34 cityscapes/
     """
     from segray.cli.terminal import counting, say
     from segray.config import load, parse_override
@@ -78,6 +79,31 @@ def show_check(result: CheckResult, space: LabelSpace) -> None:
         say(f"… and {len(result.problems) - 20} more.")
 
 
+@data.command("classes")
+@click.argument("root")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.masks=seg.")
+def data_classes(root: str, sets: tuple[str, ...]) -> None:
+    """Write a classes.csv for a folder of images and masks.
+
+    It lists the ids or colours that stand in the masks, under names that are yours to edit.
+
+    \b
+    Example:
+      segray data classes mine/
+    """
+    from segray.cli.terminal import counting, say
+    from segray.config import load, parse_override
+    from segray.core.data.proposal import write_proposal
+    from segray.core.io import storage
+
+    config = load(None, {"data.root": root, **dict(map(parse_override, sets))}).data
+    with counting("masks") as advance:
+        place = write_proposal(config, advance)
+    say(storage.read_bytes(place).decode().rstrip())
+    say(f"These classes are in {place}: give them names there. A class called void counts nowhere.")
+    say(f"Next: segray data check {root}")
+
+
 @data.command("draw")
 @click.argument("root")
 @click.option("--train", type=click.IntRange(0), default=48, show_default=True, help="Number of training frames.")
@@ -105,7 +131,7 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     pixels = load(None, {"data.size": size}).data.size or (180, 240)
     with waiting("Drawing streets"):
         streets.write(storage.local(root, "a drawn town"), train=train, val=val, size=pixels, seed=seed)
-    say(f"Streets are in {root}. Next: segray train --format streets --data {root}")
+    say(f"Streets are in {root}. Next: segray train --data {root}")
 
 
 @data.command("formats")

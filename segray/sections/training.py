@@ -19,6 +19,7 @@ from segray.sections.values import (
     check_divisors,
     check_objective,
     check_zoom,
+    parse_auto,
     parse_batch,
     parse_loss,
     parse_mask_id,
@@ -33,9 +34,10 @@ Resize = Literal["stretch", "keep"]
 class DataSection(Section):
     """Frames with ground truth, to train on and to score against."""
 
-    format: str | None = Field(
+    format: Annotated[str | None, BeforeValidator(parse_auto)] = Field(
         None,
-        description="Layout of the data folder; `segray data formats` lists them. Needed where `data.root` is given.",
+        description="Layout of the data folder; `segray data formats` lists them. Default, or auto: found by what lies "
+        "in the folder.",
     )
     root: Place | None = Field(None, description="Folder of the frames and their ground truth.")
     size: Size | None = Field(
@@ -50,11 +52,29 @@ class DataSection(Section):
     )
     train_split: str = Field("train", description="Split to train on.")
     val_split: str = Field("val", description="Split to validate on while training.")
-    images: str = Field("images", description="Folder of the images below `data.root`, for the layout `folder`.")
-    masks: str = Field("masks", description="Folder of the masks below `data.root`, for the layout `folder`.")
-    classes: str = Field(
-        "classes.csv",
-        description="CSV file of `name[,id][,r,g,b][,scored]` below `data.root`, for the layout `folder`.",
+    images: str | None = Field(
+        None, description="Folder of the images below `data.root`, for the layout `folder`. Default: found by its name."
+    )
+    masks: str | None = Field(
+        None, description="Folder of the masks below `data.root`, for the layout `folder`. Default: found by its name."
+    )
+    mask_suffix: str | None = Field(
+        None,
+        description="End of the masks' file names after those of their images, such as _mask, for the layout `folder`. "
+        "Default: found.",
+    )
+    classes: str | None = Field(
+        None,
+        description="File of the classes below `data.root`, for the layout `folder`: a CSV of "
+        "`name[,id][,r,g,b][,scored]`, a YAML file, or another tool's. Default: found by its name.",
+    )
+    unpaired: Literal["refuse", "drop"] = Field(
+        "refuse", description="What to do with images that have no mask, and masks that have no image."
+    )
+    exclude: Annotated[list[str], BeforeValidator(parse_names)] = Field(
+        default_factory=list,
+        description="Patterns of frames to leave out, such as day3/*; they are matched with the frame's path below "
+        "`data.root`, and `*` also stands for slashes.",
     )
     val_share: float = Field(
         0.2,

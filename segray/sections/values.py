@@ -26,6 +26,11 @@ def parse_size(value: Any) -> Any:
     return value
 
 
+def parse_auto(value: Any) -> Any:
+    """Take the word auto for nothing, as a setting that is found by itself is not given."""
+    return None if value == "auto" else value
+
+
 def parse_mask_id(value: Any) -> Any:
     """Give the id of a colour such as '#800040', as core.samples.color_id does."""
     return 1 << 24 | int(value[1:], 16) if isinstance(value, str) and value.startswith("#") else value

@@ -224,7 +224,8 @@ def _with_data(config: Config) -> Config:
     own = read_info(place).config.get("data", {})
     if not own.get("root"):
         return config
-    log.warning(f"No data is named; the model is scored on its own: --format {own['format']} --data {own['root']}.")
+    layout = f"--format {own['format']} " if own["format"] else ""
+    log.warning(f"No data is named; the model is scored on its own: {layout}--data {own['root']}.")
     return config.changed({f"data.{key}": value for key, value in own.items()})
 
 

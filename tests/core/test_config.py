@@ -95,6 +95,7 @@ def test_a_file_without_end_is_no_config():
 # Settings that hold text and are no path.
 NO_PATH = {
     "data.format", "data.train_split", "data.val_split", "data.images", "data.masks", "data.classes",  # below data.root
+    "data.mask_suffix", "data.exclude",
     "model.arch", "model.encoder", "sweep.encoders", "sweep.learning_rates", "sweep.objective", "evaluate.split",
     "cluster.address",
 }  # fmt: skip

@@ -7,14 +7,16 @@ LAYOUTS. A mask file holds ids or colours; the label space's id_map says what th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from segray.core.data import ade20k, camvid, carvana, cityscapes, folder, labels, voc
+from segray.core.data import ade20k, camvid, carvana, cityscapes, class_files, folder, labels, roles, voc
 from segray.core.data.frame_cache import FrameCache
 from segray.core.io import locators, storage
 from segray.core.io.locators import read_image, read_mask
@@ -26,6 +28,7 @@ from segray.errors import ConfigError, DataError, nearest
 from segray.sections.training import DataSection, Resize
 
 LOOKED_AT = 256  # frames whose sizes say how a data set is resized, evenly over all of them
+SIGNS_READ, LISTED = 100, 6  # files of a folder that are looked at to find its layout, and names of them in a message
 RATIO_TOLERANCE = 1.02  # aspect ratios within 2 % are one that was rounded, or cut by a few pixels, as KITTI's
 BOX_HOLDS = 0.9  # share of the frames' heights and widths that the box holds: the odd upright frame does not square it
 
@@ -39,11 +42,15 @@ def open_streets(config: DataSection) -> Dataset:
 
 
 class Format(NamedTuple):
-    """open: settings → data set. layout: what stands below the root. signs: of which all are there, as a rule."""
+    """open: settings → data set. layout: what stands below the root. signs: of which all are there, as a rule.
+
+    ends: how the names of the files in the last sign end, where other layouts have the same folders.
+    """
 
     open: Callable[[DataSection], Dataset]
     layout: str
     signs: tuple[str, ...]
+    ends: str = ""
 
 
 LAYOUTS = {
@@ -59,7 +66,7 @@ LAYOUTS = {
     ),
     "cityscapes34": Format(cityscapes.open_dataset_34, "the same; all 34 labels", ("leftImg8bit", "gtFine")),
     "carvana": Format(
-        carvana.open_dataset, "train/ train_masks/ (.gif); background and car", ("train", "train_masks")
+        carvana.open_dataset, "train/ train_masks/ (.gif); background and car", ("train", "train_masks"), "_mask.gif"
     ),
     "voc": Format(
         voc.open_dataset, "JPEGImages/ SegmentationClass/ ImageSets/; 21 classes", ("JPEGImages", "SegmentationClass")
@@ -68,7 +75,10 @@ LAYOUTS = {
         ade20k.open_dataset, "images/training/ annotations/training/ …; 150 classes",
         ("images/training", "annotations/training"),
     ),
-    "folder": Format(folder.open_dataset, "images/ masks/ classes.csv; masks of ids or colours", ("images", "masks")),
+    "folder": Format(
+        folder.open_dataset, "images/ masks/ classes.csv, or others like them; masks of ids or colours",
+        ("images", "masks"),
+    ),
     "labels": Format(labels.open_dataset, "the --out of segray label: a teacher's labels", ("_segray",)),
     "streets": Format(
         open_streets, "what segray data draw draws, in CamVid's layout; 11 classes", ("streets.json", "trainannot")
@@ -79,22 +89,56 @@ LAYOUTS = {
 def open_dataset(config: DataSection) -> Dataset:
     """List the splits of a data set, without reading a pixel; `id_map` and `class_map` change the layout's own classes.
 
-    `mask_channel` says where colour masks hold their ids. Raises ConfigError where format or folder are not given,
-    and for an unknown format or class; DataError for a folder that is missing or holds no frame. Both name the
-    format that the folder looks like.
+    `mask_channel` says where colour masks hold their ids. A layout that is not given is found by what lies in the
+    folder. Raises ConfigError where no folder is given, or it is of no layout or of several, and for an unknown format
+    or class; DataError for a folder that is missing or holds no frame.
     """
     if config.format is not None and config.format not in LAYOUTS:
         raise ConfigError(f"data.format is {config.format!r}.{nearest(config.format, LAYOUTS)}")
-    if config.format is None or config.root is None:
-        raise ConfigError(_missing(config))
+    if config.root is None:
+        raise ConfigError(
+            "No data is given; name the folder of the labelled frames: --data FOLDER. "
+            "Or draw some: segray data draw streets/, then --data streets/. segray demo does it all."
+        )
+    name = config.format or found_format(config.root)
     try:
-        dataset = LAYOUTS[config.format].open(config)
+        dataset = LAYOUTS[name].open(config)
     except DataError as error:
-        likely = likely_format(config.root)
-        if likely is None or LAYOUTS[likely].signs == LAYOUTS[config.format].signs:
+        likely = _signed(config.root)
+        if not likely or any(LAYOUTS[one].signs == LAYOUTS[name].signs for one in likely):
             raise
-        raise DataError(f"{error} It looks like {likely}: --format {likely}.") from error
-    return without_links(with_classes(dataset, config))
+        raise DataError(f"{error} It looks like {likely[0]}: --format {likely[0]}.") from error
+    if config.format is None:
+        dataset = replace(dataset, notes=(f"{config.root} is read as {name}; --format says otherwise", *dataset.notes))
+    return without_links(with_classes(kept(dataset, config), config))
+
+
+def kept(dataset: Dataset, config: DataSection) -> Dataset:
+    """Leave out what `exclude` names, and files without a partner where `unpaired` says so; notes say how many."""
+    notes = list(dataset.notes)
+    root = storage.absolute(config.root) if config.root else ""
+    unused = set(config.exclude)
+
+    def excluded(place: str) -> bool:
+        below = place.removeprefix(f"{root}/")
+        found = [pattern for pattern in config.exclude if fnmatchcase(below, pattern)]
+        unused.difference_update(found)
+        return bool(found)
+
+    splits = {split: tuple(ref for ref in refs if not excluded(ref.image)) for split, refs in dataset.splits.items()}
+    if count := sum(map(len, dataset.splits.values())) - sum(map(len, splits.values())):
+        notes.append(f"{count} frames are left out, as data.exclude says")
+    if unused:
+        notes.append(
+            f"data.exclude: no frame is called {', '.join(sorted(unused))}; patterns are of paths below {root}"
+        )
+    unpaired = tuple(place for place in dataset.unpaired if not excluded(place))
+    if unpaired and config.unpaired == "drop":
+        notes.append(f"{len(unpaired)} files without a partner are left out, such as {unpaired[0]}")
+        unpaired = ()
+    return replace(
+        dataset, splits={name: refs for name, refs in splits.items() if refs}, unpaired=unpaired, notes=tuple(notes)
+    )
 
 
 def with_classes(dataset: Dataset, config: DataSection) -> Dataset:
@@ -110,7 +154,7 @@ def _class_of(name: int | str, space: LabelSpace) -> int:
     if isinstance(name, int):
         return name
     if name not in space.names:
-        hint = " 255 makes an id void." if folder.is_void(name) else nearest(name, space.names)
+        hint = " 255 makes an id void." if class_files.is_void(name) else nearest(name, space.names)
         raise ConfigError(f"data.id_map names {name!r}.{hint}")
     return space.names.index(name)
 
@@ -128,25 +172,59 @@ def without_links(dataset: Dataset) -> Dataset:
     return replace(dataset, splits=splits, notes=tuple(notes))
 
 
-def likely_format(root: str) -> str | None:
-    """Return the format whose signs are all below this folder, the one with most signs; None where there is none."""
-    there = functools.cache(lambda sign: storage.exists(storage.join(storage.absolute(root), *sign.split("/"))))
-    found = [name for name, row in LAYOUTS.items() if all(map(there, row.signs))]
-    return "streets" if "streets" in found else next(iter(found), None)
+def found_format(root: str) -> str:
+    """Return the layout of a folder. ConfigError where it is of none, or of several."""
+    place = storage.absolute(root)
+    if not storage.exists(place):
+        raise ConfigError(f"{root} does not exist; give the folder that holds the labelled frames.")
+    likely = likely_formats(root)
+    if len(likely) == 1:
+        return likely[0]
+    if likely:
+        several = " or ".join(f"--format {name}" for name in likely)
+        raise ConfigError(f"{root} may be of several layouts: {several}? {_layouts(likely)}.")
+    raise ConfigError(
+        f"{root} is of no known layout; it holds {_holds(place)}. The simplest one is {LAYOUTS['folder'].layout}. "
+        "segray data formats lists all."
+    )
 
 
-def _missing(config: DataSection) -> str:
-    """Say what to do where format or folder are not given."""
-    if config.root is None:
-        return (
-            f"No data is given; name a folder and its layout: --data FOLDER --format {config.format or 'NAME'}. "
-            "Or draw some: segray data draw streets/, then --data streets/ --format streets. segray demo does it all."
-        )
-    if not storage.exists(storage.absolute(config.root)):
-        return f"{config.root} does not exist; give the folder that holds the labelled frames, and its --format."
-    if likely := likely_format(config.root):
-        return f"data.format is not given. {config.root} looks like {likely}: --format {likely}."
-    return f"data.format is not given, and {config.root} is of no known layout; segray data formats lists them."
+def likely_formats(root: str) -> list[str]:
+    """Return the formats that a folder may be of, by what lies in it; [] where there is none.
+
+    A list of classes says that they are the folder's own, and so that it is no published data set.
+    """
+    place, found = storage.absolute(root), _signed(root)
+    own = class_files.class_file(place) is not None and not {"streets", "labels"} & {*found}
+    if own or not found:
+        return ["cityscapes"] if "cityscapes" in found else ["folder"] * bool(roles.find(place).paired()[0])
+    return [name for name in found if name != "cityscapes34"]  # the same files with more classes, which one asks for
+
+
+def _signed(root: str) -> list[str]:
+    """Return the formats of which all signs are below this folder; of those that segray wrote, these alone."""
+    place = storage.absolute(root)
+    there = functools.cache(lambda sign: storage.exists(storage.join(place, *sign.split("/"))))
+    found = [name for name, row in LAYOUTS.items() if all(map(there, row.signs)) and _ends(place, row)]
+    return next(([name] for name in ("labels", "streets") if name in found), found)
+
+
+def _ends(root: str, row: Format) -> bool:
+    if not row.ends:
+        return True
+    files = storage.iter_files(storage.join(root, row.signs[-1]), storage.not_hidden)
+    return all(entry.uri.endswith(row.ends) for entry in islice(files, SIGNS_READ))
+
+
+def _layouts(names: Sequence[str]) -> str:
+    return "; ".join(f"{name}: {LAYOUTS[name].layout}" for name in names)
+
+
+def _holds(root: str) -> str:
+    """Say what lies in a folder, in a few words."""
+    names = {entry.uri[len(root) + 1 :].partition("/")[::2] for entry in islice(storage.iter_files(root), SIGNS_READ)}
+    first = sorted({f"{name}/" if below else name for name, below in names})
+    return ", ".join(first[:LISTED]) + " …" * (len(first) > LISTED) or "nothing"
 
 
 def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:
@@ -174,7 +252,8 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
     if dataset.unpaired:
         raise DataError(
             f"{dataset.unpaired[0]} has no partner ({len(dataset.unpaired)} such files); "
-            "every image needs a mask of the same stem. `segray data check` lists them."
+            "every image needs a mask of the same stem. `segray data check` lists them; "
+            "--set data.unpaired=drop leaves them out."
         )
     return refs
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segray.core.data.cityscapes import LABELS
-from segray.core.data.folder import is_void
+from segray.core.data.class_files import is_void
 from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
 from segray.core.io import images
 from segray.core.io.masks import encode_mask

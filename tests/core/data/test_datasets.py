@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segray.config import Config
-from segray.core.data import folder, input_shape, open_dataset, read_sample, split_refs, streets
+from segray.core.data import class_files, input_shape, open_dataset, read_sample, split_refs, streets
 from segray.core.data.check import check
 from segray.core.io import pairing
 from segray.core.samples import LabelSpace, SampleRef, color_id
@@ -121,7 +121,7 @@ def test_an_image_without_a_mask_stops_training(camvid, tmp_path):
         split_refs(open_dataset(camvid), "train")
     assert str(error.value) == (
         f"{tmp_path}/train/b.jpg has no partner (1 such files); every image needs a mask of the same stem. "
-        "`segray data check` lists them."
+        "`segray data check` lists them; --set data.unpaired=drop leaves them out."
     )
     assert problems(camvid) == [f"{tmp_path}/train/b.jpg has no partner"]
 
@@ -304,7 +304,7 @@ def test_classes_that_are_void_by_name_are_no_classes_and_it_is_said(tmp_path, k
     else:
         rows = [line.split(",") for line in lines]
         path.write_text(json.dumps([{"name": n, "id": int(i), "color": c if c[0] else None} for n, i, *c in rows]))
-    space, notes = folder.read_classes(str(path))
+    space, notes = class_files.read_classes(str(path))
     assert space.names == ("road", "avoid", "car")
     assert space.colors[::2] == ((128, 64, 128), (0, 0, 142))
     ids = {raw: label for raw, label in space.id_map.items() if raw < 256}
@@ -318,28 +318,28 @@ def test_classes_that_are_void_by_name_are_no_classes_and_it_is_said(tmp_path, k
 
 def test_a_column_says_which_classes_are_scored(tmp_path):
     (tmp_path / "classes.csv").write_text("name,id,scored\nroad,7,\nvoid,11,yes\nparking,9,no\n")
-    space, notes = folder.read_classes(str(tmp_path / "classes.csv"))
+    space, notes = class_files.read_classes(str(tmp_path / "classes.csv"))
     assert (space.names, notes) == (("road", "void"), ())
     assert space.id_map == {7: 0, 11: 1, 9: 255, 255: 255}
     (tmp_path / "classes.yaml").write_text("[{name: road, scored: true}, {name: void, scored: true}, ignore]")
-    assert folder.read_classes(str(tmp_path / "classes.yaml"))[0].id_map == {0: 0, 1: 1, 2: 255, 255: 255}
+    assert class_files.read_classes(str(tmp_path / "classes.yaml"))[0].id_map == {0: 0, 1: 1, 2: 255, 255: 255}
 
 
 @pytest.mark.parametrize("header", ["name,id,r,g,b,scored", "Name, ID ,R,G,B,Scored", "name ,Id,r,g,b ,SCORED "])
 def test_a_header_may_have_capitals_and_spaces(tmp_path, header):
     (tmp_path / "classes.csv").write_text(f"{header}\nroad,7,1,2,3,\ncar,5,4,5,6,no\n")
-    space, notes = folder.read_classes(str(tmp_path / "classes.csv"))
+    space, notes = class_files.read_classes(str(tmp_path / "classes.csv"))
     assert (space.names, space.colors, notes) == (("road",), ((1, 2, 3),), ())
     assert (space.id_map[7], space.id_map[5]) == (0, 255)
 
 
 def test_columns_that_are_not_read_are_said(tmp_path):
     (tmp_path / "classes.csv").write_text("name,label,,colour\nroad,1,,red\ncar,0,,blue\n")
-    assert folder.read_classes(str(tmp_path / "classes.csv"))[1] == (
+    assert class_files.read_classes(str(tmp_path / "classes.csv"))[1] == (
         f"{tmp_path}/classes.csv: not read: label, colour; what is read is called name, id, r, g, b, scored",
     )
     (tmp_path / "classes.yaml").write_text("[{Name: road, colour: [1, 2, 3], ID: 4}]")
-    space, notes = folder.read_classes(str(tmp_path / "classes.yaml"))
+    space, notes = class_files.read_classes(str(tmp_path / "classes.yaml"))
     assert space.id_map == {4: 0, 255: 255}
     assert notes == (f"{tmp_path}/classes.yaml: not read: colour; what is read is called name, id, color, scored",)
 
@@ -347,13 +347,13 @@ def test_columns_that_are_not_read_are_said(tmp_path):
 def test_two_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "classes.csv").write_text("name,id,Id\nroad,0,7\n")
     with pytest.raises(DataError, match=r"classes\.csv has 2 columns called id; rename all but one of them\.$"):
-        folder.read_classes(str(tmp_path / "classes.csv"))
+        class_files.read_classes(str(tmp_path / "classes.csv"))
 
 
 def test_a_colour_of_two_channels_is_refused(tmp_path):
     (tmp_path / "classes.csv").write_text("name,id,r,g\nroad,0,1,2\n")
     with pytest.raises(DataError, match=r"classes\.csv: .*; id, r, g and b are whole numbers from 0 to 255\.$"):
-        folder.read_classes(str(tmp_path / "classes.csv"))
+        class_files.read_classes(str(tmp_path / "classes.csv"))
 
 
 def test_what_is_void_by_name_is_told_when_training_starts(tmp_path, caplog):
@@ -370,7 +370,7 @@ def test_what_is_void_by_name_is_told_when_training_starts(tmp_path, caplog):
 
 def test_a_colour_of_two_classes_is_neither(tmp_path):
     (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,1,2,3\ncar,1,2,3\nsky,0,0,9\n")
-    known = folder.read_classes(str(tmp_path / "classes.csv"))[0].id_map
+    known = class_files.read_classes(str(tmp_path / "classes.csv"))[0].id_map
     assert sorted(known) == [0, 1, 2, 255, color_id(0, 0, 9)]
 
 

@@ -8,7 +8,7 @@ from labelled import plan_rows, settings_of
 from PIL import Image
 
 from segray.cli.data import show_check
-from segray.core.data import LAYOUTS, cityscapes, likely_format, map_classes, open_dataset, read_sample, split_refs, voc
+from segray.core.data import LAYOUTS, cityscapes, map_classes, open_dataset, read_sample, split_refs, voc
 from segray.core.data.check import check
 from segray.core.infer.label_rows import _score as score
 from segray.core.samples import LabelSpace, color_id
@@ -476,19 +476,6 @@ def test_classes_are_merged_renamed_and_made_void(city):
         map_classes(cityscapes.LABEL_SPACE, {"rood": "x"})
     with pytest.raises(ConfigError, match=r"^data\.class_map makes every class void; keep one\.$"):
         map_classes(cityscapes.LABEL_SPACE, dict.fromkeys(cityscapes.LABEL_SPACE.names))
-
-
-@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"cityscapes34"}))
-def test_a_format_is_known_by_what_lies_in_the_folder(name, tmp_path):
-    for sign in LAYOUTS[name].signs:
-        (tmp_path / sign).mkdir(parents=True)
-        (tmp_path / sign / "a").touch()
-    if name == "streets":
-        (tmp_path / "train").mkdir()
-    assert likely_format(str(tmp_path)) == name
-    with pytest.raises(ConfigError) as error:
-        open_dataset(DataSection(root=str(tmp_path)))
-    assert str(error.value) == f"data.format is not given. {tmp_path} looks like {name}: --format {name}."
 
 
 def test_nothing_is_drawn_into_a_folder_that_is_read(tmp_path):

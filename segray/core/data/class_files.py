@@ -1,0 +1,217 @@
+"""Files that list classes → a label space: segray's own, and those that other tools and data sets have.
+
+classes.csv, class_dict.csv   name[,id][,r,g,b][,scored], with that header; id is what masks hold, by default the row;
+                              scored: no makes the id void, and so does a name of VOID_NAMES where nothing is said
+classes.yaml                  a list of names, or of {name, id, color: [r, g, b], scored}
+labelmap.txt                  CVAT's, a line a class: name:r,g,b:parts:actions
+label_colors.txt              CamVid's, a line a class: r g b, then the name
+config.json                   Mapillary Vistas': {"labels": [{"name", "color", "evaluate"}, …]}, ids in that order
+classes.txt, codes.txt        a name a line, ids in that order
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+from segray.core.io import storage
+from segray.core.io.texts import check_columns, read_text
+from segray.core.samples import IGNORE_INDEX, LabelSpace, color_id
+from segray.errors import DataError
+
+VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
+COLUMNS = ("name", "id", "r", "g", "b", "scored")
+KEYS = ("name", "id", "color", "scored")
+SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+FILES = (
+    *("classes.csv", "classes.yaml", "classes.yml", "class_dict.csv", "labelmap.txt", "label_colors.txt"),
+    *("config.json", "classes.txt", "codes.txt"),
+)
+Rows = tuple[list[dict[str, Any]], list[str]]  # rows, and the columns or keys that are not read
+
+
+def class_file(root: str) -> str | None:
+    """Return the first file of FILES that is in this folder; None where there is none."""
+    there = (uri for name in FILES if storage.exists(uri := storage.join(root, name)))
+    return next((uri for uri in there if not uri.endswith(".json") or '"labels"' in read_text(uri)), None)
+
+
+def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
+    """Read one of FILES, or a file of another name by its suffix: the label space and notes. DataError says what is
+    wrong with it.
+    """
+    rows, unread = _reader(uri)(read_text(uri), uri)
+    try:
+        ids = [i if row.get("id") in (None, "") else _whole(row["id"]) for i, row in enumerate(rows)]
+        given = [_color(row) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{uri}: {error}; id, r, g and b are whole numbers from 0 to 255.") from None
+    names = [str(row["name"] or "").strip() for row in rows]
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(f"{uri}: every class needs a name of its own.")
+    scored = [_scored(row, name, uri) for row, name in zip(rows, names, strict=True)]
+    kept = [i for i, name in enumerate(names) if (not is_void(name) if scored[i] is None else scored[i])]
+    if len(set(ids)) < len(ids) or not all(0 <= i < IGNORE_INDEX + (at not in kept) for at, i in enumerate(ids)):
+        raise DataError(f"{uri}: ids must differ and lie in 0 to {IGNORE_INDEX - 1}; 255 is void.")
+    label_of = {row: label for label, row in enumerate(kept)}
+    id_map = {raw: label_of.get(row, IGNORE_INDEX) for row, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
+    # A colour that two rows share is unknown in masks, as it could be either.
+    single = {color_id(*color): row for row, color in enumerate(given) if color and given.count(color) == 1}
+    id_map |= {raw: label_of.get(row, IGNORE_INDEX) for raw, row in single.items()}
+    if not kept:
+        raise DataError(f"{uri}: every class is void; give one that is scored.")
+    space = LabelSpace(
+        tuple(names[i] for i in kept),
+        tuple(given[i] or hue(label, len(kept)) for i, label in label_of.items()),
+        id_map,
+    )
+    void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
+    notes = []
+    if void:
+        notes.append(f"{uri}: void by name: {', '.join(void)}; a column `scored` with yes keeps such a class")
+    if unread:
+        read = ", ".join(KEYS if uri.endswith((".yaml", ".yml")) else COLUMNS)
+        notes.append(f"{uri}: not read: {', '.join(unread)}; what is read is called {read}")
+    return space, tuple(notes)
+
+
+def is_void(name: str) -> bool:
+    """Say whether a class of this name means void: pixels that nobody drew or judged.
+
+    >>> is_void("Don't care"), is_void("avoid")
+    (True, False)
+    """
+    return "".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES
+
+
+def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
+    """Return what the row itself says; None where it says nothing."""
+    given = str("" if row.get("scored") is None else row["scored"]).strip().lower()
+    if given not in SCORED:
+        raise DataError(f"{uri}: scored is {given!r} for {name}; write yes or no.")
+    return SCORED[given]
+
+
+def _reader(uri: str) -> Callable[[str, str], Rows]:
+    by_name = {"labelmap.txt": _cvat, "label_colors.txt": _camvid}
+    by_suffix = {"csv": _csv, "yaml": _yaml, "yml": _yaml, "json": _mapillary, "txt": _names}
+    name = storage.name_of(uri)
+    reader = by_name.get(name) or by_suffix.get(name.rpartition(".")[2].lower())
+    if reader is None:
+        raise DataError(f"{uri} is no list of classes by its name; give a .csv, .yaml, .json or .txt.")
+    return reader
+
+
+def _csv(text: str, uri: str) -> Rows:
+    """Read rows, and the columns that are ignored; capitals and spaces in the header do not matter."""
+    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    try:
+        table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
+        check_columns(names, uri)
+        rows = list(table)
+    except csv.Error as error:
+        raise DataError(f"{uri} is no table: {error}.") from None
+    if not rows or "name" not in rows[0]:
+        raise DataError(f"{uri} needs a header line with `name`, and optionally id,r,g,b; then a line a class.")
+    rows = [row | {"color": color if any(color := [row.get(c) for c in "rgb"]) else None} for row in rows]
+    return rows, [name for name in names if name and name not in COLUMNS]
+
+
+def _yaml(text: str, uri: str) -> Rows:
+    """Read rows, and the keys that are ignored, as for a CSV."""
+    try:
+        rows = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{uri} is not valid YAML: {str(error).splitlines()[0]}.") from None
+    rows = [row if isinstance(row, dict) else {"name": row} for row in rows] if isinstance(rows, list) else []
+    rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
+    if not rows or not all("name" in row for row in rows):
+        raise DataError(f"{uri} must be a list of class names, or of {{name, id, color: [r, g, b]}}.")
+    return rows, list(dict.fromkeys(key for row in rows for key in row if key not in KEYS))
+
+
+def _cvat(text: str, uri: str) -> Rows:
+    """Read CVAT's labelmap.txt, as "Segmentation mask 1.1" has it; its comments begin with #."""
+    rows = []
+    for number, line in _lines(text):
+        name, _, rest = line.partition(":")
+        color = [part.strip() for part in rest.partition(":")[0].split(",")]
+        if len(color) not in (1, 3):
+            raise DataError(f"{uri} line {number} is {line!r}; CVAT writes name:r,g,b:parts:actions.")
+        rows.append({"name": name, "color": color if len(color) == 3 else None})
+    return _some(rows, uri), []
+
+
+def _camvid(text: str, uri: str) -> Rows:
+    rows = []
+    for number, line in _lines(text):
+        parts = line.split(None, 3)
+        if len(parts) != 4:
+            raise DataError(f"{uri} line {number} is {line!r}; a line is r g b name.")
+        rows.append({"name": parts[3], "color": parts[:3]})
+    return _some(rows, uri), []
+
+
+def _names(text: str, uri: str) -> Rows:
+    return _some([{"name": line} for _, line in _lines(text)], uri), []
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Give the lines that are neither empty nor comments, with their numbers."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if (line := line.strip()) and not line.startswith("#"):
+            yield number, line
+
+
+def _some(rows: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
+    if not rows:
+        raise DataError(f"{uri} lists no class; give it a line a class.")
+    return rows
+
+
+def _mapillary(text: str, uri: str) -> Rows:
+    """Read Mapillary Vistas' config.json: the ids of its label masks are positions in its list."""
+    try:
+        labels = json.loads(text)["labels"]
+        rows = [
+            {
+                "name": row["name"],
+                "color": row.get("color"),
+                "scored": {True: "yes", False: "no"}.get(row.get("evaluate")),
+            }
+            for row in labels
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(
+            f"{uri} is no list of classes: it needs labels, each with name, color and evaluate. Name the file that "
+            "lists them: --set data.classes=FILE."
+        ) from None
+    return _some(rows, uri), []
+
+
+def _whole(value: Any) -> int:
+    """Read a whole number as tables write it; ValueError for 1.7, and for yes, which YAML takes for true."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{str(value).lower()} is not whole")
+    return int(value)
+
+
+def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
+    if row.get("color") is None:
+        return None
+    red, green, blue = map(_whole, row["color"])
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise ValueError(f"colour {red},{green},{blue}")
+    return red, green, blue
+
+
+def hue(index: int, count: int) -> tuple[int, int, int]:
+    """Return the colour of a class that was given none."""
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(index / count, 0.65, 0.9))
+    return red, green, blue
