@@ -41,7 +41,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
     dataset = open_dataset(config)
     with counting("frames", len(frames_of(dataset))) as advance:
-        result = check(dataset, (config.train_split, config.val_split), advance)
+        result = check(dataset, (config.train_split, config.val_split), advance, config.root)
     show_check(result, dataset.label_space)
     if not result.ok:
         say(f"Training cannot start: {len(result.problems)} problem{'s' * (len(result.problems) > 1)}.")

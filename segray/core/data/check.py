@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from segray.core.data import likeness
 from segray.core.io import storage
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
 from segray.core.progress import Progress, untold
@@ -22,6 +23,7 @@ BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks 
 LEAST_BOUNDARIES = 50
 SAME_SIZE = (2, 3, 4)  # EXIF's rotations and mirrors after which an image is as large as before
 ROWS = 256  # rows of a mask that are looked at together: the differences of a whole mask may not fit into memory
+MOSTLY = 0.5  # share of a frame that is void, above which it teaches little
 NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
 
 
@@ -32,6 +34,8 @@ class CheckResult:
     other_pixels: of unknown ids that are not in `pixels`, as their masks have more than KEPT_IDS of them.
     turned: images that EXIF turns and whose masks it does not, though their sizes are the same.
     boundaries: (neighbours but one that differ, how many of them have a pixel of an id or colour in between).
+    mostly_void: images of frames of which more than MOSTLY is void. broken: those that cannot be read, or their masks.
+    ids_in: the known ids of each split. looks: likeness.look() of each frame that has one.
     """
 
     frames: dict[str, int]
@@ -41,6 +45,10 @@ class CheckResult:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     turned: list[str] = field(default_factory=list)
     boundaries: tuple[int, int] = (0, 0)
+    mostly_void: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    ids_in: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    looks: dict[SampleRef, np.ndarray] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -65,6 +73,7 @@ class _Finding:
     boundaries: tuple[int, int] = (0, 0)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    look: np.ndarray | None = None
 
 
 @dataclass
@@ -75,19 +84,37 @@ class _Unknown:
     masks: int = 0
 
 
-def check(dataset: Dataset, needed: tuple[str, ...], progress: Progress = untold) -> CheckResult:
-    """Decode every frame and mask once. needed: splits that training asks for; progress is in frames."""
+def check(
+    dataset: Dataset, needed: tuple[str, ...], progress: Progress = untold, root: str | None = None
+) -> CheckResult:
+    """Decode every frame and mask once. needed: splits that training asks for; progress is in frames.
+
+    root: the data folder, below which data.exclude names frames.
+    """
     result = CheckResult({split: len(refs) for split, refs in dataset.splits.items()})
     refs = frames_of(dataset)
+    splits_of: defaultdict[SampleRef, list[str]] = defaultdict(list)
+    for split, members in dataset.splits.items():
+        for ref in members:
+            splits_of[ref].append(split)
     unknown: dict[int, _Unknown] = {}
     with ThreadPoolExecutor(4) as pool:
         for finding in pool.map(partial(_look, space=dataset.label_space), refs):
             progress(1, len(refs))
             _add(result, finding, dataset.label_space, unknown)
+            for split in splits_of[finding.ref]:
+                result.ids_in[split] |= finding.counts.keys()
     result.problems += [f"no frames in split {split!r}" for split in needed if not dataset.splits.get(split)]
     result.problems += [f"{uri} has no partner" for uri in dataset.unpaired]
     result.problems += _unknown_ids(result, unknown, dataset.label_space)
-    result.notes += [*dataset.notes, *_shared(dataset, needed), *_notes(result, dataset)]
+    result.notes += [*dataset.notes, *_shared(dataset, needed), *_alike(result, dataset, needed)]
+    result.notes += [*_notes(result, dataset), *_lacking(result, dataset, needed)]
+    if result.broken:
+        result.notes.append(_left_out("cannot be read; without them", result.broken, root))
+    if result.mostly_void:
+        result.notes.append(
+            _left_out("are void in more than half of their pixels; without them", result.mostly_void, root)
+        )
     return result
 
 
@@ -116,7 +143,8 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     if odd := _other_colors(palette, found, space):
         notes.append(f"{ref.mask} {odd}")
     others = raw_hw.size - sum(found.values())
-    return _Finding(ref, (height, width), found, others, turned, boundaries(raw_hw), notes, problem)
+    look = likeness.look(image_hwc)
+    return _Finding(ref, (height, width), found, others, turned, boundaries(raw_hw), notes, problem, look)
 
 
 def _other_colors(palette: Mapping[int, tuple[int, int, int]], ids: Iterable[int], space: LabelSpace) -> str | None:
@@ -161,6 +189,13 @@ def boundaries(raw_hw: np.ndarray) -> tuple[int, int]:
 def _add(result: CheckResult, finding: _Finding, space: LabelSpace, unknown: dict[int, _Unknown]) -> None:
     if finding.error:
         result.problems.append(finding.error)
+        if finding.size is None:
+            result.broken.append(finding.ref.image)
+    if finding.look is not None:
+        result.looks[finding.ref] = finding.look
+    void = sum(count for raw, count in finding.counts.items() if space.id_map.get(raw) == space.ignore_index)
+    if void > MOSTLY * sum(finding.counts.values()):
+        result.mostly_void.append(finding.ref.image)
     result.notes += [note.rstrip(".") for note in finding.notes]
     if finding.turned:
         result.turned.append(finding.ref.image)
@@ -201,6 +236,20 @@ def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: Label
         elif _is_grey(unknown):
             problems[-1] += " (shades of grey may be ids: --set data.mask_channel=red)"
     return problems
+
+
+def _scaled(ids: Collection[int], space: LabelSpace) -> str | None:
+    """Say so where every id is a multiple of 85 or 17, as masks of 2 and 4 bits are when a tool fills 8 bits."""
+    seen = sorted(raw for raw in ids if raw)
+    for factor, bits in ((85, 2), (17, 4)):
+        if len(seen) > 1 and all(raw % factor == 0 and raw // factor in space.id_map for raw in seen):
+            names = [*space.names, *["255"] * (space.ignore_index + 1 - space.num_classes)]
+            classes = ", ".join(f"{raw}: {names[space.id_map[raw // factor]]}" for raw in seen)
+            return (
+                f"every id is a multiple of {factor}, as of masks of {bits} bits that were scaled to 8; if so: "
+                f"--set 'data.id_map={{{classes}}}'"
+            )
+    return None
 
 
 def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> str:
@@ -260,8 +309,52 @@ def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _alike(result: CheckResult, dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
+    """Say which frames of one split look nearly like one of the other."""
+    if len(set(needed)) != 2:
+        return []
+    train, val = ([ref for ref in dataset.splits.get(split, ()) if ref in result.looks] for split in needed)
+    found = list(likeness.alike(*([result.looks[ref] for ref in refs] for refs in (val, train))))
+    pairs = [(val[i], train[j]) for i, j in found if val[i].image != train[j].image]
+    if not pairs:
+        return []
+    one, other = pairs[0]
+    return [
+        f"{len(pairs)} frames of {needed[1]} look like one of {needed[0]}, such as {one.sample_id} and "
+        f"{other.sample_id}: scores are better than on new frames; keep each drive in one split, by folders or lists "
+        f"({needed[0]}.txt, {needed[1]}.txt)"
+    ]
+
+
+def _lacking(result: CheckResult, dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
+    """Say which classes are in one split alone."""
+    space = dataset.label_space
+    if len(set(needed)) != 2 or not all(dataset.splits.get(split) for split in needed):
+        return []
+    seen = [{space.id_map.get(raw) for raw in result.ids_in[split]} for split in needed]
+    lacks = [
+        (split, [name for label, name in enumerate(space.names) if label in seen[1 - at] - seen[at]])
+        for at, split in enumerate(needed)
+    ]
+    means = ("it cannot be learned", "it is not scored")
+    return [
+        f"{split} has no pixel of {', '.join(names)}, which the other split has: {means[at]}"
+        for at, (split, names) in enumerate(lacks)
+        if names
+    ]
+
+
+def _left_out(why: str, places: list[str], root: str | None) -> str:
+    top = f"{storage.absolute(root)}/" if root else ""
+    names = [place.removeprefix(top) for place in places]
+    listed = ", ".join(f'"{name}"' for name in names[:LISTED_IDS])
+    return f"{len(places)} frames {why}: --set 'data.exclude=[{listed}{', …' * (len(names) > LISTED_IDS)}]'"
+
+
 def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
     notes = []
+    if scaled := _scaled(result.pixels, dataset.label_space):
+        notes.append(scaled)
     if len(result.sizes) > 1:
         sizes = ", ".join(f"{h}×{w} ({n})" for (h, w), n in result.sizes.most_common(4))
         notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size, by data.resize")

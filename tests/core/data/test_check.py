@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from segray.cli.data import show_check
+from segray.config import load, parse_override
 from segray.core.data import open_dataset, streets
 from segray.core.data.camvid import LABEL_SPACE
 from segray.core.data.check import boundaries, check
@@ -150,3 +151,68 @@ def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind):
         f"EXIF turns 1 images by 180° or mirrors them, such as {tmp_path}/images/train/a.{kind}, and not their masks: "
         "these have to be drawn on the picture as a viewer shows it"
     ]
+
+
+def town(root, frames):
+    """A folder of frames, by path: an image and a mask of ids."""
+    (root / "classes.csv").write_text("name\nroad\ncar\nsky\n")
+    for path, (image, mask) in frames.items():
+        for folder, picture in (("images", image), ("masks", mask)):
+            file = root / folder / f"{path}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file)
+    config = DataSection(format="folder", root=str(root))
+    return check(open_dataset(config), ("train", "val"), root=str(root))
+
+
+def scene(seed, ids=(0, 1)):
+    """A street, and a mask of these ids side by side."""
+    return streets.draw(seed, (48, 64)).image_hwc, np.repeat(np.array([ids], np.uint8), 64 // len(ids), 1).repeat(48, 0)
+
+
+def test_frames_of_both_splits_that_look_alike_are_named_with_what_helps(tmp_path):
+    again = np.asarray(Image.fromarray(scene(1)[0]).resize((32, 24))).clip(3, 240)
+    small = np.zeros((24, 32), np.uint8)
+    dark = np.zeros((48, 64, 3), np.uint8), scene(1)[1]  # looks like every dark frame, and is not known by that
+    result = town(
+        tmp_path,
+        {"train/a": scene(1), "train/b": scene(2), "train/dark": dark, "val/c": (again, small), "val/d": scene(3), "val/dark": dark},
+    )  # fmt: skip
+    (said,) = [note for note in result.notes if "look like" in note]
+    assert said == (
+        "1 frames of val look like one of train, such as val/c and train/a: scores are better than on new frames; keep "
+        "each drive in one split, by folders or lists (train.txt, val.txt)"
+    )
+
+
+def test_classes_of_one_split_alone_are_named(tmp_path):
+    result = town(tmp_path, {"train/a": scene(1, (0, 1)), "val/b": scene(2, (0, 2))})
+    assert "train has no pixel of sky, which the other split has: it cannot be learned" in result.notes
+    assert "val has no pixel of car, which the other split has: it is not scored" in result.notes
+
+
+def test_frames_that_teach_little_or_cannot_be_read_come_with_the_setting_that_leaves_them_out(tmp_path):
+    frames = {"train/a": scene(1), "train/b": scene(2), "train/c": scene(4, (0, 255, 255, 255)), "val/d": scene(3)}
+    result = town(tmp_path, frames)
+    assert result.notes[-1] == (
+        "1 frames are void in more than half of their pixels; without them: "
+        "--set 'data.exclude=[\"images/train/c.png\"]'"
+    )
+    (tmp_path / "images" / "train" / "b.png").write_bytes(b"no picture")
+    again = check(open_dataset(DataSection(root=str(tmp_path))), ("train", "val"), root=str(tmp_path))
+    assert not again.ok
+    assert any(
+        "cannot be read; without them: --set 'data.exclude=[\"images/train/b.png\"]'" in note for note in again.notes
+    )
+    config = load(
+        None, dict([parse_override('data.exclude=["images/train/b.png"]')]) | {"data.root": str(tmp_path)}
+    ).data
+    assert check(open_dataset(config), ("train", "val")).ok
+
+
+def test_masks_of_four_bits_that_were_scaled_to_eight_are_named(tmp_path):
+    result = town(tmp_path, {"train/a": scene(1, (0, 17)), "val/b": scene(2, (17, 34))})
+    assert (
+        "every id is a multiple of 17, as of masks of 4 bits that were scaled to 8; if so: "
+        "--set 'data.id_map={17: car, 34: sky}'"
+    ) in result.notes
