@@ -30,7 +30,7 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "core.scoring",
     "core.formats",
     "cluster",
-    "stages.batch_size stages.run_data stages.resume stages.train stages.trackers stages.label stages.evaluate stages.compare stages.export stages.select stages.show",
+    "stages.batch_size stages.run_data stages.resume stages.train stages.trackers stages.label stages.evaluate stages.compare stages.export stages.select stages.show stages.verify",
     "trials",
     "stages.sweep",
     "pages",

@@ -18,6 +18,7 @@ from segray.core.labels.schema import ROW_SCHEMA
 from segray.errors import DataError, in_a_line
 
 MASKS = ("mask", "mask_rle", "confidence")  # columns that are large
+EMPTY = pa.table({"part": pa.array([], pa.dictionary(pa.int32(), pa.string())), "row": pa.array([], pa.int64())})
 COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
 
 
@@ -67,7 +68,8 @@ class Labels:
 
     def mask(self, i: int) -> np.ndarray:
         """Read the class of each pixel of row i, uint8 [H, W]. Raises DataError for a row without a mask."""
-        return locators.read_mask(self._places[i])
+        places = self._places
+        return locators.read_mask(mask_place(places.slice(range(len(places))[i], 1).to_pylist()[0]))
 
     def frames(self, where: pc.Expression | None = None) -> Iterator[Result]:
         """Give the labelled frames as results, which read their images when these are asked for.
@@ -113,8 +115,11 @@ class Labels:
                 ) from error
 
     @cached_property
-    def _places(self) -> list[str]:
-        return [mask_place(row) for table in self._folder.tables([]) for row in table.to_pylist()]
+    def _places(self) -> pa.Table:
+        names = (
+            table.set_column(0, "part", table["part"].dictionary_encode()) for table in self._folder.tables([])
+        )  # a name a part, and not a row
+        return pa.concat_tables([EMPTY, *names])
 
     def __repr__(self) -> str:
         return f"<Labels {self._folder.place}: {self._folder.planned} rows, {len(self.names)} classes>"

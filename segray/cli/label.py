@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segray.cli.app import cli
-from segray.cli.flags import Setting, stage
+from segray.cli.flags import Setting, flag, stage
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -41,31 +41,36 @@ def label(config: Config, overwrite: bool) -> Summary:
 
 @cli.command()
 @click.argument("out")
-def verify(out: str) -> None:
+@click.option("--sample", default=1.0, help="Read only this share of the parts, such as 0.01; always the same ones.")
+@flag("--address")
+def verify(out: str, sample: float, **given: Any) -> None:
     """Check that finished labels are complete and undamaged.
 
-    Every planned row must be there exactly once, with a whole mask. The exit code is 1 if that is not so.
+    Every planned row must be there exactly once, with a whole mask. The exit code is 1 if that is not so. All
+    processors of this machine read, or those of the cluster that is named.
 
     \b
     Example:
       segray verify labels/val
+      segray verify s3://labels/drives --sample 0.01
     """
+    from segray.cli.flags import settings
     from segray.cli.terminal import counting, say
-    from segray.core.labels import parts
-    from segray.core.labels.folder import LabelFolder
+    from segray.stages.verify import verify
 
-    folder = LabelFolder.open(out)
-    with counting("parts", folder.shards) as advance:
-        problems = parts.verify(folder.plans, advance)
-    for problem in problems[:20]:
+    cluster = settings(None, (), **given).cluster
+    with counting("parts") as advance:
+        found = verify(out, sample, cluster, advance)
+    for problem in found.problems[:20]:
         say(f"Problem: {problem}.")
-    if problems:
-        say(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {folder.shards} parts.")
+    left = "" if found.read == found.parts else f" The rows of {found.parts - found.read} parts were not read."
+    if found.problems:
+        say(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)} in {found.parts} parts.{left}")
         raise SystemExit(1)
-    say(
-        f"All {sum(plan.rows for plan in folder.plans)} rows are there exactly once, "
-        f"in {folder.shards} undamaged parts."
-    )
+    if left:
+        say(f"All {found.parts} parts are there, and {found.read} of them are undamaged.{left}")
+    else:
+        say(f"All {found.rows} rows are there exactly once, in {found.parts} undamaged parts.")
 
 
 def note_unfinished(labels: str) -> None:
@@ -104,7 +109,7 @@ def select(
       segray select labels/drives --by uncertainty --count 50 --pictures look/
       segray select s3://labels/all --by rare-class --count 500 --out annotate.jsonl
     """
-    from segray.cli.terminal import say, table
+    from segray.cli.terminal import counting, say, table
     from segray.core.io import storage
     from segray.errors import ConfigError
     from segray.stages.select import OUT_SUFFIXES, check_new, select, write, write_pictures
@@ -114,7 +119,8 @@ def select(
         raise ConfigError(f"{out} ends in none of {', '.join(OUT_SUFFIXES)}; name such a file.")
     if not overwrite:
         check_new(out, folder, count)
-    rows = select(labels, by, count, apart)
+    with counting("parts") as advance:
+        rows = select(labels, by, count, apart, advance)
     note_unfinished(labels)
     cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
     table(f"{len(rows)} frames by {by}", ("rank", "score", "file", "frame", "time s"), cells)

@@ -117,6 +117,12 @@ def _address(config: ClusterSection) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
+def is_named(config: ClusterSection) -> bool:
+    """Say whether a cluster is to be joined, or this process already works in one."""
+    ray: Any = sys.modules.get("ray")
+    return _address(config) != LOCAL or bool(ray and ray.is_initialized())
+
+
 def check_address(config: ClusterSection) -> None:
     """Raise ClusterError if no Ray answers at the address that `connected` will join."""
     ray: Any = sys.modules.get("ray")  # connected() imports it, after it has set the variables that Ray reads then

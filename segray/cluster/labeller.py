@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -85,7 +85,7 @@ class Labeller:
         self.sick: str | None = None  # the reason that ends this process
         self.ends_at: float | None = None
         self.predictor: Predictor | None = None
-        self.label: Callable[[Plan, list[PlanRow], Clock], Labelled] | None = None
+        self.label: Callable[[Plan, list[PlanRow], Clock], Iterator[Labelled]] | None = None
 
     def _load(self) -> None:
         """Load the model with the first shard: if its constructor fails, Ray starts an actor again without end."""

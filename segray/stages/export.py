@@ -67,7 +67,7 @@ class _Task(NamedTuple):
 
     part: Part
     rows: list[PlanRow]
-    repeated: set[str]
+    repeated: frozenset[str]
 
 
 def check_format(to: str) -> None:
@@ -152,7 +152,7 @@ def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
     """Yield the parts that are labelled and not exported yet."""
     there = {piece.name for piece in job.pieces}
     for plan, parts in groupby(labelled.parts, key=attrgetter("plan")):
-        reader, repeated = PlanReader(plan), set(labelled.repeated_after(plan).to_pylist())
+        reader, repeated = PlanReader(plan), labelled.repeated_after[plan.number]
         for part in parts:
             if _piece(part) not in there:
                 yield _Task(part, reader.shard(part.shard), repeated)
@@ -220,11 +220,10 @@ def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> L
 
 def _totals(job: Job, labelled: LabelFolder) -> tuple[int, int, list[str]]:
     """Sum frames, error rows that were not tried again, and images that could not be read, over all pieces."""
-    repeated = {plan.number: set(labelled.repeated_after(plan).to_pylist()) for plan in labelled.plans}
     frames, errors, lost = 0, 0, []
     for part in job.totals():
         frames += part["frames"]
-        errors += len(set(part["errors"]) - repeated[part["plan"]])
+        errors += len(set(part["errors"]) - labelled.repeated_after[part["plan"]])
         lost += part["lost"]
     return frames, errors, lost
 

@@ -15,13 +15,11 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from segray.core.clock import Clock
 from segray.core.infer.label_rows import label_rows, lost_row
 from segray.core.infer.predictor import Predictor
 from segray.core.labels.plan import Plan, PlanRow
-from segray.core.labels.schema import Labelled, LabelRow
+from segray.core.labels.schema import Labelled
 from segray.errors import ModelError, SegrayError, in_a_line
 
 TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended, too
@@ -42,15 +40,11 @@ class Careful:
         self._pipe: Connection
         self._lock = threading.Lock()
 
-    def __call__(self, plan: Plan, rows: list[PlanRow], clock: Clock) -> Labelled:
-        done: list[LabelRow] = []
-        confusion = _nothing(plan)
+    def __call__(self, plan: Plan, rows: list[PlanRow], clock: Clock) -> Iterator[Labelled]:
         for row in rows:
             with self._lock, clock("model"):
                 one = self._label(plan, row)
-            done += one.rows
-            confusion += one.confusion
-        return Labelled(done, confusion)
+            yield one
 
     def close(self) -> None:
         if self._child is not None:
@@ -66,7 +60,7 @@ class Careful:
                 return answer
             self.close()
         message = f"{row['uri']} cannot be labelled ({answer}); look at the file, and at the machine's memory."
-        return Labelled([lost_row(plan, row, "worker_crash", message)], _nothing(plan))
+        return Labelled(lost_row(plan, row, "worker_crash", message))
 
     def _ask(self, plan: Plan, row: PlanRow) -> Labelled | str:
         """Return the child's row, a lost row if the child ended or hung, or the text of the exception it raised."""
@@ -83,7 +77,7 @@ class Careful:
             code, what = "worker_crash", f"ended the process that labelled it ({how})"
         self.close()
         message = f"{row['uri']} {what}; look at the file, and at the machine's memory."
-        return Labelled([lost_row(plan, row, code, message)], _nothing(plan))
+        return Labelled(lost_row(plan, row, code, message))
 
     def _received(self) -> Any:
         """Return the child's answer. Raises an error that ends the run, such as a lost store."""
@@ -114,10 +108,6 @@ class Careful:
         return child
 
 
-def _nothing(plan: Plan) -> np.ndarray:
-    return np.zeros((plan.label_space.num_classes,) * 2, np.int64)
-
-
 def serve(pipe: Connection) -> None:
     """Run the child: load the model and try it, then answer each row, until the pipe is closed.
 
@@ -132,7 +122,7 @@ def serve(pipe: Connection) -> None:
         predictor.check()
         pipe.send(None)
         for plan, row in _asked(pipe):
-            pipe.send(label_rows(plan, [row], Clock(), predictor, batch_size=1))
+            pipe.send(*label_rows(plan, [row], Clock(), predictor, batch_size=1))
     except SegrayError as error:
         pipe.send(error)
     except Exception as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from segray.core.io import storage
 from segray.core.io.masks import decode_mask, encode_mask
 from segray.core.labels import quality
 from segray.core.labels.plan import Plan, PlanRow
-from segray.core.labels.schema import NOTHING, UNSCORED, Labelled, LabelRow, Origin, Picture, Runs, Verdict
+from segray.core.labels.schema import NOTHING, UNSCORED, Labelled, LabelRow, Origin, Picture, Runs, Verdict, failed
 from segray.core.prefetch import FETCHES
 from segray.core.samples import LabelSpace
 from segray.errors import DataError, InputChanged, InputMissing, InputTooLarge, InputUnreadable, ModelError
@@ -30,20 +30,14 @@ CODES = {
 }
 
 
-class _Done(NamedTuple):
-    row: LabelRow
-    confusion: np.ndarray | None
-
-
-def label_rows(plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predictor, batch_size: int) -> Labelled:
-    """Return every row with its mask and metrics, or with its error: one that cannot be read does not stop the rest.
+def label_rows(
+    plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predictor, batch_size: int
+) -> Iterator[Labelled]:
+    """Give every row, in order, with its mask and metrics, or its error: one that cannot be read stops no other.
 
     All stages run in the caller's thread: several shards at once fill the processors with fewer handovers between
     threads than a pool for each stage (360×480, a model of 0.7 ms: 330 frames/s against 226).
     """
-    classes = plan.label_space.num_classes
-    done: list[LabelRow] = []
-    confusion = np.zeros((classes, classes), np.int64)
     before: np.ndarray | None = None
     with ThreadPoolExecutor(FETCHES) as pool:
         frames = decoded(rows, predictor.prepare, clock, pool)
@@ -53,12 +47,8 @@ def label_rows(plan: Plan, rows: list[PlanRow], clock: Clock, predictor: Predict
                 prediction = next(predictions) if frame.seen_hwc is not None else None
                 if not frame.lead:
                     neighbour = before if frame.row["before_pts"] is not None else None
-                    row, counts = _finish_row(plan, frame, prediction, neighbour, clock)
-                    done.append(row)
-                    if counts is not None:
-                        confusion += counts
+                    yield _finish_row(plan, frame, prediction, neighbour, clock)
                 before = prediction.mask_hw if prediction and frame.row["video_uri"] else None
-    return Labelled(done, confusion)
 
 
 def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> list[Prediction]:
@@ -79,22 +69,18 @@ def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> l
 
 def _finish_row(
     plan: Plan, frame: DecodedFrame, prediction: Prediction | None, before: np.ndarray | None, clock: Clock
-) -> _Done:
+) -> Labelled:
     if prediction is None:
         codes = (code for kind, code in CODES.items() if isinstance(frame.error, kind))
         code = frame.row["error_code"] or next(codes, "read_error")
-        return _Done(lost_row(plan, frame.row, code, str(frame.error)), None)
+        return Labelled(lost_row(plan, frame.row, code, str(frame.error)))
     with clock("encode"):
         return _ok_row(plan, _common(plan, frame.row), prediction, before, frame.note)
 
 
 def lost_row(plan: Plan, row: PlanRow, code: str, message: str) -> LabelRow:
     """Return a row of which nothing is known but why it could not be labelled."""
-    return {**_common(plan, row), **NOTHING, **_failed(code, message)}
-
-
-def _failed(code: str, message: str) -> Verdict:
-    return {**UNSCORED, "status": "error", "error_code": code, "error_message": message}
+    return {**_common(plan, row), **NOTHING, **failed(code, message)}
 
 
 def _common(plan: Plan, row: PlanRow) -> Origin:
@@ -111,7 +97,9 @@ def _common(plan: Plan, row: PlanRow) -> Origin:
     }
 
 
-def _ok_row(plan: Plan, common: Origin, prediction: Prediction, before: np.ndarray | None, note: str | None) -> _Done:
+def _ok_row(
+    plan: Plan, common: Origin, prediction: Prediction, before: np.ndarray | None, note: str | None
+) -> Labelled:
     mask, space = prediction.mask_hw, plan.label_space
     pixels = quality.class_pixels(mask, space.num_classes)
     verdict, confusion = _score(common["truth_uri"], mask, space)
@@ -135,7 +123,7 @@ def _ok_row(plan: Plan, common: Origin, prediction: Prediction, before: np.ndarr
         "flicker_share": None if before is None or before.shape != mask.shape else quality.flicker_share(mask, before),
         **verdict,
     }
-    return _Done(row, confusion)
+    return Labelled(row, confusion)
 
 
 def _encoded(plan: Plan, mask: np.ndarray, input_id: str) -> tuple[Picture | None, Runs | None]:
@@ -166,7 +154,7 @@ def _score(truth_uri: str | None, mask: np.ndarray, space: LabelSpace) -> tuple[
         if truth.shape != mask.shape:
             raise DataError(f"{truth_uri} is {truth.shape}, its image {mask.shape} (height, width).")
     except DataError as error:
-        return _failed("truth_error", str(error)), None
+        return failed("truth_error", str(error)), None
     confusion = metrics.confusion_matrix(truth, mask, space.num_classes)
     scores = metrics.scores(confusion).to_dict()
     return {

@@ -168,7 +168,7 @@ def read_confidence(place: str) -> np.ndarray | None:
 
 
 class _Rows:
-    """Label rows by part and number. A part is read once, and its rows are copied to a file of this process's own.
+    """Label rows by part and number. A row group is read once, and its rows are copied to a file of this process's own.
 
     Masks stay encoded there, and memory holds only where each row begins. The file has no name: the system removes it
     with the process, however that ends.
@@ -176,28 +176,39 @@ class _Rows:
 
     def __init__(self) -> None:
         self._file: Any = tempfile.TemporaryFile(prefix="segray-rows-", buffering=0)  # noqa: SIM115
-        self._spans: dict[str, np.ndarray] = {}  # where each row of a part begins and ends, [N, 2]
+        self._firsts: dict[str, np.ndarray] = {}  # the first row of each row group of a part, and the end of the last
+        self._spans: dict[tuple[str, int], np.ndarray] = {}  # where each row of a group begins and ends, [N, 2]
         self._schemas: dict[str, pa.Schema] = {}
         self._reading: defaultdict[str, Lock] = defaultdict(Lock)
         self._appending, self._end = Lock(), 0
 
     def read(self, part: str, number: int) -> dict[str, Any]:
         with self._reading[part]:
-            if part not in self._spans:
-                self._spans[part] = self._copy(part)
-        begin, end = self._spans[part][number].tolist()
+            if part not in self._firsts or (part, self._group(part, number)) not in self._spans:
+                self._copy_group(part, number)
+        group = self._group(part, number)
+        begin, end = self._spans[part, group][number - self._firsts[part][group]].tolist()
         encoded = pa.py_buffer(os.pread(self._file.fileno(), end - begin, begin))
         row: dict[str, Any] = pa.ipc.read_record_batch(encoded, self._schemas[part]).to_pylist()[0]
         return row
 
-    def _copy(self, part: str) -> np.ndarray:
-        spans = []
-        with parquet.opened(part, buffer_size=BUFFER) as file:
+    def _group(self, part: str, number: int) -> int:
+        """Return the row group that a row is in. DataError for a number that the part does not have."""
+        firsts = self._firsts[part]
+        if number >= firsts[-1]:
+            raise DataError(f"{part} has no row {number}; it has {firsts[-1]}, from 0 on.")
+        return int(np.searchsorted(firsts, number, "right")) - 1
+
+    def _copy_group(self, part: str, number: int) -> None:
+        with parquet.opened(part, ahead=BUFFER, buffer_size=BUFFER) as file:
+            rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self._firsts[part] = np.cumsum([0, *rows])
+            group, spans = self._group(part, number), list[tuple[int, int]]()
             columns = [name for name in ROW_COLUMNS if name in file.schema_arrow.names]
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
                 self._schemas[part] = batch.schema
                 spans += [self._append(part, batch.slice(i, 1).serialize()) for i in range(len(batch))]
-        return np.array(spans, np.int64)
+        self._spans[part, group] = np.array(spans, np.int64)
 
     def _append(self, part: str, row: pa.Buffer) -> tuple[int, int]:
         with self._appending:

@@ -14,10 +14,13 @@ from segray.errors import DataError
 
 
 @contextmanager
-def opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file. DataError for a torn one, even if that shows only while it is read."""
+def opened(uri: str, ahead: int = storage.READ_AHEAD, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file. DataError for a torn one, even if that shows only while it is read.
+
+    ahead: see storage.open_read().
+    """
     try:
-        with storage.open_read(uri) as file:
+        with storage.open_read(uri, ahead) as file:
             yield pq.ParquetFile(file, **options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
@@ -25,8 +28,8 @@ def opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
 
 
 def read(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read columns, or all, of a whole file."""
-    with opened(uri) as file:
+    """Read columns, or all, of a whole file, and of S3 no more than these columns."""
+    with opened(uri, ahead=0, pre_buffer=True) as file:
         return file.read(columns=columns).replace_schema_metadata()
 
 

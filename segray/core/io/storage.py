@@ -97,12 +97,16 @@ def parse_json(data: bytes, source: str) -> Any:
         raise DataError(f"{source} is not JSON: {error}. Restore it, or leave its folder out.") from error
 
 
-def open_read(uri: str) -> Any:
-    """Open a seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile."""
+def open_read(uri: str, ahead: int = READ_AHEAD) -> Any:
+    """Open a seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile.
+
+    ahead: bytes that S3 is asked for at once; 0 asks for those alone that are read.
+    """
     with one_line(uri, "read"):
-        return (
-            io.BufferedReader(objects.ObjectFile(uri), READ_AHEAD) if is_s3(uri) else disk.regular_file(uri).open("rb")
-        )
+        if not is_s3(uri):
+            return disk.regular_file(uri).open("rb")
+        file = objects.ObjectFile(uri)
+        return io.BufferedReader(file, ahead) if ahead else file
 
 
 def raise_failure(file: Any) -> None:

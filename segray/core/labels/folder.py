@@ -7,14 +7,17 @@ count any more, whether it is labelled again yet or not. A folder is finished wh
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from segray.core.io import parquet, storage
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
@@ -25,6 +28,8 @@ from segray.core.progress import Progress, untold
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
+PART = re.compile(r"part-(\d+)-of-\d+-(\w+)\.parquet")
+FOOTERS = 32  # footers that are read at once: on S3 each is two round trips
 ERROR_COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "error_code", "error_message"]
 
 
@@ -33,15 +38,47 @@ class Part(NamedTuple):
 
     plan: Plan
     shard: int
-    uri: str
     modified_s: float
+
+    @property
+    def uri(self) -> str:
+        return self.plan.part_uri(self.shard)
+
+
+class Parts:
+    """The parts that are there, in the order of plans and shards. Each takes eight bytes: a fleet has a million.
+
+    made_s: of each plan by its number, when each of its parts was made, in Unix time; nan for one that is not there.
+    """
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+        self.made_s = {plan.number: np.full(plan.shards, np.nan) for plan in plans}
+        named = {plan.plan_id[:8]: plan for plan in plans}
+        for entry in storage.iter_files(storage.join(plans[0].out, "labels"), deep=False):
+            name = storage.name_of(entry.uri)
+            if (found := PART.fullmatch(name)) and (plan := named.get(found[2])):
+                shard = int(found[1])
+                if shard < plan.shards and name == storage.name_of(plan.part_uri(shard)):
+                    self.made_s[plan.number][shard] = entry.modified_s
+
+    def __len__(self) -> int:
+        return sum(int(np.count_nonzero(is_there)) for is_there in self.is_there.values())
+
+    def __iter__(self) -> Iterator[Part]:
+        for plan in self.plans:
+            made_s = self.made_s[plan.number]
+            for shard in np.flatnonzero(self.is_there[plan.number]).tolist():
+                yield Part(plan, shard, float(made_s[shard]))
+
+    @cached_property
+    def is_there(self) -> dict[int, np.ndarray]:
+        """Say by a plan's number which of its shards have a part, bool [shards]."""
+        return {number: ~np.isnan(made_s) for number, made_s in self.made_s.items()}
 
 
 class LabelFolder:
-    """The labels of some plans of an output, as they are at the first look.
-
-    parts: those that are there, in the order of plans and shards.
-    """
+    """The labels of some plans of an output, as they are at the first look."""
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self.plans = list(plans)
@@ -79,13 +116,11 @@ class LabelFolder:
     @property
     def repeated(self) -> int:
         """How many failed rows do not count any more, all in parts that are there."""
-        return sum(len(ids) for ids in self._repeats)
+        return sum(map(len, self._repeats.values()))
 
     @cached_property
-    def parts(self) -> list[Part]:
-        there = {entry.uri: entry for entry in storage.iter_files(storage.join(self.place, "labels"))}
-        planned = ((plan, shard, plan.part_uri(shard)) for plan in self.plans for shard in range(plan.shards))
-        return [Part(plan, shard, uri, there[uri].modified_s) for plan, shard, uri in planned if uri in there]
+    def parts(self) -> Parts:
+        return Parts(self.plans)
 
     @property
     def done(self) -> set[tuple[int, int]]:
@@ -107,35 +142,41 @@ class LabelFolder:
         return f"{left or 'its totals are not written yet'}. The segray label command that wrote it resumes there."
 
     @cached_property
-    def _repeats(self) -> list[pa.Array]:
-        """Return for each plan the ids of the failed rows that it repeats."""
-        none = pa.array([], pa.string())
-        return [repeated_ids(plan) if plan.number else none for plan in self.plans]
+    def _repeats(self) -> dict[int, frozenset[str]]:
+        """Return by a plan's number the ids of the failed rows that it repeats."""
+        return {plan.number: frozenset(repeated_ids(plan).to_pylist()) for plan in self.plans if plan.number}
 
-    def repeated_after(self, plan: Plan) -> pa.Array:
-        """Return the ids of the plan's rows that a later plan repeats."""
-        later = [ids for other, ids in zip(self.plans, self._repeats, strict=True) if other.number > plan.number]
-        return pa.concat_arrays(later) if later else pa.array([], pa.string())
+    @cached_property
+    def repeated_after(self) -> dict[int, frozenset[str]]:
+        """Return by a plan's number the ids of rows that a later plan repeats."""
+        later = {plan.number: [self._repeats[n] for n in self._repeats if n > plan.number] for plan in self.plans}
+        return {number: frozenset().union(*ids) for number, ids in later.items()}
 
     def current(self, plan: Plan, rows: pa.Table) -> pa.Table:
         """Return those of a plan's rows that count; the rows must have their input_id."""
-        repeated = self.repeated_after(plan)
-        return rows.filter(pc.invert(pc.is_in(rows["input_id"], repeated))) if len(repeated) else rows
+        if not (repeated := self.repeated_after[plan.number]):
+            return rows
+        # An Arrow is_in() would hash all repeated ids again for each part.
+        return rows.filter(pa.array([one not in repeated for one in rows["input_id"].to_pylist()], pa.bool_()))
 
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Give the rows that count, one part at a time: `columns`, `part`, its URI, and `row`, the row's number in it.
+    def by_part(self, columns: Sequence[str]) -> Iterator[tuple[Part, pa.Table]]:
+        """Give each part with its rows that count: `columns`, and `row`, the row's number in it.
 
         A few parts are read ahead; tables that were given are not kept. DataError for a torn part.
         """
 
-        def read(part: Part) -> pa.Table:
+        def read(part: Part) -> tuple[Part, pa.Table]:
             rows = parquet.read(part.uri, list({*columns, "input_id"}))
-            rows = rows.append_column("part", pa.array([part.uri] * len(rows), pa.string()))
-            rows = rows.append_column("row", pa.array(range(len(rows)), pa.int64()))
-            return self.current(part.plan, rows).select([*columns, "part", "row"])
+            rows = rows.append_column("row", pa.array(np.arange(len(rows))))
+            return part, self.current(part.plan, rows).select([*columns, "row"])
 
         with ThreadPoolExecutor(FETCHES) as pool:
             yield from ahead(pool, read, self.parts, 2 * FETCHES)
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Give the rows that count as by_part() does, with `part`, the part's URI."""
+        for part, rows in self.by_part(columns):
+            yield rows.add_column(len(columns), "part", pa.repeat(part.uri, len(rows)))
 
     def rows(self, columns: Sequence[str]) -> Iterator[Any]:
         """Give the rows of tables() as dicts, with `place`, where their mask is."""
@@ -156,13 +197,13 @@ class LabelFolder:
     def totals(self, progress: Progress = untold) -> tuple[Totals, pa.Table]:
         """Sum the totals of all parts, from their footers; also return ERROR_COLUMNS of the failed rows that count."""
         totals = Totals.empty(self.space.num_classes)
-        errors = [pa.table({name: pa.array([], ROW_SCHEMA.field(name).type) for name in ERROR_COLUMNS})]
-        with ThreadPoolExecutor(FETCHES) as pool:
-            read = ahead(pool, _part_totals, (part.uri for part in self.parts), 2 * FETCHES)
-            for part, (counts, failed) in zip(self.parts, read, strict=True):
+        errors = [ROW_SCHEMA.empty_table().select(ERROR_COLUMNS)]
+        with ThreadPoolExecutor(FOOTERS) as pool:
+            for part, counts, failed in ahead(pool, _part_totals, self.parts, 2 * FOOTERS):
                 progress(1, self.shards)
-                errors.append(self.current(part.plan, failed))
-                counts.rows -= len(failed) - len(errors[-1])
+                if len(failed):
+                    errors.append(self.current(part.plan, failed))
+                    counts.rows -= len(failed) - len(errors[-1])
                 totals.add(counts)
         failed = pa.concat_tables(errors)
         totals.errors = Counter(failed["error_code"].to_pylist())
@@ -170,11 +211,12 @@ class LabelFolder:
 
     def failed_rows(self) -> dict[str, PlanRow]:
         """Return the plan rows of a finished run's errors, by id. Parts are read: errors.parquet may be outdated."""
-        ids = self.totals()[1]["input_id"]
+        ids = frozenset(self.totals()[1]["input_id"].to_pylist())
         found: dict[str, PlanRow] = {}
         for plan in self.plans:
-            rows = PlanReader(plan).columns(["input_id", "uri", "raw", "truth_uri"])
-            found |= {row["input_id"]: row for row in rows.filter(pc.is_in(rows["input_id"], ids)).to_pylist()}
+            for rows in PlanReader(plan).batches(["input_id", "uri", "raw", "truth_uri"]):
+                failed = pa.array([one in ids for one in rows["input_id"].to_pylist()], pa.bool_())
+                found |= {row["input_id"]: row for row in rows.filter(failed).to_pylist()}
         return found
 
 
@@ -191,24 +233,24 @@ def mask_place(row: Any) -> str:
 def part_totals(uri: str) -> Totals:
     """Read the totals of a part's rows from its footer."""
     with parquet.opened(uri) as file:
-        return totals_in(file.schema_arrow, uri)
+        return totals_in(file.metadata, uri)
 
 
-def totals_in(schema: pa.Schema, uri: str) -> Totals:
-    """Read the totals of a part's rows from its schema. DataError for a damaged one."""
+def totals_in(footer: pq.FileMetaData, uri: str) -> Totals:
+    """Read the totals of a part's rows from its footer. DataError for a damaged one."""
     try:
-        return Totals.from_dict(json.loads(schema.metadata[b"segray"])["totals"])
+        return Totals.from_dict(json.loads(footer.metadata[b"segray"])["totals"])
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(f"{uri} has no totals that can be read. Remove it and run again what wrote it.") from error
 
 
-def _part_totals(uri: str) -> tuple[Totals, pa.Table]:
-    with parquet.opened(uri) as file:
-        counts = totals_in(file.schema_arrow, uri)
+def _part_totals(part: Part) -> tuple[Part, Totals, pa.Table]:
+    with parquet.opened(part.uri, ahead=0, pre_buffer=True) as file:
+        counts = totals_in(file.metadata, part.uri)
         if not counts.errors:
-            return counts, ROW_SCHEMA.empty_table().select(ERROR_COLUMNS)
+            return part, counts, ROW_SCHEMA.empty_table().select(ERROR_COLUMNS)
         rows = file.read(columns=[*ERROR_COLUMNS, "status"]).replace_schema_metadata()
-    return counts, rows.filter(pc.equal(rows["status"], "error")).select(ERROR_COLUMNS)
+    return part, counts, rows.filter(pc.equal(rows["status"], "error")).select(ERROR_COLUMNS)
 
 
 def read_summary(plans: Sequence[Plan]) -> Summary | None:

@@ -10,10 +10,16 @@ because it is built in memory and created exclusively. `_SUCCESS` means that all
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +30,24 @@ from segray.core.clock import Clock
 from segray.core.io import claims, storage
 from segray.core.io.locators import mask_of
 from segray.core.labels import quality
-from segray.core.labels.folder import LabelFolder, last_summary, part_totals, read_summary, success_uri, totals_in
+from segray.core.labels.folder import (
+    LabelFolder,
+    Part,
+    last_summary,
+    part_totals,
+    read_summary,
+    success_uri,
+    totals_in,
+)
+from segray.core.labels.part_file import GROUP_ROWS, PartFile
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans
-from segray.core.labels.schema import ROW_SCHEMA, Labelled, LabelRow
-from segray.core.labels.totals import Speed, Summary, Totals
+from segray.core.labels.schema import ROW_SCHEMA, Labelled
+from segray.core.labels.totals import Speed, Summary
 from segray.core.progress import Progress, untold
 from segray.errors import DataError, SegrayError
 
-HUGGINGFACE = {"info": {"features": {name: {"_type": "Image"} for name in ("mask", "confidence")}}}  # for the Hub
+VERIFIED = ["input_id", "status", "height_px", "width_px", "mask", "mask_rle", "class_pixels"]
+SPAN_ROWS = 1000  # a few seconds of work
 LEFTOVER_S = 3600.0  # no part takes that long to be written
 MADE = ("_SUCCESS", "summary.json", "errors.parquet", "labels", "_segray")
 
@@ -51,20 +67,22 @@ class Receipt:
 
 
 def label_shard(
-    plan: Plan, rows: list[PlanRow], shard: int, label: Callable[[Plan, list[PlanRow], Clock], Labelled]
+    plan: Plan, rows: list[PlanRow], shard: int, label: Callable[[Plan, list[PlanRow], Clock], Iterable[Labelled]]
 ) -> Receipt:
     """Label the rows of one shard and create its part. StorageError when it cannot be written.
 
-    label: infer.label_rows.label_rows with its model, or a function that calls it in another process.
+    label: infer.label_rows.label_rows with its model, or a function that calls it in another process. Its rows are
+    written as they come.
     """
     if storage.exists(plan.part_uri(shard)):  # another run's, or that of a task whose answer was lost
         return done_receipt(plan, shard)
-    clock = Clock()
-    done, confusion = label(plan, rows, clock)
-    totals = Totals.of(done, confusion)
+    clock, part = Clock(), PartFile(plan.label_space)
+    for labelled in label(plan, rows, clock):
+        with clock("write"):
+            part.add(labelled)
     with clock("write"):
-        created = storage.create(plan.part_uri(shard), _to_parquet(done, plan, totals))
-    return Receipt(shard, len(done), totals.errors.total(), created, dict(clock.seconds))
+        created = storage.create(plan.part_uri(shard), part.finish())
+    return Receipt(shard, part.totals.rows, part.totals.errors.total(), created, dict(clock.seconds))
 
 
 def done_receipt(plan: Plan, shard: int) -> Receipt:
@@ -130,19 +148,36 @@ def clear(out: str) -> None:
         storage.remove(storage.join(out, name))
 
 
-def verify(plans: list[Plan], progress: Progress = untold) -> list[str]:
-    """List every violation of the promise, one line each; [] when there is none. Reads all that was written."""
-    problems: list[str] = []
+class Span(NamedTuple):
+    """Parts of a plan that are read together."""
+
+    plan: Plan
+    shards: list[int]
+
+
+class Spread(Protocol):
+    """A map that may run its calls elsewhere, some at once; the results come in order."""
+
+    def __call__(self, work: Callable[[Span], list[str]], spans: Iterable[Span], /) -> Iterable[list[str]]: ...
+
+
+def verify(plans: list[Plan], progress: Progress = untold, *, sample: float = 1.0, spread: Spread = map) -> list[str]:
+    """List every violation of the promise, one line each; [] when there is none. Reads all that was written.
+
+    sample: the share of the parts whose rows are read, always the same ones; that all are there and what their footers
+    sum up to is checked all the same. progress is in parts that are read.
+    """
     folder = LabelFolder(plans)
-    done = folder.done
-    for plan in plans:
-        reader = PlanReader(plan)
-        for shard in range(plan.shards):
-            progress(1, folder.shards)
-            if (plan.number, shard) in done:
-                problems += _verify_part(plan, reader.shard(shard), shard)
-            else:
-                problems.append(f"{storage.name_of(plan.part_uri(shard))} is missing")
+    problems = [
+        f"{storage.name_of(plan.part_uri(shard))} is missing"
+        for plan in plans
+        for shard in np.flatnonzero(~folder.parts.is_there[plan.number]).tolist()
+    ]
+    spans = _spans(folder, sample)
+    of = sum(len(span.shards) for span in spans)
+    for span, found in zip(spans, spread(verify_span, spans), strict=True):
+        problems += found
+        progress(len(span.shards), of)
     if folder.summary is None:
         speaks = "speaks of the plans before the last" if last_summary(folder.place) else "is missing"
         problems.append(f"_SUCCESS {speaks}: the run is not finished, and the same command resumes")
@@ -160,47 +195,67 @@ def verify(plans: list[Plan], progress: Progress = untold) -> list[str]:
     return problems
 
 
+def _spans(folder: LabelFolder, sample: float) -> list[Span]:
+    """Cut the parts that are there, or the share of them with the lowest hashes, into spans of about SPAN_ROWS rows."""
+
+    def rank(part: Part) -> bytes:
+        return hashlib.sha256(f"{part.plan.plan_id} {part.shard}".encode()).digest()
+
+    parts = list(folder.parts)
+    if sample < 1:
+        chosen = heapq.nsmallest(math.ceil(sample * len(parts)), parts, key=rank)
+        parts = sorted(chosen, key=lambda part: (part.plan.number, part.shard))
+    spans: list[Span] = []
+    for plan, group in groupby(parts, key=attrgetter("plan")):
+        shards = [part.shard for part in group]
+        size = max(1, SPAN_ROWS * plan.shards // plan.rows)
+        spans += [Span(plan, shards[i : i + size]) for i in range(0, len(shards), size)]
+    return spans
+
+
+def verify_span(span: Span) -> list[str]:
+    """List what is wrong with the parts of a span."""
+    reader = PlanReader(span.plan)
+    return [line for shard in span.shards for line in _verify_part(span.plan, reader.shard(shard), shard)]
+
+
 def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     name = storage.name_of(plan.part_uri(shard))
+    problems, ids = [], []
     try:
-        with storage.open_read(plan.part_uri(shard)) as file:
-            table = pq.ParquetFile(file).read()
-        rows = table.to_pylist()
-    except (OSError, ValueError, pa.ArrowException, SegrayError) as error:
-        return [f"{name} cannot be read: {storage.reason(error)}"]
-    if not table.schema.equals(ROW_SCHEMA):
-        return [f"{name} has other columns than a part"]
-    try:
-        counted = totals_in(table.schema, name)
+        with storage.open_read(plan.part_uri(shard)) as opened:
+            file = pq.ParquetFile(opened)
+            if not file.schema_arrow.equals(ROW_SCHEMA):
+                return [f"{name} has other columns than a part"]
+            counted = totals_in(file.metadata, name)
+            seen = np.zeros_like(counted.class_pixels)
+            for batch in file.iter_batches(GROUP_ROWS):  # of all columns, as any may be damaged
+                for row in batch.select(VERIFIED).to_pylist():
+                    ids.append(row["input_id"])
+                    if problem := _verify_row(row, seen):
+                        problems.append(f"{name}: the mask of {row['input_id']} {problem}")
     except DataError as error:
         return [str(error).rstrip(".")]
-    if [row["input_id"] for row in rows] != [row["input_id"] for row in planned]:
-        return [f"{name} holds {len(rows)} rows that are not the plan's {len(planned)}"]
-    seen = np.zeros_like(counted.class_pixels)
-    problems = []
-    for row in rows:
-        try:
-            mask = mask_of(row, "it")
-        except DataError as error:
-            problems.append(f"{name}: the mask of {row['input_id']} cannot be read: {error}")
-            continue
-        if row["status"] == "ok":
-            seen += row["class_pixels"]
-        if mask is not None and (
-            mask.shape != (row["height_px"], row["width_px"])
-            or quality.class_pixels(mask, len(seen)).tolist() != row["class_pixels"]
-        ):
-            problems.append(f"{name}: the mask of {row['input_id']} is not what its row says")
+    except (OSError, ValueError, pa.ArrowException, SegrayError) as error:
+        return [f"{name} cannot be read: {storage.reason(error)}"]
+    if ids != [row["input_id"] for row in planned]:
+        return [f"{name} holds {len(ids)} rows that are not the plan's {len(planned)}"]
     if not np.array_equal(seen, counted.class_pixels):
         problems.append(f"{name}: its totals are not those of its rows")
     return problems
 
 
-def _to_parquet(rows: list[LabelRow], plan: Plan, totals: Totals) -> bytes:
-    """Build a whole part in memory: a writer that fails half-way would publish a short file that looks whole."""
-    about = {"totals": totals.to_dict(), "label_space": plan.label_space.to_dict()}
-    schema = ROW_SCHEMA.with_metadata({"huggingface": json.dumps(HUGGINGFACE), "segray": json.dumps(about)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+def _verify_row(row: dict[str, Any], seen: np.ndarray) -> str | None:
+    """Say what is wrong with a row's mask; add its class pixels to those that were seen if it counts."""
+    try:
+        mask = mask_of(row, "it")
+    except DataError as error:
+        return f"cannot be read: {error}"
+    if row["status"] == "ok":
+        seen += row["class_pixels"]
+    if mask is not None and (
+        mask.shape != (row["height_px"], row["width_px"])
+        or quality.class_pixels(mask, len(seen)).tolist() != row["class_pixels"]
+    ):
+        return "is not what its row says"
+    return None

@@ -80,10 +80,10 @@ class LabelRow(Origin, Seen, Verdict):
 
 
 class Labelled(NamedTuple):
-    """Finished rows, in the plan's order, and int64 [C, C]: the confusion of those that had ground truth."""
+    """A finished row, and int64 [C, C]: its confusion with ground truth, None where it had none."""
 
-    rows: list[LabelRow]
-    confusion: np.ndarray
+    row: LabelRow
+    confusion: np.ndarray | None = None
 
 
 ROW_SCHEMA = pa.schema(
@@ -125,6 +125,12 @@ UNSCORED: Verdict = {
     "mean_specificity": None,
     "class_iou": None,
 }
+
+
+def failed(code: str, message: str) -> Verdict:
+    """Return the verdict on a row without a mask, or on one whose ground truth cannot be used."""
+    return {**UNSCORED, "status": "error", "error_code": code, "error_message": message}
+
 
 NOTHING: Seen = {
     "height_px": None,

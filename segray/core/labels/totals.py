@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from segray.core import metrics
-from segray.core.labels.schema import LabelRow
+from segray.core.labels.schema import Labelled
 
 
 class Counts(TypedDict):
@@ -60,19 +60,19 @@ class Totals:
     def empty(cls, classes: int) -> Totals:
         return cls(0, Counter(), np.zeros(classes, np.int64), np.zeros((classes, classes), np.int64))
 
-    @classmethod
-    def of(cls, rows: list[LabelRow], confusion: np.ndarray) -> Totals:
-        totals = cls(len(rows), Counter(), np.zeros(len(confusion), np.int64), confusion)
-        for row in rows:
-            code = row.get("error_code")
-            if row["status"] == "error":
-                totals.errors[code or ""] += 1
-                continue
-            if code:
-                totals.notes[code] += 1
-            if (pixels := row["class_pixels"]) is not None:
-                totals.class_pixels += pixels
-        return totals
+    def count(self, labelled: Labelled) -> None:
+        row, confusion = labelled
+        code = row.get("error_code")
+        self.rows += 1
+        if confusion is not None:
+            self.confusion += confusion
+        if row["status"] == "error":
+            self.errors[code or ""] += 1
+            return
+        if code:
+            self.notes[code] += 1
+        if (pixels := row["class_pixels"]) is not None:
+            self.class_pixels += pixels
 
     def add(self, other: Totals) -> None:
         self.rows += other.rows

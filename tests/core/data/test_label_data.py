@@ -103,7 +103,7 @@ def test_a_part_is_read_once_whatever_the_order_of_its_rows(labelled, monkeypatc
     out = labelled("train")
     opened = []
     open_read = storage.open_read
-    monkeypatch.setattr(storage, "open_read", lambda uri: opened.append(uri) or open_read(uri))
+    monkeypatch.setattr(storage, "open_read", lambda uri, *ahead: opened.append(uri) or open_read(uri, *ahead))
     dataset = open_dataset(DataSection(format="labels", root=out, min_pixel_confidence=0.01))
     refs = [ref for split in dataset.splits.values() for ref in split]
     opened.clear()

@@ -6,7 +6,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from crashing import CRASH, HANG, env
 from labelled import plan_rows, settings_of
@@ -40,20 +39,22 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     monkeypatch.setattr(isolated, "TIMEOUT_S", 4.0)
     label = isolated.Careful(1, uri=str(tiny_bundle), infer=InferSection())
     rows = plan_rows(plan)
-    done, confusion = label(plan, rows, Clock())
+    totals, done = Totals.empty(plan.label_space.num_classes), []
+    for labelled in label(plan, rows, Clock()):
+        totals.count(labelled)
+        done.append(labelled.row)
     label.close()
     assert [row.get("error_code") for row in done] == [
         "worker_crash", "worker_timeout", "decode_error", None, None, None, None, None,
     ]  # fmt: skip
     assert "5.jpg ended the process that labelled it (SIGSEGV); look at the file" in done[0]["error_message"]
     assert "6.jpg took more than 4 s; look at the file" in done[1]["error_message"]
-    totals = Totals.of(done, confusion)
     assert (totals.rows, totals.errors.total()) == (8, 3)
 
     good = [row for row in rows if row["uri"].rpartition("/")[2] not in ("5.jpg", "6.jpg")]
-    usual = label_rows(plan, good, Clock(), Predictor(str(tiny_bundle)), 1)
-    assert [row["input_id"] for row in usual.rows] == [row["input_id"] for row in good]
-    for mine, theirs in zip(done[3:], usual.rows[1:], strict=True):
+    usual = [labelled.row for labelled in label_rows(plan, good, Clock(), Predictor(str(tiny_bundle)), 1)]
+    assert [row["input_id"] for row in usual] == [row["input_id"] for row in good]
+    for mine, theirs in zip(done[3:], usual[1:], strict=True):
         assert (mine["class_pixels"], mine["flicker_share"]) == (theirs["class_pixels"], theirs["flicker_share"])
         assert mine["confidence_mean"] == pytest.approx(theirs["confidence_mean"], abs=1e-6)
     assert Totals.from_dict(totals.to_dict()).to_dict() == totals.to_dict()
@@ -64,7 +65,7 @@ def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     label = isolated.Careful(1, uri=str(tmp_path / "no bundle"), infer=InferSection())
     with pytest.raises(ModelError, match=r"/no bundle is not a model bundle: it has no segray"):
-        label(plan, plan_rows(plan), Clock())
+        list(label(plan, plan_rows(plan), Clock()))
 
 
 def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path, monkeypatch):
@@ -74,7 +75,7 @@ def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path
     label = isolated.Careful(1, uri="best", infer=InferSection())
     for _ in range(2):
         with pytest.raises(ModelError, match=r"^best cannot be loaded in a process of its own, after labelling"):
-            label(plan, plan_rows(plan), Clock())
+            list(label(plan, plan_rows(plan), Clock()))
 
 
 class Child:
@@ -105,7 +106,7 @@ def child(monkeypatch):
     def fake_rows(plan, rows, *_, **__):
         if (error := (does.get(rows[0]["uri"]) or [None]).pop(0)) is not None:
             raise error
-        return Labelled([{"uri": rows[0]["uri"], "status": "ok"}], np.zeros((2, 2), np.int64))
+        yield Labelled({"uri": rows[0]["uri"], "status": "ok"})
 
     class Fake:
         def __init__(self, **options):
@@ -125,7 +126,7 @@ def child(monkeypatch):
     careful_label = isolated.Careful(1, uri="best")
 
     def label(*names):
-        return careful_label(plan, [{"uri": name} for name in names], Clock()).rows
+        return [labelled.row for labelled in careful_label(plan, [{"uri": name} for name in names], Clock())]
 
     yield SimpleNamespace(label=label, does=does, loads=loads)
     careful_label.close()
