@@ -43,7 +43,7 @@ FROZEN = {
         *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
         *("max-error-rate", "window", "flip", "engine", "actors", "address"),
     },
-    "verify": {"help"},
+    "verify": {"help", "sample", "address"},
     "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},
     "show": {"model", "out", "set", "help"},
     "overlay": {"video", "input", "overwrite", "help"},

@@ -390,6 +390,24 @@ def test_verify_finds_each_break_of_the_promise(town, predictor, tmp_path):
     assert parts.verify([plan]) == ["_SUCCESS says ok 5, the parts 6"]
 
 
+def test_a_sample_of_the_parts_is_always_the_same_and_what_is_missing_is_found_all_the_same(
+    town, predictor, tmp_path, monkeypatch
+):
+    plan = planned(tmp_path, town / "val", shard_size=1)
+    label_all(plan, predictor)
+    parts.finish([plan], {})
+    read, seen, verify_part = [], [], parts._verify_part
+    monkeypatch.setattr(parts, "_verify_part", lambda *given: read.append(given[2]) or verify_part(*given))
+    for _ in range(2):
+        assert parts.verify([plan], lambda *progress: seen.append(progress), sample=0.4) == []
+    assert read[:3] == read[3:] == sorted(set(read))
+    assert seen == [(3, 3)] * 2  # 0.4 of 6 parts are 3
+    storage.remove(plan.part_uri(min(set(range(6)) - set(read))))
+    assert parts.verify([plan], sample=0.01) == [
+        f"{storage.name_of(plan.part_uri(min(set(range(6)) - set(read))))} is missing"
+    ]
+
+
 def test_verify_survives_any_flipped_byte(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val", shard_size=2)
     label_all(plan, predictor)

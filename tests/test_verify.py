@@ -1,0 +1,66 @@
+"""Where labels are verified, and what the command says of a part of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from labelled import label_all, settings_of
+
+from segray.cli import cli
+from segray.cluster.tasks import spread
+from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
+from segray.core.labels import parts
+from segray.core.labels.planning import make_plan
+from segray.errors import ClusterError, ConfigError
+from segray.sections.labelling import ClusterSection
+from segray.stages import verify as stage
+
+
+@pytest.fixture
+def labels(tiny_bundle, tmp_path):
+    """Six finished parts."""
+    town = streets.write(tmp_path / "town", train=0, val=6, size=(48, 64), video_s=0)
+    plan = make_plan(str(tmp_path / "out"), settings_of([town / "val"], shard_size=1), streets.LABEL_SPACE)
+    label_all(plan, Predictor(str(tiny_bundle)))
+    parts.finish([plan], {})
+    return plan
+
+
+def said(*args):
+    result = CliRunner().invoke(cli, ["verify", *args])
+    return result.exit_code, result.output
+
+
+def test_what_was_not_read_is_said(labels):
+    assert said(labels.out) == (0, "All 6 rows are there exactly once, in 6 undamaged parts.\n")
+    some = "All 6 parts are there, and 2 of them are undamaged. The rows of 4 parts were not read.\n"
+    assert said(labels.out, "--sample", "0.2") == (0, some)
+    Path(labels.part_uri(3)).unlink()
+    code, text = said(labels.out, "--sample", "0.2")
+    assert (code, text.splitlines()[-1]) == (1, "1 problem in 6 parts. The rows of 5 parts were not read.")
+    with pytest.raises(ConfigError, match=r"^--sample is 0; give a share of the parts, above 0 and up to 1\.$"):
+        stage.verify(labels.out, 0)
+
+
+def test_many_rows_are_read_by_all_processors(labels, monkeypatch):
+    Path(labels.part_uri(3)).write_bytes(Path(labels.part_uri(2)).read_bytes())
+    used, process_map = [], stage.spread
+    monkeypatch.setattr(stage, "LITTLE_ROWS", 0)
+    monkeypatch.setattr(
+        stage, "spread", lambda *a, is_little: used.append(is_little) or process_map(*a, is_little=True)
+    )
+    found = stage.verify(labels.out)
+    assert used == [False]
+    assert found.problems == [f"{Path(labels.part_uri(3)).name} holds 1 rows that are not the plan's 1"]
+
+
+def test_processes_give_their_results_in_order():
+    with spread(ClusterSection(), []) as run:
+        assert list(run(abs, iter(range(-20, 0)))) == list(range(20, 0, -1))
+
+
+def test_a_process_that_dies_is_one_line():
+    with spread(ClusterSection(), []) as run, pytest.raises(ClusterError, match=r"^A process of this machine died"):
+        list(run(os._exit, [1]))
