@@ -20,6 +20,7 @@ FROZEN = {
     "demo": {"out", "overwrite", "help"},
     "data check": {"format", "set", "help"},
     "data classes": {"set", "help"},
+    "data convert": {"from", "images", "background", "link", "overwrite", "help"},
     "data draw": {"train", "val", "size", "seed", "help"},
     "data formats": {"help"},
     "data get": {"url", "help"},

@@ -44,6 +44,7 @@ from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.models import bundle
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, StorageError
+from segray.stages.convert import convert
 from segray.stages.export import export, push, to_onnx
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -124,6 +125,27 @@ def test_png_is_a_folder_that_can_be_trained_on(labels, tmp_path):
         wanted = MASKS[ref.image.removeprefix(f"{out}/images/")]
         np.testing.assert_array_equal(sample.mask_hw, wanted)
         assert sample.image_hwc.shape[:2] == wanted.shape
+
+
+@pytest.mark.parametrize("to", ["coco", "coco-panoptic", "cvat", "label-studio", "huggingface"])
+def test_what_is_exported_is_converted_back_pixel_by_pixel(labels, tmp_path, to):
+    """Void stays void; void alone has no frame. Instances have at least one pixel here, so that none is left out."""
+    options = Options(images=True, min_area=1) if to == "coco" else Options(images=True)
+    export(labels, to, str(tmp_path / "exported"), options)
+    done = convert(str(tmp_path / "exported"), str(tmp_path / "back"))
+    assert (done.format, done.frames, done.background) == (to, 5, None)
+    assert done.left_out == (
+        ["Tasks without an annotation, of which a prediction is taken: 5, such as task 0"] * (to == "label-studio")
+    )
+    dataset = open_dataset(load(None, {"data.format": "folder", "data.root": str(tmp_path / "back")}).data)
+    assert dataset.label_space.names == SPACE.names
+    if to != "huggingface" or done.classes[0].color:
+        assert dataset.label_space.colors == SPACE.colors
+    refs = [ref for refs in dataset.splits.values() for ref in refs]
+    assert len(refs) == 5
+    for ref in refs:
+        wanted = MASKS[ref.image.removeprefix(f"{tmp_path}/back/images/")]
+        np.testing.assert_array_equal(read_sample(ref, dataset.label_space, None).mask_hw, wanted)
 
 
 def test_masks_as_runs_give_the_same_files(labels, tmp_path):

@@ -1,4 +1,4 @@
-"""Commands about data and models: data check, draw, formats, get; models; recipes."""
+"""Commands about data and models: data check, classes, convert, draw, formats, get; models; recipes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from segray.cli.app import Examples, cli
 from segray.cli.flags import Setting
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from segray.core.data.check import CheckResult
     from segray.core.samples import LabelSpace
+    from segray.stages.convert import Converted
 
 
 @cli.group(cls=Examples)
 def data() -> None:
-    """Check, download or draw data sets."""
+    """Check, convert, download or draw data sets."""
 
 
 @data.command("check")
@@ -102,6 +105,74 @@ def data_classes(root: str, sets: tuple[str, ...]) -> None:
     say(storage.read_bytes(place).decode().rstrip())
     say(f"These classes are in {place}: give them names there. A class called void counts nowhere.")
     say(f"Next: segray data check {root}")
+
+
+@data.command("convert")
+@click.argument("annotations")
+@click.argument("out")
+@click.option(
+    "--from",
+    "kind",
+    metavar="FORMAT",
+    help="coco, coco-panoptic, cvat, label-studio, labelme, yolo or huggingface. Default: found by looking.",
+)
+@click.option("--images", help="Folder or zip of the images, where they do not lie beside the annotations.")
+@click.option(
+    "--background",
+    type=click.Choice(["void", "class"]),
+    help="What pixels are that nobody annotated. Default: void, unless the annotations have a class background.",
+)
+@click.option("--link", is_flag=True, help="Make symbolic links to the images, and not hard links or copies.")
+@click.option("--overwrite", is_flag=True, help="Delete an earlier conversion in OUT first.")
+def data_convert(
+    annotations: str,
+    out: str,
+    kind: str | None,
+    images: str | None,
+    background: Literal["void", "class"] | None,
+    link: bool,
+    overwrite: bool,
+) -> None:
+    """Convert annotations of another tool into a folder to train on.
+
+    ANNOTATIONS is the file, folder or zip that the tool gave out. OUT gets images/, masks/ and classes.csv.
+    The same command resumes an interrupted conversion.
+
+    \b
+    Example:
+      segray data convert instances_train2017.json coco/ --images train2017/
+      segray data convert task.zip mine/
+    """
+    from segray.cli.terminal import counting
+    from segray.stages.convert import convert
+
+    with counting("frames") as advance:
+        done = convert(
+            annotations, out, kind=kind, images=images, background=background, link=link, overwrite=overwrite,
+            progress=advance,
+        )  # fmt: skip
+    show_conversion(done, out)
+
+
+def show_conversion(done: Converted, out: str) -> None:
+    from segray.cli.terminal import say, table
+
+    total = sum(done.pixels.values())
+    rows = [
+        (i, one.name, done.pixels.get(i, 0) / total, done.frames_with.get(i, 0)) for i, one in enumerate(done.classes)
+    ]
+    void = [("255", "void", done.pixels.get(None, 0) / total, done.frames_with.get(None, 0))]
+    table(f"Classes, from {done.format}", ("id", "class", "share of pixels", "frames"), [*rows, *void])
+    for line in (*done.notes, *done.left_out):
+        say(f"Note: {line}.")
+    if done.background is None:
+        say("Pixels that nobody annotated are void, and count nowhere; --background class makes them a class.")
+    else:
+        say(f"Pixels that nobody annotated are {done.background}; --background void makes them void.")
+    say(
+        f"{done.frames} of {done.total} frames are in {out}{'' if done.new else ', as before'}. "
+        f"Next: segray data check --format folder {out}"
+    )
 
 
 @data.command("draw")

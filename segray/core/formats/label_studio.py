@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -88,6 +88,30 @@ def encode_brush(marked_hw: np.ndarray) -> list[int]:
     bits = np.concatenate([_bits(np.array([head]), np.array([53])), _bits(codes, 3 + BITS[kinds] + WORD)])
     # Zeros to a whole byte, and a byte of them where it is whole: as the converter does.
     return np.packbits(np.append(bits, np.zeros(8 - len(bits) % 8, np.uint8))).tolist()
+
+
+def decode_brush(packed: Sequence[int], pixels: int) -> np.ndarray:
+    """Decode a brush to the lengths of runs that are outside, marked, outside, … along the rows, int64.
+
+    A pixel is marked where it is not transparent. ValueError where the bytes are not those of so many pixels.
+    """
+    bits = np.unpackbits(np.array(packed, np.uint8)).astype("S1").tobytes()
+    values, word = int(bits[:32], 2), int(bits[32:37], 2) + 1
+    sizes = [int(bits[at : at + 4], 2) + 1 for at in range(37, 53, 4)]
+    if values != CHANNELS * pixels or word != WORD:
+        raise ValueError("a brush of another size")
+    runs: list[tuple[int, int]] = []
+    at, done = 53, 0
+    while done < values:
+        end = at + 3 + sizes[int(bits[at + 1 : at + 3], 2)]
+        length, repeated = int(bits[at + 3 : end], 2) + 1, bits[at : at + 1] == b"1"
+        at, done = end + WORD * (1 if repeated else length), done + length
+        words = (bits[begin : begin + WORD] for begin in range(end, at, WORD))
+        runs += [(int(bits_of, 2), length if repeated else 1) for bits_of in words]
+    levels, lengths = np.array(runs, np.int64).T
+    marked = np.repeat(levels > 0, lengths).reshape(-1, CHANNELS)[:, -1]  # ValueError where a run leads out of it
+    edges = np.flatnonzero(np.diff(marked, prepend=False))
+    return np.diff(np.concatenate([[0], edges, [pixels]])).astype(np.int64)
 
 
 def _bits(codes: np.ndarray, widths: np.ndarray) -> np.ndarray:

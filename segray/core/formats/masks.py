@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,19 @@ class Png(Writer):
 
     def join(self) -> None:
         space = self.job.space
-        with replacing(self.job.out / "classes.csv") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            scored = ("scored",) * any(map(is_void, space.names))  # their names alone would make such classes void
-            lines.writerow(("name", "id", "r", "g", "b", *scored))
-            for i, (name, color) in enumerate(zip(space.names, space.colors, strict=True)):
-                lines.writerow((name, i, *color, *("yes" for _ in scored)))
+        void = any(map(is_void, space.names))  # their names alone would make such classes void
+        with replacing(self.job.out / "classes.csv", "wb") as file:
+            file.write(classes_csv(space.names, space.colors, scored=void))
+
+
+def classes_csv(names: Sequence[str], colors: Sequence[tuple[int, int, int]], *, scored: bool = False) -> bytes:
+    """Write the table of classes of the layout `folder`, whose ids are positions. scored: keep those called void."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("name", "id", "r", "g", "b", *["scored"] * scored))
+    for i, (name, color) in enumerate(zip(names, colors, strict=True)):
+        lines.writerow((name, i, *color, *["yes"] * scored))
+    return text.getvalue().encode()
 
 
 class Cityscapes(Writer):

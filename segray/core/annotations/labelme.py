@@ -1,0 +1,152 @@
+"""Labelme: a JSON beside each image (github.com/wkentaro/labelme, _label_file.py and _utils/shape.py).
+
+Shapes are drawn in their order and as Labelme draws them, with Pillow's ImageDraw; lines and points mark no pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from segray.core.annotations.frames import Annotations, Drawn, Frame, Problems, Source, check_count, classes_of
+from segray.core.annotations.painting import EMPTY, FAR, FEW, OUTSIDE, SLACK_PX, UNREAD, UNREADABLE, WILD, canvas
+from segray.core.io import storage
+from segray.core.io.images import open_image
+from segray.core.io.masks import decode_mask
+
+LABELS = "labels.txt"  # of Labelme's examples: a label a line, __ignore__ for what is void
+IGNORED = "__ignore__"
+KEYS = ("imagePath", "imageHeight", "imageWidth", "shapes", "imageData")
+POINTS = {
+    "polygon": range(3, 1 << 20),
+    "oriented_rectangle": range(4, 5),
+    "rectangle": range(2, 3),
+    "circle": range(2, 3),
+}
+
+
+def is_labelme(data: Any) -> bool:
+    return isinstance(data, dict) and isinstance(data.get("shapes"), list) and "imagePath" in data
+
+
+def read(source: Source) -> Annotations:
+    """Read every JSON of Labelme. Classes are those of labels.txt, in its order, else those drawn, by name."""
+    found = source.documents(is_labelme, "Labelme's: an object with shapes and an imagePath")
+    documents = [(name, {key: data.get(key) for key in KEYS}) for name, data in found]
+    listed = source.files.text(LABELS).splitlines() if LABELS in source.files.names else []
+    drawn = sorted({str(one.get("label")) for _, data in documents for one in data["shapes"] if isinstance(one, dict)})
+    names = list(dict.fromkeys(name for line in (*listed, *drawn) if (name := line.strip()) and name != IGNORED))
+    frames = [frame for name, data in documents if (frame := _frame(name, data, names, source))]
+    return Annotations(check_count(classes_of(names), source.files.uri), frames, len(frames), source.problems)
+
+
+def _frame(name: str, data: dict[str, Any], names: list[str], source: Source) -> Frame | None:
+    image = str(data["imagePath"]).replace("\\", "/")
+    folder = storage.folder_of(name)
+    beside = storage.normal(f"/{folder}/{image}").lstrip("/")
+    said = Problems()
+    found = source.images.find(beside, said)
+    size = (data["imageHeight"], data["imageWidth"])
+    drawn_on = (size[0], size[1]) if all(isinstance(side, int) for side in size) else None
+    draw = partial(_draw, data["shapes"], name, names)
+    if found:
+        return Frame(found, draw, drawn_on)
+    if picture := _picture(data["imageData"]):
+        return Frame(f"{folder}/{storage.name_of(image)}".lstrip("/"), draw, drawn_on, picture=picture)
+    for what, (_, which) in said.found.items():
+        source.problems.add(what, which)
+    return None
+
+
+def _picture(text: Any) -> bytes | None:
+    """Return the image that is in a JSON itself."""
+    try:
+        return base64.b64decode(text, validate=True) if text else None
+    except (TypeError, binascii.Error):
+        return None
+
+
+def _draw(shapes: list[Any], name: str, names: list[str], height: int, width: int) -> Drawn:
+    problems: list[tuple[str, str]] = []
+
+    def say(text: str) -> None:
+        problems.append((text, name))
+
+    mask_hw = canvas(height, width)
+    for one in shapes:
+        try:
+            marked_hw = _marked(one, height, width, say)
+        except UNREADABLE:
+            say(UNREAD)
+            continue
+        if marked_hw is not None:
+            if not marked_hw.any():
+                say(EMPTY)
+            label = str(one["label"]).strip()
+            mask_hw[marked_hw] = 255 if label == IGNORED else names.index(label)
+    return Drawn(mask_hw, problems)
+
+
+def _marked(one: dict[str, Any], height: int, width: int, say: Callable[[str], None]) -> np.ndarray | None:
+    """Return the pixels of a shape, bool [H, W]; None where it has none, and why is said."""
+    kind = one.get("shape_type") or "polygon"
+    points = [(float(x), float(y)) for x, y in one["points"]]
+    flat = [number for point in points for number in point]
+    if not all(map(math.isfinite, flat)) or max(map(abs, flat)) > FAR * max(height, width):
+        say(WILD)
+        return None
+    if kind == "mask":
+        return _stored(one["mask"], points, height, width, say)
+    if kind not in POINTS:
+        say(f"Shapes that mark no pixels ({kind}), left out")
+        return None
+    if len(points) not in POINTS[kind]:
+        say(FEW)
+        return None
+    xs, ys = flat[::2], flat[1::2]
+    if min(flat) < -SLACK_PX or max(xs) > width + SLACK_PX or max(ys) > height + SLACK_PX:
+        say(OUTSIDE)
+    return _filled(kind, points, height, width)
+
+
+def _filled(kind: str, points: list[tuple[float, float]], height: int, width: int) -> np.ndarray:
+    image = Image.fromarray(np.zeros((height, width), np.uint8))
+    pen = ImageDraw.Draw(image)
+    if kind == "circle":
+        (x, y), other = points
+        radius = math.dist((x, y), other)
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
+    elif kind == "rectangle":
+        (x0, y0), (x1, y1) = points
+        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=1, fill=1)
+    else:
+        pen.polygon(points, outline=1, fill=1)
+    return np.asarray(image).astype(bool)
+
+
+def _stored(
+    text: str, points: list[tuple[float, float]], height: int, width: int, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """Place a mask, a PNG in base64, at its corners."""
+    data = base64.b64decode(text)
+    stored = open_image(data, "mask")
+    if stored.height > height + 1 or stored.width > width + 1:
+        raise ValueError("a mask larger than its image")
+    patch_hw = decode_mask(data) > 0
+    (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
+    if all(number.is_integer() for point in points for number in point):  # the mask is cut by its corners
+        patch_hw = patch_hw[: bottom - top + 1, : right - left + 1]
+    marked_hw = np.zeros((height, width), bool)
+    cut_hw = patch_hw[max(0, -top) :, max(0, -left) :]
+    seen_hw = marked_hw[max(0, top) : max(0, top) + cut_hw.shape[0], max(0, left) : max(0, left) + cut_hw.shape[1]]
+    if seen_hw.shape != patch_hw.shape:
+        say(OUTSIDE)
+    seen_hw[:] = cut_hw[: seen_hw.shape[0], : seen_hw.shape[1]]
+    return marked_hw
