@@ -171,7 +171,7 @@ def show_conversion(done: Converted, out: str) -> None:
         say(f"Pixels that nobody annotated are {done.background}; --background void makes them void.")
     say(
         f"{done.frames} of {done.total} frames are in {out}{'' if done.new else ', as before'}. "
-        f"Next: segray data check --format folder {out}"
+        f"Next: segray data check {out}"
     )
 
 

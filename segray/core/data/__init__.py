@@ -29,6 +29,7 @@ from segray.sections.training import DataSection, Resize
 
 LOOKED_AT = 256  # frames whose sizes say how a data set is resized, evenly over all of them
 SIGNS_READ, LISTED = 100, 6  # files of a folder that are looked at to find its layout, and names of them in a message
+ANNOTATIONS = (".json", ".xml", ".zip", ".parquet", ".yaml")  # what tools give out that segray data convert reads
 RATIO_TOLERANCE = 1.02  # aspect ratios within 2 % are one that was rounded, or cut by a few pixels, as KITTI's
 BOX_HOLDS = 0.9  # share of the frames' heights and widths that the box holds: the odd upright frame does not square it
 
@@ -183,9 +184,11 @@ def found_format(root: str) -> str:
     if likely:
         several = " or ".join(f"--format {name}" for name in likely)
         raise ConfigError(f"{root} may be of several layouts: {several}? {_layouts(likely)}.")
+    holds, has_annotations = _holds(place)
     raise ConfigError(
-        f"{root} is of no known layout; it holds {_holds(place)}. The simplest one is {LAYOUTS['folder'].layout}. "
-        "segray data formats lists all."
+        f"{root} is of no known layout; it holds {holds}. The simplest one is {LAYOUTS['folder'].layout}. "
+        + (f"Annotations of other tools become it: segray data convert {root} OUT. " if has_annotations else "")
+        + "segray data formats lists all."
     )
 
 
@@ -220,11 +223,12 @@ def _layouts(names: Sequence[str]) -> str:
     return "; ".join(f"{name}: {LAYOUTS[name].layout}" for name in names)
 
 
-def _holds(root: str) -> str:
-    """Say what lies in a folder, in a few words."""
-    names = {entry.uri[len(root) + 1 :].partition("/")[::2] for entry in islice(storage.iter_files(root), SIGNS_READ)}
-    first = sorted({f"{name}/" if below else name for name, below in names})
-    return ", ".join(first[:LISTED]) + " …" * (len(first) > LISTED) or "nothing"
+def _holds(root: str) -> tuple[str, bool]:
+    """Say what lies in a folder, in a few words, and whether some of it may be annotations of another tool."""
+    paths = [entry.uri[len(root) + 1 :] for entry in islice(storage.iter_files(root), SIGNS_READ)]
+    first = sorted({f"{name}/" if below else name for name, below in (path.partition("/")[::2] for path in paths)})
+    said = ", ".join(first[:LISTED]) + " …" * (len(first) > LISTED) or "nothing"
+    return said, any(path.lower().endswith(ANNOTATIONS) for path in paths)
 
 
 def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpace:

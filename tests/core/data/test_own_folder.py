@@ -229,6 +229,11 @@ def test_a_folder_of_no_layout_or_of_two_is_one_line(tmp_path):
         f"{tmp_path} is of no known layout; it holds a.jpg, notes.txt. The simplest one is images/ masks/ classes.csv, or "
         "others like them; masks of ids or colours. segray data formats lists all."
     )
+    (tmp_path / "annotations.xml").touch()
+    with pytest.raises(
+        ConfigError, match=rf"Annotations of other tools become it: segray data convert {tmp_path} OUT\. "
+    ):
+        open_dataset(DataSection(root=str(tmp_path)))
     for sign in ("train", "trainannot", "JPEGImages", "SegmentationClass"):
         (tmp_path / sign).mkdir()
         put(tmp_path, f"{sign}/a.png")
