@@ -17,7 +17,7 @@ from segray.api.results import Place, Result, in_unit_range
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators, storage
 from segray.core.io.video_index import VIDEO_SUFFIXES
-from segray.core.labels.planning import chosen_frames
+from segray.core.labels.units import chosen_frames
 from segray.core.models import name_of, ready
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, DataError

@@ -5,7 +5,6 @@
     frames.txt         a path or URI a line; .jsonl: one object a line; .parquet: a column of them
 
 What is named has a row, whatever it is. What a folder or a glob holds and is not taken is counted, and said.
-The files lie in Arrow columns, some 200 bytes each, so that a million of them fit anywhere.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial, reduce
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from segray.core.io import storage
+from segray.core.io.files import CHUNK, IMAGE, TABLE, VIDEO, Files, Found
 from segray.core.io.images import IMAGE_SUFFIXES
 from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.prefetch import ahead
@@ -38,7 +39,6 @@ LISTS = frozenset({".txt", ".jsonl", ".ndjson"})
 PLACES = ("uri", "path", "file_name", "image", "image_path", "file", "url")
 PARQUET = ".parquet"
 LOOKUPS = 32  # files of a list that are looked up at once: on S3 each is a round trip
-CHUNK = 10_000
 NAMED, SUFFIXES = 3, 12  # untaken files that are named, and suffixes that are counted
 
 # Formats that Pillow would take for a picture, and files that look like lists and are not.
@@ -49,29 +49,6 @@ REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; 
 SUFFIX = re.compile(r"\.[a-z]\w{0,9}")  # else it is a part of a name, as in 1623173424.123456
 WRITTEN = ("_segray", "_export")  # found in a folder that segray wrote
 PARTS = ("_segray", "labels")  # and what `segray label` writes there
-
-IMAGE, TABLE, VIDEO = 0, 1, 2  # the order in which files are labelled
-FILES = pa.schema(
-    [
-        ("kind", pa.int8()),
-        ("name", pa.binary()),  # as the file system has it: a name on a disk need not be UTF-8
-        ("size", pa.int64()),
-        ("stamp", pa.string()),
-        ("error_code", pa.string()),
-        ("error", pa.string()),
-    ]
-)
-
-
-class Found(NamedTuple):
-    """A row of FILES. error: why it cannot be labelled, where that is known already."""
-
-    kind: int
-    name: bytes
-    size: int
-    stamp: str
-    error_code: str | None = None
-    error: str | None = None
 
 
 class Untaken:
@@ -140,57 +117,61 @@ def find_inputs(
     inputs: Sequence[str],
     on_found: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda text: None,
-) -> pa.Table:
+) -> Files:
     """List every file that the inputs name, once, images first, each kind in order of its name.
 
     on_found gets the number found so far; on_note gets sentences on what is named twice, holds nothing or is not taken.
     Raises DataError for an input that does not exist, StorageError for a place that cannot be listed.
     """
-    tables, untaken = [FILES.empty_table()], Untaken()
+    files, untaken, folders = Files(), Untaken(), set[bytes]()
     for root in inputs:
-        found, known = _find(root, untaken), set(untaken.written)
-        here = []
+        found, known, before = _find(root, untaken), set(untaken.written), len(files)
+        since = files.mark() if storage.is_s3(root) else None
         while chunk := list(islice(found, CHUNK)):
-            columns = zip(zip(*chunk, strict=True), FILES, strict=True)
-            here.append(pa.Table.from_arrays([pa.array(values, field.type) for values, field in columns], schema=FILES))
-            on_found(sum(map(len, tables)) + sum(map(len, here)))
-        for folder in untaken.written - known:  # on S3 it is seen to be one after its first files
-            inside = [pc.starts_with(table["name"], os.fsencode(f"{folder}/")) for table in here]
-            here = [table.filter(pc.invert(mask)) for table, mask in zip(here, inside, strict=True)]
-        if not any(map(len, here)):
+            files.add(chunk)
+            folders.update(one.name.rpartition(b"/")[0] for one in chunk)
+            on_found(len(files))
+        if since is not None and (late := untaken.written - known):  # it is seen to be one after its first files
+            files.keep(partial(_outside, sorted(os.fsencode(f"{folder}/") for folder in late)), since)
+        if len(files) == before:
             on_note(storage.printable(f"{root} holds nothing to label."))
-        tables += here
-    files = pa.concat_tables(tables).sort_by([("kind", "ascending"), ("name", "ascending")]).combine_chunks()
-    if len(files) > 1:
-        new = pc.not_equal(files["name"].slice(1), files["name"].slice(0, len(files) - 1))
-        once = files.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
-        if twice := len(files) - len(once):
-            on_note(f"Named more than once, and labelled once: {twice}.")
-        files = _without_links(once)
-        if twice := len(once) - len(files):
-            on_note(f"Found again in folders to which several links lead, and labelled once: {twice}.")
+    if twice := files.settle():
+        on_note(f"Named more than once, and labelled once: {twice}.")
+    if twice := _drop_links(files, folders):
+        on_note(f"Found again in folders to which several links lead, and labelled once: {twice}.")
     for note in untaken.notes():
         on_note(storage.printable(note))
     return files
 
 
-def _without_links(files: pa.Table) -> pa.Table:
+def _outside(folders: list[bytes], files: pa.RecordBatch) -> pa.Array | None:
+    """Say which files are in none of the folders; None: all."""
+    names = files["name"]
+    first, last = names[0].as_py(), names[-1].as_py()
+    masks = [pc.starts_with(names, folder) for folder in folders if first[: len(folder)] <= folder <= last]
+    return pc.invert(reduce(pc.or_, masks)) if masks else None
+
+
+def _drop_links(files: Files, folders: set[bytes]) -> int:
     """Keep one name of each file that links show under several; the name in the folder itself comes first."""
-    places = [name for batch in files["name"].chunks for name in batch.to_pylist()]
-    folders = {os.path.dirname(name) for name in places if not storage.is_s3(os.fsdecode(name))}  # noqa: PTH120
-    real = {folder: os.path.realpath(folder) for folder in folders}
-    shared = {folder for folder, count in Counter(real.values()).items() if count > 1}
-    if not shared:
-        return files
+    real = {folder: os.path.realpath(folder) for folder in folders if not storage.is_s3(os.fsdecode(folder))}
+    shared = {target for target, count in Counter(real.values()).items() if count > 1}
+    several = {folder: target for folder, target in real.items() if target in shared}
+    if not several:
+        return 0
     chosen: dict[bytes, bytes] = {}
-    for name in places:
-        folder, _, file = name.rpartition(b"/")
-        target = real.get(folder)
-        whole = name if target is None else b"/".join([target, file])
-        if whole not in chosen or whole == name:
-            chosen[whole] = name
+    for one in files:
+        folder, _, name = one.name.rpartition(b"/")
+        if (target := several.get(folder)) is not None:
+            whole = b"/".join([target, name])
+            if whole not in chosen or whole == one.name:
+                chosen[whole] = one.name
     kept = set(chosen.values())
-    return files.filter(pa.array([name in kept for name in places]))
+    return files.keep(
+        lambda batch: pa.array(
+            name in kept or name.rpartition(b"/")[0] not in several for name in batch["name"].to_pylist()
+        )
+    )
 
 
 def look_up(place: str, listed: str = "") -> Found:

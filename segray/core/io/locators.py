@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -22,9 +21,10 @@ import pyarrow as pa
 
 from segray.core.io import images, inputs, parquet, storage
 from segray.core.io.masks import decode_mask, palette_of
+from segray.core.io.spool import Spool
 from segray.core.io.video_index import LOST_FRAME, VideoIndex
 from segray.core.samples import IGNORE_INDEX, MaskChannel
-from segray.errors import DataError, StorageError
+from segray.errors import DataError
 
 ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
@@ -170,17 +170,15 @@ def read_confidence(place: str) -> np.ndarray | None:
 class _Rows:
     """Label rows by part and number. A row group is read once, and its rows are copied to a file of this process's own.
 
-    Masks stay encoded there, and memory holds only where each row begins. The file has no name: the system removes it
-    with the process, however that ends.
+    Masks stay encoded there, and memory holds only where each row begins.
     """
 
     def __init__(self) -> None:
-        self._file: Any = tempfile.TemporaryFile(prefix="segray-rows-", buffering=0)  # noqa: SIM115
+        self._spool = Spool()
         self._firsts: dict[str, np.ndarray] = {}  # the first row of each row group of a part, and the end of the last
         self._spans: dict[tuple[str, int], np.ndarray] = {}  # where each row of a group begins and ends, [N, 2]
         self._schemas: dict[str, pa.Schema] = {}
         self._reading: defaultdict[str, Lock] = defaultdict(Lock)
-        self._appending, self._end = Lock(), 0
 
     def read(self, part: str, number: int) -> dict[str, Any]:
         with self._reading[part]:
@@ -188,7 +186,7 @@ class _Rows:
                 self._copy_group(part, number)
         group = self._group(part, number)
         begin, end = self._spans[part, group][number - self._firsts[part][group]].tolist()
-        encoded = pa.py_buffer(os.pread(self._file.fileno(), end - begin, begin))
+        encoded = self._spool.read((begin, end))
         row: dict[str, Any] = pa.ipc.read_record_batch(encoded, self._schemas[part]).to_pylist()[0]
         return row
 
@@ -207,23 +205,9 @@ class _Rows:
             columns = [name for name in ROW_COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
                 self._schemas[part] = batch.schema
-                spans += [self._append(part, batch.slice(i, 1).serialize()) for i in range(len(batch))]
+                encoded = (batch.slice(i, 1).serialize() for i in range(len(batch)))
+                spans += [self._spool.append(row, f"the masks of {part}") for row in encoded]
         self._spans[part, group] = np.array(spans, np.int64)
-
-    def _append(self, part: str, row: pa.Buffer) -> tuple[int, int]:
-        with self._appending:
-            begin, self._end = self._end, self._end + row.size
-        try:
-            view, at = memoryview(row), begin
-            while view:  # a disk that is nearly full takes a part, and no error tells
-                taken = os.pwrite(self._file.fileno(), view, at)
-                view, at = view[taken:], at + taken
-        except OSError as error:
-            raise StorageError(
-                f"{tempfile.gettempdir()} cannot hold the masks of {part}: {storage.reason(error)}. Give segray "
-                "another folder for what it keeps for a while: TMPDIR=FOLDER."
-            ) from error
-        return begin, begin + row.size
 
 
 @lru_cache(maxsize=1)

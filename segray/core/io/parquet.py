@@ -14,7 +14,7 @@ from segray.errors import DataError
 
 
 @contextmanager
-def opened(uri: str, ahead: int = storage.READ_AHEAD, **options: Any) -> Iterator[pq.ParquetFile]:
+def opened(uri: str, ahead: int | None = None, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file. DataError for a torn one, even if that shows only while it is read.
 
     ahead: see storage.open_read().

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segray.core.io import disk, objects, s3
+from segray.core.io import disk, objects, read_ahead, s3
 from segray.core.io.disk import temporary_beside
 from segray.core.io.failures import OWN_ERRNOS, one_line, printable, reason
 from segray.core.io.paths import (
@@ -38,6 +38,7 @@ from segray.core.io.paths import (
     real,
     stem_of,
 )
+from segray.core.io.read_ahead import ReadAhead
 from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 __all__ = [
@@ -74,7 +75,6 @@ __all__ = [
     "temporary_beside",
 ]
 
-READ_AHEAD = 8 << 20  # bytes that an open file on S3 asks for at once
 # What is one object's own fault, as OWN_ERRNOS are of one file.
 OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"})
 
@@ -97,15 +97,18 @@ def parse_json(data: bytes, source: str) -> Any:
         raise DataError(f"{source} is not JSON: {error}. Restore it, or leave its folder out.") from error
 
 
-def open_read(uri: str, ahead: int = READ_AHEAD) -> Any:
+def open_read(uri: str, ahead: int | None = None) -> Any:
     """Open a seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile.
 
-    ahead: bytes that S3 is asked for at once; 0 asks for those alone that are read.
+    ahead: bytes that S3 is asked for at once, 0 for those alone that are read; None: few at first, and more the longer
+    reading goes on.
     """
     with one_line(uri, "read"):
         if not is_s3(uri):
             return disk.regular_file(uri).open("rb")
         file = objects.ObjectFile(uri)
+        if ahead is None:
+            return io.BufferedReader(ReadAhead(file), read_ahead.LEAST)
         return io.BufferedReader(file, ahead) if ahead else file
 
 

@@ -1,11 +1,11 @@
 """A frozen plan of shards: every row that a run writes, in order, stored before the first is made.
 
-    OUT/_segray/plan-00000.json        settings, classes, counts, plan id
-    OUT/_segray/plan-<plan8>.parquet   a row an output row; row group k is shard k
+    OUT/_segray/plan-00000.json                        settings, classes, plan id, the files of rows, each shard's size
+    OUT/_segray/plan-00000-rows-00000-<hash>.parquet   a row an output row, a row group a shard
 
 A plan is made once, by planning.make_plan, and then loaded: a rerun does not list the inputs again, and so cannot miss
 or double one. What comes later, new inputs and another try of failed ones, is a further plan of the same output:
-plan-00001.
+plan-00001. Files of rows have a part of their hash in their names, so that a plan that loses a race replaces nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +49,9 @@ PLAN_SCHEMA = pa.schema(
         ("repeats", pa.string()),  # the input_id of an earlier plan's failed row that this one replaces
     ]
 )
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+ONE_FILE = 2  # the version before, of which all rows are in one file
+OPENED = 2  # files of rows that a reader has open: shards are mostly asked for in order
 
 
 class PlanRow(TypedDict):
@@ -69,6 +75,14 @@ class PlanRow(TypedDict):
     repeats: str | None
 
 
+class RowsFile(NamedTuple):
+    """A file of a plan's rows, in the folder `_segray`."""
+
+    name: str
+    sha256: str
+    shards: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """plan_id: hash of settings and inputs. settings: those that change the output, as plain data."""
@@ -78,6 +92,7 @@ class Plan:
     plan_id: str
     shards: int
     rows: int
+    files: tuple[RowsFile, ...]
     model_id: str
     label_space: LabelSpace
     settings: dict[str, Any]
@@ -87,34 +102,67 @@ class Plan:
         return storage.join(self.out, "_segray", f"plan-{self.number:05}.json")
 
     def part_uri(self, shard: int) -> str:
-        return storage.join(self.out, "labels", f"part-{shard:05}-of-{self.shards:05}-{self.plan_id[:8]}.parquet")
+        digits = max(5, len(str(self.shards)))  # all names of a plan sort as their numbers do
+        name = f"part-{shard:0{digits}}-of-{self.shards:0{digits}}-{self.plan_id[:8]}.parquet"
+        return storage.join(self.out, "labels", name)
 
-    def to_json(self) -> bytes:
+    def to_json(self, shard_rows: Sequence[int]) -> bytes:
+        """shard_rows: of each shard. They stand in the file alone, as a plan is sent to every process that labels."""
         data = {"schema_version": SCHEMA_VERSION, **self.__dict__, "label_space": self.label_space.to_dict()}
         del data["out"], data["number"]
+        data |= {"files": [file._asdict() for file in self.files], "shard_rows": list(shard_rows)}
         return json.dumps(data, indent=2).encode()
 
 
 class PlanReader:
-    """Rows of a plan by shard; the file's footer is read once."""
+    """Rows of a plan by shard. Files are opened when they are asked for, and their footers read once."""
 
     def __init__(self, plan: Plan) -> None:
-        self._file = pq.ParquetFile(storage.open_read(rows_uri(plan.out, plan.plan_id)))
+        self._plan = plan
+        self._ends = list(accumulate(file.shards for file in plan.files))
+        self._opened: dict[int, pq.ParquetFile] = {}
 
     def shard(self, shard: int) -> list[PlanRow]:
-        rows: list[PlanRow] = self._file.read_row_group(shard).to_pylist()
+        file, group = self._find(shard)
+        rows: list[PlanRow] = file.read_row_group(group).to_pylist()
         return rows
 
     def rows_in(self, shard: int) -> int:
-        rows: int = self._file.metadata.row_group(shard).num_rows
-        return rows
+        return self._shard_rows[shard]
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        batches: Iterator[pa.RecordBatch] = self._file.iter_batches(columns=names)
-        return batches
+        for number in range(len(self._plan.files)):
+            with self._file(number) as file:
+                yield from file.iter_batches(columns=names)
 
     def columns(self, names: list[str]) -> pa.Table:
-        return self._file.read(columns=names)
+        fields = pa.schema([PLAN_SCHEMA.field(name) for name in names])
+        return pa.Table.from_batches(self.batches(names), fields)
+
+    def _find(self, shard: int) -> tuple[pq.ParquetFile, int]:
+        """Return the file that holds a shard, and which row group it is."""
+        number = bisect_right(self._ends, shard)
+        if number not in self._opened:
+            if len(self._opened) == OPENED:
+                self._opened.pop(next(iter(self._opened))).close(force=True)
+            self._opened[number] = pq.ParquetFile(storage.open_read(self._uri(number)))
+        return self._opened[number], shard - self._ends[number] + self._plan.files[number].shards
+
+    @contextmanager
+    def _file(self, number: int) -> Iterator[pq.ParquetFile]:
+        with storage.open_read(self._uri(number)) as file:
+            yield pq.ParquetFile(file)
+
+    def _uri(self, number: int) -> str:
+        return storage.join(self._plan.out, "_segray", self._plan.files[number].name)
+
+    @cached_property
+    def _shard_rows(self) -> list[int]:
+        rows: list[int] | None = storage.read_json(self._plan.json_uri).get("shard_rows")
+        if rows is None:
+            with self._file(0) as file:
+                rows = [file.metadata.row_group(shard).num_rows for shard in range(self._plan.shards)]
+        return rows
 
 
 def place_of(row: PlanRow) -> str:
@@ -158,14 +206,18 @@ def check_same(plan: Plan, settings: dict[str, Any], ignoring: Iterable[str] = (
 
 def load_plan(out: str, number: int, uri: str) -> Plan:
     data = json.loads(storage.read_bytes(uri))
-    if (version := data.pop("schema_version")) != SCHEMA_VERSION:
+    if (version := data.pop("schema_version")) not in (ONE_FILE, SCHEMA_VERSION):
         raise OutputExists(
             f"{out} was made by a segray whose plans have version {version}, this one's {SCHEMA_VERSION}; "
             "give another --out, or --overwrite."
         )
+    if version == ONE_FILE:
+        data["files"] = [{"name": f"plan-{data['plan_id'][:8]}.parquet", "sha256": "", "shards": data["shards"]}]
+    data.pop("shard_rows", None)
+    data |= {"files": tuple(RowsFile(**file) for file in data["files"])}
     return Plan(out=out, number=number, **{**data, "label_space": LabelSpace.from_dict(data["label_space"])})
 
 
-def rows_uri(out: str, plan_id: str) -> str:
-    """Give each plan a file name of its own: a plan that loses a race must not overwrite the winner's rows."""
-    return storage.join(out, "_segray", f"plan-{plan_id[:8]}.parquet")
+def rows_name(number: int, file: int, sha256: str) -> str:
+    """Name a file of rows by its bytes, too: a plan that loses a race must not replace the winner's."""
+    return f"plan-{number:05}-rows-{file:05}-{sha256[:16]}.parquet"

@@ -6,41 +6,39 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.core.io import inputs, storage
-from segray.core.io.inputs import Found
+from segray.core.io.files import IMAGE, Files
 from segray.core.io.pairing import find_images, frame_path, match_masks
-from segray.core.io.video_index import LOST_FRAME, VideoIndex
 from segray.core.labels.plan import (
     PLAN_SCHEMA,
     Plan,
     PlanReader,
     PlanRow,
-    frame_key,
+    RowsFile,
     load_plan,
     load_plans,
     place_of,
-    rows_uri,
+    rows_name,
 )
-from segray.core.prefetch import ahead
+from segray.core.labels.units import Block, blocks, damage_id, file_id, printable
 from segray.core.samples import LabelSpace
-from segray.errors import DataError, InputUnreadable
+from segray.errors import DataError
 
 LEAST_ROWS, SHARD_ROWS = 8, 64
 SPREAD = 16  # shards that a run with few images is divided into
-MOST_SHARDS = 5000  # beyond it shards grow: a listing of the parts stays a few requests
+GROWTH = 1000  # a shard has a thousandth of the rows before it, so that there are hundreds of them at any size
+MOST_ROWS = 1000  # minutes of work for any device: what a killed process loses
+FILE_ROWS, FILE_SHARDS = 250_000, 2000  # of a file of a plan: some 15 MB, and 2 MB of its footer
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
 LONGEST_UNSEEKABLE = 16  # the same for a video each of whose shards is decoded from the beginning
-LOOKUPS = 8  # videos and Parquet files that are looked into at once
 
 
 def make_plan(
@@ -60,8 +58,9 @@ def make_plan(
     Raises DataError when nothing is found, and StorageError for a place that cannot be listed.
     """
     before = before or []
-    found = _again(failed) if failed else inputs.find_inputs(settings["inputs"], on_found, on_note)
-    files = found if failed else _not_planned(found, before, on_note)
+    files = _again(failed) if failed else inputs.find_inputs(settings["inputs"], on_found, on_note)
+    if before and not failed:
+        _drop_planned(files, before, on_note)
     if not len(files):
         if before:
             return None
@@ -70,92 +69,169 @@ def make_plan(
         truths = {row["uri"]: mask for row in failed.values() if (mask := row["truth_uri"])}
     else:
         truths = _truths(settings["truth"], files, before, on_note) if settings["truth"] else {}
-    units = _chosen(_units(files, settings, truths, on_note), settings, failed, _known_ids(before, failed or {}))
-    size = settings["shard_size"] or _shard_rows(files)
+    found = blocks(files, settings, truths, on_note)
+    if failed is not None:
+        found = _repeating(found, failed, _known_ids(before, failed))
+    elif settings["limit"] is not None:
+        found = _first(found, settings["limit"])
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
-    frozen = _write_rows(out, _pack(units, size), json.dumps(about, sort_keys=True).encode())
-    if not frozen.rows:
+    shards = _shards(found, settings["shard_size"], _least_rows(files))
+    frozen = _write_rows(out, len(before), shards, json.dumps(about, sort_keys=True).encode())
+    if not frozen.shard_rows:
         if before:
             return None
         raise DataError(f"Nothing is left of {len(files)} files; raise label.sample or label.limit.")
-    plan = Plan(out, len(before), *frozen, settings["model_id"], label_space, settings)
-    # The .json is created last: it says that the rows are there, and names the file that holds them.
-    created = storage.create(plan.json_uri, plan.to_json())
+    counts = len(frozen.shard_rows), sum(frozen.shard_rows)
+    plan = Plan(out, len(before), frozen.plan_id, *counts, frozen.files, settings["model_id"], label_space, settings)
+    # The .json is created last: it says that the rows are there, and names the files that hold them.
+    created = storage.create(plan.json_uri, plan.to_json(frozen.shard_rows))
     if not created and before and failed is None:  # another run was faster: what it did not plan is left
         return make_plan(out, settings, label_space, load_plans(out), on_found=on_found, on_note=on_note)
     return load_plan(out, plan.number, plan.json_uri)
 
 
-def _shard_rows(files: pa.Table) -> int:
-    """Choose the rows of a shard: fewer for few images, so that several devices have work; more for very many files."""
-    images = pc.all(pc.equal(files["kind"], inputs.IMAGE)).as_py()
-    share = math.ceil(len(files) / SPREAD) if images else SHARD_ROWS
-    return max(LEAST_ROWS, min(SHARD_ROWS, share), math.ceil(len(files) / MOST_SHARDS))
+def _least_rows(files: Files) -> int:
+    """Choose the rows of the first shards: fewer for few images, so that several devices have work."""
+    if files.count(IMAGE) < len(files):
+        return SHARD_ROWS
+    return max(LEAST_ROWS, min(SHARD_ROWS, math.ceil(len(files) / SPREAD)))
+
+
+def _shards(found: Iterator[Block], given: int | None, least: int) -> Iterator[pa.Table]:
+    """Pack units into shards: of `given` rows or a few more; without it of `least`, and later of more.
+
+    Only a unit of many times that size is cut.
+    """
+    waiting: list[pa.Table] = []
+    count = total = 0
+    for block in found:
+        size = given or max(least, min(MOST_ROWS, total // GROWTH))
+        ends, at = _cut(block, size), 0
+        while at < len(block.rows):
+            size = given or max(least, min(MOST_ROWS, total // GROWTH))
+            first = int(np.searchsorted(ends, at + size - count))  # the first end at which a shard is full
+            end = int(ends[min(first, len(ends) - 1)])
+            waiting.append(block.rows.slice(at, end - at))
+            count, at = count + end - at, end
+            if count >= size:
+                yield pa.concat_tables(waiting)
+                total, count, waiting = total + count, 0, []
+    if count:
+        yield pa.concat_tables(waiting)
+
+
+def _cut(block: Block, size: int) -> np.ndarray:
+    """Return where a block's units end after those that are many times the size were cut."""
+    begins = np.append(0, block.ends[:-1])
+    if not len(block.ends) or (block.ends - begins).max() <= size * LONGEST:
+        return block.ends
+    ends: list[int] = []
+    for begin, end in zip(begins.tolist(), block.ends.tolist(), strict=True):
+        is_seekable = block.rows["pts"][begin].is_valid or block.rows["start"][begin].is_valid
+        longest = size * (LONGEST if is_seekable else LONGEST_UNSEEKABLE)
+        ends += [*range(begin + longest, end, longest), end]
+    return np.array(ends, np.int64)
 
 
 class _Frozen(NamedTuple):
     plan_id: str
-    shards: int
-    rows: int
+    files: tuple[RowsFile, ...]
+    shard_rows: list[int]
 
 
-def _write_rows(out: str, shards: Iterator[list[PlanRow]], about: bytes) -> _Frozen:
-    """Write the rows into their file, one row group per shard, so that an actor reads only its own."""
-    digest, count, rows = hashlib.sha256(about), 0, 0
-    with tempfile.TemporaryFile() as file:
-        writer = pq.ParquetWriter(file, PLAN_SCHEMA, compression="zstd")
-        for count, shard in enumerate(shards, 1):
-            digest.update(json.dumps(shard, sort_keys=True, default=bytes.hex).encode())
-            table = pa.Table.from_pylist([{**row, "shard": count - 1} for row in shard], PLAN_SCHEMA)
-            writer.write_table(table, row_group_size=len(shard))
-            rows += len(shard)
-        writer.close()
-        frozen = _Frozen(digest.hexdigest(), count, rows)
-        if rows:
-            file.seek(0)
-            storage.replace(rows_uri(out, frozen.plan_id), file.read())
-    return frozen
+def _write_rows(out: str, number: int, shards: Iterator[pa.Table], about: bytes) -> _Frozen:
+    """Write the rows into files, one row group a shard, so that an actor reads only its own."""
+    digest, files = hashlib.sha256(about), list[RowsFile]()
+    shard_rows: list[int] = []
+    while written := _write_file(shards, len(shard_rows)):
+        data, counts = written
+        sha256 = hashlib.sha256(data).hexdigest()
+        digest.update(sha256.encode())
+        files.append(RowsFile(rows_name(number, len(files), sha256), sha256, len(counts)))
+        shard_rows += counts
+        storage.create(storage.join(out, "_segray", files[-1].name), data)  # what is there has the same hash
+    return _Frozen(digest.hexdigest(), tuple(files), shard_rows)
 
 
-def _not_planned(files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> pa.Table:
-    """Return the files of which no earlier plan has a row. A note names those that have changed since then."""
-    if not before:
-        return files
-    planned = pa.concat_tables([_names_and_stamps(plan) for plan in before])
-    is_known = pc.is_in(files["name"], planned["name"])
-    there = files.filter(is_known)
-    changed = there.filter(pc.is_in(there["name"], planned.filter(pc.not_equal(planned["stamp"], ""))["name"])).join(
-        planned, ["name", "stamp"], join_type="left anti"
-    )
-    if len(changed):
-        first = _printable(pc.min(changed["name"]).as_py())
+def _write_file(shards: Iterator[pa.Table], first: int) -> tuple[bytes, list[int]] | None:
+    """Return the next file, and the rows of its shards, of which `first` is the first; None at the end."""
+    sink, counts = pa.BufferOutputStream(), list[int]()
+    with pq.ParquetWriter(sink, PLAN_SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for rows in shards:
+            number = pa.repeat(pa.scalar(first + len(counts), pa.int32()), len(rows))
+            writer.write_table(rows.set_column(0, PLAN_SCHEMA.field("shard"), number), row_group_size=len(rows))
+            counts.append(len(rows))
+            if sum(counts) >= FILE_ROWS or len(counts) == FILE_SHARDS:
+                break
+    data: bytes = sink.getvalue().to_pybytes()
+    return (data, counts) if counts else None
+
+
+def _drop_planned(files: Files, before: list[Plan], on_note: Callable[[str], None]) -> None:
+    """Leave out the files of which an earlier plan has a row. A note names those that have changed since then."""
+    planned = _Planned(before)
+    changed: list[bytes] = []
+    count = 0
+
+    def is_new(batch: pa.RecordBatch) -> pa.Array:
+        nonlocal count
+        names, stamps = batch["name"].to_pylist(), batch["stamp"].to_pylist()
+        known, other = planned.look_up(names, stamps)
+        if other.any():
+            count += int(other.sum())
+            changed[:] = [min(*changed, names[int(other.argmax())])] if changed else [names[int(other.argmax())]]
+        return pa.array(~known)
+
+    files.keep(is_new)
+    if changed:
         on_note(
-            f"Changed since they were planned, and not labelled again: {len(changed)}, such as {first}. "
+            f"Changed since they were planned, and not labelled again: {count}, such as {printable(changed[0])}. "
             "Another --out labels them as they are now."
         )
-    return files.filter(pc.invert(is_known))
 
 
-def _names_and_stamps(plan: Plan) -> pa.Table:
-    """List each file of a plan once: its name, as in inputs.FILES, and its stamp."""
-    rows = PlanReader(plan).columns(["uri", "raw", "stamp"])
-    names = pc.coalesce(rows["raw"], rows["uri"].cast(pa.binary()))
-    return pa.table({"name": names, "stamp": rows["stamp"]}).group_by(["name", "stamp"]).aggregate([])
+class _Planned:
+    """The files of earlier plans, by hashes: eight bytes for each name, and as many for what it was then."""
+
+    def __init__(self, plans: list[Plan]) -> None:
+        found: list[list[np.ndarray]] = [[], [], []]
+        for plan in plans:
+            for rows in PlanReader(plan).batches(["uri", "raw", "stamp"]):
+                seen = set(zip(_names(rows), rows["stamp"].to_pylist(), strict=True))
+                stamped = [one for one in seen if one[1]]
+                for kept, hashed in zip(found, (_hashes(seen), _hashes(stamped), map(hash, stamped)), strict=True):
+                    kept.append(np.fromiter(hashed, np.int64))
+        self._names, self._stamped, self._versions = (np.unique(np.concatenate(kept)) for kept in found)
+
+    def look_up(self, names: list[bytes], stamps: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Say which files are planned, and which of them have changed since they were stamped, bool [files]."""
+        hashes = np.fromiter(map(hash, names), np.int64)
+        now = np.fromiter(map(hash, zip(names, stamps, strict=True)), np.int64)
+        return _in(hashes, self._names), _in(hashes, self._stamped) & ~_in(now, self._versions)
 
 
-def _again(failed: Mapping[str, PlanRow]) -> pa.Table:
+def _hashes(seen: Iterable[tuple[bytes, str]]) -> list[int]:
+    return [hash(name) for name, _ in seen]
+
+
+def _in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Say which values are among the sorted ones."""
+    at = np.searchsorted(known, values)
+    return np.append(known, 0)[at] == values if len(known) else np.zeros(len(values), bool)
+
+
+def _again(failed: Mapping[str, PlanRow]) -> Files:
     """Look up the files of failed rows as they are now."""
-    places = sorted({place_of(row) for row in failed.values()})
-    found = [inputs.look_up(place) for place in places]
-    return pa.Table.from_pylist([one._asdict() for one in found], inputs.FILES).sort_by(
-        [("kind", "ascending"), ("name", "ascending")]
-    )
+    files = Files()
+    files.add(inputs.look_up(place) for place in sorted({place_of(row) for row in failed.values()}))
+    files.settle()
+    return files
 
 
-def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[[str], None]) -> dict[str, str]:
+def _truths(folder: str, files: Files, before: list[Plan], on_note: Callable[[str], None]) -> dict[str, str]:
     """Map images to masks. files: those of which no plan has a row; an image of an earlier plan keeps its mask."""
-    names = files.filter(pc.equal(files["kind"], inputs.IMAGE))["name"]
-    images = [pa.chunked_array([pa.array([_printable(name.as_py()) for name in names], pa.string())])]
+    names = [printable(name) for batch in files.batches(IMAGE) for name in batch["name"].to_pylist()]
+    images = [pa.chunked_array([pa.array(names, pa.string())])]
     taken: set[str] = set()
     for rows in (PlanReader(plan).columns(["uri", "frame_index", "truth_uri"]) for plan in before):
         taken |= set(pc.unique(rows["truth_uri"]).to_pylist())
@@ -173,7 +249,7 @@ def _truths(folder: str, files: pa.Table, before: list[Plan], on_note: Callable[
 
 def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
     """Return the ids of all rows so far of truncated videos: frames that such a video has gained were never planned."""
-    cut = {row["uri"] for key, row in failed.items() if key == _damage_id(place_of(row))}
+    cut = {row["uri"] for key, row in failed.items() if key == damage_id(os.fsencode(place_of(row)))}
     known: set[str] = set()
     for plan in before if cut else []:
         rows = PlanReader(plan).columns(["input_id", "uri"])
@@ -181,195 +257,32 @@ def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
     return known
 
 
-def _chosen(
-    units: Iterator[list[PlanRow]], settings: dict[str, Any], failed: Mapping[str, PlanRow] | None, known: set[str]
-) -> Iterator[list[PlanRow]]:
-    """Give the rows of each unit that are to be labelled, each video's with the frame that precedes it."""
-    left = settings["limit"] if failed is None else None
-    before: PlanRow | None = None
-    start: dict[str, int | None] | None = None
-    for unit in units:
-        if settings["sample"] is not None:
-            # The id is a hash: the same files are in every sample of this share.
-            unit = [row for row in unit if int(row["input_id"][:8], 16) < settings["sample"] * 2**32]
-        for row in unit:
-            if row["video_uri"] is not None and row["frame_index"] is not None:
-                own, is_next = row["start"], before is not None and before["uri"] == row["uri"]
-                row["before_pts"] = frame_key(before) if before and is_next else None
-                row["start"] = start if is_next else own
-                before, start = row, own
-        if failed is not None:
-            unit = [{**row, "repeats": key} for row in unit if (key := _key(row, failed, known))]
-        yield unit[:left]
-        if left is not None:
-            left -= len(unit[:left])
-            if left == 0:
-                return
+def _repeating(found: Iterator[Block], failed: Mapping[str, PlanRow], known: set[str]) -> Iterator[Block]:
+    """Give the rows that retry failed ones, with the ids of these.
 
-
-def _key(row: PlanRow, failed: Mapping[str, PlanRow], known: set[str]) -> str | None:
-    """Return the id of the failed row that this row retries.
-
-    That is its own id, or its file's, which could not be opened, or, for a new frame, that of the row that reported
-    the video as truncated.
+    That is a row's own id, or its file's, which could not be opened, or, for a new frame, that of the row that
+    reported the video as truncated.
     """
-    keys = [row["input_id"], _id(place_of(row))]
-    if row["input_id"] not in known:
-        keys.append(_damage_id(place_of(row)))
-    return next((key for key in keys if key in failed), None)
+    at = PLAN_SCHEMA.get_field_index("repeats")
+    for block in found:
+        repeats: list[str | None] = []
+        for name, own in zip(_names(block.rows), block.rows["input_id"].to_pylist(), strict=True):
+            keys = [own, file_id(name), *([] if own in known else [damage_id(name)])]
+            repeats.append(next((key for key in keys if key in failed), None))
+        rows = block.rows.set_column(at, PLAN_SCHEMA.field(at), pa.array(repeats, pa.string()))
+        yield block._replace(rows=rows).filtered(np.array([key is not None for key in repeats], bool))
 
 
-def _pack(units: Iterator[list[PlanRow]], size: int) -> Iterator[list[PlanRow]]:
-    """Pack units into shards of `size` rows or a few more; only a unit of many times the size is cut."""
-    shard: list[PlanRow] = []
-    for unit in units:
-        seekable = not unit or unit[0]["pts"] is not None or unit[0]["start"] is not None
-        longest = size * (LONGEST if seekable else LONGEST_UNSEEKABLE)
-        for start in range(0, len(unit), longest):
-            shard += unit[start : start + longest]
-            if len(shard) >= size:
-                yield shard
-                shard = []
-    if shard:
-        yield shard
+def _names(rows: pa.Table | pa.RecordBatch) -> list[bytes]:
+    """Return the names of the rows' files, as in FILES."""
+    names: list[bytes] = pc.coalesce(rows["raw"], rows["uri"].cast(pa.binary())).to_pylist()
+    return names
 
 
-def _units(
-    files: pa.Table, settings: dict[str, Any], truths: dict[str, str], on_note: Callable[[str], None]
-) -> Iterator[list[PlanRow]]:
-    """Give rows that one actor should label together: an image, or a video's frames from keyframe to keyframe."""
-    several: list[str] = []  # videos that hold more than one
-
-    def units(file: Found) -> list[list[PlanRow]]:
-        if file.error is not None or file.kind == inputs.IMAGE:
-            return [[_row(file, truth_uri=truths.get(_printable(file.name)))]]
-        try:
-            with storage.reading_input(os.fsdecode(file.name)):
-                return _video_units(file, settings, several) if file.kind == inputs.VIDEO else _table_units(file)
-        except (DataError, pa.ArrowException, OSError) as error:
-            # An input has a row, also one that cannot be opened.
-            code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
-            place = _printable(file.name)
-            text = _text(error) if isinstance(error, DataError) else f"{place} cannot be read: {storage.reason(error)}."
-            return [[_row(file, error_code=code, error=text)]]
-
-    images = files.filter(pc.equal(files["kind"], inputs.IMAGE))
-    others = files.filter(pc.not_equal(files["kind"], inputs.IMAGE))
-    for batch in images.to_batches(inputs.CHUNK):
-        for file in batch.to_pylist():
-            yield from units(Found(**file))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        found = [Found(**file) for file in others.to_pylist()]
-        yield from chain.from_iterable(ahead(pool, units, found, 2 * LOOKUPS))
-    if several:
-        on_note(
-            f"{len(several)} videos hold several video streams ({min(several)}{', …' * (len(several) > 1)}); "
-            "of each, the one that FFmpeg takes for the best is labelled."
-        )
-
-
-def _video_units(file: Found, settings: dict[str, Any], several: list[str]) -> list[list[PlanRow]]:
-    from segray.core.io.video import index_video  # loads FFmpeg
-
-    index, uri = index_video(os.fsdecode(file.name)), _printable(file.name)
-    if index.streams > 1:
-        several.append(uri)
-    keyframes = set(index.keyframes)
-    units: list[list[PlanRow]] = [[]]
-    chosen = chosen_frames(index, settings["every"], settings["fps"])
-    for last, i in zip([-1, *chosen], chosen, strict=False):
-        if units[-1] and any(k in keyframes for k in range(last + 1, i + 1)):
-            units.append([])
-        row = _row(
-            file,
-            video_uri=uri,
-            frame_index=i,
-            pts=None if index.pts is None else index.pts[i],
-            time_s=index.times_s[i],
-        )
-        if start := index.start_of(i):
-            row["start"] = start._asdict()
-        if i in index.lost:
-            row |= {"error_code": "decode_error", "error": f"{uri}: {LOST_FRAME}"}
-        units[-1].append(row)
-    if index.damage:
-        units.append([_row(file, video_uri=uri, error_code="video_truncated", error=index.damage)])
-    return units
-
-
-def chosen_frames(index: VideoIndex, every: int, fps: float | None) -> list[int]:
-    """Choose every N-th frame, or the first at or after each tick of 1/fps seconds."""
-    if fps is None:
-        return list(range(0, len(index.times_s), every))
-    frames, tick = [], 0
-    for i, time_s in enumerate(index.times_s):
-        at = time_s * fps + 1e-6  # in ticks; stamps are rounded, and the tolerance keeps a tick from being missed
-        if at >= tick:
-            frames.append(i)
-            tick = math.floor(at) + 1
-    return frames
-
-
-def _table_units(file: Found) -> list[list[PlanRow]]:
-    """Give the rows of a Parquet file by row group: a group is read as a whole."""
-    place = os.fsdecode(file.name)
-    with storage.open_read(place) as opened:
-        about = pq.ParquetFile(opened)
-        if inputs.image_column(about.schema_arrow) is None:
-            raise DataError(f"{_printable(file.name)} has no column called image, nor one other of encoded images.")
-        units, first = [], 0
-        for group in range(about.num_row_groups):
-            end = first + about.metadata.row_group(group).num_rows
-            units.append([_row(file, frame_index=i) for i in range(first, end)])
-            first = end
-    return units
-
-
-def _row(
-    file: Found,
-    *,
-    truth_uri: str | None = None,
-    video_uri: str | None = None,
-    frame_index: int | None = None,
-    pts: int | None = None,
-    time_s: float | None = None,
-    error_code: str | None = None,
-    error: str | None = None,
-) -> PlanRow:
-    place, uri = os.fsdecode(file.name), _printable(file.name)
-    what = place if frame_index is None else f"{place}#{frame_index}"
-    return {
-        "shard": None,
-        "input_id": _damage_id(what) if error_code == "video_truncated" else _id(what),
-        "uri": uri,
-        "raw": None if uri == place else file.name,
-        "size": file.size,
-        "stamp": file.stamp,
-        "truth_uri": truth_uri,
-        "video_uri": video_uri,
-        "frame_index": frame_index,
-        "pts": pts,
-        "before_pts": None,
-        "start": None,
-        "time_s": time_s,
-        "error_code": error_code or file.error_code,
-        "error": error or file.error,
-        "repeats": None,
-    }
-
-
-def _damage_id(place: str) -> str:
-    return _id(f"{place}#damage")
-
-
-def _id(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _printable(name: bytes) -> str:
-    """Return a file's name as text: undecodable bytes as \\xff."""
-    return name.decode(errors="backslashreplace")
-
-
-def _text(error: BaseException) -> str:
-    return _printable(str(error).encode(errors="surrogateescape"))
+def _first(found: Iterator[Block], limit: int) -> Iterator[Block]:
+    """Give the first rows."""
+    for block in found:
+        yield block.first(limit)
+        limit -= min(limit, len(block.rows))
+        if not limit:
+            return

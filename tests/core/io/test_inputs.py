@@ -1,9 +1,11 @@
 """What a user names becomes rows of a plan: every kind of input, on a disk and on S3, once each."""
 
 import codecs
+import hashlib
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,7 @@ from segray.core.io.pairing import find_images
 from segray.core.io.video import index_video
 from segray.core.labels import parts, planning
 from segray.core.labels.folder import LabelFolder, read_summary
-from segray.core.labels.plan import check_same, load_plans
+from segray.core.labels.plan import PlanReader, check_same, load_plans
 from segray.core.labels.planning import make_plan
 from segray.core.models.bundle import read_info
 from segray.core.prefetch import ahead
@@ -53,7 +55,7 @@ def predictor(tiny_bundle):
 def found(*places, notes=None):
     """The names of what is taken; `notes` gets what is said."""
     files = inputs.find_inputs([str(place) for place in places], on_note=[].append if notes is None else notes.append)
-    return [os.fsdecode(name) for name in files["name"].to_pylist()]
+    return [os.fsdecode(file.name) for file in files]
 
 
 def planned(out, *places, **more):
@@ -110,9 +112,8 @@ def test_labels_that_a_list_names_have_a_row_that_says_what_they_are(tmp_path):
     for name in ("out/labels/part-0.parquet", "out/_segray/plan-00000.json", "in/labels/a.png"):
         storage.create(f"{tmp_path}/{name}", picture())
     (tmp_path / "list.txt").write_text("out/labels/part-0.parquet\nin/labels/a.png\n")
-    files = inputs.find_inputs([f"{tmp_path}/list.txt"]).to_pylist()
     text = f"{tmp_path}/out/labels/part-0.parquet is of the labels that segray wrote into {tmp_path}/out, and no input."
-    assert [file["error"] for file in files] == [None, text]
+    assert [file.error for file in inputs.find_inputs([f"{tmp_path}/list.txt"])] == [None, text]
 
 
 def test_two_links_to_one_folder_are_its_files_once_and_it_is_said(tmp_path):
@@ -126,8 +127,7 @@ def test_two_links_to_one_folder_are_its_files_once_and_it_is_said(tmp_path):
     assert found(tmp_path / "in", notes=notes) == [f"{tmp_path}/in/last/{name}" for name in ("a.png", "day1/b.png")]
     assert notes == ["Found again in folders to which several links lead, and labelled once: 2."]
     both = [str(tmp_path / "in" / "link"), str(tmp_path / "store")]  # the folder's own name comes first
-    files = inputs.find_inputs(both)["name"].to_pylist()
-    assert [os.fsdecode(name) for name in files] == [f"{tmp_path}/store/{name}" for name in ("a.png", "day1/b.png")]
+    assert found(*both) == [f"{tmp_path}/store/{name}" for name in ("a.png", "day1/b.png")]
 
 
 def test_a_link_to_the_output_is_no_way_into_it(tmp_path):
@@ -386,10 +386,9 @@ def test_a_parquet_column_may_hold_paths_in_any_type(tmp_path, column, name):
     pq.write_table(pa.table({"number": [1, 2, 3], name: column}), tmp_path / "list.parquet")
     notes = []
     files = inputs.find_inputs([f"{tmp_path}/list.parquet"], on_note=notes.append)
-    assert [os.fsdecode(name.as_py()) for name in files["name"]] == [f"{tmp_path}/a.png", f"{tmp_path}/gone.png"]
-    assert files["error"].to_pylist() == [
-        None,
-        f"{tmp_path}/gone.png is listed in list.parquet row 2 and does not exist.",
+    assert [(os.fsdecode(file.name), file.error) for file in files] == [
+        (f"{tmp_path}/a.png", None),
+        (f"{tmp_path}/gone.png", f"{tmp_path}/gone.png is listed in list.parquet row 2 and does not exist."),
     ]
     assert notes == ["Skipped: 1 empty cells of list.parquet."]
 
@@ -592,12 +591,72 @@ def test_a_sample_is_a_share_and_the_same_every_time(tmp_path):
         planned(tmp_path / "c", folder, sample=1e-9)
 
 
-def test_shards_grow_with_the_number_of_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr("segray.core.labels.planning.MOST_SHARDS", 2)
+@pytest.mark.parametrize("kind", ["images", "cells"])
+def test_shards_grow_with_the_number_of_rows_whatever_they_come_from(tmp_path, monkeypatch, kind):
+    """Here to a tenth of the rows before them, up to 20, from 8 on, or 16 where there is more than images."""
+    monkeypatch.setattr(planning, "SHARD_ROWS", 16)
+    monkeypatch.setattr(planning, "GROWTH", 10)
+    monkeypatch.setattr(planning, "MOST_ROWS", 20)
     (tmp_path / "in").mkdir()
-    for i in range(300):
+    for i in range(320 if kind == "images" else 0):
         (tmp_path / "in" / f"{i}.png").touch()
-    assert planned(tmp_path / "out", tmp_path / "in", shard_size=None).shards == 2
+    if kind == "cells":  # in groups of one
+        pq.write_table(pa.table({"image": [b""] * 320}), tmp_path / "in" / "a.parquet", row_group_size=1)
+    plan = planned(tmp_path / "out", tmp_path / "in", shard_size=None)
+    rows = [PlanReader(plan).rows_in(shard) for shard in range(plan.shards)]
+    assert rows[:11] == [16] * 11  # 16 is a tenth of 160
+    assert rows[11:13] == [17, 19]
+    assert set(rows[14:-1]) == {20}
+    assert sum(rows) == plan.rows == 320
+    assert [len(PlanReader(plan).shard(shard)) for shard in range(plan.shards)] == rows
+
+
+def test_a_plan_is_several_files_whose_hashes_stand_in_its_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "FILE_SHARDS", 3)
+    monkeypatch.setattr(planning, "FILE_ROWS", 8)
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        (tmp_path / "in" / f"{i:02}.png").touch()
+    plan, wide = (planned(tmp_path / f"out{size}", tmp_path / "in", shard_size=size) for size in (1, 4))
+    assert [file.shards for file in plan.files] == [3, 3, 3, 3, 3, 3, 2]
+    assert [file.shards for file in wide.files] == [2, 2, 1]
+    assert [row["uri"] for row in plan_rows(plan)] == [f"{tmp_path}/in/{i:02}.png" for i in range(20)]
+    assert [row["shard"] for row in plan_rows(plan)] == list(range(20))
+    reader = PlanReader(plan)
+    assert [reader.shard(shard)[0]["shard"] for shard in (19, 0, 10, 19)] == [19, 0, 10, 19]
+    assert reader.columns(["shard"])["shard"].to_pylist() == list(range(20))
+    for file in plan.files:
+        data = (tmp_path / "out1" / "_segray" / file.name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+    again = planned(tmp_path / "again", tmp_path / "in", shard_size=1)
+    assert (again.plan_id, again.files) == (plan.plan_id, plan.files)
+
+
+def test_names_of_parts_sort_as_their_numbers_do(tmp_path):
+    (tmp_path / "a.png").touch()
+    plan = planned(tmp_path / "out", tmp_path / "a.png")
+    assert plan.part_uri(0).endswith(f"/labels/part-00000-of-00001-{plan.plan_id[:8]}.parquet")
+    many = [replace(plan, shards=123_456).part_uri(shard) for shard in (0, 7, 99_999, 100_000, 123_455)]
+    assert many == sorted(many)
+    assert many[1].endswith(f"/labels/part-000007-of-123456-{plan.plan_id[:8]}.parquet")
+
+
+def test_a_plan_of_the_version_before_is_read(tmp_path):
+    """All its rows are in one file, and their numbers stand in its footer alone."""
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).touch()
+    plan = planned(tmp_path / "out", *(tmp_path / name for name in ("a.png", "b.png", "c.png")), shard_size=2)
+    folder = tmp_path / "out" / "_segray"
+    (folder / plan.files[0].name).rename(folder / f"plan-{plan.plan_id[:8]}.parquet")
+    about = json.loads((folder / "plan-00000.json").read_text()) | {"schema_version": 2}
+    old = {key: value for key, value in about.items() if key not in ("files", "shard_rows")}
+    (folder / "plan-00000.json").write_text(json.dumps(old))
+    (loaded,) = load_plans(plan.out)
+    assert [PlanReader(loaded).rows_in(shard) for shard in range(2)] == [2, 1]
+    assert [row["uri"] for row in plan_rows(loaded)] == [f"{tmp_path}/{name}" for name in ("a.png", "b.png", "c.png")]
+    (folder / "plan-00000.json").write_text(json.dumps(old | {"schema_version": 1}))
+    with pytest.raises(OutputExists, match="a segray whose plans have version 1, this one's 3; give another --out"):
+        load_plans(plan.out)
 
 
 def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):

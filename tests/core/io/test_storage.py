@@ -13,7 +13,7 @@ import boto3
 import pytest
 import s3fs
 
-from segray.core.io import objects, storage
+from segray.core.io import objects, read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
@@ -136,7 +136,7 @@ def test_removing_takes_a_name_for_a_name_and_not_for_a_pattern(root):
 def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(tmp_path):
     for i in range(9):
         (tmp_path / str(i)).write_bytes(b"")
-    names = [entry.name for entry in os.scandir(tmp_path)]
+    names = sorted(entry.name for entry in os.scandir(tmp_path))
     listing = storage.iter_files(str(tmp_path))
     found = [next(listing).uri]
     (tmp_path / names[1]).unlink()  # of which the listing knows already
@@ -608,7 +608,7 @@ def test_an_open_object_asks_seldom(s3_proxy, s3):
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_told(s3, monkeypatch):
-    monkeypatch.setattr(storage, "READ_AHEAD", 10)
+    monkeypatch.setattr(read_ahead, "LEAST", 10)
     storage.replace(f"{s3}/growing", b"before" * 10)
     with storage.open_read(f"{s3}/growing") as file:
         assert file.read(6) == b"before"
