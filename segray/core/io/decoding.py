@@ -22,6 +22,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
 from segray.core.io import storage
+from segray.core.io.hollow import Hollow
 from segray.core.io.images import still_kind
 from segray.core.io.video_index import Start
 from segray.errors import DataError
@@ -61,12 +62,15 @@ def metadata_options(version: str) -> dict[str, Any]:
 
 
 @contextmanager
-def open_video(uri: str, **options: str) -> Iterator[Any]:
-    """Open a container. A place that could not be read is a StorageError, also where FFmpeg took it for damage."""
+def open_video(uri: str, hollow: Hollow | None = None, **options: str) -> Iterator[Any]:
+    """Open a container. A place that could not be read is a StorageError, also where FFmpeg took it for damage.
+
+    hollow: through which the file is then read.
+    """
     with storage.open_read(uri) as file:
         try:
             container = av.open(
-                file,
+                hollow.of(file) if hollow else file,
                 mode="r",
                 container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "", **options},
                 **metadata_options(av.__version__),

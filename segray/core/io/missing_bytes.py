@@ -12,6 +12,7 @@ import struct
 from typing import Any
 
 from segray.core.io import storage
+from segray.core.io.hollow import BY_TABLE
 
 HEAD = 1 << 16  # bytes that contain a header with the length
 PACKS = 1 << 18  # bytes that contain some packs of a program stream; one of .vob has 2,048
@@ -28,11 +29,11 @@ def missing_bytes(uri: str, format_name: str, stream: Any, last: int | None) -> 
     """
     with storage.open_read(uri) as file:
         size: int = file.seek(0, os.SEEK_END)
+        if format_name in BY_TABLE:
+            return max(0, max((entry.pos + entry.size for entry in stream.index_entries), default=0) - size)
         file.seek(0)
         head = file.read(HEAD)
         match format_name:
-            case "mov,mp4,m4a,3gp,3g2,mj2":
-                end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
             case "matroska,webm":
                 end = _segment_end(head)
             case "avi":

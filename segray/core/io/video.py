@@ -40,6 +40,7 @@ from segray.core.io.decoding import (
     video_stream,
     video_streams,
 )
+from segray.core.io.hollow import BY_TABLE, Hollow
 from segray.core.io.missing_bytes import missing_bytes
 from segray.core.io.video_index import Start, VideoIndex
 from segray.errors import DataError
@@ -67,6 +68,7 @@ class _Packet(NamedTuple):
     dts: int | None
     is_keyframe: bool
     is_corrupt: bool
+    pos: int | None
 
 
 @dataclass
@@ -155,8 +157,8 @@ def _torn(listing: _Listing) -> set[int | None]:
 def _list(uri: str) -> _Listing:
     packets: list[_Packet] = []
     ends_s: list[float] = []
-    probe, damage, last = _Probe(), None, None
-    with open_video(uri) as container:
+    probe, damage, last, hollow = _Probe(), None, None, Hollow()
+    with open_video(uri, hollow) as container:
         stream = video_stream(container, uri, threads="NONE")
         try:
             for packet in container.demux(stream if stream.duration else _timed(container)):
@@ -168,9 +170,13 @@ def _list(uri: str) -> _Listing:
                 if len(packets) < PROBE:
                     probe.feed(packet)
                 if not packet.is_discard:
-                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt))
+                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, packet.pos))
+                    if len(packets) == PROBE:
+                        hollow.hollow_out(container, stream)
         except DAMAGE as error:  # the frames before it are good
             damage = f"{uri} cannot be read to its end: {storage.reason(error)}."
+        if container.format.name in BY_TABLE:
+            packets = _keyframes_by_table(packets, stream)
         rate = stream.average_rate or stream.guessed_rate
         step_s = float(1 / rate) if rate else 1 / 25
         if packets and damage is None:
@@ -194,6 +200,12 @@ def _list(uri: str) -> _Listing:
             damage=damage,
             streams=len(video_streams(container)),
         )
+
+
+def _keyframes_by_table(packets: list[_Packet], stream: Any) -> list[_Packet]:
+    """Take what a file's table says of keyframes, which is what seeks go by; a parser of packets may find more."""
+    said = {entry.pos: entry.is_keyframe for entry in stream.index_entries}
+    return [packet._replace(is_keyframe=said.get(packet.pos, packet.is_keyframe)) for packet in packets]
 
 
 def _jumps(packets: list[_Packet], format_name: str) -> bool:

@@ -1,5 +1,6 @@
 """Videos as cameras write them, in every container that is read: no frame is lost, doubled or another one's."""
 
+import io
 import os
 import random
 import re
@@ -15,7 +16,9 @@ from videos import (
     B_FRAMES,
     CODECS,
     HEVC,
+    INTRA_REFRESH,
     KINDS,
+    OPEN_GROUPS,
     VP9,
     copy,
     h264_units,
@@ -29,9 +32,10 @@ from videos import (
 from segray.core.clock import Clock
 from segray.core.data import streets
 from segray.core.infer.decode import decoded
-from segray.core.io import decoding, storage
+from segray.core.io import decoding, read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.core.io.decoding import metadata_options
+from segray.core.io.hollow import Hollow
 from segray.core.io.video import index_video, read_frames
 from segray.core.labels.plan import PlanReader
 from segray.core.labels.planning import make_plan
@@ -446,6 +450,53 @@ def test_a_file_that_names_other_sources_is_no_video_and_opens_none(tmp_path, te
     assert str(error.value) == f"{tmp_path}/a.mp4 is not a video that can be read: Invalid argument."
 
 
+LONG = {
+    "h264.mp4": {**B_FRAMES},
+    "h264.mov": {**B_FRAMES},
+    "open groups.mp4": OPEN_GROUPS,
+    "intra refresh.mp4": INTRA_REFRESH,
+    "hevc.mp4": HEVC,
+    "mpeg4.mp4": {"codec": "mpeg4", "bf": "2"},
+    "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "prores.mov": {"codec": "prores_ks", "pix_fmt": "yuv422p10le", "pts": range(0, 60, 2)},
+    "vp9.mp4": VP9,
+    "h264.mkv": {},
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_index_made_of_the_table_alone_is_that_of_all_packets(tmp_path, name, monkeypatch):
+    """Of files that FFmpeg does not hold in memory after its first read."""
+    options = {"height": 240, "width": 320, "pts": [*range(50), 55, 57, *range(59, 80)]} | LONG[name]
+    if not has(options.get("codec", "libx264")):
+        pytest.skip("this PyAV cannot write it")
+    uri = write(tmp_path / name, **options)
+    assert Path(uri).stat().st_size > 65_536
+    spans = []
+    hollow_out = Hollow.hollow_out
+    monkeypatch.setattr(Hollow, "hollow_out", lambda self, *of: hollow_out(self, *of) or spans.append(self._begins))
+    index = index_video(uri)
+    assert any(spans) is (name not in ("vp9.mp4", "h264.mkv"))
+    monkeypatch.setattr(Hollow, "hollow_out", lambda *of: None)
+    assert index_video(uri) == index
+
+
+def test_of_a_video_with_a_table_the_first_packets_are_read_and_no_others(tmp_path, monkeypatch):
+    uri = write(tmp_path / "a.mp4", pts=range(100), height=240, width=320, **B_FRAMES)
+    read = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            read.append(super().readinto(buffer))
+            return read[-1]
+
+    whole = index_video(uri)
+    size = Path(uri).stat().st_size
+    monkeypatch.setattr(storage, "open_read", lambda uri: io.BufferedReader(Counted(uri), 512))
+    assert index_video(uri) == whole
+    assert sum(read) < size / 3, size
+
+
 def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
     uri = write(tmp_path / "a.mp4")
     there = f"{s3}/{tmp_path.name}/a.mp4"
@@ -466,7 +517,8 @@ def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, m
     storage.create(uri, Path(local).read_bytes())
     index = index_video(local)
     by_index = index.pts is None
-    monkeypatch.setattr(storage, "READ_AHEAD", 512)
+    monkeypatch.setattr(read_ahead, "LEAST", 512)
+    monkeypatch.setattr(read_ahead, "MOST", 512)
     request, outcomes = s3_requests.request, set()
 
     def failing_from(number):
