@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segray.core.data import ade20k, camvid, carvana, cityscapes, class_files, folder, labels, roles, voc
+from segray.core.data import ade20k, camvid, carvana, cityscapes, class_files, folder, labels, presets, roles, voc
 from segray.core.data.frame_cache import FrameCache
 from segray.core.io import locators, storage
 from segray.core.io.locators import read_image, read_mask
@@ -84,6 +84,10 @@ LAYOUTS = {
     "streets": Format(
         open_streets, "what segray data draw draws, in CamVid's layout; 11 classes", ("streets.json", "trainannot")
     ),
+    **{
+        name: Format(functools.partial(presets.open_preset, name), row.layout, row.signs)
+        for name, row in presets.PRESETS.items()
+    },
 }  # fmt: skip
 
 
@@ -146,7 +150,7 @@ def with_classes(dataset: Dataset, config: DataSection) -> Dataset:
     """Change a data set's classes as `id_map`, `class_map` and `mask_channel` say. ConfigError for an unknown class."""
     space = dataset.label_space
     given = {raw: _class_of(name, space) for raw, name in config.id_map.items()}
-    space = replace(space, id_map={**space.id_map, **given}, mask_channel=config.mask_channel)
+    space = replace(space, id_map={**space.id_map, **given}, mask_channel=config.mask_channel or space.mask_channel)
     return replace(dataset, label_space=map_classes(space, config.class_map))
 
 
@@ -208,7 +212,7 @@ def _signed(root: str) -> list[str]:
     """Return the formats of which all signs are below this folder; of those that segray wrote, these alone."""
     place = storage.absolute(root)
     there = functools.cache(lambda sign: storage.exists(storage.join(place, *sign.split("/"))))
-    found = [name for name, row in LAYOUTS.items() if all(map(there, row.signs)) and _ends(place, row)]
+    found = [name for name, row in LAYOUTS.items() if row.signs and all(map(there, row.signs)) and _ends(place, row)]
     return next(([name] for name in ("labels", "streets") if name in found), found)
 
 
