@@ -2,21 +2,21 @@
 
     python -m benchmarks.scale driver --shards 1000,10000 --actors 1,2,4
     python -m benchmarks.scale resume --parts 1000,10000,20000
-    python -m benchmarks.scale tail --actors 10,50,200
+    python -m benchmarks.scale tail --rows 500,1000,20000
 
 driver   Ray Data over shards that are done at once, in the pool that `segray label` has: receipts a second, seconds to
          the first, memory of the driver before and at most. A run cannot finish more shards a second than this.
 resume   an output on a disk with as many parts as named: seconds to find what is done, and memory; and the requests
          that the listing takes on S3, of 1000 keys each
-tail     computed, not run: actors take the next shard as they finish one, a shard's seconds are its rows at
-         --rate with a lognormal spread; the share of the last minute's actor time in which they have none left
+tail     computed by benchmarks.tail, not run: how much longer than its work a run is, by rows a shard, as actors
+         that have no shard left wait for the last ones; of equal actors, of a mix, and where nodes are lost
 
 Planning is `python -m benchmarks.label plan`.
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import json
 import subprocess
 import sys
@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from benchmarks.label import make_tree, settings_of
 from benchmarks.measure import memory_mib, print_machine
+from benchmarks.tail import Fleet, overrun
 from segray.cli import main
 from segray.cli.terminal import table
 
-MINUTE_S = 60.0
-SPREAD = 0.25  # standard deviation of the logarithm of a shard's seconds
+SLOW_SHARE, SLOW = 0.3, 0.4  # of a mixed fleet, as of L4 beside A10G: how many are slow, and how fast those are
+LOST_AN_HOUR = 0.05  # of the nodes, as of a spot market
 
 
 @click.group()
@@ -131,30 +131,30 @@ def resume_once(job: str) -> None:
 
 
 @scale.command()
-@click.option("--actors", default="1,10,50,200", show_default=True)
-@click.option("--rows", default="64,256,1024,4096", show_default=True, help="Rows a shard.")
-@click.option("--rate", default=30.0, show_default=True, help="Frames a second of an actor.")
-@click.option("--frames", default=10_000_000, show_default=True)
-def tail(actors: str, rows: str, rate: float, frames: int) -> None:
-    """Idle share of the last minute, and what the run is longer than its work, by actors and rows a shard."""
+@click.option("--rows", default="500,1000,2000,20000", show_default=True, help="Rows a shard.")
+@click.option("--actors", default=200, show_default=True)
+@click.option("--frames", default=100_000_000, show_default=True)
+@click.option("--at-once", default="6,10,18", show_default=True, help="Shards that an actor works on at a time.")
+@click.option("--queued", default="1", show_default=True, help="Shards that wait at an actor.")
+@click.option("--tries", default=5, show_default=True, help="Draws of shards and losses; the worst is shown.")
+def tail(rows: str, actors: int, frames: int, at_once: str, queued: str, tries: int) -> None:
+    """What a run is longer than its work, for equal actors, a mix of fast and slow ones, and lost nodes."""
+    slow = round(actors * SLOW_SHARE)
+    fleets = (
+        ((150.0,) * actors, 0.0),
+        ((150.0,) * (actors - slow) + (150.0 * SLOW,) * slow, 0.0),
+        ((30.0,) * actors, LOST_AN_HOUR),
+    )
     found = []
-    for workers in map(int, actors.split(",")):
-        for size in map(int, rows.split(",")):
-            ends, seconds = simulated(workers, size, rate, frames)
-            idle = sum(min(MINUTE_S, ends[-1] - end) for end in ends) / (workers * MINUTE_S)
-            found.append((workers, size, size / rate, f"{idle:.1%}", f"{abs(ends[-1] * workers / seconds - 1):.2%}"))
-    columns = ("actors", "rows a shard", "seconds a shard", "idle in the last minute", "longer than its work")
-    table(f"{frames:,} frames at {rate:g} frames/s an actor, computed", columns, found)
-
-
-def simulated(workers: int, size: int, rate: float, frames: int) -> tuple[list[float], float]:
-    """When each actor is done for good, in order; and the seconds of all shards together."""
-    count = -(-frames // size)
-    took = np.random.default_rng(0).lognormal(-(SPREAD**2) / 2, SPREAD, count) * size / rate
-    ends = [0.0] * workers
-    for seconds in took:
-        heapq.heapreplace(ends, ends[0] + seconds)
-    return sorted(ends), took.sum()
+    for size, most, waiting in itertools.product(rows.split(","), at_once.split(","), queued.split(",")):
+        queue = int(most if waiting == "at-once" else waiting)
+        over = [
+            max(overrun(Fleet(speeds, int(most), queue), frames, int(size), lost, seed) for seed in range(tries))
+            for speeds, lost in fleets
+        ]
+        found.append((int(size), int(most), queue, *(f"{share:.1%}" for share in over)))
+    columns = ("rows a shard", "shards at once", "queued", "150 frames/s", "30 % at 60 frames/s", "30 frames/s, losses")
+    table(f"{frames:,} frames, {actors} actors: longer than the work, computed", columns, found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu
+from benchmarks import gpu, tail
 from benchmarks.__main__ import bench
 from segray.core.data import streets
 
@@ -75,3 +75,28 @@ def test_every_step_runs_in_small_without_a_gpu(tmp_path):
     assert "**" not in written, written
     for name in gpu.STEPS:
         assert f"\n{name}: " in written, written
+
+
+def test_the_end_of_a_simulated_run_by_hand():
+    """At 1 frame/s shards 0, 2 and 4 take until 30 s, at 0.5 frames/s 1 and 3 until 40 s."""
+    fleet = tail.Fleet((1.0, 0.5), at_once=1)
+    assert tail.Run(fleet, [10.0] * 5).seconds() == 40
+    assert tail.ideal_s(fleet, 50) == pytest.approx(50 / 1.5)
+
+
+def test_shards_at_once_share_an_actors_speed_and_the_last_one_is_not_faster_alone():
+    """Two threads of 0.5 frames/s are done with three shards at 20, 20 and 40 s."""
+    assert tail.Run(tail.Fleet((1.0,), at_once=2), [10.0] * 3).seconds() == 40
+
+
+def test_what_a_lost_node_had_in_work_is_done_anew_when_it_is_back():
+    """The first node has done shard 0 and half of shard 2 when it is lost at 15 s, and is back at 20 s."""
+    fleet = tail.Fleet((1.0, 1.0), at_once=1, per_node=1)
+    assert tail.Run(fleet, [10.0, 10.0, 10.0], [(15.0, 0)], back_s=5.0).seconds() == 30
+
+
+def test_a_deeper_queue_lets_a_slow_actor_keep_shards_that_others_could_do():
+    """Of ten shards, the slow one does two with one queued, and five with four."""
+    shards = [10.0] * 10
+    ends = [tail.Run(tail.Fleet((1.0, 0.1), 1, queue), shards).seconds() for queue in (1, 4)]
+    assert ends == [200, 500]
