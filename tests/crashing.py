@@ -2,7 +2,7 @@
 
 import os
 
-CRASH, HANG = b"CRASH", b"HANGS"
+CRASH, HANG, HOLD = b"CRASH", b"HANGS", b"HOLDS"
 SITE = f"""
 import PIL.Image
 plain = PIL.Image.open
@@ -15,6 +15,9 @@ def open(fp, *args, **kwargs):
     if first == {HANG!r}:
         import time
         time.sleep(1000)
+    if first == {HOLD!r}:
+        import ctypes
+        ctypes.PyDLL(None).sleep(1000)  # without giving up Python's lock
     return plain(fp, *args, **kwargs)
 
 PIL.Image.open = open
@@ -22,6 +25,6 @@ PIL.Image.open = open
 
 
 def env(folder):
-    """The environment in which images that begin with CRASH crash and with HANG hang."""
+    """The environment in which images that begin with CRASH crash, with HANG hang, and with HOLD hang the whole process."""
     (folder / "sitecustomize.py").write_text(SITE)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}

@@ -23,14 +23,15 @@ SAID = "RuntimeError: CUDA error: an illegal memory access was encountered"
 @pytest.fixture
 def process(monkeypatch):
     """A Labeller whose model does what the test says; `ended` is set when its process would end."""
-    does = SimpleNamespace(load=None, label=None, check=None, ended=threading.Event())
+    does = SimpleNamespace(load=None, label=None, check=None, rows=lambda clock: None, ended=threading.Event())
 
     def fail(name):
         if error := getattr(does, name):
             raise error
 
-    def label_shard(plan, rows, shard, label):
+    def label_shard(plan, rows, shard, label, clock):
         fail("label")
+        label(plan, rows, clock)
         return Receipt(shard, 4, 0, created=True)
 
     class Predictor:
@@ -44,6 +45,8 @@ def process(monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(labeller, "LabelCounters", lambda run: SimpleNamespace(add=lambda receipt: None))
     monkeypatch.setattr(labeller, "Predictor", Predictor)
+    monkeypatch.setattr(labeller, "label_rows", lambda plan, rows, clock, predictor, batch_size: does.rows(clock))
+    monkeypatch.setattr(labeller, "end_if_held", lambda timeout_s: None)
     monkeypatch.setattr(labeller.parts, "label_shard", label_shard)
     monkeypatch.setattr(labeller, "PlanReader", lambda plan: SimpleNamespace(shard=lambda shard: []))
     monkeypatch.setattr(labeller, "REST_S", 0.2)
@@ -52,7 +55,9 @@ def process(monkeypatch):
     plan = SimpleNamespace(number=0, plan_id="0123456789")
 
     def start():
-        made = Labeller(LabelSection(out="out", model="best"), InferSection(), [plan], 1, "cpu", False)
+        made = Labeller(
+            LabelSection(out="out", model="best", input_timeout=0.1), InferSection(), [plan], 1, "cpu", False
+        )
         return lambda shard: read_answer(made({"plan": np.array([0]), "shard": np.array([shard])})["receipt"][0])
 
     does.start = start
@@ -94,6 +99,43 @@ def test_a_process_that_cannot_load_its_model_gives_its_shards_back(process):
     process.load = RuntimeError(ILLEGAL)
     label = process.start()
     assert label(0) == lost(0, SAID, sick=True)
+    assert process.ended.wait(5)
+
+
+@pytest.fixture
+def hanging():
+    """hanging(stage) → work that never leaves that stage, until the test is over."""
+    over = threading.Event()
+
+    def in_stage(stage):
+        def work(clock):
+            with clock(stage):
+                over.wait()
+
+        return work
+
+    yield in_stage
+    over.set()
+
+
+def test_a_shard_that_hangs_comes_back_and_its_neighbours_are_labelled(process, hanging):
+    """After some of them, whose threads cannot be ended, the process ends."""
+    label = process.start()
+    for shard in (0, 2, 4):
+        assert not process.ended.is_set()
+        process.rows = hanging("decode")
+        assert label(shard) == lost(shard, "no progress in 0.1 s of decode", sick=False)
+        process.rows = lambda clock: None
+        if shard < 4:
+            assert label(shard + 1) == Receipt(shard + 1, 4, 0, created=True)
+    assert label(5) == lost(5, "no progress in 0.1 s of decode", sick=True)
+    assert process.ended.wait(5)
+
+
+def test_a_model_that_hangs_is_not_the_inputs_fault(process, hanging):
+    label = process.start()
+    process.rows = hanging("model")
+    assert label(0) == lost(0, "no progress in 0.1 s of model", sick=True)
     assert process.ended.wait(5)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from segray import errors
 from segray.cluster.telemetry import LabelCounters, event
-from segray.core.clock import Clock
+from segray.core.clock import Clock, Standstill, end_if_held, within
 from segray.core.infer.isolated import Careful, Unfit
 from segray.core.infer.label_rows import label_rows
 from segray.core.infer.predictor import Predictor, is_of_device
@@ -36,6 +36,7 @@ from segray.sections.labelling import GivenLabelSection, InferSection
 
 REST_S = 10.0  # how long a failed process stays, so that it takes few shards
 END_S = 1.0  # after that, so that its answers are received
+HANGS = 3  # shards left in hanging threads after which a process ends, as these may keep processors busy
 FAILS = 3  # failures in a row after which a process is given up
 
 Answer = dict[str, list[str]]
@@ -72,6 +73,7 @@ class Labeller:
         import ray
 
         self.threads, self.careful, self.batch_size = threads, careful, section.batch_size
+        self.timeout_s, self.hangs = section.input_timeout, 0
         self.options: dict[str, Any] = {
             "uri": section.model,
             "device": device,
@@ -90,7 +92,7 @@ class Labeller:
     def _load(self) -> None:
         """Load the model with the first shard: if its constructor fails, Ray starts an actor again without end."""
         if self.careful:
-            self.label = Careful(self.threads, **self.options)
+            self.label = Careful(self.threads, self.timeout_s, **self.options)
             return
         torch.set_num_threads(self.threads)
         try:
@@ -102,6 +104,7 @@ class Labeller:
             self.sick = in_a_line(error)
         else:
             self.label = partial(label_rows, predictor=self.predictor, batch_size=self.batch_size)
+            end_if_held(self.timeout_s)
 
     def __call__(self, batch: dict[str, Any]) -> Answer:
         with self.lock:
@@ -115,10 +118,15 @@ class Labeller:
         about: dict[str, Any] = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
         event("shard begun", **about)  # the last line of a process that dies names the shard it was working on
         try:
-            receipt = parts.label_shard(plan, self._rows(plan, shard), shard, self.label)
+            clock = Clock()
+            work = partial(parts.label_shard, plan, self._rows(plan, shard), shard, self.label, clock)
+            receipt = work() if self.careful else within(self.timeout_s, clock, work)
         except SegrayError as error:  # a full disk or a lost store ends the run; input that fails becomes a row
             event("shard failed", **about, level=logging.ERROR, reason=str(error))
             return _failure(error)
+        except Standstill as error:
+            event("shard hangs", **about, level=logging.ERROR, reason=str(error), stage=error.stage)
+            return self._leave(plan, shard, error)
         except Exception as error:
             event("shard failed", **about, level=logging.ERROR, reason=traceback.format_exc())
             if not self._is_sick(error):
@@ -148,6 +156,17 @@ class Labeller:
         except Exception:
             return True
         return False
+
+    def _leave(self, plan: Plan, shard: int, error: Standstill) -> Answer:
+        """Return a shard whose thread hangs. The process ends if its model does, and when it has several of them."""
+        reason = f"{error} of {error.stage}"
+        with self.lock:
+            self.hangs += 1
+            if error.stage == "model" or self.hangs == HANGS:
+                self.sick = self.sick or reason
+        if error.stage == "model":
+            return self._give_back(plan, shard)
+        return self._lost(plan, shard, reason, sick=False)
 
     def _give_back(self, plan: Plan, shard: int) -> Answer:
         """Return the first shard at once, so that the failure is known, and others when the process is about to end."""

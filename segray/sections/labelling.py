@@ -58,6 +58,10 @@ class LabelSection(Section):
         description="Labelling processes that share a GPU. Each reads, decodes and encodes for itself, on one Python "
         "interpreter, so several keep a fast GPU busier.",
     )
+    input_timeout: Annotated[float, Field(gt=0), BeforeValidator(parse_seconds), Unit("seconds")] = Field(
+        600,
+        description="How long an input may make no progress, such as 10m, before its row is an error.",
+    )
     max_error_rate: float = Field(
         1.0, ge=0, le=1, description="End with exit code 3 when a larger share of the rows are errors."
     )

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
-from crashing import CRASH
+from crashing import CRASH, HOLD
+from hanging import leased
 
 from segray import cli
 from segray.cluster.labeller import Labeller
@@ -39,6 +40,16 @@ class Seen(Watch):
 
     def note(self, text):
         self.notes.append(text)
+
+
+def with_one_more(town, folder, data):
+    """The town's frames in a folder, and one more of these bytes among them."""
+    folder.mkdir()
+    for frame in sorted((town / "train").iterdir()):
+        (folder / frame.name).write_bytes(frame.read_bytes())
+    more = folder / f"{frame.stem}-5.jpg"
+    more.write_bytes(data)
+    return more
 
 
 def problems(out):
@@ -211,17 +222,43 @@ def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
 
 @pytest.mark.usefixtures("ray_session")
 def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path, capfd):
-    frames = tmp_path / "in"
-    frames.mkdir()
-    for frame in sorted((town / "train").iterdir()):
-        (frames / frame.name).write_bytes(frame.read_bytes())
-    (frames / f"{frame.stem}-5.jpg").write_bytes(CRASH)
+    with_one_more(town, tmp_path / "in", CRASH)
     watch = Seen()
     summary = label(
-        options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(frames)], "label.shard_size": 3}),
+        options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3}),
         watch=watch,
     )
     assert any("labelled input by input now" in note for note in watch.notes)
     assert "(raylet)" not in "".join(capfd.readouterr())
     assert (summary["ok"], summary["errors"]) == (11, {"worker_crash": 1})
+    assert problems(tmp_path / "out") == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path):
+    watch, hanging = Seen(), with_one_more(town, tmp_path / "in", b"whatever")
+    more = {"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3, "label.input_timeout": "3s"}
+    with leased(hanging):
+        summary = label(options(tiny_bundle, town, tmp_path / "out", **more), watch=watch)
+    assert (summary["ok"], summary["errors"]) == (11, {"worker_timeout": 1})
+    (row,) = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert row["error_message"] == (
+        f"{hanging} made no progress in 3 s; look at the file, and at the machine's memory."
+    )
+    given_up, one_by_one = watch.notes
+    assert re.fullmatch(
+        r"Shard 3 failed on \S+ \(no progress in 3 s of fetch\)\. Its inputs are labelled one by one later\.", given_up
+    )
+    assert one_by_one == "1 shards failed or were lost with their processes: labelled input by input now."
+    assert problems(tmp_path / "out") == []
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_session")
+def test_an_input_that_hangs_its_whole_process_is_one_row(tiny_bundle, town, tmp_path):
+    """As a decoder does that holds Python's lock."""
+    with_one_more(town, tmp_path / "in", HOLD)
+    more = {"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3, "label.input_timeout": "8s"}
+    summary = label(options(tiny_bundle, town, tmp_path / "out", **more))
+    assert (summary["ok"], summary["errors"]) == (11, {"worker_timeout": 1})
     assert problems(tmp_path / "out") == []

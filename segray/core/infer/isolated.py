@@ -11,19 +11,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from segray.core.clock import Clock
+from segray.core.clock import CHECK_S, Clock, Movement
 from segray.core.infer.label_rows import label_rows, lost_row
 from segray.core.infer.predictor import Predictor
 from segray.core.labels.plan import Plan, PlanRow
 from segray.core.labels.schema import Labelled
 from segray.errors import ModelError, SegrayError, in_a_line
 
-TIMEOUT_S = 300.0  # for one row: a decoder that hangs is ended, too
 START_S = 900.0  # to import torch and load the model, on a machine that is short of both time and memory
+MOVES = "moves"  # said by a child at work that makes progress
 TRIES = 2  # for a row that raises an unexpected exception: the device may have been at fault
 
 
@@ -32,10 +33,13 @@ class Unfit(Exception):
 
 
 class Careful:
-    """The replacement for label_rows that label_shard calls. options: Predictor's arguments by name."""
+    """The replacement for label_rows that label_shard calls. options: Predictor's arguments by name.
 
-    def __init__(self, threads: int, **options: Any) -> None:
-        self.threads, self.options = threads, options
+    timeout_s: how long a row may make no progress.
+    """
+
+    def __init__(self, threads: int, timeout_s: float, **options: Any) -> None:
+        self.threads, self.timeout_s, self.options = threads, timeout_s, options
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection
         self._lock = threading.Lock()
@@ -67,10 +71,11 @@ class Careful:
         child = self._child or self._start()
         try:
             self._pipe.send((plan, row))
-            if self._pipe.poll(TIMEOUT_S):
+            while self._pipe.poll(self.timeout_s):
                 answer: Labelled | str = self._received()
-                return answer
-            code, what = "worker_timeout", f"took more than {TIMEOUT_S:.0f} s"
+                if answer != MOVES:
+                    return answer
+            code, what = "worker_timeout", f"made no progress in {self.timeout_s:g} s"
         except (EOFError, OSError):
             ended = child.wait()
             how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
@@ -93,7 +98,7 @@ class Careful:
         self._child = child = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         try:
-            self._pipe.send((self.threads, self.options))
+            self._pipe.send((self.threads, self.timeout_s / 4, self.options))
             waited = not self._pipe.poll(START_S)
             problem = f"it did not start within {START_S:.0f} s" if waited else self._received()
         except (EOFError, OSError):  # if a child ends before it has read all that it was sent, the connection is reset
@@ -115,18 +120,40 @@ def serve(pipe: Connection) -> None:
     """
     import torch
 
-    threads, options = pipe.recv()
+    threads, tell_s, options = pipe.recv()
     torch.set_num_threads(threads)
     try:
         predictor = Predictor(**options)
         predictor.check()
         pipe.send(None)
         for plan, row in _asked(pipe):
-            pipe.send(*label_rows(plan, [row], Clock(), predictor, batch_size=1))
+            clock = Clock()
+            with _told(pipe, clock, min(CHECK_S, tell_s)):
+                (labelled,) = label_rows(plan, [row], clock, predictor, batch_size=1)
+            pipe.send(labelled)
     except SegrayError as error:
         pipe.send(error)
     except Exception as error:
         pipe.send(in_a_line(error))
+
+
+@contextmanager
+def _told(pipe: Connection, clock: Clock, every_s: float) -> Iterator[None]:
+    """Tell the parent from time to time that the clock moves, as long as it does."""
+    done, movement = threading.Event(), Movement(clock, every_s)
+
+    def tell() -> None:
+        while not done.wait(every_s):
+            if not movement.look():
+                pipe.send(MOVES)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()  # or two threads would write at once
 
 
 def _asked(pipe: Connection) -> Iterator[tuple[Plan, PlanRow]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from segray.core.clock import Clock
+from segray.core.clock import Clock, moved
 from segray.core.infer import logit_maps
 from segray.core.memory import is_exhausted
 from segray.core.models import bundle, forward, name_of
@@ -277,6 +277,7 @@ class Predictor:
                 yield logit_maps.resize(logits, (height, width)).softmax(1)
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        moved()
         if self.session is not None:
             logits = self.session(batch)
         else:

@@ -21,6 +21,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
+from segray.core.clock import moved
 from segray.core.io import storage
 from segray.core.io.hollow import Hollow
 from segray.core.io.images import still_kind
@@ -30,6 +31,10 @@ from segray.errors import DataError
 # Containers that hold their frames themselves. FFmpeg goes by what a file holds, not by its name: a playlist (concat,
 # HLS) would have it read other files, a session description (SDP) listen on a port.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,mxf,mjpeg,gif,dv,nut"
+
+# A decoder keeps up to 16 frames that others refer to, and one a thread. 67 megapixels are 8192×8192.
+MAX_FRAME_PIXELS = 1 << 26
+LIMIT = {"max_pixels": str(MAX_FRAME_PIXELS)}
 
 # A seek can land after the time that was asked: mp4 is searched by decoding order, and .ts between keyframes
 # (of 60 frames of HEVC in mp4, every eighth was lost, and all of .ts), or at a keyframe from which the first frames
@@ -72,6 +77,7 @@ def open_video(uri: str, hollow: Hollow | None = None, **options: str) -> Iterat
             container = av.open(
                 hollow.of(file) if hollow else file,
                 mode="r",
+                options=LIMIT,  # opening decodes the first frames
                 container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "", **options},
                 **metadata_options(av.__version__),
             )
@@ -99,11 +105,13 @@ def video_stream(container: Any, uri: str, *, threads: str = "AUTO", strict: boo
         raise DataError(f"{uri} holds no video stream.")
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_FRAME_PIXELS:
+        raise DataError(f"{uri} is {width}×{height}; at most {MAX_FRAME_PIXELS // 10**6} megapixels a frame are read.")
     stream.thread_type = threads
     if threads == "NONE":
         stream.codec_context.thread_count = 1  # libdav1d has threads of its own
-    if strict:
-        stream.codec_context.options = {"err_detect": "explode"}
+    stream.codec_context.options = {**LIMIT, "err_detect": "explode"} if strict else LIMIT
     stream.codec_context.copy_opaque = True
     return stream
 
@@ -254,6 +262,7 @@ def decode_around(stream: Any, run: Run, damage: Damage) -> Iterator[Shown]:
 
 def frames_of(stream: Any, packet: Any, *, lenient: bool = False) -> list[Any]:
     """Return the decoder's frames for a packet; for None, the end, those still held. lenient: [] for damage."""
+    moved()
     try:
         frames: list[Any] = stream.codec_context.decode(packet)
         return frames

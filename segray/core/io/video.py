@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from segray.core.clock import moved
 from segray.core.io import storage
 from segray.core.io.decoding import (
     DAMAGE,
@@ -162,6 +163,7 @@ def _list(uri: str) -> _Listing:
         stream = video_stream(container, uri, threads="NONE")
         try:
             for packet in container.demux(stream if stream.duration else _timed(container)):
+                moved()
                 if packet.pts is not None and packet.time_base:
                     ends_s.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is not stream or not packet.size:

@@ -67,16 +67,20 @@ class Receipt:
 
 
 def label_shard(
-    plan: Plan, rows: list[PlanRow], shard: int, label: Callable[[Plan, list[PlanRow], Clock], Iterable[Labelled]]
+    plan: Plan,
+    rows: list[PlanRow],
+    shard: int,
+    label: Callable[[Plan, list[PlanRow], Clock], Iterable[Labelled]],
+    clock: Clock | None = None,
 ) -> Receipt:
     """Label the rows of one shard and create its part. StorageError when it cannot be written.
 
     label: infer.label_rows.label_rows with its model, or a function that calls it in another process. Its rows are
-    written as they come.
+    written as they come. clock: counts the stages.
     """
     if storage.exists(plan.part_uri(shard)):  # another run's, or that of a task whose answer was lost
         return done_receipt(plan, shard)
-    clock, part = Clock(), PartFile(plan.label_space)
+    clock, part = clock or Clock(), PartFile(plan.label_space)
     for labelled in label(plan, rows, clock):
         with clock("write"):
             part.add(labelled)

@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import pytest
 from crashing import CRASH, HANG, env
 from labelled import plan_rows, settings_of
 
-from segray.core.clock import Clock
+from segray.core.clock import Clock, moved
 from segray.core.data import streets
 from segray.core.infer import isolated
 from segray.core.infer.label_rows import label_rows
@@ -36,8 +38,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     (tmp_path / "site").mkdir()
     monkeypatch.setenv("PYTHONPATH", env(tmp_path / "site")["PYTHONPATH"])
-    monkeypatch.setattr(isolated, "TIMEOUT_S", 4.0)
-    label = isolated.Careful(1, uri=str(tiny_bundle), infer=InferSection())
+    label = isolated.Careful(1, 4.0, uri=str(tiny_bundle), infer=InferSection())
     rows = plan_rows(plan)
     totals, done = Totals.empty(plan.label_space.num_classes), []
     for labelled in label(plan, rows, Clock()):
@@ -48,7 +49,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
         "worker_crash", "worker_timeout", "decode_error", None, None, None, None, None,
     ]  # fmt: skip
     assert "5.jpg ended the process that labelled it (SIGSEGV); look at the file" in done[0]["error_message"]
-    assert "6.jpg took more than 4 s; look at the file" in done[1]["error_message"]
+    assert "6.jpg made no progress in 4 s; look at the file" in done[1]["error_message"]
     assert (totals.rows, totals.errors.total()) == (8, 3)
 
     good = [row for row in rows if row["uri"].rpartition("/")[2] not in ("5.jpg", "6.jpg")]
@@ -63,7 +64,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
-    label = isolated.Careful(1, uri=str(tmp_path / "no bundle"), infer=InferSection())
+    label = isolated.Careful(1, 60.0, uri=str(tmp_path / "no bundle"), infer=InferSection())
     with pytest.raises(ModelError, match=r"/no bundle is not a model bundle: it has no segray"):
         list(label(plan, plan_rows(plan), Clock()))
 
@@ -72,7 +73,7 @@ def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path
     """As where there is too little memory to import torch."""
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     monkeypatch.setattr(isolated.sys, "executable", "/bin/false")
-    label = isolated.Careful(1, uri="best", infer=InferSection())
+    label = isolated.Careful(1, 60.0, uri="best", infer=InferSection())
     for _ in range(2):
         with pytest.raises(ModelError, match=r"^best cannot be loaded in a process of its own, after labelling"):
             list(label(plan, plan_rows(plan), Clock()))
@@ -100,12 +101,16 @@ class Child:
 
 @pytest.fixture
 def child(monkeypatch):
-    """label(row names) → their rows, from a child whose model answers with the next of `does`, an exception or None."""
+    """label(row names) → their rows, from a child that does the next of `does`: an exception, or what takes time."""
     does, loads = {}, []
 
-    def fake_rows(plan, rows, *_, **__):
-        if (error := (does.get(rows[0]["uri"]) or [None]).pop(0)) is not None:
-            raise error
+    def fake_rows(plan, rows, clock, *_, **__):
+        does_next = (does.get(rows[0]["uri"]) or [None]).pop(0)
+        if isinstance(does_next, Exception):
+            raise does_next
+        if does_next:
+            with clock("decode"):
+                does_next()
         yield Labelled({"uri": rows[0]["uri"], "status": "ok"})
 
     class Fake:
@@ -123,7 +128,7 @@ def child(monkeypatch):
     monkeypatch.setattr(isolated, "label_rows", fake_rows)
     monkeypatch.setattr(isolated, "lost_row", lambda plan, row, code, text: {"uri": row["uri"], code: text})
     plan = SimpleNamespace(label_space=SimpleNamespace(num_classes=2))
-    careful_label = isolated.Careful(1, uri="best")
+    careful_label = isolated.Careful(1, 0.4, uri="best")
 
     def label(*names):
         return [labelled.row for labelled in careful_label(plan, [{"uri": name} for name in names], Clock())]
@@ -155,6 +160,23 @@ def test_a_device_that_fails_at_a_black_frame_makes_no_rows(child):
     child.does["check"] = RuntimeError("CUDA error: no kernel image\nFor debugging consider …")
     with pytest.raises(isolated.Unfit, match=r"^RuntimeError: CUDA error: no kernel image$"):
         child.label("a.jpg")
+
+
+def test_a_row_that_makes_no_progress_is_an_error_and_a_long_one_that_does_is_not(child):
+    def long():
+        for _ in range(30):
+            time.sleep(0.02)
+            moved()
+
+    child.does.update({"long.mp4": [long], "hangs.jpg": [partial(time.sleep, 0.8)]})
+    assert child.label("long.mp4", "hangs.jpg", "b.jpg") == [
+        {"uri": "long.mp4", "status": "ok"},
+        {
+            "uri": "hangs.jpg",
+            "worker_timeout": "hangs.jpg made no progress in 0.4 s; look at the file, and at the machine's memory.",
+        },
+        {"uri": "b.jpg", "status": "ok"},
+    ]
 
 
 def test_a_process_that_does_not_start_is_not_waited_for_without_end(child, monkeypatch):

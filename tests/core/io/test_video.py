@@ -441,13 +441,57 @@ def test_what_is_no_video_says_so(tmp_path, data, why):
 SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
 
 
-@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile other.mp4\n", SDP], ids=["playlist", "session"])
-def test_a_file_that_names_other_sources_is_no_video_and_opens_none(tmp_path, text):
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n"
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+    '<Representation id="0"><BaseURL>other.mp4</BaseURL></Representation></AdaptationSet></Period></MPD>'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mp4", "ffconcat version 1.0\nfile other.mp4\n"),
+        ("a.mp4", SDP),
+        ("a.ts", HLS),
+        ("a.m3u8", HLS),
+        ("a.mpd", DASH),
+        ("a%d.mp4", SDP),
+        ("concat:other.mp4", SDP),
+    ],
+)
+def test_a_file_that_names_other_sources_is_no_video_and_opens_none(tmp_path, name, text):
     write(tmp_path / "other.mp4")
-    (tmp_path / "a.mp4").write_text(text)
+    (tmp_path / name).write_text(text)
     with pytest.raises(DataError) as error:
-        index_video(str(tmp_path / "a.mp4"))
-    assert str(error.value) == f"{tmp_path}/a.mp4 is not a video that can be read: Invalid argument."
+        index_video(str(tmp_path / name))
+    # FFmpeg knows some playlists by their suffix alone, and some not at all.
+    why = "Invalid data found when processing input" if name in ("a.ts", "a.mpd") else "Invalid argument"
+    assert str(error.value) == f"{tmp_path}/{name} is not a video that can be read: {why}."
+
+
+def test_a_video_of_larger_frames_than_a_decoder_may_hold_is_refused(tmp_path, monkeypatch):
+    wide = write(tmp_path / "a.mp4", pts=range(1), height=1024, width=1024)
+    monkeypatch.setattr(decoding, "MAX_FRAME_PIXELS", 1_000_000)
+    with pytest.raises(DataError) as error:
+        index_video(wide)
+    assert str(error.value) == f"{wide} is 1024×1024; at most 1 megapixels a frame are read."
+
+
+def test_frames_that_are_larger_than_the_header_says_are_not_decoded(tmp_path, monkeypatch):
+    parts = [write(tmp_path / "a.h264", pts=range(8)), write(tmp_path / "b.h264", pts=range(8), height=96, width=128)]
+    (tmp_path / "c.h264").write_bytes(b"".join(Path(part).read_bytes() for part in parts))
+    assert len(index_video(str(tmp_path / "c.h264")).times_s) == 16
+    monkeypatch.setattr(decoding, "LIMIT", {"max_pixels": "4000"})
+    assert len(index_video(str(tmp_path / "c.h264")).times_s) == 8
+
+
+def test_decoding_moves_the_clock_packet_by_packet(tmp_path):
+    """A frame that is found from the beginning of a long video on takes long, and does not hang."""
+    uri, clock = write(tmp_path / "a.mp4"), Clock()
+    with clock("decode"):
+        (_,) = read_frames(uri, [29], by_index=True)
+    assert clock.steps > 30
 
 
 LONG = {
