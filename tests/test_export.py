@@ -11,7 +11,6 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from segray.core.data.class_files import read_classes
 from segray.core.formats import WRITERS
 from segray.core.formats.coco import INSTANCES, PANOPTIC, instances, segment_runs
 from segray.core.formats.cvat import own_colors
-from segray.core.formats.frame import Options
+from segray.core.formats.frame import Job, Options, replacing
 from segray.core.formats.label_studio import encode_brush
 from segray.core.formats.masks import Png
 from segray.core.formats.names import Names
@@ -98,7 +97,7 @@ def files_below(folder):
 
 def test_a_class_that_would_be_void_by_name_stays_one_in_an_export(tmp_path):
     space = LabelSpace(("unlabeled", "road"), ((0, 0, 0), (128, 64, 128)))
-    Png(SimpleNamespace(out=tmp_path, space=space)).join()
+    Png(Job(str(tmp_path), space)).join()
     assert (tmp_path / "classes.csv").read_text() == (
         "name,id,r,g,b,scored\nunlabeled,0,0,0,0,yes\nroad,1,128,64,128,yes\n"
     )
@@ -632,8 +631,6 @@ def test_bad_questions_are_one_line(labels, tmp_path):
         export(str(tmp_path / "in"), "png", str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="--min-area is for coco; leave it out"):
         export(labels, "png", str(tmp_path / "out"), Options(min_area=3))
-    with pytest.raises(ConfigError, match="an export is written to a local disk"):
-        export(labels, "png", "s3://bucket/out")
     figures = made(tmp_path, name="figures", mask_format="none")
     with pytest.raises(DataError, match="holds no masks; label with --mask-format png"):
         export(figures, "png", str(tmp_path / "out"))
@@ -663,6 +660,50 @@ def test_error_rows_are_left_out_and_retried_ones_come_once(tiny_bundle, tmp_pat
     assert (done.frames, done.errors, done.parts, done.of) == (3, 0, 3, 3)
     files = [image["file_name"] for image in json.loads((tmp_path / "out" / INSTANCES).read_text())["images"]]
     assert sorted(files) == [f"street_05000{i}.jpg" for i in range(3)]
+
+
+def files_of(place):
+    from segray.core.io import storage
+
+    found = {entry.uri.removeprefix(place): storage.read_bytes(entry.uri) for entry in storage.iter_files(place)}
+    return {name: data for name, data in found.items() if "/_export/" not in name}
+
+
+@pytest.mark.parametrize("to", ["coco", "cvat", "huggingface", "label-studio", "png"])
+def test_an_export_on_s3_has_the_files_of_a_local_one(labels, tmp_path, s3, to):
+    out = f"{s3}/{tmp_path.name}"
+    options = Options(images=to == "png", image_root="x" if to == "label-studio" else "")
+    here, there = export(labels, to, str(tmp_path / "out"), options), export(labels, to, out, options)
+    assert there == here
+    local, remote = files_of(str(tmp_path / "out")), files_of(out)
+    assert local.keys() == remote.keys()
+    if to == "cvat":  # a zip has the time at which it was made
+        archives = [zipfile.ZipFile(io.BytesIO(files.pop("/segmentation_mask.zip"))) for files in (local, remote)]
+        assert len({tuple((name, one.read(name)) for name in one.namelist()) for one in archives}) == 1
+    assert local == remote
+    assert not export(labels, to, out, options).new
+    with pytest.raises(OutputExists, match=rf"{out} holds an export with other settings \(images was "):
+        export(labels, to, out, Options(images=to != "png", image_root=options.image_root))
+
+
+def test_a_file_larger_than_one_request_goes_to_s3_in_pieces(tmp_path, s3, monkeypatch):
+    from segray.core.io import objects, storage
+
+    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 6 << 20)
+    data = os.urandom(7 << 20)
+    with replacing(f"{s3}/large.bin", "wb") as file:
+        file.write(data)
+    assert storage.read_bytes(f"{s3}/large.bin") == data
+    with pytest.raises(ZeroDivisionError), replacing(f"{s3}/none.bin", "wb") as file:
+        file.write(bytes([1 // 0]))
+    assert not storage.exists(f"{s3}/none.bin")
+
+
+def test_pieces_are_in_the_order_of_the_labels(tmp_path):
+    job = Job(str(tmp_path), SPACE)
+    for name in ("00000-100000", "00000-99999", "00001-00000"):
+        job.put(f"_export/{name}.jsonl", b"{}")
+    assert job.pieces == [f"_export/{name}.jsonl" for name in ("00000-99999", "00000-100000", "00001-00000")]
 
 
 def test_labels_and_images_may_be_on_s3(tiny_bundle, tmp_path, s3):

@@ -56,7 +56,6 @@ LOCAL = [
     (("data", "get", "camvid", "s3://b/x"), "s3://b/x: a download"),
     (("select", "s3://b/labels", "--pictures", "s3://b/x"), "s3://b/x: a folder of pictures"),
     (("overlay", "s3://b/labels", "--video", "s3://b/x.mp4"), "s3://b/x.mp4: a video"),
-    (("export", "s3://b/labels", "--to", "png", "--out", "s3://b/x"), "s3://b/x: an export"),
 ]
 
 

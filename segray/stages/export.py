@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segray.core.formats import WRITERS
-from segray.core.formats.frame import STATE, TOTALS, Job, LabelledFrame, Options, Writer, replacing
+from segray.core.formats.frame import PIECE, STATE, TOTALS, Job, LabelledFrame, Options, Writer
 from segray.core.formats.names import Names
 from segray.core.infer.decode import encoded
 from segray.core.io import claims, images, parquet, storage
@@ -43,6 +43,7 @@ COLUMNS = [
     *("class_pixels", "class_shares", *METRICS, "model_id"),
 ]
 THREADS = min(8, os.cpu_count() or 1)  # parts that are written at once
+S3_THREADS = 32  # the same where a file written is a round trip
 ROWS = 16  # rows of a part that are in memory at once
 
 
@@ -91,7 +92,7 @@ def export(
     that the format cannot hold, OutputExists if `out` holds something else.
     """
     check_format(to)
-    folder = storage.local(out, "an export").absolute()
+    folder = storage.absolute(out)
     labelled = LabelFolder.open(labels)
     first = labelled.plans[0]
     if first.settings["mask_format"] == "none":
@@ -102,7 +103,7 @@ def export(
     job = Job(folder, labelled.space, options)
     writer = made(job)
     about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
-    with claims.held(str(folder), _kind(folder, about)):
+    with claims.held(folder, _kind(about)):
         _claim(folder, about, overwrite)
         return _export(job, made, writer, names, labelled, progress)
 
@@ -110,17 +111,18 @@ def export(
 def _export(
     job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, progress: Progress
 ) -> Exported:
-    of, before = labelled.shards, len(job.pieces)
-    with ThreadPoolExecutor(THREADS) as pool:
-        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), THREADS)
+    of, before, threads = labelled.shards, len(job.pieces), S3_THREADS if storage.is_s3(job.out) else THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), threads)
         for _ in written:
             progress(1, of)
-    finished, count = job.out / STATE / "finished", f"{len(job.pieces)} parts"
-    if not finished.exists() or finished.read_text() != count:
+    there = len(job.pieces)
+    finished, count = f"{STATE}/finished", f"{there} parts".encode()
+    if not storage.exists(storage.join(job.out, finished)) or job.read(finished) != count:
         writer.join()
-        storage.replace(str(finished), count.encode())
+        job.put(finished, count)
     frames, errors, lost = _totals(job, labelled)
-    return Exported(frames, errors, lost, len(job.pieces), of, len(job.pieces) > before, made.result, writer.note)
+    return Exported(frames, errors, lost, there, of, there > before, made.result, writer.note)
 
 
 def _used(made: type[Writer], options: Options) -> dict[str, Any]:
@@ -132,25 +134,30 @@ def _used(made: type[Writer], options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*made.uses, "images")}
 
 
-def _kind(out: Path, about: dict[str, Any]) -> claims.Kind:
+def _kind(about: dict[str, Any]) -> claims.Kind:
     made = (*WRITERS[about["format"]].made, *["images"] * about["images"], STATE)
-    return claims.Kind("export", MARK, made, lambda _: any((out / STATE).glob("[0-9]*.jsonl")))
+    return claims.Kind("export", MARK, made, _has_pieces)
 
 
-def _claim(out: Path, about: dict[str, Any], overwrite: bool) -> None:
+def _has_pieces(out: str) -> bool:
+    entries = storage.iter_files(storage.join(out, STATE), deep=False)
+    return any(PIECE.fullmatch(storage.name_of(entry.uri)) for entry in entries)
+
+
+def _claim(out: str, about: dict[str, Any], overwrite: bool) -> None:
     """Claim `out` for this export, or check that it is its folder. overwrite deletes what an earlier one wrote."""
-    mark = str(out / MARK)
+    mark = storage.join(out, MARK)
     before: dict[str, Any] = storage.read_json(mark) if storage.exists(mark) else about
     changed = [f"{key} was {before[key]}, is {now}" for key, now in about.items() if before.get(key, now) != now]
-    kind = _kind(out, before)
-    left = bool(changed) and not kind.has_results(str(out))  # left by an export that was killed in its first part
-    claims.claim(str(out), kind, overwrite or left, lambda: changed)
+    kind = _kind(before)
+    left = bool(changed) and not kind.has_results(out)  # left by an export that was killed in its first part
+    claims.claim(out, kind, overwrite or left, lambda: changed)
     storage.replace(mark, json.dumps(about, indent=2).encode())
 
 
 def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
     """Yield the parts that are labelled and not exported yet."""
-    there = {piece.name for piece in job.pieces}
+    there = set(job.pieces)
     for plan, parts in groupby(labelled.parts, key=attrgetter("plan")):
         reader, repeated = PlanReader(plan), labelled.repeated_after[plan.number]
         for part in parts:
@@ -159,8 +166,8 @@ def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
 
 
 def _piece(part: Part) -> str:
-    """Return the name of the file that marks a part as exported."""
-    return f"{part.plan.number:05}-{part.shard:05}.jsonl"
+    """Return the name, below OUT, of the file that marks a part as exported."""
+    return f"{STATE}/{part.plan.number:05}-{part.shard:05}.jsonl"
 
 
 def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
@@ -168,7 +175,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
     status = parquet.read(task.part.uri, ["input_id", "status"]).to_pylist()
     wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
     errors = [row["input_id"] for row in status if row["status"] == "error"]
-    with replacing(job.out / STATE / _piece(task.part)) as piece:
+    with job.writing(_piece(task.part)) as piece:
         rows = (row for row, want in zip(_rows(task.part.uri), wanted, strict=True) if want)
         planned = [row for row, want in zip(task.rows, wanted, strict=True) if want]
         pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
@@ -187,7 +194,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task
                 yield frame
 
         count = 0
-        for record in writer.part(Path(_piece(task.part)).stem, frames()):
+        for record in writer.part(storage.stem_of(_piece(task.part)), frames()):
             count += 1
             if record:
                 piece.write(json.dumps(record) + "\n")

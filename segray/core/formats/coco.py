@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segray.core.extras import extra
-from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing, write_object
+from segray.core.formats.frame import Job, LabelledFrame, Writer, write_object
 from segray.core.formats.things import things
 from segray.core.io import images
 from segray.core.labels import quality
@@ -161,6 +161,6 @@ def _write(job: Job, name: str, more: Iterable[dict[str, Any]], annotations: Ite
         for i, (class_name, color, facts) in named
     ]
     pictures = ({"id": i, **record["image"]} for i, record in enumerate(job.records(), 1))
-    with replacing(job.out / name) as file:
+    with job.writing(name) as file:
         head = {"info": {"description": "Labels by segray"}, "licenses": [], "categories": categories}
         write_object(file, head | {"images": pictures, "annotations": annotations})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
-from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer
 from segray.core.io import images
 from segray.core.io.masks import colorize
+from segray.core.prefetch import FETCHES, ahead
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -42,14 +44,17 @@ class Cvat(Writer):
     def join(self) -> None:
         labels = {BACKGROUND: BLACK} | dict(zip(self.job.space.names, self.colors, strict=True))
         lines = [f"{name}:{color_text(color)}::" for name, color in labels.items()]
-        path = self.job.out / self.result
-        with replacing(path, "wb") as file, zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
+        with self.job.writing(self.result, "wb") as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr("labelmap.txt", "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
             with archive.open("ImageSets/Segmentation/default.txt", "w", force_zip64=True) as names:
                 names.writelines(f"{record['name']}\n".encode() for record in self.job.records())
-            for record in self.job.records():
-                name = f"SegmentationClass/{record['name']}.png"
-                archive.write(self.job.out / name, name)
+            masks = (f"SegmentationClass/{record['name']}.png" for record in self.job.records())
+            with ThreadPoolExecutor(FETCHES) as pool:
+                for name, data in ahead(pool, self._named, masks, FETCHES):
+                    archive.writestr(name, data)
+
+    def _named(self, name: str) -> tuple[str, bytes]:
+        return name, self.job.read(name)
 
 
 def own_colors(space: LabelSpace) -> list[Color]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +18,14 @@ import numpy as np
 
 from segray.core.io import storage
 from segray.core.io.locators import mask_in
+from segray.core.prefetch import FETCHES, ahead
 from segray.core.samples import LabelSpace
 from segray.errors import StorageError
 
 if TYPE_CHECKING:
     from segray.core.labels.schema import LabelRow
 
+PIECE = re.compile(r"(\d+)-(\d+)\.jsonl")
 STATE = "_export"  # folder of OUT: what the export is of, and a piece a finished part
 TOTALS = '{"totals": '  # begins the last line of a piece
 
@@ -64,19 +69,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """Where an export goes, and what holds for all of its frames."""
+    """Where an export goes, a folder on a disk or a prefix on S3, and what holds for all of its frames."""
 
-    out: Path
+    out: str
     space: LabelSpace
     options: Options = Options()
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file below OUT as a whole, over one that a stopped run left."""
-        storage.replace(str(self.out / name), data)
+        storage.replace(storage.join(self.out, name), data)
+
+    def read(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.out, name))
+
+    def writing(self, name: str, mode: str = "w") -> AbstractContextManager[IO[Any]]:
+        """Open a file below OUT; see replacing()."""
+        return replacing(storage.join(self.out, name), mode)
 
     @property
-    def pieces(self) -> list[Path]:
-        return sorted((self.out / STATE).glob("[0-9]*.jsonl"))
+    def pieces(self) -> list[str]:
+        """List the names of the parts' pieces below OUT, in the order of the labels."""
+        names = (storage.name_of(entry.uri) for entry in storage.iter_files(storage.join(self.out, STATE), deep=False))
+        found = [match for name in names if (match := PIECE.fullmatch(name))]
+        return [f"{STATE}/{match[0]}" for match in sorted(found, key=lambda match: (int(match[1]), int(match[2])))]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Give the records of all parts, in the order of the labels."""
@@ -87,9 +102,9 @@ class Job:
         return (json.loads(line)["totals"] for line in self._lines() if line.startswith(TOTALS))
 
     def _lines(self) -> Iterator[str]:
-        for piece in self.pieces:
-            with piece.open() as file:
-                yield from file
+        with ThreadPoolExecutor(FETCHES) as pool:  # a piece has the records of one part
+            for data in ahead(pool, self.read, self.pieces, FETCHES):
+                yield from data.decode().splitlines()
 
 
 class Writer(Protocol):
@@ -112,18 +127,22 @@ class Writer(Protocol):
 
 
 @contextmanager
-def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that gets its name when the block ends; if the block fails, no file is left."""
-    temporary = storage.temporary_beside(path)
+def replacing(uri: str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that gets its name when the block ends; if the block fails, no file is left.
+
+    What goes to S3 is written below TMPDIR first.
+    """
+    beside = Path(tempfile.gettempdir(), "segray-export") if storage.is_s3(uri) else Path(uri)
+    temporary = storage.temporary_beside(beside)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        storage.move(temporary, uri)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {storage.reason(error)}.") from error
+        raise StorageError(f"{uri} cannot be written: {storage.reason(error)}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

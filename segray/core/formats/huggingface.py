@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer
 from segray.core.io.masks import encode_mask
 from segray.core.labels.schema import IMAGE, METRICS, ROW_SCHEMA
 
@@ -64,8 +64,7 @@ class HuggingFace(Writer):
         rows = map(self._row, frames)
         if not (first := list(islice(rows, ROWS))):
             return
-        path = self.job.out / "data" / f"{name}.parquet"
-        with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as parts:
+        with self.job.writing(f"data/{name}.parquet", "wb") as file, pq.ParquetWriter(file, SCHEMA) as parts:
             while first:
                 parts.write_table(pa.Table.from_pylist(first, SCHEMA))
                 yield from ({} for _ in first)

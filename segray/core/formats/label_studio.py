@@ -9,7 +9,8 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing, write_items
+from segray.core.formats.frame import Job, LabelledFrame, Writer, write_items
+from segray.core.io import storage
 from segray.core.io.locators import image_place
 
 BITS = np.array([3, 4, 8, 16])  # sizes that the length of a run can have
@@ -40,7 +41,8 @@ class LabelStudio(Writer):
         options = self.job.options
         if options.image_root:
             return f"{options.image_root.rstrip('/')}/{quote(frame.picture)}"
-        return str(self.job.out / "images" / frame.picture) if options.images else image_place(frame.row)
+        images = storage.join(self.job.out, "images", frame.picture)
+        return images if options.images else image_place(frame.row)
 
     def _region(self, frame: LabelledFrame, label: int) -> dict[str, Any]:
         runs = encode_brush(frame.mask_hw == label)
@@ -64,7 +66,7 @@ class LabelStudio(Writer):
             '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
             f'  <BrushLabels name="tag" toName="image">\n{labels}  </BrushLabels>\n</View>\n'.encode(),
         )
-        with replacing(self.job.out / self.result) as file:
+        with self.job.writing(self.result) as file:
             write_items(file, self.job.records())
 
 

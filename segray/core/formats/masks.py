@@ -11,7 +11,7 @@ import numpy as np
 
 from segray.core.data.cityscapes import LABELS
 from segray.core.data.class_files import is_void
-from segray.core.formats.frame import Job, LabelledFrame, Writer, replacing
+from segray.core.formats.frame import Job, LabelledFrame, Writer
 from segray.core.io import images
 from segray.core.io.masks import encode_mask
 from segray.core.scoring.classmaps import match
@@ -39,8 +39,7 @@ class Png(Writer):
     def join(self) -> None:
         space = self.job.space
         void = any(map(is_void, space.names))  # their names alone would make such classes void
-        with replacing(self.job.out / "classes.csv", "wb") as file:
-            file.write(classes_csv(space.names, space.colors, scored=void))
+        self.job.put("classes.csv", classes_csv(space.names, space.colors, scored=void))
 
 
 def classes_csv(names: Sequence[str], colors: Sequence[tuple[int, int, int]], *, scored: bool = False) -> bytes:

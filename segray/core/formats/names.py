@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 
 from segray.core.labels.plan import Plan, PlanReader
+
+EMPTY = np.empty(0, np.uint64)
 
 
 class Names:
@@ -20,20 +22,28 @@ class Names:
     digits of its URI's hash. So does a video with the name of a folder.
     """
 
-    def __init__(self, plans: list[Plan]) -> None:
-        rows = pa.concat_tables([PlanReader(plan).columns(["uri", "frame_index"]) for plan in plans])
-        framed = pc.is_valid(rows["frame_index"])
-        files = pc.unique(rows["uri"].filter(pc.invert(framed)))
-        videos = pc.unique(rows["uri"].filter(framed))
-        ends = pc.min_max(pa.chunked_array([files, videos])).as_py()
-        self.root = posixpath.commonprefix([ends["min"], ends["max"]]).rpartition("/")[0]
-        # A folder as its name and a slash, so that a.mp4 is not a.jpg, but is the folder a/.
-        folders = {f"{posixpath.dirname(self.below(uri.as_py()))}/".lower() for uri in files}
-        self._shared: set[str] = set()
-        self._still_shared: set[str] = set()
-        sources = [(uri.as_py(), end) for uris, end in ((files, ""), (videos, "/")) for uri in uris]
-        self._shared = _doubled((*(self._stem(*source) for source in sources), *folders))
-        self._still_shared = _doubled((*(self._whole(*source) for source in sources), *folders))
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.root = _root(plans)
+        self._shared = self._still_shared = EMPTY
+        self._shared = self._doubled(plans, self._stem)
+        if len(self._shared):
+            self._still_shared = self._doubled(plans, self._whole)
+
+    def _doubled(self, plans: Sequence[Plan], name: Callable[[str, str], str]) -> np.ndarray:
+        """Return the hashes of names that two sources have, or a source and a folder of images, sorted.
+
+        Case is ignored, as disks may not tell upper and lower case apart. 16 bytes a source are kept meanwhile.
+        """
+        sources, names, folders = [EMPTY], [EMPTY], [EMPTY]
+        for uris, end in _sources(plans):
+            sources.append(_hashes(f"{uri}{end}" for uri in uris))  # by which each counts once
+            names.append(_hashes(name(uri, end).lower() for uri in uris))
+            if not end:  # a folder as its name and a slash, so that a.mp4 is not a.jpg, but is the folder a/
+                folders.append(np.unique(_hashes({f"{posixpath.dirname(self.below(uri))}/".lower() for uri in uris})))
+        _, firsts = np.unique(np.concatenate(sources), return_index=True)
+        once = np.concatenate([np.concatenate(names)[firsts], np.unique(np.concatenate(folders))])
+        once.sort()
+        return np.unique(once[1:][once[1:] == once[:-1]])
 
     def below(self, uri: str) -> str:
         """Return the URI from the common folder on, as a path that cannot leave the folder that it is put into."""
@@ -44,7 +54,7 @@ class Names:
         """Return the name of a frame, without suffix."""
         end = "" if frame_index is None else "/"
         name = self._whole(uri, end)
-        if name.lower() in self._still_shared:
+        if _has(self._still_shared, name):
             name = f"{name.removesuffix('/')}~{hashlib.sha256(uri.encode()).hexdigest()[:8]}{end}"
         return name if frame_index is None else f"{name}{frame_index:06}"
 
@@ -53,10 +63,40 @@ class Names:
 
     def _whole(self, uri: str, end: str) -> str:
         stem = self._stem(uri, end)
-        return self.below(uri) + end if stem.lower() in self._shared else stem
+        return self.below(uri) + end if _has(self._shared, stem) else stem
 
 
-def _doubled(names: Iterable[str]) -> set[str]:
-    """Find names that occur twice, ignoring case: disks may not tell upper and lower case apart."""
-    counts = pc.value_counts(pa.array((name.lower() for name in names), pa.string()))
-    return set(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
+def _sources(plans: Sequence[Plan]) -> Iterator[tuple[list[str], str]]:
+    """Give the files of the plans by batches, with "" for images and "/" for what holds frames."""
+    for plan in plans:
+        for rows in PlanReader(plan).batches(["uri", "frame_index"]):
+            framed = pc.is_valid(rows["frame_index"])
+            yield pc.unique(rows["uri"].filter(pc.invert(framed))).to_pylist(), ""
+            yield pc.unique(rows["uri"].filter(framed)).to_pylist(), "/"
+
+
+def _root(plans: Sequence[Plan]) -> str:
+    """Return the folder that all sources have in common."""
+    ends = [
+        pc.min_max(rows["uri"]).as_py() for plan in plans for rows in PlanReader(plan).batches(["uri"]) if len(rows)
+    ]
+    first, last = min(end["min"] for end in ends), max(end["max"] for end in ends)
+    root: str = posixpath.commonprefix([first, last]).rpartition("/")[0]
+    return root
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _hashes(names: Iterable[str]) -> np.ndarray:
+    return np.fromiter(map(_hash, names), np.uint64)
+
+
+def _has(hashes: np.ndarray, name: str) -> bool:
+    """Say whether sorted hashes hold that of a name. Two names with one hash would keep their suffixes for nothing."""
+    if not len(hashes):
+        return False
+    value = np.uint64(_hash(name.lower()))
+    at = int(np.searchsorted(hashes, value))
+    return at < len(hashes) and bool(hashes[at] == value)

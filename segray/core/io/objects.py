@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from mmap import mmap
 from typing import Any
 
 from segray.core.io import s3
@@ -15,7 +16,7 @@ from segray.core.io.failures import one_line, printable
 from segray.core.io.paths import Entry, check_uri
 from segray.errors import InputChanged, SegrayError, StorageError
 
-UPLOAD_PART_BYTES = 1 << 30  # S3 takes 5 GB in one request
+UPLOAD_PART_BYTES = 1 << 28  # in memory at a time; S3 takes 10,000 of at most 5 GB
 TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
 
 
@@ -131,11 +132,11 @@ class ObjectFile(io.RawIOBase):
         return data
 
 
-def put(uri: str, data: bytes) -> None:
+def put(uri: str, data: bytes | mmap) -> None:
     """Write in one request, or as a multipart upload, which becomes visible when it is complete."""
     key = key_of(uri)
     if len(data) <= UPLOAD_PART_BYTES:
-        s3.request("put_object", **key, Body=data)
+        s3.request("put_object", **key, Body=data[:])
         return
     upload = {**key, "UploadId": s3.request("create_multipart_upload", **key)["UploadId"]}
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import shutil
 import uuid
@@ -54,6 +55,7 @@ __all__ = [
     "join",
     "list_files",
     "local",
+    "move",
     "name_of",
     "normal",
     "not_hidden",
@@ -230,6 +232,18 @@ def replace(uri: str, data: bytes) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def move(path: Path, uri: str) -> None:
+    """Give a whole local file its place, on the same disk or on S3, where it replaces what was there."""
+    with one_line(uri, "written"):
+        if not is_s3(uri):
+            path.replace(check_uri(uri))
+        elif path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                objects.put(uri, data)
+        else:
+            objects.put(uri, b"")
 
 
 def remove(root: str) -> None:
