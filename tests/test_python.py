@@ -251,6 +251,14 @@ def test_rows_of_labels_are_chosen_by_an_expression(here):
     assert labels.to_arrow([]).column_names == []
 
 
+def test_labels_of_which_a_part_is_gone_are_said_to_be_unfinished(here, tmp_path, caplog):
+    shutil.copytree(here / "labels/street", tmp_path / "street")
+    next((tmp_path / "street/labels").iterdir()).unlink()
+    labels = segray.open_labels(tmp_path / "street")
+    assert labels.unfinished is not None
+    assert caplog.messages == [f"{tmp_path}/street is not finished: {labels.unfinished}"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -17,6 +18,8 @@ from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.errors import DataError, in_a_line
 
+log = logging.getLogger("segray")
+
 MASKS = ("mask", "mask_rle", "confidence")  # columns that are large
 EMPTY = pa.table({"part": pa.array([], pa.dictionary(pa.int32(), pa.string())), "row": pa.array([], pa.int64())})
 COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
@@ -25,13 +28,16 @@ COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
 def open_labels(place: Place) -> Labels:
     """Open what `segray label` wrote, local or on s3://, also while its run is unfinished.
 
-    Raises DataError where there are no labels.
+    Where parts are not there yet, or are gone, a warning says so. Raises DataError where there are no labels.
 
     >>> labels = segray.open_labels("labels/street")
     >>> len(labels), labels.names[:2]
     (4, ('sky', 'building'))
     """
-    return Labels(LabelFolder.open(os.fspath(place)))
+    folder = LabelFolder.open(os.fspath(place))
+    if left := folder.unfinished:
+        log.warning(f"{os.fspath(place)} is not finished: {left}")
+    return Labels(folder)
 
 
 class Labels:

@@ -29,6 +29,7 @@ from segray.core.labels.folder import LabelFolder, read_summary
 from segray.core.labels.parts import Receipt
 from segray.core.labels.plan import Plan, PlanReader, check_same, load_plans, place_of
 from segray.core.labels.planning import make_plan
+from segray.core.labels.speed import SpeedLog
 from segray.core.labels.totals import Speed, Summary
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info
@@ -96,7 +97,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
     plans = _plans(config, section, watch)
     watch.planned(sum(plan.rows for plan in plans))
     summary = read_summary(plans)
-    if summary is None:
+    if summary is None or LabelFolder(plans).unfinished:  # somebody removed a part
         started = time.perf_counter()
         receipts = list(_run(config, section, plans, watch))
         seconds = time.perf_counter() - started
@@ -232,6 +233,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
         gauges.set("segray_frames_left", left)
         event("labelling", section.out, rows=left, shards=len(todo))
         sickness, suspects, idle = Sickness(watch.note), set[Shard](), 0
+        speed = SpeedLog(section.out)
         _shape(config, section, has, len(todo)).tell_if_busy()
         while idle < ROUNDS:
             plain = todo - suspects
@@ -248,6 +250,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                         continue
                     sickness.labelled()
                     errors, left = errors + answer.errors, left - answer.rows
+                    speed.labelled(answer.rows)
                     gauges.set("segray_frames_left", left)
                     watch.done(answer)
                     _check_errors(section, errors, rows)

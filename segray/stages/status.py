@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import attrgetter
 
 from segray.config import Config
 from segray.core.io import storage
 from segray.core.labels.plan import Plan, load_plans
+from segray.core.labels.speed import read_speed
 from segray.core.training.checkpoint import (
     HISTORY,
     SETTINGS,
@@ -22,7 +22,6 @@ from segray.core.training.checkpoint import (
 from segray.errors import DataError
 from segray.trials.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
 
-RECENT_S = 600.0  # the time over which speed is measured
 READS = 32  # footers of parts that are read at once: each is a round trip
 ENDED = ("finished", "stopped", "failed")  # states of a sweep's trials
 
@@ -31,8 +30,9 @@ ENDED = ("finished", "stopped", "failed")  # states of a sweep's trials
 class Status:
     """The progress of a run. kind: train, sweep or label; `done` of `of` units (epochs, trials, parts) are there.
 
-    frames: labelled so far. errors: failed frames, or failed trials. images_per_s: for label, over the last RECENT_S of
-    work; else in the last epoch. miou: the best so far. age_s: time since the last unit; None before the first.
+    frames: labelled so far. errors: failed frames, or failed trials. images_per_s: as the run wrote it: of labels over
+    the last ten minutes of work, or of all once they are finished; else in the last epoch. miou: the best so far.
+    age_s: time since the last unit; None before the first.
     """
 
     kind: str
@@ -62,24 +62,19 @@ def _label(plans: list[Plan]) -> Status:
     from segray.core.labels.folder import LabelFolder, part_totals
 
     folder = LabelFolder(plans)
-    there = sorted(folder.parts, key=attrgetter("modified_s"))
+    there, summary = folder.parts, folder.summary
     with ThreadPoolExecutor(READS) as pool:
         totals = list(pool.map(part_totals, (part.uri for part in there)))
-    summary = folder.summary
-    recent = [entry.modified_s > there[-1].modified_s - RECENT_S for entry in there]
-    first = recent.index(True) if any(recent) else 0
-    span_s = there[-1].modified_s - there[first].modified_s if there else 0.0
-    new = sum(part.rows for part in totals[first + 1 :])
     return Status(
         kind="label",
         unit="parts",
         done=len(there),
         of=folder.shards,
-        finished=summary is not None,
+        finished=folder.unfinished is None,
         frames=sum(part.rows for part in totals) - folder.repeated,
         errors=sum(part.errors.total() for part in totals) - folder.repeated,
-        images_per_s=new / span_s if span_s else None,
-        age_s=_age(there[-1].modified_s) if there else None,
+        images_per_s=summary.get("images_per_s") if summary else read_speed(folder.place),
+        age_s=_age(max(part.modified_s for part in there)) if there else None,
     )
 
 

@@ -134,12 +134,14 @@ class LabelFolder:
 
     @property
     def unfinished(self) -> str | None:
-        """What is left to do and how, in a sentence; None for finished labels."""
-        if self.summary is not None:
-            return None
+        """What is left to do and how, in a sentence; None for finished labels whose parts are all there."""
         missing = self.shards - len(self.parts)
-        left = f"{missing} of its {self.shards} parts are not labelled yet" if missing else None
-        return f"{left or 'its totals are not written yet'}. The segray label command that wrote it resumes there."
+        if self.summary is not None and not missing:
+            return None
+        left = f"{missing} of its {self.shards} parts are {'gone' if self.summary else 'not labelled yet'}"
+        if not missing:
+            left = "its totals are not written yet"
+        return f"{left}. The segray label command that wrote it resumes there."
 
     @cached_property
     def _repeats(self) -> dict[int, frozenset[str]]:

@@ -1,6 +1,7 @@
 """Which rows of a label folder count, and what is said of one that is unfinished or torn."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,21 @@ def test_a_failed_row_stops_counting_once_it_is_planned_again(labels):
     parts.finish([first, second], {})
     assert LabelFolder.open_finished(first.out).summary["rows"] == 2
     assert named(LabelFolder([first])) == [("a.png", "ok"), ("b.png", "error")]  # as it was before the second plan
+
+
+def test_a_part_that_somebody_removed_is_missed_and_labelled_again(labels):
+    first, second, predictor = labels
+    label_shard(second, 0, predictor)
+    parts.finish([first, second], {"images_per_s": 1.0})
+    assert LabelFolder.open_finished(first.out).parts
+    Path(first.part_uri(0)).unlink()
+    gone = "1 of its 3 parts are gone. The segray label command that wrote it resumes there."
+    with pytest.raises(DataError) as error:
+        LabelFolder.open_finished(first.out)
+    assert str(error.value) == f"{first.out} is not finished: {gone}"
+    assert not status(first.out).finished
+    label_shard(first, 0, predictor)
+    assert LabelFolder.open(first.out).unfinished is None
 
 
 def test_a_video_that_could_not_be_opened_is_one_row_that_its_frames_replace(tmp_path, plain_bundle):
