@@ -196,7 +196,7 @@ WORDS = {
     "augment.crop": "crop_size patch_size",
     "model.arch": "architecture decoder",
     "model.encoder": "backbone encoder_name",
-    "model.encoder_weights": "pretrained",
+    "model.encoder_weights": "pretrained weights",
     "train.batch_size": "batch bs batchsize",
     "train.epochs": "epoch num_epochs max_epochs",
     "train.learning_rate": "lr lr0 rate",
@@ -207,6 +207,8 @@ WORDS = {
     "cluster.gpu": "device gpu cuda",
     "cluster.workers": "gpus num_gpus num_workers world_size nproc",
     "label.inputs": "source inputs images video",
+    "label.model": "weights checkpoint ckpt model_path",
+    "evaluate.model": "weights checkpoint ckpt model_path",
     "label.every": "vid_stride frame_stride",
     "infer.threshold": "conf confidence",
 }

@@ -14,7 +14,7 @@ from segray.cli import terminal
 from segray.core import metrics
 from segray.core.io.masks import decode_mask
 from segray.core.scoring import bootstrap
-from segray.errors import DataError
+from segray.errors import DataError, OutputExists
 from segray.stages.compare import compare
 
 CLASSES = ("road", "car", "sky")
@@ -56,6 +56,22 @@ def test_a_better_run_is_called_better_and_a_worse_one_worse(tmp_path):
     assert len(found["images"]) == 10
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == found
     assert compare(a, b, out=str(tmp_path / "out")) == found
+
+
+def test_another_comparison_is_kept_unless_overwrite_is_given(tmp_path):
+    a, b, out = run(tmp_path / "a", 0.7), run(tmp_path / "b", 0.8, seed=1), tmp_path / "out"
+    compare(a, b, out=str(out))
+    before = (out / "compare.json").read_bytes()
+    with pytest.raises(OutputExists) as error:
+        compare(b, a, out=str(out))
+    assert str(error.value) == (
+        f"{out} holds a comparison with other settings (a was {a}, is {b}; b was {b}, is {a}). "
+        "Give another --out, or --overwrite to begin anew."
+    )
+    assert (out / "compare.json").read_bytes() == before
+    assert compare(b, a, out=str(out), overwrite=True)["a"] == b
+    with pytest.raises(OutputExists, match=r"a holds files that are no comparison; give another --out\.$"):
+        compare(a, b, out=a, overwrite=True)
 
 
 def test_equal_models_with_other_luck_are_within_noise(tmp_path):

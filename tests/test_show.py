@@ -1,5 +1,7 @@
 """Pictures of a frame and of a labelled video: the right masks over the right frames, at their times."""
 
+import os
+
 import av
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +14,10 @@ from segray.config import load
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators
-from segray.core.io.drawing import legend
+from segray.core.io.drawing import enlarged, legend, legend_for
 from segray.core.io.masks import overlay
 from segray.core.labels.planning import make_plan
+from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists
 from segray.stages.show import overlay_video, show
 
@@ -38,8 +41,12 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
     assert mask_hw.shape == (64, 96)
     assert mask_hw.max() < len(COLORS)
     drawn = np.asarray(Image.open(over))
-    assert np.array_equal(drawn[:, :96], overlay(frame, mask_hw, COLORS))
-    assert np.array_equal(drawn[:, 96:], legend(64, streets.LABEL_SPACE))
+    times, panel = legend_for((64, 96), streets.LABEL_SPACE)
+    assert np.array_equal(drawn[:, : 96 * times], enlarged(overlay(frame, mask_hw, COLORS), times))
+    assert np.array_equal(drawn[:, 96 * times :], panel)
+    with pytest.raises(OutputExists) as error:
+        show(place, load(None, {"label.model": "none"}), str(tmp_path))
+    assert str(error.value) == f"{map_} exists already. Choose another --out, or pass --overwrite."
 
 
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
@@ -59,7 +66,9 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
     source = locators.read_image(f"{town}/video.mp4#frame=4")
     (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
     expected = overlay(source, found.mask_hw, COLORS).astype(int)
-    differences = [np.abs(picture[:, :96].astype(int) - expected).mean() for _, picture in frames]
+    times, _ = legend_for((64, 96), streets.LABEL_SPACE)
+    small = [picture[::times, : 96 * times : times].astype(int) for _, picture in frames]
+    differences = [np.abs(picture - expected).mean() for picture in small]
     assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
 
 
@@ -86,6 +95,28 @@ def test_a_legend_has_every_class_in_its_colour():
         assert set(COLORS) <= seen
         assert len(panel) == height
         assert panel.shape[1] % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "times"), [((64, 96), 11, 2), ((720, 960), 11, 1), ((512, 683), 150, 1), ((24, 32), 1, 3)]
+)
+def test_a_legend_is_no_wider_than_its_frame_which_is_enlarged_only_where_it_is_tiny(size, count, times):
+    space = LabelSpace(tuple(f"class {i}" for i in range(count)), ((1, 2, 3),) * count)
+    found, panel = legend_for(size, space)
+    assert found == times
+    assert panel.shape[0] == size[0] * times
+    assert panel.shape[1] <= size[1] * times
+
+
+def test_a_video_that_has_changed_is_not_drawn_over(town, plain_bundle, tmp_path):
+    video = tmp_path / "drive.mp4"
+    video.write_bytes((town / "video.mp4").read_bytes())
+    label_all(planned(tmp_path / "labels", video, every=6), Predictor(str(plain_bundle)))
+    os.utime(video, (0, 0))
+    with pytest.raises(DataError) as error:
+        overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4"))
+    assert str(error.value) == f"{video} has changed since the plan was made; label it anew with another --out."
+    assert not (tmp_path / "over.mp4").exists()
 
 
 def test_regions_are_outlined_in_their_colour():

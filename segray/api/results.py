@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segray.core.io import storage
-from segray.core.io.drawing import beside
-from segray.core.io.drawing import legend as legend_of
+from segray.core.io.drawing import beside, enlarged, legend_for
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError
@@ -65,11 +64,12 @@ class Result:
         return {self.names[i]: float(counts[i] / self.mask.size) for i in order}
 
     def plot(self, *, legend: bool = True) -> Image.Image:
-        """Draw the classes over the frame, with a legend of those that are in it."""
+        """Draw the classes over the frame, with a legend of those that are in it; a tiny frame is enlarged for it."""
         picture = overlay(self.image, self.mask, self.space.colors)
         if legend:
             classes = [self.names.index(name) for name in self.shares]
-            picture = beside(picture, legend_of(len(picture), self.space, classes))
+            times, panel = legend_for(self.mask.shape, self.space, classes)
+            picture = beside(enlarged(picture, times), panel)
         return Image.fromarray(picture)
 
     def save(self, place: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -37,17 +39,22 @@ class _Hints(click.Command):
         """Return the flag of the setting that has this name here or in other tools, or how --set gives it, or ''."""
         from segray.config import fields_of, keys_like
 
-        flags = {str(param.name).replace("__", "."): param.opts[0] for param in self.params}
+        named = {getattr(param, "setting", str(param.name).replace("__", ".")): param for param in self.params}
+        flags = [param.opts[0] for param in self.params]
         if word == "resume":
             return "The same command again resumes."
-        if any(difflib.get_close_matches(f"--{word}", flags.values(), 1, cutoff=0.85)) or "sets" not in flags:
+        if any(difflib.get_close_matches(f"--{word}", flags, 1, cutoff=0.85)) or "sets" not in named:
             return ""  # click names those
-        keys = sorted(keys_like(word), key=lambda key: key not in flags)
-        if not keys:
+        sections = getattr(self.callback, "sections", ())
+        known = [key for key in keys_like(word) if key in named or key.partition(".")[0] in sections]
+        if not known:
             return ""
-        if keys[0] in flags:
-            return f"Did you mean {flags[keys[0]]}?"
-        return f"Use --set {keys[0]}=VALUE: {fields_of()[keys[0]].description}"
+        key = min(known, key=lambda key: key not in named)
+        if key not in named:
+            return f"Use --set {key}=VALUE: {fields_of()[key].description}"
+        param = named[key]
+        is_flag = isinstance(param, click.Option)
+        return f"Did you mean {param.opts[0]}?" if is_flag else f"Give it without a flag, as {param.metavar}."
 
 
 class Example(_Hints):
@@ -105,6 +112,16 @@ def cli() -> None:
     """
 
 
+@contextmanager
+def resuming() -> Iterator[None]:
+    """Have main() say of work that is stopped that the same command resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note("The same command resumes here.")
+        raise
+
+
 def main(command: click.Command = cli) -> None:
     """Run a command and end the process.
 
@@ -121,8 +138,9 @@ def main(command: click.Command = cli) -> None:
         click.echo(f"segray: {error}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        click.echo(f"segray: stopped.{' The same command resumes here.' * (command is cli)}", err=True)
-        sys.exit(Terminated.exit_code if isinstance(stop.__cause__ or stop, Terminated) else 130)
+        cause = stop.__cause__ or stop
+        click.echo(" ".join(["segray: stopped.", *getattr(cause, "__notes__", ())]), err=True)
+        sys.exit(Terminated.exit_code if isinstance(cause, Terminated) else 130)
     except Exception as error:
         if not is_exhausted(error):
             raise

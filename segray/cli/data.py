@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segray.cli.app import Examples, cli
+from segray.cli.app import Examples, cli, resuming
 from segray.cli.flags import Setting
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def data_get(name: str, root: str, url: str | None) -> None:
     from segray.core.data.download import SOURCES, get
     from segray.core.io import storage
 
-    with counting("bytes") as advance:
+    with resuming(), counting("bytes") as advance:
         get(name, storage.local(root, "a download"), url, advance)
     say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
 

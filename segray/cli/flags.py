@@ -93,6 +93,7 @@ def stage(
     *flags: str,
     out: str,
     sections: tuple[str, ...],
+    check: Callable[[Config], None] = lambda config: None,
     preview: Callable[[Config], None] = lambda config: None,
     estimate: Callable[[Config], None] | None = None,
     recipe: bool = False,
@@ -100,8 +101,9 @@ def stage(
 ) -> Callable[[Callable[[Config, bool], object]], Run]:
     """Give a command the options of a stage. Its function is called with the resolved Config, and `overwrite`.
 
-    preview: shows more after the settings of --dry-run. estimate: what --estimate does, if there is one. recipe:
-    whether there is --recipe. resume: whether there is --resume, which takes the settings saved in --out.
+    check: what --dry-run checks, without reading data. preview: shows more after the settings of --dry-run. estimate:
+    what --estimate does, if there is one. recipe: whether there is --recipe. resume: whether there is --resume, which
+    takes the settings saved in --out.
     """
 
     def decorate(function: Callable[[Config, bool], object]) -> Run:
@@ -114,6 +116,7 @@ def stage(
             if asks and estimate:
                 estimate(config)
             elif dry_run:
+                check(config)
                 shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep has defaults
                 click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
@@ -146,6 +149,7 @@ def stage(
                 click.option("--resume", is_flag=True, help="Resume the sweep in --out with the settings saved there.")
             )
         decorated: Run = command
+        vars(decorated)["sections"] = sections  # which settings a hint may name
         for option in reversed(options):
             decorated = option(decorated)
         return decorated

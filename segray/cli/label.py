@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segray.cli.app import cli
+from segray.cli.app import cli, resuming
 from segray.cli.flags import Setting, flag, stage
 
 if TYPE_CHECKING:
@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from segray.core.labels.totals import Summary
 
 
+def check_label(config: Config) -> None:
+    """Check that what the run needs is named and installed."""
+    from segray.core.extras import extra
+
+    config.label.check_given()
+    if config.infer.engine == "onnx":
+        extra("onnxruntime")  # or each actor would find out, a minute later
+
+
 @cli.command()
 @stage(
     "--model", "--input", "--truth", "--every", "--fps", "--limit", "--sample", "--extend", "--retry-errors",
     "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
-    out="label.out", sections=("infer", "label", "cluster"),
+    out="label.out", sections=("infer", "label", "cluster"), check=check_label,
 )  # fmt: skip
 def label(config: Config, overwrite: bool) -> Summary:
     """Label images and videos: write masks and metrics as Parquet. The same command again resumes.
@@ -33,7 +42,7 @@ def label(config: Config, overwrite: bool) -> Summary:
     from segray.cli.terminal import labelling, show_labels
     from segray.stages.label import label
 
-    with labelling() as watch:
+    with resuming(), labelling() as watch:
         summary = label(config, overwrite=overwrite, watch=watch)
     show_labels(config.label.out, summary)
     return summary
@@ -138,7 +147,8 @@ def select(
 @click.option("--model", required=True, cls=Setting, setting="label.model")
 @click.option("--out", default=".", show_default=True, help="Folder for the two pictures, local or on s3://.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
-def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the pictures if they exist.")
+def show(place: str, model: str, out: str, sets: tuple[str, ...], overwrite: bool) -> None:
     """Write the segmentation map and the overlay of one frame.
 
     \b
@@ -151,7 +161,7 @@ def show(place: str, model: str, out: str, sets: tuple[str, ...]) -> None:
     from segray.stages.show import show
 
     config = load(None, {"label.model": model, **dict(map(parse_override, sets))})
-    for picture in show(place, config, out):
+    for picture in show(place, config, out, overwrite=overwrite):
         say(picture)
 
 
@@ -241,7 +251,7 @@ def export(
         say(f"The model is {out}: {'any' if check.dynamic else 'this one'} height and width, any batch.")
         say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
         return
-    with counting("parts") as advance:
+    with resuming(), counting("parts") as advance:
         done = exports.export(source, to, out, Options(**given), overwrite=overwrite, progress=advance)
     there = "" if done.new else " It was there already."
     say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segray.cli.app import Examples, cli
+from segray.cli.app import Examples, cli, resuming
 from segray.cli.flags import stage
 
 if TYPE_CHECKING:
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from segray.stages.evaluate import Evaluation
     from segray.stages.train import TrainResult
     from segray.trials.leaderboard import SweepResult
+
+
+def check_train(config: Config) -> None:
+    """Check the names of the model."""
+    from segray.core.models import check_names
+
+    check_names(config.model)
+
+
+def check_sweep(config: Config) -> None:
+    """Check the settings of all trials."""
+    from segray.stages.sweep import check_settings
+
+    check_settings(config)
 
 
 def list_sweep(config: Config) -> None:
@@ -34,19 +48,21 @@ def list_sweep(config: Config) -> None:
 def estimate_sweep(config: Config) -> None:
     """Print how long each trial trains."""
     from segray.cli.terminal import counting, say, table
+    from segray.pages.formatting import duration
     from segray.stages.sweep import estimate
 
     with counting("models") as advance:
-        hours = estimate(config, advance)
-    table(f"{len(hours)} trials", ("trial", "hours on this device"), list(hours.items()))
-    say(f"At most {sum(hours.values()):.2g} hours of one worker on this device; poor trials stop early.")
+        seconds = estimate(config, advance)
+    rows = [(name, duration(each)) for name, each in seconds.items()]
+    table(f"{len(rows)} trials", ("trial", "time on this device"), rows)
+    say(f"At most {duration(sum(seconds.values()))} of one worker on this device; poor trials stop early.")
 
 
 @cli.command()
 @stage(
     "--format", "--data", "--size", "--arch", "--encoder", "--weights", "--weights-dir", "--freeze-encoder",
     "--loss", "--epochs", "--batch-size", "--lr", "--teacher", "--compile", "--seed", "--workers", "--address",
-    out="train.out", sections=("data", "model", "augment", "train", "cluster"), recipe=True,
+    out="train.out", sections=("data", "model", "augment", "train", "cluster"), check=check_train, recipe=True,
 )  # fmt: skip
 def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> TrainResult:
     """Train one model. The same command again resumes after the last complete epoch.
@@ -76,7 +92,7 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     def epochs() -> int:  # max_steps may have set them
         return read_settings(out).train.epochs
 
-    with stepping() as on_step:
+    with resuming(), stepping() as on_step:
         result = train(
             config,
             overwrite=overwrite,
@@ -100,8 +116,8 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
     "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
     "--workers", "--address",
-    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), preview=list_sweep,
-    estimate=estimate_sweep, recipe=True, resume=True,
+    out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), check=check_sweep,
+    preview=list_sweep, estimate=estimate_sweep, recipe=True, resume=True,
 )  # fmt: skip
 def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> SweepResult:
     """Search over encoders, learning rates and any other settings.
@@ -124,7 +140,7 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
     from segray.cli.terminal import say, show_sweep, sweeping
     from segray.stages.sweep import sweep
 
-    with sweeping(config.sweep.out) as on_row:
+    with resuming(), sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row, dataset=dataset)
     show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")
@@ -186,7 +202,8 @@ def evaluate(config: Config, overwrite: bool) -> Evaluation:
 @click.option("--out", help="Folder for compare.json and a picture of the images that changed most.")
 @click.option("--images", default=10, show_default=True, help="Number of images to list that changed most.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
-def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> None:
+@click.option("--overwrite", is_flag=True, help="Delete the comparison that is in --out first.")
+def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int, overwrite: bool) -> None:
     """Say whether two evaluations differ by more than noise.
 
     Both are of the same frames; mIoU and each class are compared.
@@ -200,7 +217,7 @@ def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int) -> 
     from segray.stages.compare import compare
 
     with waiting("Drawing images"):
-        result = compare(run_a, run_b, out=out, count=images, seed=seed)
+        result = compare(run_a, run_b, out=out, count=images, seed=seed, overwrite=overwrite)
     show_comparison(result)
     if out is not None:
         pictured = "" if result["no_picture"] else f", those images in {out}/changed.png"

@@ -106,7 +106,6 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
             )  # the best is drawn on top
         if key != "val_loss":
             ax.set_ylim(bottom=0)
-            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             if baseline:
                 ax.axhline(getattr(baseline, key), color=MUTED, linewidth=1, linestyle="--")
         return to_svg(fig)
@@ -140,8 +139,7 @@ def trade_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_locator(MaxNLocator(6))
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.set(xlabel="labels images/s", ylabel="mIoU")
+        ax.set(xlabel="labels/s", ylabel="mIoU")
         return to_svg(fig)
 
 
@@ -171,7 +169,7 @@ def settings_chart(rows: Sequence[LeaderboardRow]) -> Markup | None:
                 ax.text(x, y, name, **beside)
             ax.axvline(x, color=LINE, linewidth=1, zorder=0)
         for score, line in zip(scores, lines, strict=True):
-            ax.text(len(keys), line[-1], f"{score:.1%}", **beside)
+            ax.text(len(keys), line[-1], f"{score:.3f}", **beside)
         ax.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), "mIoU"])
         ax.set_yticks([])
         ax.set(xlim=(-0.1, len(keys) + 0.4), ylim=(-0.05, 1.05))
@@ -223,8 +221,6 @@ def reliability_chart(curve: Sequence[reliability.Bin]) -> Markup:
         fig = Figure(figsize=(3.6, 2.9))
         ax = fig.subplots()
         reliability.draw(ax, curve, MUTED, ACCENT)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
         return to_svg(fig)
 
 
@@ -241,7 +237,6 @@ def miou_chart(counts: np.ndarray) -> Markup:
         ax.axvline(median, color=ACCENT, linewidth=1)
         ax.bar(edges[:-1], bars, width=0.9 / MIOU_BARS, align="edge", color=ACCENT)
         ax.set(xlim=(0, 1), xlabel="mIoU of a frame", ylabel="frames")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         return to_svg(fig)
 
@@ -269,7 +264,7 @@ def track_chart(track: Track, space: LabelSpace) -> Markup:
 
 
 def difference_chart(rows: Mapping[str, Compared]) -> Markup:
-    """Draw differences B − A by name, in points, as dots with 95 % intervals; intervals that contain 0 are grey."""
+    """Draw differences B − A by name as dots with 95 % intervals; intervals that contain 0 are grey."""
     known = {name: row for name, row in rows.items() if row["difference"] is not None}
     with drawing():
         fig = Figure(figsize=(5.2, 0.8 + 0.26 * len(known)))
@@ -278,11 +273,11 @@ def difference_chart(rows: Mapping[str, Compared]) -> Markup:
         ax.axvline(0, color=MUTED, linewidth=1)
         for y, row in enumerate(known.values()):
             color = ACCENT if row["verdict"] else MUTED
-            low, middle, high = (100 * (end or 0) for end in (row["low"], row["difference"], row["high"]))
+            low, middle, high = (end or 0 for end in (row["low"], row["difference"], row["high"]))
             ax.plot([low, high], [y, y], "-", color=color, linewidth=2)
             ax.plot(middle, y, "o", color=color, markersize=5)
         ax.set_yticks(range(len(known)), [clean(name)[:24] for name in known])
         ax.invert_yaxis()
-        ax.set_xlabel("points of IoU, B − A")
+        ax.set_xlabel("IoU, B − A")
         ax.tick_params(axis="y", length=0, labelcolor=INK)
         return to_svg(fig)

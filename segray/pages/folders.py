@@ -74,6 +74,7 @@ class Labels:
     """A label folder: its plans, the parts that exist, and its receipt (None while unfinished)."""
 
     place: str
+    folder: LabelFolder
     plan: dict[str, Any]
     success: Summary | None
     parts: int
@@ -186,7 +187,7 @@ def read_labels(place: str, share: Share) -> Labels:
     about = {key: getattr(first, key) for key in ("plan_id", "model_id", "settings")}
     about |= {"shards": folder.shards, "rows": folder.planned}
     found = digest.read(folder, frames=share.listed, videos=share.videos)
-    return Labels(place, about, folder.summary, len(folder.parts), folder.space, found)
+    return Labels(place, folder, about, folder.summary, len(folder.parts), folder.space, found)
 
 
 def labels_view(place: str, share: Share) -> dict[str, Any]:
@@ -195,7 +196,9 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
     found, success, space = labels.digest, labels.success, labels.space
     pixels = success["class_pixels"] if success else found.class_pixels
     image_miou = found.miou_sum / found.known["miou"] if found.known["miou"] else None
-    with_masks = labels.plan["settings"]["mask_format"] != "none"
+    galleries = gallery.Galleries({}, 0)
+    if labels.plan["settings"]["mask_format"] != "none":
+        galleries = gallery.of_labels(labels.folder, found, share.picture_bytes)
     view = {
         "kind": "labels",
         "title": "Labels",
@@ -207,7 +210,7 @@ def labels_view(place: str, share: Share) -> dict[str, Any]:
         "palette": list(zip(space.names, css_colors(space), shares(pixels), strict=True)),
         "scores": None,
         "mean_image_miou": image_miou,
-        "galleries": gallery.of_labels(found, space, share.picture_bytes) if with_masks else gallery.Galleries({}, 0),
+        "galleries": galleries,
         "listed": [gallery.described(row) for row in found.listed.to_pylist()],
         "listed_by": found.score,
         "videos": [(storage.name_of(uri), charts.track_chart(track, space)) for uri, track in found.tracks.items()],

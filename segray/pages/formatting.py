@@ -33,6 +33,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
+score = _or_dash(lambda value: f"{value:.3f}")  # 0.4123 → 0.412, as on the command line
+change = _or_dash(lambda value: f"{value:+.3f}")  # 0.1 → +0.100
 pct = _or_dash(lambda share: f"{share * 100:.1f}%")  # 0.4123 → 41.2%
 count = _or_dash(lambda value: f"{value:,}")  # 14328354 → 14,328,354
 number = _or_dash(lambda value: f"{value:.3g}")  # three digits that matter: 12.1, 0.001

@@ -15,9 +15,9 @@ from PIL import Image
 from segray.core.io import images, locators, storage
 from segray.core.io.masks import decode_mask, encode_mask, overlay, resize_mask
 from segray.core.labels.digest import PICKS, Digest, classes_in
-from segray.core.labels.folder import mask_place
+from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.samples import LabelSpace
-from segray.errors import SegrayError
+from segray.errors import InputChanged, SegrayError
 
 THUMB_PX = 400  # longer side; about 20 kB a JPEG
 TITLES = {
@@ -35,17 +35,18 @@ Row = dict[str, Any]  # a row as a template uses it
 
 
 class Galleries(NamedTuple):
-    """Rows with their pictures by title, and how many frames were left out for lack of room."""
+    """Rows with their pictures by title, each frame once, and how many frames were left out for lack of room."""
 
     by_title: dict[str, list[Row]]
     left: int
 
 
-def of_labels(digest: Digest, space: LabelSpace, room: int) -> Galleries:
+def of_labels(folder: LabelFolder, digest: Digest, room: int) -> Galleries:
     """Draw galleries of labels in `room` bytes at most; if no frame has ground truth, frames spread over the labels."""
     names = [name for name in PICKS if not (name == "spread" and digest.known["miou"])]
     chosen = {TITLES[name]: [described(row) for row in digest.gallery(name)] for name in names}
-    return fill(chosen, lambda row: label_row(row, space), room)
+    stamps = folder.stamps(row["input_id"] for rows in chosen.values() for row in rows)
+    return fill(chosen, lambda row: label_row(row, folder.space, stamps.get(row["input_id"])), room)
 
 
 def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Galleries:
@@ -60,7 +61,7 @@ def of_evaluation(rows: Sequence[Row], space: LabelSpace, room: int) -> Gallerie
 def fill(chosen: Mapping[str, list[Row]], draw: Callable[[Row], Row], room: int) -> Galleries:
     """Draw the first frame of each gallery, then the second of each, and so on, while there is room.
 
-    A frame of several galleries is drawn in the first one only; in the others, `seen` is that one's title.
+    A frame of several galleries is in the first one alone, and `also` has the titles of the others.
     """
     drawn: dict[str, Row] = {}
     kept: dict[str, list[Row]] = {title: [] for title in chosen}
@@ -72,12 +73,16 @@ def fill(chosen: Mapping[str, list[Row]], draw: Callable[[Row], Row], room: int)
                 break
             drawn[row["id"]] = pictured
         kept[title].append(drawn[row["id"]])
-    seen: dict[str, str] = {}
+    left = len({row["id"] for rows in chosen.values() for row in rows} - drawn.keys())
+    titles: dict[str, list[str]] = {}
     for title, rows in kept.items():
-        where = [(row, seen.setdefault(row["id"], title)) for row in rows]
-        kept[title] = [row | {"seen": None if first == title else first} for row, first in where]
-    left = sum(map(len, chosen.values())) - sum(map(len, kept.values()))
-    return Galleries({title: rows for title, rows in kept.items() if rows}, left)
+        for row in rows:
+            titles.setdefault(row["id"], []).append(title)
+    shown = {
+        title: [row | {"also": titles[row["id"]][1:]} for row in rows if titles[row["id"]][0] == title]
+        for title, rows in kept.items()
+    }
+    return Galleries({title: rows for title, rows in shown.items() if rows}, left)
 
 
 def _by_turns(chosen: Mapping[str, list[Row]]) -> Iterator[tuple[str, Row]]:
@@ -85,15 +90,18 @@ def _by_turns(chosen: Mapping[str, list[Row]]) -> Iterator[tuple[str, Row]]:
         yield from ((title, rows[rank]) for title, rows in chosen.items() if rank < len(rows))
 
 
-def label_row(row: Row, space: LabelSpace) -> Row:
-    """Return a label row with its pictures; a picture that cannot be read becomes a note."""
+def label_row(row: Row, space: LabelSpace, stamp: str | None) -> Row:
+    """Return a label row with its pictures; a picture that cannot be read becomes a note.
+
+    stamp: that of the image's file when it was labelled.
+    """
 
     def truth() -> np.ndarray:
         uri = row["truth_uri"]
         return space.apply(locators.read_mask(uri, space.mask_channel), uri)
 
     prediction = partial(locators.read_mask, mask_place(row))
-    return row | pictures(locators.image_place(row), truth if row["truth_uri"] else None, prediction, space)
+    return row | pictures(locators.image_place(row), stamp, truth if row["truth_uri"] else None, prediction, space)
 
 
 def evaluated_row(row: Row, space: LabelSpace) -> Row:
@@ -101,7 +109,7 @@ def evaluated_row(row: Row, space: LabelSpace) -> Row:
         lambda name=name: decode_mask(row[name]["bytes"], f"{name} of {row['sample_id']}")
         for name in ("truth", "prediction")
     )
-    return row | pictures(row["image"], truth, prediction, space)
+    return row | pictures(row["image"], row.get("image_stamp"), truth, prediction, space)  # version 0.1 has no stamps
 
 
 def described(row: Row) -> Row:
@@ -113,15 +121,22 @@ def described(row: Row) -> Row:
 
 
 def pictures(
-    place: str, truth: Callable[[], np.ndarray] | None, prediction: Callable[[], np.ndarray], space: LabelSpace
+    place: str,
+    stamp: str | None,
+    truth: Callable[[], np.ndarray] | None,
+    prediction: Callable[[], np.ndarray],
+    space: LabelSpace,
 ) -> dict[str, Any]:
-    """Return `panels`, data URIs by caption without those that cannot be read, and `notes`, the reasons."""
+    """Return `panels`, data URIs by caption without those that cannot be read, and `notes`, the reasons.
+
+    An image whose file has another stamp now is another picture than that of the masks.
+    """
     notes: list[str] = []
     if (pred := _try(prediction, notes)) is None:
         return {"panels": {}, "notes": notes}
     scale = min(1.0, THUMB_PX / max(pred.shape))
     size = tuple(max(1, round(side * scale)) for side in pred.shape)
-    image = _try(lambda: images.resize_image(locators.read_image(place), size), notes)
+    image = _try(lambda: images.resize_image(_unchanged(place, stamp), size), notes)
     true = _try(lambda: resize_mask(truth(), size), notes) if truth else None
     return {"panels": panels(image, true, resize_mask(pred, size), space), "notes": notes}
 
@@ -146,6 +161,13 @@ def error_map(image: np.ndarray | None, truth: np.ndarray, pred: np.ndarray, ign
     shown[truth != pred] = WRONG_RGB
     shown[truth == ignore_index] = VOID_RGB
     return shown
+
+
+def _unchanged(place: str, stamp: str | None) -> np.ndarray:
+    try:
+        return locators.read_image(place, stamp=stamp)
+    except InputChanged:
+        raise InputChanged(f"{storage.name_of(place)} has changed since its masks were made.") from None
 
 
 def jpeg(image_hwc: np.ndarray) -> str:

@@ -13,9 +13,9 @@ from typing import NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from segray.core import metrics
-from segray.core.io import parquet, storage
+from segray.core.io import claims, parquet, storage
 from segray.core.io.masks import colorize
-from segray.core.scoring import bootstrap
+from segray.core.scoring import bootstrap, pictures
 from segray.core.training.checkpoint import read_settings
 from segray.errors import DataError, SegrayError
 from segray.stages.evaluate import (
@@ -23,15 +23,13 @@ from segray.stages.evaluate import (
     SCORES,
     Evaluation,
     ImageRow,
-    Line,
-    draw,
-    image_or_black,
     open_source,
     refs_by_id,
     start,
 )
 
 RESULT, PICTURE = "compare.json", "changed.png"
+KIND = claims.Kind("comparison", RESULT, (RESULT, PICTURE), lambda out: storage.exists(storage.join(out, RESULT)))
 
 
 class Compared(TypedDict):
@@ -77,23 +75,45 @@ class Run(NamedTuple):
     rows: dict[str, ImageRow]
 
 
-def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, seed: int = 0) -> Comparison:
+def compare(
+    run_a: str, run_b: str, *, out: str | None = None, count: int = 10, seed: int = 0, overwrite: bool = False
+) -> Comparison:
     """Compare two evaluations, by their --out. Returns the content of compare.json.
 
     A verdict is 1 where B is better, −1 where A is, 0 where the 95 % interval of the difference contains 0 (a paired
     bootstrap over images, scoring.bootstrap), None where a score is undefined. Raises DataError, which says what
-    differs, if the two did not score the same frames by the same classes and ground truth.
+    differs, if the two did not score the same frames by the same classes and ground truth, and OutputExists where `out`
+    holds another comparison, or anything else.
     """
     a, b = _read(run_a), _read(run_b)
     _check_same(a, b)
+    if out is None:
+        return _compare(a, b, count, seed)
+    out = storage.absolute(out)
+    with claims.held(out, KIND):
+        asked = {"a": run_a, "b": run_b, "seed": seed}
+        claims.claim(out, KIND, overwrite, lambda: _other(storage.join(out, RESULT), asked))
+        result = _compare(a, b, count, seed)
+        result["no_picture"] = _picture(storage.join(out, PICTURE), result["images"], a, b)
+        storage.replace(storage.join(out, RESULT), json.dumps(result, indent=2).encode())
+    return result
+
+
+def _other(uri: str, asked: Mapping[str, object]) -> list[str]:
+    """List what the comparison that is there was asked for, where that differs."""
+    found = storage.read_json(uri)
+    return [f"{key} was {found.get(key)}, is {value}" for key, value in asked.items() if found.get(key) != value]
+
+
+def _compare(a: Run, b: Run, count: int, seed: int) -> Comparison:
     order = sorted(a.rows)
     classes = a.found["classes"]
     counts_a, counts_b = (np.stack([_counts(run.rows[one], len(classes)) for one in order]) for run in (a, b))
     found = bootstrap.compare(counts_a, counts_b, seed=seed)
     scores = [run.found["scores"] for run in (a, b)]
-    result: Comparison = {
-        "a": run_a,
-        "b": run_b,
+    return {
+        "a": a.place,
+        "b": b.place,
         "frames": len(order),
         "miou": _said(scores[0]["miou"], scores[1]["miou"], found["miou"]),
         "classes": {
@@ -104,11 +124,6 @@ def compare(run_a: str, run_b: str, *, out: str | None = None, count: int = 10, 
         "draws": found["draws"],
         "seed": seed,
     }
-    if out is not None:
-        out = storage.absolute(out)
-        result["no_picture"] = _picture(storage.join(out, PICTURE), result["images"], a, b)
-        storage.replace(storage.join(out, RESULT), json.dumps(result, indent=2).encode())
-    return result
 
 
 def _read(run: str) -> Run:
@@ -165,7 +180,8 @@ def _picture(uri: str, changed: Sequence[Changed], a: Run, b: Run) -> str | None
     """Draw the changed images as both runs see them. Returns the reason if there is no picture."""
     if not changed:
         return "no image changed"
-    lines: list[Line] = [[] for _ in changed]
+    lines: list[pictures.Line] = [[] for _ in changed]
+    seen: set[int] = set()
     try:
         for run in (a, b):
             config = read_settings(storage.absolute(run.place))
@@ -175,11 +191,13 @@ def _picture(uri: str, changed: Sequence[Changed], a: Run, b: Run) -> str | None
             frames = source.frames([refs[row["sample_id"]] for row in changed])
             for line, row, frame in zip(lines, changed, frames, strict=True):
                 if run is a:
-                    line.append((row["sample_id"], image_or_black(frame.ref, frame.truth_hw)))
+                    image_hwc, note = pictures.image_or_black(frame.ref, frame.truth_hw)
+                    line.append((row["sample_id"] + note, image_hwc))
                     line.append(("ground truth", colorize(frame.truth_hw, source.space.colors)))
+                seen |= pictures.classes_in(frame)
                 told = f"A: mIoU {row['a']:.3f}" if run is a else f"B: mIoU {row['b']:.3f}"
                 line.append((told, colorize(frame.pred_hw, source.space.colors)))
     except (SegrayError, KeyError) as error:
         return f"not drawn: {error}"
-    draw(uri, lines)
+    pictures.draw(uri, lines, source.space, seen)
     return None

@@ -23,16 +23,16 @@ from segray.config import Config
 from segray.core import metrics
 from segray.core.infer.predictor import Predictor
 from segray.core.io import claims, storage
-from segray.core.io.locators import read_image
-from segray.core.io.masks import colorize, encode_mask, overlay
+from segray.core.io.locators import file_of
+from segray.core.io.masks import encode_mask
 from segray.core.labels.digest import PICKS
 from segray.core.labels.folder import is_labels
 from segray.core.labels.schema import Picture
 from segray.core.models import bundle, ready
 from segray.core.models.info import read_info
 from segray.core.progress import Progress, untold
-from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.scoring import calibration, conditions, reliability
+from segray.core.samples import SampleRef
+from segray.core.scoring import calibration, conditions, pictures, reliability
 from segray.core.scoring.conditions import Conditions
 from segray.core.scoring.protocols import MoreScores, Protocol, more_scores, protocol_of, scored_counts
 from segray.core.scoring.reliability import Bin
@@ -55,8 +55,6 @@ def _has_scores(out: str) -> bool:
 
 
 KIND = claims.Kind("evaluation", SETTINGS, MADE, _has_scores, lambda out: command_of(out) == "evaluate")
-
-Line = list[tuple[str, np.ndarray]]  # pictures beside each other, with their captions
 
 
 class Fit(TypedDict):
@@ -114,11 +112,13 @@ class Evaluation(TypedDict):
 class ImageRow(metrics.Packed):
     """A row of images.parquet, with its matrix; the columns of evaluate.conditions come after.
 
-    shown: the report's galleries that the frame is in (digest.PICKS); if any, truth and prediction are palette PNGs.
+    shown: the report's galleries that the frame is in (digest.PICKS); if any, truth and prediction are palette PNGs,
+    and image_stamp tells whether the image is still the one that was scored.
     """
 
     sample_id: str
     image: str
+    image_stamp: str | None
     mask: str
     miou: float | None
     pixel_accuracy: float | None
@@ -211,7 +211,7 @@ def _evaluate(
     pq.write_table(pa.Table.from_pylist(whole), file, compression="zstd")
     storage.replace(storage.join(out, IMAGES), file.getvalue())
     if curve:
-        write_reliability(storage.join(out, RELIABILITY), curve)
+        pictures.write_reliability(storage.join(out, RELIABILITY), curve)
     storage.replace(storage.join(out, SCORES), json.dumps(result, indent=2).encode())
     return result
 
@@ -303,6 +303,7 @@ def _row(frame: Scored, counts: np.ndarray) -> ImageRow:
     return {
         "sample_id": storage.printable(frame.ref.sample_id),
         "image": storage.printable(frame.ref.image),
+        "image_stamp": None,
         "mask": storage.printable(frame.ref.mask),
         "miou": scores["miou"],
         "pixel_accuracy": scores["pixel_accuracy"],
@@ -370,68 +371,22 @@ def refs_by_id(source: ModelFrames | LabelFrames) -> dict[str, SampleRef]:
 def write_pictures(uri: str, source: ModelFrames | LabelFrames, rows: Sequence[ImageRow]) -> None:
     """Add truth and prediction to the rows, and draw the best and the worst as one picture, the best first."""
     by_id = refs_by_id(source)
-    lines: list[Line] = []
+    lines: list[pictures.Line] = []
+    seen: set[int] = set()
     refs = [by_id[row["sample_id"]] for row in rows]
     for row, frame in zip(rows, source.frames(refs), strict=True):
         row["truth"] = {"bytes": encode_mask(frame.truth_hw, source.space.colors), "path": "truth.png"}
         row["prediction"] = {"bytes": encode_mask(frame.pred_hw, source.space.colors), "path": "prediction.png"}
+        row["image_stamp"] = frame.ref.stamp or _stamp(frame.ref)
         if {"best", "worst"} & set(row["shown"]):
-            lines.insert(0, _line(row, frame, source.space))
-    draw(uri, lines)
+            lines.insert(0, pictures.line(f"{row['sample_id']}, mIoU {row['miou']:.3f}", frame, source.space))
+            seen |= pictures.classes_in(frame)
+    pictures.draw(uri, lines, source.space, seen)
 
 
-def _line(row: ImageRow, frame: Scored, space: LabelSpace) -> Line:
-    """Return captions and pictures: the frame, its truth, the prediction alone and over the frame, and its errors."""
-    image_hwc = image_or_black(frame.ref, frame.truth_hw)
-    wrong = (frame.pred_hw != frame.truth_hw) & (frame.truth_hw != IGNORE_INDEX)
-    return [
-        (f"{row['sample_id']}, mIoU {row['miou']:.3f}", image_hwc),
-        ("ground truth", colorize(frame.truth_hw, space.colors)),
-        ("prediction", colorize(frame.pred_hw, space.colors)),
-        ("prediction over the frame", overlay(image_hwc, frame.pred_hw, space.colors)),
-        (f"wrong, red: {wrong.mean():.1%}", np.where(wrong[..., None], [220, 30, 30], image_hwc // 2 + 90)),
-    ]
-
-
-def draw(uri: str, lines: Sequence[Line]) -> None:
-    """Draw lines of pictures with their captions as one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(lines[0]), 3.2 * len(lines)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(lines), len(lines[0]), squeeze=False)
-    for row, panels in zip(axes, lines, strict=True):
-        for axis, (title, picture) in zip(row, panels, strict=True):
-            axis.imshow(picture.astype(np.uint8))
-            axis.set_title(title, fontsize=9, loc="left")
-            axis.axis("off")
-    _save(figure, uri, 80)
-
-
-def write_reliability(uri: str, curve: list[Bin]) -> None:
-    """Draw a reliability curve as a picture, with its expected calibration error above it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    reliability.draw(axes, curve, "0.6", "#1f77b4")
-    axes.set_title(f"Expected calibration error {reliability.error_of(curve):.3f}")
-    axes.legend(loc="upper left")
-    _save(figure, uri, 100)
-
-
-def _save(figure: Any, uri: str, dpi: int) -> None:
-    png = io.BytesIO()
-    figure.savefig(png, dpi=dpi)
-    storage.replace(uri, png.getvalue())
-
-
-def image_or_black(ref: SampleRef, truth_hw: np.ndarray) -> np.ndarray:
-    """Read the frame; return a black one if it no longer exists."""
+def _stamp(ref: SampleRef) -> str | None:
+    """Return the stamp of the frame's file now; None where it is gone."""
     try:
-        return read_image(ref.image)
+        return storage.stat(file_of(ref.image)).stamp
     except SegrayError:
-        return np.zeros((*truth_hw.shape, 3), np.uint8)
+        return None

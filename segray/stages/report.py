@@ -2,12 +2,13 @@
 
 The page fetches nothing: charts are inline SVG, pictures are data: URIs of thumbnails, and the one script, which sorts
 and filters, is allowed by its hash. Whatever comes from the folders is escaped; only a few masks are read, however many
-there are. The same folders give the same page, to the byte.
+there are. The same folders give the same page, but for the line that says when, where and by what it was written.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib import resources
@@ -15,11 +16,11 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segray import __version__
 from segray.core.io import storage
 from segray.errors import ConfigError, OutputExists
 from segray.pages import charts, formatting
 from segray.pages.folders import share_of, view_of
+from segray.pages.written import written
 
 AVERAGES = {  # scores in the order of the page → what each is
     "miou": ("mIoU", "the mean of the classes' IoU, over the summed pixels of all frames"),
@@ -43,6 +44,9 @@ AVERAGES = {  # scores in the order of the page → what each is
     "foreground_dice": ("Foreground Dice", "the Dice score of the foreground class alone"),
     "ece": ("Expected calibration error", "the mean distance of confidence and accuracy; 0 is perfectly calibrated"),
 }
+
+
+HEADING = re.compile(r'<h3 id="([^"]+)">([^<]+)</h3>')
 
 
 def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
@@ -74,13 +78,17 @@ def render(folders: Sequence[str]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup | int | float) else formatting.clean(value),
     )
-    env.filters |= {name: getattr(formatting, name) for name in ("pct", "short", "number", "count", "duration")}
+    names = ("pct", "score", "change", "short", "number", "count", "duration")
+    env.filters |= {name: getattr(formatting, name) for name in names}
     env.globals |= {"averages": AVERAGES, "matrix_classes": charts.MATRIX_CLASSES, "series": charts.SERIES}
-    views = [view_of(place, share_of(len(folders))) for place in folders]
+    views = [view_of(place, share_of(len(folders))) | {"at": f"part-{i}"} for i, place in enumerate(folders, 1)]
+    for view in views:
+        body = env.get_template(f"{view['kind']}.html.j2").render(view=view)
+        view |= {"body": Markup(body), "contents": HEADING.findall(body)}
     of_kind = {kind: [view for view in views if view["kind"] == kind] for kind in ("run", "labels", "evaluation")}
     script = asset("report.js")
     return env.get_template("report.html.j2").render(
-        version=__version__,
+        written=written(),
         views=views,
         of_kind=of_kind,
         best=max(of_kind["run"], key=lambda view: (view["scores"] or {}).get("miou") or -1, default=None),

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from segray.config import Config
 from segray.core.io import images, locators, storage
-from segray.core.io.drawing import beside, legend
+from segray.core.io.drawing import beside, enlarged, legend_for
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.io.video import read_frames
 from segray.core.labels.folder import LabelFolder, mask_place
@@ -29,34 +29,35 @@ log = logging.getLogger("segray")
 TICKS = 90_000  # ticks of a second in MPEG
 VIDEOS = (".mp4", ".mov", ".mkv")  # containers of H.264
 SLOW_S = 0.5  # from here on a video is a slideshow
-WHERE = ["video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
+WHERE = ["input_id", "video_uri", "frame_index", "pts", "time_s", "height_px", "width_px"]
 
 
-def show(place: str, config: Config, out: str) -> list[str]:
+def show(place: str, config: Config, out: str, *, overwrite: bool = False) -> list[str]:
     """Write the segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
 
-    place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read.
+    place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read,
+    OutputExists where one of the pictures is there.
     """
     from segray.core.infer.predictor import Predictor
     from segray.core.models import ready
     from segray.core.training.workers import local_device
 
+    name = storage.name_of(place).replace("#", "-").replace("=", "")
+    map_, over = (storage.join(out, f"{name}-{kind}.png") for kind in ("map", "overlay"))
+    for uri in (map_, over):
+        if not overwrite and storage.exists(storage.absolute(uri)):
+            raise OutputExists(f"{uri} exists already. Choose another --out, or pass --overwrite.")
     model = ready.resolve(config.label.given_model(), config.model.weights_dir)
     predictor = Predictor(model, local_device(config.cluster), config.infer, threshold=config.infer.threshold)
     with storage.reading_input(place):
         image_hwc = locators.read_image(storage.absolute(place))
     mask_hw = predictor.predict([predictor.prepare(image_hwc)], [image_hwc.shape[:2]])[0].mask_hw
     space = predictor.label_space
-    name = storage.name_of(place).replace("#", "-").replace("=", "")
-    pictures = {
-        storage.join(out, f"{name}-map.png"): encode_mask(mask_hw, space.colors),
-        storage.join(out, f"{name}-overlay.png"): images.encode_image(
-            beside(overlay(image_hwc, mask_hw, space.colors), legend(len(image_hwc), space))
-        ),
-    }
-    for uri, data in pictures.items():
-        storage.replace(storage.absolute(uri), data)
-    return list(pictures)
+    times, panel = legend_for(mask_hw.shape, space)
+    drawn = beside(enlarged(overlay(image_hwc, mask_hw, space.colors), times), panel)
+    storage.replace(storage.absolute(map_), encode_mask(mask_hw, space.colors))
+    storage.replace(storage.absolute(over), images.encode_image(drawn))
+    return [map_, over]
 
 
 def overlay_video(labels: str, out: str, name: str | None = None, progress: Progress = untold) -> int:
@@ -64,28 +65,31 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
 
     name: the end of the video's path, if the labels hold several. Frames without a mask are left out. progress is in
     frames. The file appears when it is whole. Returns how many frames there are. Raises DataError if the labels hold no
-    such video, ConfigError for a file of another kind.
+    such video or it has changed since, ConfigError for a file of another kind.
     """
     if Path(out).suffix.lower() not in VIDEOS:
         raise ConfigError(f"{out} ends in none of {', '.join(VIDEOS)}; name such a file.")
-    rows = _frames_of(labels, name)
-    space = LabelFolder.open(labels).space
+    folder = LabelFolder.open(labels)
+    rows, space = _frames_of(labels, name), folder.space
     height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
     file = storage.local(out, "a video")
-    if storage.absolute(str(file)) == rows["video_uri"][0].as_py():
+    video, first = (rows[key][0].as_py() for key in ("video_uri", "input_id"))
+    if storage.absolute(str(file)) == video:
         raise OutputExists(f"{out} is the labelled video itself; choose another --video.")
+    storage.check_unchanged(video, folder.stamps([first])[first])
     file.parent.mkdir(parents=True, exist_ok=True)
     _note_slow(rows["time_s"].to_numpy(), out)
-    panel = legend(height - height % 2, space)  # H.264 halves the resolution of colour
+    height, width = height - height % 2, width - width % 2  # H.264 halves the resolution of colour
+    times, panel = legend_for((height, width), space)
     count = 0
     unfinished = file.with_name(f".{file.stem}-unfinished{file.suffix}")
     try:
         with av.open(str(unfinished), mode="w") as container:
             stream = container.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
-            stream.height, stream.width = len(panel), width - width % 2 + panel.shape[1]
+            stream.height, stream.width = len(panel), width * times + panel.shape[1]
             stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
             for time_s, picture in _pictures(rows, space):
-                shown = beside(picture[: len(panel), : width - width % 2], panel)
+                shown = beside(enlarged(picture[:height, :width], times), panel)
                 frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
                 frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
                 container.mux(stream.encode(frame))

@@ -119,8 +119,8 @@ def sweep(
     return read_sweep(out)
 
 
-def _check(config: Config, dataset: Dataset | None) -> DataPlan:
-    """Check all that can be checked before the first trial starts; return the frames that all trials share."""
+def check_settings(config: Config) -> list[Config]:
+    """Check what can be checked without data; return the settings of the trials, one of each model."""
     trials = list_trials(config)
     if config.sweep.search == "tpe":
         extra("optuna", "sweep")
@@ -135,11 +135,19 @@ def _check(config: Config, dataset: Dataset | None) -> DataPlan:
             "train.max_steps is set and train.batch_size varied: all trials have the same epochs, whose steps differ "
             "then. Give --epochs instead."
         )
-    distinct = {(run.model.model_dump_json(), run.train.freeze_encoder): run for run in runs}
+    distinct: dict[tuple[str, bool], Config] = {}
+    for one in runs:
+        distinct.setdefault((one.model.model_dump_json(), one.train.freeze_encoder), one)
     for one in distinct.values():
         check_names(one.model)
-    plan = plan_data(runs[0], dataset)
-    for one in distinct.values():
+    return list(distinct.values())
+
+
+def _check(config: Config, dataset: Dataset | None) -> DataPlan:
+    """Check all that can be checked before the first trial starts; return the frames that all trials share."""
+    distinct = check_settings(config)
+    plan = plan_data(distinct[0], dataset)
+    for one in distinct:
         check_model(one, plan.label_space.num_classes)
     return plan
 
@@ -152,7 +160,7 @@ def concurrent(config: Config, has: resources.Resources, trials: int) -> int:
 
 
 def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
-    """Return by trial the hours of training it to its end on one worker here, from a timed step of each model.
+    """Return by trial the seconds of training it to its end on one worker here, from a timed step of each model.
 
     progress is in models.
     """
@@ -166,14 +174,14 @@ def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
         for name, there in runs.items()
     }
     took: dict[str, float] = {}
-    hours = {}
+    seconds = {}
     for name, there in runs.items():
         if (key := steps_alike[name]) not in took:
             took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, local_device(config.cluster))
             progress(1, len(set(steps_alike.values())))
         steps = -(-len(plan.train) // there.train.batch) * there.train.epochs
-        hours[name] = took[key] * steps / 3600
-    return hours
+        seconds[name] = took[key] * steps
+    return seconds
 
 
 def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.WorkerShape) -> None:

@@ -146,10 +146,10 @@ class LabelFrames:
                 f"{labels} was labelled without ground truth; give --truth FOLDER, or --format and --data."
             )
         self._reading, self.not_covered = reading_space(self.space, self.truth_space)
-        self._pair(wanted, rows)
+        self._pair(wanted, rows, folder)
         self._most = calibration.pixels_a_frame(max(1, len(self.refs)), 1)
 
-    def _pair(self, wanted: Sequence[SampleRef], rows: list[_Row]) -> None:
+    def _pair(self, wanted: Sequence[SampleRef], rows: list[_Row], folder: LabelFolder) -> None:
         """Pair truth and labels by the frame's path, else as match_masks() does; refs are in the order of the parts."""
         frames = {locators.image_place(row): row for row in rows}
         ref_of = {ref.image: ref for ref in wanted if ref.image in frames}
@@ -157,7 +157,12 @@ class LabelFrames:
         matched = match_masks({key: ref.mask for key, ref in others.items()}, ((p, _path(frames[p])) for p in frames))
         ref_of = {place: others[key] for place, key in matched.key_of.items()} | ref_of
         kept = [place for row in rows if frames[place := locators.image_place(row)] is row and row["status"] == "ok"]
-        self.refs = [replace(ref_of[place], image=place) for place in kept if place in ref_of]
+        stamps = folder.stamps(frames[place]["input_id"] for place in kept)
+        self.refs = [
+            replace(ref_of[place], image=place, stamp=stamps.get(frames[place]["input_id"]))
+            for place in kept
+            if place in ref_of
+        ]
         if not self.refs:
             none = f"No labelled frame has the name of one of {len(wanted)} masks in {self.what}."
             raise DataError(matched.notes[0] if matched.notes and not matched.key_of else none)

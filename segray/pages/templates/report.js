@@ -54,3 +54,36 @@ for (const filter of document.querySelectorAll(".filter")) {
   filter.hidden = false;
   apply();
 }
+
+// A click on a picture shows it large, with its legend; the arrow keys go to the next and the one before.
+const pictures = [...document.querySelectorAll(".panels img, .picture")];
+const large = document.createElement("dialog");
+document.body.append(large);
+let shown = null;
+
+function enlarge(picture) {
+  shown = picture;
+  const caption = document.createElement("p");
+  caption.textContent = picture.alt;
+  const legend = picture.closest("section").querySelector(".key .legend");
+  large.replaceChildren(picture.cloneNode(), caption, ...(legend ? [legend.cloneNode(true)] : []));
+  if (!large.open) large.showModal();
+}
+
+for (const picture of pictures) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "open";
+  button.setAttribute("aria-label", `Enlarge: ${picture.alt}`);
+  picture.replaceWith(button);
+  button.append(picture);
+  button.addEventListener("click", () => enlarge(picture));
+}
+
+large.addEventListener("click", () => large.close());
+large.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const seen = pictures.filter((picture) => picture.offsetParent !== null);
+  const next = step && seen[seen.indexOf(shown) + step];
+  if (next) enlarge(next);
+});
