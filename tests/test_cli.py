@@ -39,14 +39,14 @@ FROZEN = {
     "evaluate": STAGE | {
         *("format", "data", "split", "truth", "conditions", "window", "flip", "calibrate", "weights-dir"),
     },
-    "compare": {"images", "seed", "out", "help"},
+    "compare": {"images", "seed", "out", "overwrite", "help"},
     "label": STAGE | {
         *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
         *("max-error-rate", "window", "flip", "engine", "actors", "address"),
     },
     "verify": {"help", "sample", "address"},
     "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},
-    "show": {"model", "out", "set", "help"},
+    "show": {"model", "out", "set", "overwrite", "help"},
     "overlay": {"video", "input", "overwrite", "help"},
     "export": {"to", "out", "images", "grey", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
     "report": STAGE | {"labels"},
@@ -259,6 +259,13 @@ USAGE = [
     (("train", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
     (("train", "--arch", "unett"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
     (("sweep", "--encoder", "resnet81"), "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (("sweep", "--encoder", "resnet81", "--dry-run"),
+     "model.encoder 'resnet81' is unknown. Did you mean resnet18 or resnet152 or resnet101?"),
+    (("sweep", "--workers", "2", "--set", "sweep.trials_per_gpu=2", "--dry-run"),
+     "sweep.trials_per_gpu is 2, and a trial has 2 workers, each of which needs a GPU of its own (NCCL); "
+     "set one of them to 1."),
+    (("train", "--arch", "unett", "--dry-run"), "model.arch 'unett' is unknown. Did you mean unet or upernet or manet?"),
+    (("label", "--model", "m", "--dry-run"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),
     (("sweep", "--time", "soon"), "settings: sweep.time is 'soon'; give a number and s, m or h, such as 2h."),
     (("label",), "label.model is not given; name the bundle: --model runs/train/best."),
     (("label", "--model", "m"), "label.inputs is empty; name images, videos or folders: --input FOLDER."),
@@ -275,6 +282,10 @@ HINTS = [
     (("train", "--learning-rate", "1e-3"), "No such option '--learning-rate'. Did you mean --lr?"),
     (("train", "--device", "cpu"), "No such option '--device'. Use --set cluster.gpu=VALUE: "),
     (("train", "--resume"), "No such option '--resume'. The same command again resumes."),
+    (("label", "--weights", "x"), "No such option '--weights'. Did you mean --model?"),
+    (("show", "a.jpg", "--weights", "x"), "No such option '--weights'. Did you mean --model?"),
+    (("evaluate", "--weights", "x"), "No such option '--weights'. Give it without a flag, as MODEL|LABELS."),
+    (("label", "--epochs", "3"), "No such option '--epochs'."),
     (("train", "camvid/"), "Got unexpected extra argument (camvid/). Did you mean --data before it?"),
     (("label", "a.jpg"), "Got unexpected extra argument (a.jpg). Did you mean --input before it?"),
     (("label", "--imput", "x"), "No such option '--imput'. (Did you mean one of: '--input', "),
@@ -287,6 +298,28 @@ def test_what_other_tools_call_a_flag_is_understood(monkeypatch, capsys, args, h
     code, _, err = run(monkeypatch, capsys, *args)
     assert code == 2
     assert f"Error: {hint}" in err
+
+
+def stopped(*args, **more):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("args", "stage", "line"),
+    [
+        (
+            ("label", "--model", "m", "--input", "x"),
+            "segray.stages.label.label",
+            "segray: stopped. The same command resumes here.\n",
+        ),
+        (("overlay", "labels", "--video", "new.mp4"), "segray.stages.show.overlay_video", "segray: stopped.\n"),
+        (("evaluate", "m"), "segray.stages.evaluate.evaluate", "segray: stopped.\n"),
+    ],
+)
+def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, args, stage, line):
+    monkeypatch.setattr(stage, stopped)
+    code, _, err = run(monkeypatch, capsys, *args)
+    assert (code, err.lstrip()) == (130, line)
 
 
 def test_every_command_is_listed_by_its_stage():

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import click
 import pytest
+from labelled import label_all, settings_of
 
 from segray import cli
 from segray.cli.cluster import submitted
+from segray.core.data import streets
+from segray.core.data.streets import LABEL_SPACE
+from segray.core.infer.predictor import Predictor
+from segray.core.labels.planning import make_plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,6 +46,23 @@ def test_a_readme_command_parses(line, monkeypatch):
     if command.name == "submit":
         monkeypatch.chdir(ROOT)
         submitted(given["command"], list(given["args"]))
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, plain_bundle):
+    """After the demo and the line that labels its video, which are stood in for."""
+    predictor = Predictor(str(plain_bundle))
+    (tmp_path / "runs/demo/sweep").mkdir(parents=True)
+    (tmp_path / "runs/demo/sweep/best").symlink_to(plain_bundle)
+    streets.write(tmp_path / "runs/demo/held-out", train=0, val=1, seed=1, video_s=0)
+    monkeypatch.chdir(tmp_path)
+    label_all(
+        make_plan("labels/drive", settings_of([Path("runs/demo/held-out/val").absolute()]), LABEL_SPACE), predictor
+    )
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    known = {}
+    exec(block, known)
+    assert known["result"].mask.shape == (180, 240)
+    assert len(known["labels"]) == 1
 
 
 def test_every_layout_loss_architecture_and_job_is_on_a_page():
