@@ -223,7 +223,7 @@ USAGE = [
     (("sweep", "--data", "{}/full"),
      "{}/full is of no known layout; it holds thesis.txt. The simplest one is images/ masks/ classes.csv, or others like them; "
      "masks of ids or colours. segray data formats lists all."),
-    (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color?"),
+    (("train", "--format", "camvit"), "data.format is 'camvit'. Did you mean camvid or camvid-color or uavid?"),
     (("train", "--set", "train.lr_rate=1"), "settings: unknown key train.lr_rate. Did you mean train.learning_rate?"),
     (("train", "--set", "epochs=3"), "settings: unknown key epochs. Did you mean train.epochs?"),
     (("train", "--set", "lr=1"), "settings: unknown key lr. Did you mean train.learning_rate?"),
