@@ -41,6 +41,11 @@ PARQUET = ".parquet"
 LOOKUPS = 32  # files of a list that are looked up at once: on S3 each is a round trip
 NAMED, SUFFIXES = 3, 12  # untaken files that are named, and suffixes that are counted
 
+KIND_OF = {
+    **dict.fromkeys(IMAGE_SUFFIXES, IMAGE),
+    PARQUET: TABLE,
+    **dict.fromkeys(VIDEO_SUFFIXES, VIDEO),
+}
 # Formats that Pillow would take for a picture, and files that look like lists and are not.
 RAW = (".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw")
 REFUSED = dict.fromkeys(RAW, "a camera's raw file, which holds a small preview; develop it to JPEG, PNG or TIFF") | (
@@ -64,10 +69,11 @@ class Untaken:
     def taken(self, entries: Iterable[storage.Entry], *, hidden: bool = False) -> Iterator[Found]:
         """Give those listed files that are to be labelled. hidden: include files whose names mark them as hidden."""
         for entry in entries:
-            kind, suffix = _kind(entry.uri), _suffix(entry.uri)
-            if storage.is_hidden(storage.name_of(entry.uri)) and not hidden:
+            name = entry.uri.rpartition("/")[2]
+            _, dot, end = name.rpartition(".")
+            if not hidden and storage.is_hidden(name):
                 self.others["hidden files"] += 1
-            elif kind is None:
+            elif (kind := KIND_OF.get(suffix := f".{end.lower()}" if dot else "")) is None:
                 self.suffixes[suffix if SUFFIX.fullmatch(suffix) else "without suffix"] += 1
             else:
                 yield Found(kind, os.fsencode(entry.uri), entry.size, entry.stamp)
@@ -305,9 +311,7 @@ def _output_of(folder: str) -> str | None:
 
 
 def _kind(uri: str) -> int | None:
-    suffix = _suffix(uri)
-    kinds = {IMAGE: IMAGE_SUFFIXES, TABLE: {PARQUET}, VIDEO: VIDEO_SUFFIXES}
-    return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), None)
+    return KIND_OF.get(_suffix(uri))
 
 
 def _suffix(uri: str) -> str:

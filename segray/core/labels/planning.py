@@ -34,8 +34,8 @@ from segray.errors import DataError
 
 LEAST_ROWS, SHARD_ROWS = 8, 64
 SPREAD = 16  # shards that a run with few images is divided into
-GROWTH = 1000  # a shard has a thousandth of the rows before it, so that there are hundreds of them at any size
-MOST_ROWS = 1000  # minutes of work for any device: what a killed process loses
+GROWTH = 5000  # a shard has a 5000th of the rows before it: few shards in large plans, small ones first
+MOST_ROWS = 500  # a minute or less of work: what a process loses with its end, and what others wait for in the end
 FILE_ROWS, FILE_SHARDS = 250_000, 2000  # of a file of a plan: some 15 MB, and 2 MB of its footer
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
 LONGEST_UNSEEKABLE = 16  # the same for a video each of whose shards is decoded from the beginning
