@@ -10,9 +10,9 @@ LEAST, MOST = 64 << 10, 8 << 20  # bytes that are asked for at once
 
 
 class ReadAhead(io.RawIOBase):
-    """Read another raw file in pieces that grow to half of what was read since the last seek.
+    """Read another raw file in pieces that grow to a quarter of what was read since the last seek.
 
-    So a header or a frame costs little, a whole file few requests, and what nobody wanted is a third at most. A seek
+    So a header or a frame costs little, a whole file few requests, and what nobody wanted is a fifth at most. A seek
     forward by less than a piece is none, as from one packet of a video past those of its sound.
     """
 
@@ -38,7 +38,7 @@ class ReadAhead(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         end = self._begin + len(self._data)
         if not self._begin <= self._at < end:
-            piece = max(LEAST, min(MOST, self._run // 2))
+            piece = max(LEAST, min(MOST, self._run // 4))
             if not 0 <= self._at - end < piece:
                 piece, self._run = LEAST, 0
             self._raw.seek(self._at)
@@ -52,6 +52,6 @@ class ReadAhead(io.RawIOBase):
 
     def readall(self) -> bytes:
         self._raw.seek(self._at)
-        data: bytes = self._raw.readall()
+        data: bytes = self._raw.read()
         self._at += len(data)
         return data
