@@ -264,10 +264,10 @@ def _safe_load(text: str, source: str) -> Any:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    from segray.core.io import storage  # importing it takes half a second, for the clients of S3
+    from segray.core.io import storage  # importing it takes a while
 
     try:  # a local path may be a pipe, as in <(segray recipes NAME)
-        with storage.open_read(file) if storage.is_s3(file) else Path(file).expanduser().open("rb") as opened:
+        with storage.open_read(file) if storage.in_bucket(file) else Path(file).expanduser().open("rb") as opened:
             text = opened.read(MAX_YAML_BYTES + 1)  # a device reports size 0, and may never end
         if len(text) > MAX_YAML_BYTES:
             raise ConfigError(f"{file} is larger than 1 MiB; a config is a page of YAML.")

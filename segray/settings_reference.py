@@ -19,7 +19,7 @@ HEAD = """# Settings
 Every setting, with its type, its default, its unit where it has one, and its meaning. They stand in a YAML file for
 `--config`, or behind `--set`, as in `--set train.epochs=3`; many have a flag, which `segray COMMAND --help` lists.
 Each command reads the sections that it needs, `--dry-run` prints them as they are resolved, and each run keeps them
-beside its results. Paths are local or begin with `s3://`.
+beside its results. Paths are local or begin with `s3://`, `gs://` or `az://`.
 
 This page is written by `python -m segray.settings_reference > docs/settings.md`.
 """

@@ -153,43 +153,54 @@ def onnx_once(monkeypatch):
     monkeypatch.setattr(onnx_file, "_made", once)
 
 
+def _server(scheme):
+    import servers
+
+    if scheme == "az" and not servers.azurite():
+        pytest.skip("Azurite is not installed: npm install --prefix .venv/azurite azurite")
+    with servers.RUNNING[scheme]() as url, servers.serving(scheme, url):
+        yield f"{scheme}://{servers.BUCKET}/segray"
+
+
 @pytest.fixture(scope="session")
 def s3():
     """`s3://bucket/prefix` on a real server in this process; s3fs and subprocesses find it by the usual variables."""
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
+    yield from _server("s3")
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ACCESS_KEY_ID": "canary-key",
-        "AWS_SECRET_ACCESS_KEY": "canary-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",  # one that is set outside would come before the other
-    }
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket="frames")
-    yield "s3://frames/segray"
-    server.stop()
-    for key, value in before.items():
-        os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+
+@pytest.fixture(scope="session")
+def gs():
+    """`gs://bucket/prefix`, as `s3`."""
+    yield from _server("gs")
+
+
+@pytest.fixture(scope="session")
+def az():
+    """`az://container/prefix`, as `s3`, on a server in a process of its own."""
+    yield from _server("az")
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request):
+    """Each store in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def _proxy(scheme):
+    import servers
+    from faultproxy import FaultProxy
+
+    with FaultProxy(servers.url_of(scheme)) as proxy, servers.serving(scheme, proxy.url):
+        yield proxy
 
 
 @pytest.fixture
-def s3_proxy(s3, monkeypatch):
+def s3_proxy(s3):
     """A FaultProxy before the server of `s3`; storage and subprocesses of this test go through it."""
-    import s3fs
-    from faultproxy import FaultProxy
+    yield from _proxy("s3")
 
-    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-            monkeypatch.setenv(name, proxy.url)
-        s3fs.S3FileSystem.clear_instance_cache()  # which knows file systems by their arguments only
-        yield proxy
-    s3fs.S3FileSystem.clear_instance_cache()
+
+@pytest.fixture
+def proxy(bucket):
+    """A FaultProxy before the server of `bucket`."""
+    yield from _proxy(bucket[:2])

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that breaks some of what passes: takes a URL, gives one that is less reliable.
+"""A proxy in front of an S3, Google or Azure server that breaks some of what passes: takes a URL, gives one that is less reliable.
 
     with FaultProxy("http://127.0.0.1:5000", seed=1) as proxy:  # AWS_ENDPOINT_URL=proxy.url
         proxy.set(lost=0.1, http_503=0.2)  # shares of the requests; what is not named is left out
@@ -7,13 +7,13 @@
         proxy.count["requests"], proxy.count["lost"]
 
 Faults, of which at most one strikes a request:
-    lost        a PUT is carried out, and its answer never sent
+    lost        a PUT or POST is carried out, and its answer never sent
     reset       closed before it is carried out; down is the same
     hang        silent for hang_s, then closed
-    http_403, code_403 (no words), conflict (409), http_500, http_503, slow_down    that answer, with S3's XML
+    http_403, code_403 (no words), conflict (409, none of Azure's), http_500, http_503, slow_down    that answer, in the store's words
     cut         half of a GET's body, under its full length
-    flip        one bit of a GET's body; not of a listing, which has no checksum
-and besides: delay (late by up to delay_s) and ignore_if_none_match (the header is taken out).
+    flip        one bit of an object that a GET gives; not of a listing, which has no checksum
+and besides: delay (late by up to delay_s) and ignore_if_none_match (the condition is taken out).
 """
 
 from __future__ import annotations
@@ -36,10 +36,29 @@ ANSWERS = {
     "http_503": (503, "ServiceUnavailable", "Service is unable to handle request."),
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
 }
+# What the others say for S3's words.
+GOOGLE = {"AccessDenied": "forbidden"}
+AZURE = {"AccessDenied": "AuthorizationPermissionMismatch", "SlowDown": "ServerBusy"}
+FREE = "&ifGenerationMatch=0"
 BESIDES = ("delay", "ignore_if_none_match")  # strike together with others
-METHODS = {"lost": ("PUT",), "cut": ("GET",), "flip": ("GET",)}  # the others strike any request
+METHODS = {"lost": ("PUT", "POST"), "cut": ("GET",), "flip": ("GET",)}  # the others strike any request
 FAULTS = {*ANSWERS, *METHODS, *BESIDES, "down", "hang", "reset"}
 HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
+
+
+def _is_google(request: web.BaseRequest) -> bool:
+    return request.path.startswith(("/storage/", "/upload/"))
+
+
+def _is_azure(request: web.BaseRequest) -> bool:
+    return request.path.startswith("/devstoreaccount1/")
+
+
+def _is_object(request: web.BaseRequest) -> bool:
+    """Say whether a GET asks for an object's content."""
+    if _is_google(request):
+        return request.query.get("alt") == "media"
+    return "list-type" not in request.query and "comp" not in request.query
 
 
 class FaultProxy:
@@ -100,7 +119,8 @@ class FaultProxy:
     def _fault(self, request: web.BaseRequest) -> str | None:
         for name in self._rates:
             other = request.method not in METHODS.get(name, (request.method,))
-            if other or name in BESIDES or (name == "flip" and "list-type" in request.query):
+            none = (name == "flip" and not _is_object(request)) or (name == "conflict" and _is_azure(request))
+            if other or name in BESIDES or none:
                 continue
             if self._strikes(name):
                 return name
@@ -122,9 +142,15 @@ class FaultProxy:
         if self._strikes("delay"):
             await asyncio.sleep(self._random.uniform(0, self.delay_s))
         if fault in ANSWERS:
-            status, code, message = ANSWERS[fault]
+            (status, code, message), headers = ANSWERS[fault], {}
+            if _is_google(request):
+                told = {"code": status, "message": message, "errors": [{"reason": GOOGLE.get(code, code)}]}
+                return web.json_response({"error": told}, status=status)
+            if _is_azure(request):
+                code = AZURE.get(code, code)
+                message, headers = message or code, {"x-ms-error-code": code}
             text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-            return web.Response(status=status, text=text, content_type="application/xml")
+            return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
         try:
             status, headers, answer = await self._forward(request, body)
         except aiohttp.ClientError:  # the server behind is gone
@@ -137,9 +163,11 @@ class FaultProxy:
         headers = request.headers.copy()
         for name in HOP | {"content-length", "expect"}:
             headers.popall(name, None)
-        if "If-None-Match" in headers and self._strikes("ignore_if_none_match"):
-            del headers["If-None-Match"]
-        url = URL(self.target_url + request.raw_path, encoded=True)
+        path = request.raw_path
+        if ("If-None-Match" in headers or FREE in path) and self._strikes("ignore_if_none_match"):
+            headers.popall("If-None-Match", None)
+            path = path.replace(FREE, "")
+        url = URL(self.target_url + path, encoded=True)
         # data=None for an empty GET; an empty PUT says its length.
         data = body if body or request.method in ("PUT", "POST") else None
         async with self._session.request(request.method, url, headers=headers, data=data, allow_redirects=False) as got:

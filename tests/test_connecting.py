@@ -222,11 +222,18 @@ def test_a_mistyped_address_leaves_no_plan_of_labelling_behind(plain_bundle, tmp
     assert not out.exists()
 
 
-def test_ray_train_finds_a_bucket_whose_names_are_no_uris(s3):
-    place = f"{s3}/Läufe 1/a+b"
-    _, path = pyarrow.fs.FileSystem.from_uri(connect.ray_path(place))
-    assert path == place.removeprefix("s3://")
-    assert connect.ray_path("/Läufe 1") == "/Läufe 1"
+def test_ray_train_finds_a_bucket_whose_names_are_no_uris(bucket, tmp_path):
+    place = f"{bucket}/Läufe 1/{tmp_path.name}/a+b"
+    where = connect.ray_storage(place)
+    if bucket.startswith("s3://"):
+        files, path = pyarrow.fs.FileSystem.from_uri(where["storage_path"])
+    else:
+        files, path = where["storage_filesystem"], where["storage_path"]
+    assert path == place[5:]
+    with files.open_output_stream(f"{path}/state") as out:
+        out.write(b"kept")
+    assert storage.read_bytes(f"{place}/state") == b"kept"
+    assert connect.ray_storage("/Läufe 1") == {"storage_path": "/Läufe 1"}
 
 
 def test_what_ray_says_at_length_is_cut():

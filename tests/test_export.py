@@ -687,9 +687,10 @@ def test_an_export_on_s3_has_the_files_of_a_local_one(labels, tmp_path, s3, to):
 
 
 def test_a_file_larger_than_one_request_goes_to_s3_in_pieces(tmp_path, s3, monkeypatch):
-    from segray.core.io import objects, storage
+    from segray.core.io import s3 as s3_requests
+    from segray.core.io import storage
 
-    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 6 << 20)
+    monkeypatch.setattr(s3_requests, "UPLOAD_PART_BYTES", 6 << 20)
     data = os.urandom(7 << 20)
     with replacing(f"{s3}/large.bin", "wb") as file:
         file.write(data)
@@ -706,15 +707,15 @@ def test_pieces_are_in_the_order_of_the_labels(tmp_path):
     assert job.pieces == [f"_export/{name}.jsonl" for name in ("00000-99999", "00000-100000", "00001-00000")]
 
 
-def test_labels_and_images_may_be_on_s3(tiny_bundle, tmp_path, s3):
+def test_labels_and_images_may_be_in_a_bucket(tiny_bundle, tmp_path, bucket):
     from segray.core.io import storage
 
     town = streets.write(tmp_path / "town", train=0, val=2, size=(32, 48), video_s=0)
     for path in (town / "val").iterdir():
-        storage.replace(f"{s3}/export/in/day/{path.name}", path.read_bytes())
-    plan = make_plan(f"{s3}/export/labels", settings_of([f"{s3}/export/in"]), streets.LABEL_SPACE)
+        storage.replace(f"{bucket}/export/in/day/{path.name}", path.read_bytes())
+    plan = make_plan(f"{bucket}/export/labels", settings_of([f"{bucket}/export/in"]), streets.LABEL_SPACE)
     label_all(plan, Predictor(str(tiny_bundle)))
-    export(f"{s3}/export/labels", "png", str(tmp_path / "out"), Options(images=True))
+    export(f"{bucket}/export/labels", "png", str(tmp_path / "out"), Options(images=True))
     found = files_below(tmp_path / "out")
     assert found["images/street_050000.jpg"] == (town / "val" / "street_050000.jpg").read_bytes()
     assert "masks/street_050001.png" in found

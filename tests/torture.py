@@ -95,7 +95,7 @@ class World:
         shutil.copy(town / "video.mp4", town / "val" / "drive.mp4")
         shutil.copytree(town / "trainannot", town / "valannot", dirs_exist_ok=True)
         place = place or str(town)
-        if storage.is_s3(place):
+        if storage.in_bucket(place):
             for path in (path for name in ("train", "val", "valannot") for path in (town / name).iterdir()):
                 storage.create(storage.join(place, path.parent.name, path.name), path.read_bytes())
         names = (storage.join(place, name) for name in ("val", "train", "valannot"))

@@ -26,7 +26,7 @@ COLUMNS = tuple(name for name in ROW_SCHEMA.names if name not in MASKS)
 
 
 def open_labels(place: Place) -> Labels:
-    """Open what `segray label` wrote, local or on s3://, also while its run is unfinished.
+    """Open what `segray label` wrote, local or in a bucket, also while its run is unfinished.
 
     Where parts are not there yet, or are gone, a warning says so. Raises DataError where there are no labels.
 

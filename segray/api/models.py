@@ -30,7 +30,7 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # Pillow's, whose
 def load(model: Place, *, device: str | None = None, weights_dir: str | None = None, **infer: Any) -> Model:
     """Load a model for predictions in this process.
 
-    model: a bundle's folder, as runs/sweep/best, local or on s3://, or a ready model's name, as deeplabv3-coco.
+    model: a bundle's folder, as runs/sweep/best, local or in a bucket, or a ready model's name, as deeplabv3-coco.
     device: cpu or cuda. Default: the GPU where there is one.
     weights_dir: folder of a ready model's downloaded weights.
     infer: settings of the section `infer`, such as window=(512, 1024), flip=True, threshold=0.5.
@@ -79,7 +79,7 @@ class Model:
     ) -> Result | list[Result] | Iterator[Result]:
         """Label an image, a list of images in batches, or with `every` or `fps` the frames of a video.
 
-        image: a path or s3:// URI, VIDEO#frame=N, a PIL image, or a uint8 RGB array [H, W, 3]; OpenCV's arrays are BGR:
+        image: a path or URI, VIDEO#frame=N, a PIL image, or a uint8 RGB array [H, W, 3]; OpenCV's arrays are BGR:
             give image[..., ::-1]. A mask has the size of its image.
         every: label each N-th frame of a video. The results come in order of time, as they are made; frames that cannot
             be decoded are left out.

@@ -73,7 +73,7 @@ class Result:
         return Image.fromarray(picture)
 
     def save(self, place: str) -> None:
-        """Write the mask as a palette PNG, whose pixels are the class indices, to a path or on s3://."""
+        """Write the mask as a palette PNG, whose pixels are the class indices, to a path or into a bucket."""
         if not str(place).lower().endswith(".png"):
             raise ConfigError(f"{place}: a mask is saved as .png, as JPEG would change its classes.")
         storage.replace(storage.absolute(str(place)), encode_mask(self.mask, self.space.colors))

@@ -39,7 +39,7 @@ def submit(
 
     Its output is followed, and its exit code is the one that submit ends with.
 
-    Its flags are the command's own. Ctrl-C leaves the job running. What it reads and writes is on s3://, or in
+    Its flags are the command's own. Ctrl-C leaves the job running. What it reads and writes is in a bucket, or in
     folders that the cluster's nodes mount.
 
     \b

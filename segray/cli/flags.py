@@ -126,7 +126,7 @@ def stage(
         options: list[Callable[[Run], Run]] = [
             *(flag(name) for name in flags),
             click.option("--out", out.replace(".", "__"), cls=Setting, setting=out),
-            click.option("--config", "file", help="YAML file of settings, local or on s3://. Flags override it."),
+            click.option("--config", "file", help="YAML file of settings, local or in a bucket. Flags override it."),
             click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SET),
             click.option("--dry-run", is_flag=True, help="Print the resolved settings and exit."),
             click.option("--overwrite", is_flag=True, help="Delete the results of an earlier run in --out first."),

@@ -103,7 +103,7 @@ def note_unfinished(labels: str) -> None:
     show_default=True,
     help="Smallest distance of two frames, in seconds of a video or files of a folder.",
 )
-@click.option("--out", help="File for the list, .jsonl or .parquet, local or on s3://.")
+@click.option("--out", help="File for the list, .jsonl or .parquet, local or in a bucket.")
 @click.option("--pictures", help="Folder for a picture of each frame beside its mask.")
 @click.option("--overwrite", is_flag=True, help="Replace the list and the pictures if they exist.")
 def select(
@@ -145,7 +145,7 @@ def select(
 @cli.command()
 @click.argument("place", metavar="IMAGE|VIDEO#frame=N")
 @click.option("--model", required=True, cls=Setting, setting="label.model")
-@click.option("--out", default=".", show_default=True, help="Folder for the two pictures, local or on s3://.")
+@click.option("--out", default=".", show_default=True, help="Folder for the two pictures, local or in a bucket.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any infer setting, such as infer.flip=true.")
 @click.option("--overwrite", is_flag=True, help="Replace the pictures if they exist.")
 def show(place: str, model: str, out: str, sets: tuple[str, ...], overwrite: bool) -> None:

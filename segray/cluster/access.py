@@ -131,11 +131,11 @@ def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    local = [path for path in read if not storage.is_s3(path) and storage.exists(path)]
-    stamps = {path: storage.stat(path).stamp for path in written if not storage.is_s3(path)}
+    local = [path for path in read if not storage.in_bucket(path) and storage.exists(path)]
+    stamps = {path: storage.stat(path).stamp for path in written if not storage.in_bucket(path)}
     for path in stamps:
         if "/runtime_resources/working_dir_files/" in path:
-            raise ClusterError(f"{path} would go with the job's own folder. Give an absolute path, or s3://.")
+            raise ClusterError(f"{path} would go with the job's own folder. Give an absolute path, or a bucket.")
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return
@@ -151,7 +151,7 @@ def check_places(read: Iterable[str], written: Iterable[str] = ()) -> None:
             continue
         if unseen:
             raise ClusterError(
-                f"{unseen[0]} is not seen on node {asked[answer]}. Give a folder that all nodes mount, or s3://."
+                f"{unseen[0]} is not seen on node {asked[answer]}. Give a folder that all nodes mount, or a bucket."
             )
 
 

@@ -60,7 +60,7 @@ NODES_POLL_S = 10.0  # between checks for nodes that were lost
 READERS, READER_S = ("iter_threaded", "Prefetcher"), 5.0  # Ray Data's names for them
 # Ray Train's folder in a run's, and files in it: what names the device, and how far the epoch is.
 RUN, STARTED, STEPS = ".ray", "device.txt", "steps.json"
-STEPS_EVERY_S = {False: 1.0, True: 10.0}  # by whether the run is on S3, where each time is a request
+STEPS_EVERY_S = {False: 1.0, True: 10.0}  # by whether the run is in a bucket, where each time is a request
 
 log = logging.getLogger("segray")
 
@@ -282,7 +282,7 @@ class RayWorker:
 
     def at(self, phase: str, done: int, of: int) -> None:
         now_s = time.monotonic()
-        if self.rank == 0 and now_s - self._told_s >= STEPS_EVERY_S[storage.is_s3(self.out)]:
+        if self.rank == 0 and now_s - self._told_s >= STEPS_EVERY_S[storage.in_bucket(self.out)]:
             self._told_s = now_s
             with suppress(StorageError):  # the next one tells more
                 storage.replace(storage.join(self.out, RUN, STEPS), json.dumps([phase, done, of]).encode())
@@ -296,13 +296,24 @@ class RayWorker:
         ray.train.report(dict(row))
 
 
-def ray_path(out: str) -> str:
-    """Return a run's folder as Ray Train and Tune expect it: they parse s3:// as a URI, so a space or an ü is encoded.
+def ray_storage(out: str) -> dict[str, Any]:
+    """Return a run's folder as Ray Train and Tune take it, as arguments of their RunConfig.
 
-    >>> ray_path("s3://runs/Straße 1"), ray_path("/runs/Straße 1")
-    ('s3://runs/Stra%C3%9Fe%201', '/runs/Straße 1')
+    They parse s3:// as a URI, so a space or an ü is encoded; on other stores they are given a file system besides.
+
+    >>> ray_storage("s3://runs/Straße 1"), ray_storage("/runs/Straße 1")
+    ({'storage_path': 's3://runs/Stra%C3%9Fe%201'}, {'storage_path': '/runs/Straße 1'})
     """
-    return f"s3://{quote(out.removeprefix('s3://'))}" if storage.is_s3(out) else out
+    if not storage.in_bucket(out):
+        return {"storage_path": out}
+    scheme, path = out[:2], out[5:]
+    if scheme == "s3":
+        return {"storage_path": f"s3://{quote(path)}"}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files = fsspec.filesystem(scheme, use_listings_cache=False)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
 def wait_for(work: Callable[[], T], polls: Sequence[Callable[[], None]], every_s: float = 0.3) -> T:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
-FETCHES = 8  # concurrent reads from S3: each is a round trip
+FETCHES = 8  # concurrent reads from a bucket: each is a round trip
 
 T = TypeVar("T")
 R = TypeVar("R")

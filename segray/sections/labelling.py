@@ -23,7 +23,7 @@ class LabelSection(Section):
     truth: Place | None = Field(
         None, description="Folder of ground-truth masks under the paths of the images, to score the labels against."
     )
-    out: Place = Field("labels", description="Folder of the labels, local or on s3://.")
+    out: Place = Field("labels", description="Folder of the labels, local or in a bucket.")
     every: Annotated[int, Unit("frames")] = Field(1, ge=1, description="Label every N-th frame of a video.")
     fps: Annotated[float, Unit("frames/s")] | None = Field(
         None,
@@ -148,7 +148,7 @@ class EvaluateSection(Section):
         description="Table (CSV, JSON Lines or Parquet) with a row per image; scores are also given for each value of "
         "its columns.",
     )
-    out: Place = Field("runs/evaluation", description="Folder of the scores and pictures, local or on s3://.")
+    out: Place = Field("runs/evaluation", description="Folder of the scores and pictures, local or in a bucket.")
     batch_size: Images = Field(8, ge=1, description="Frames that the model takes at a time.")
     pictures: int = Field(3, ge=0, description="Pictures of the best and of the worst frames, each.")
     calibrate: bool = Field(
@@ -174,7 +174,7 @@ class ReportSection(Section):
         description="Folders that `segray train`, `sweep`, `evaluate`, `compare` or `label` wrote.",
     )
     labels: list[Place] = Field(default_factory=list, description="Further folders, which come after `report.runs`.")
-    out: Place = Field("report.html", description="File of the page, local or on s3://.")
+    out: Place = Field("report.html", description="File of the page, local or in a bucket.")
 
 
 class ClusterSection(Section):

@@ -115,7 +115,7 @@ class ModelSection(Section):
         ".safetensors, .pth or .pt file.",
     )
     weights_dir: Place | None = Field(
-        None, description="Folder of pretrained weights, local or on s3://, for machines without internet access."
+        None, description="Folder of pretrained weights, local or in a bucket, for machines without internet access."
     )
     mean: Rgb | None = Field(
         None,
@@ -194,7 +194,7 @@ LossName = Literal["cross_entropy", "focal", "dice", "lovasz", "ohem"]
 class TrainSection(Section):
     """One training run."""
 
-    out: Place = Field("runs/train", description="Folder of the run, local or on s3://.")
+    out: Place = Field("runs/train", description="Folder of the run, local or in a bucket.")
     epochs: Epochs = Field(10, ge=1, description="Passes over the training frames.")
     max_steps: Annotated[int, Unit("steps")] | None = Field(
         None,
@@ -331,7 +331,7 @@ class TrainSection(Section):
 class SweepSection(Section):
     """A search over settings, and how the best model of it is chosen."""
 
-    out: Place = Field("runs/sweep", description="Folder of the sweep, local or on s3://.")
+    out: Place = Field("runs/sweep", description="Folder of the sweep, local or in a bucket.")
     search: Literal["grid", "random", "tpe"] = Field(
         "grid",
         description="How trials are chosen: grid tries every combination, random draws `sweep.trials` of them, and tpe "

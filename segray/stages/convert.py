@@ -105,7 +105,7 @@ def convert(
     for place in (source.files.uri, source.images.files.uri):
         if storage.join(storage.normal(str(folder)), "").startswith(storage.join(place, "")):
             raise ConfigError(f"{out} lies in {place}, which is read; give a folder beside it.")
-    if link and (source.images.files.zip is not None or storage.is_s3(source.images.files.uri)):
+    if link and (source.images.files.zip is not None or storage.in_bucket(source.images.files.uri)):
         raise ConfigError(f"--link needs images in a local folder; {source.images.files.uri} is none. Leave it out.")
     about = {
         "annotations": storage.absolute(annotations), "images": source.images.files.uri, "from": kind,
@@ -228,7 +228,7 @@ def _write_frame(job: _Job, frame: Frame, name: str, problems: Problems) -> np.n
         return None
     mask_hw = np.where(nothing, job.fill, mask_hw + job.first).astype(np.uint8)
     target = job.out / "images" / name
-    if frame.picture is not None or files.zip is not None or storage.is_s3(files.uri):
+    if frame.picture is not None or files.zip is not None or storage.in_bucket(files.uri):
         storage.replace(str(target), data)
     else:
         _link(files.place(frame.image), target, symbolic=job.link)

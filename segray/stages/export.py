@@ -111,7 +111,7 @@ def export(
 def _export(
     job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, progress: Progress
 ) -> Exported:
-    of, before, threads = labelled.shards, len(job.pieces), S3_THREADS if storage.is_s3(job.out) else THREADS
+    of, before, threads = labelled.shards, len(job.pieces), S3_THREADS if storage.in_bucket(job.out) else THREADS
     with ThreadPoolExecutor(threads) as pool:
         written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), threads)
         for _ in written:

@@ -208,7 +208,7 @@ def _tune(config: Config, turns: Turns, data: TrainData, worker: resources.Worke
         ),
         run_config=tune.RunConfig(
             name=storage.name_of(state),
-            storage_path=connect.ray_path(config.sweep.out),
+            **connect.ray_storage(config.sweep.out),
             # For lost drivers, as with their node; Ray Train retries what fails in a trial's workers.
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             verbose=0,

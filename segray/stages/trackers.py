@@ -50,7 +50,7 @@ def tracking(config: Config) -> Iterator[Track]:
 class _TensorBoard:
     """OUT/tensorboard, rewritten from the history, so that a resumed run has one file and one curve.
 
-    It grows in a folder of this machine; on S3 it is replaced after each epoch.
+    It grows in a folder of this machine; in a bucket it is replaced after each epoch.
     """
 
     def __init__(self, out: str, history: History) -> None:
@@ -58,7 +58,7 @@ class _TensorBoard:
 
         self.place = storage.join(out, TENSORBOARD)
         storage.remove(self.place)
-        self.folder = tempfile.TemporaryDirectory(prefix="segray-") if storage.is_s3(out) else None
+        self.folder = tempfile.TemporaryDirectory(prefix="segray-") if storage.in_bucket(out) else None
         self.writer = SummaryWriter(self.folder.name if self.folder else self.place)
         for row in history:
             self.add(row)

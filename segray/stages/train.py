@@ -47,7 +47,7 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """out: the run's folder, local or on S3; best: its bundle; history: a row for each epoch."""
+    """out: the run's folder, local or in a bucket; best: its bundle; history: a row for each epoch."""
 
     out: str
     best: str
@@ -210,7 +210,7 @@ def _fit(
         ),
         run_config=api.RunConfig(
             name=connect.RUN,
-            storage_path=connect.ray_path(config.train.out),
+            **connect.ray_storage(config.train.out),
             failure_config=api.FailureConfig(max_failures=0),
             logging_config=api.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
@@ -244,7 +244,7 @@ def new_start(out: str, on_start: OnStart) -> Callable[[], None]:
 
 def new_steps(out: str, on_step: OnStep) -> Callable[[], None]:
     """Return a poll that calls on_step as workers go on."""
-    place, every_s = storage.join(out, connect.RUN, connect.STEPS), connect.STEPS_EVERY_S[storage.is_s3(out)]
+    place, every_s = storage.join(out, connect.RUN, connect.STEPS), connect.STEPS_EVERY_S[storage.in_bucket(out)]
     storage.remove(place)  # left by a run that was killed
     seen, next_s = b"", 0.0
 

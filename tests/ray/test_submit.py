@@ -275,5 +275,5 @@ def test_a_run_on_a_cluster_waits_for_its_nodes_and_names_a_folder_that_one_does
         code, _, err = segray(head, *common, "--overwrite", "--workers", "1", "--out", tmp_path / "other")
     assert code == 1
     assert re.fullmatch(
-        rf"segray: {town} is not seen on node \S+\. Give a folder that all nodes mount, or s3://\.\n", err
+        rf"segray: {town} is not seen on node \S+\. Give a folder that all nodes mount, or a bucket\.\n", err
     )

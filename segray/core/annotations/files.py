@@ -91,7 +91,9 @@ def _is_theirs(folder: str) -> bool:
 
 def _opened(uri: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(storage.read_bytes(uri)) if storage.is_s3(uri) else storage.open_read(uri))
+        return zipfile.ZipFile(
+            io.BytesIO(storage.read_bytes(uri)) if storage.in_bucket(uri) else storage.open_read(uri)
+        )
     except DAMAGED as error:
         raise DataError(f"{uri} is no whole zip: {storage.reason(error)}. Export it again.") from error
 

@@ -62,7 +62,7 @@ def get(name: str, root: Path, url: str | None = None, progress: Progress = unto
         raise DataError(f"{root} exists; give a folder that does not.")
     source = SOURCES[name]
     url = url or source.url
-    if storage.is_s3(url):
+    if storage.in_bucket(url):
         raise ConfigError(f"{url}: archives are fetched from http(s):// and local files. Copy it, and name the file.")
     if "://" not in url:
         url = Path(url).expanduser().absolute().as_uri()

@@ -69,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """Where an export goes, a folder on a disk or a prefix on S3, and what holds for all of its frames."""
+    """Where an export goes, a folder on a disk or in a bucket, and what holds for all of its frames."""
 
     out: str
     space: LabelSpace
@@ -130,9 +130,9 @@ class Writer(Protocol):
 def replacing(uri: str, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that gets its name when the block ends; if the block fails, no file is left.
 
-    What goes to S3 is written below TMPDIR first.
+    What goes into a bucket is written below TMPDIR first.
     """
-    beside = Path(tempfile.gettempdir(), "segray-export") if storage.is_s3(uri) else Path(uri)
+    beside = Path(tempfile.gettempdir(), "segray-export") if storage.in_bucket(uri) else Path(uri)
     temporary = storage.temporary_beside(beside)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)

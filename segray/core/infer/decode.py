@@ -1,4 +1,4 @@
-"""Plan rows → decoded frames, in order, decoded on request; frames on S3 are fetched ahead."""
+"""Plan rows → decoded frames, in order, decoded on request; frames in a bucket are fetched ahead."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def decoded(rows: list[PlanRow], prepare: Prepare, clock: Clock, pool: Executor)
             yield from _decoded_video(group, prepare, clock)
         elif kind == "table":
             yield from map(decode, _table_cells(group, clock))
-        elif any(storage.is_s3(row["uri"]) for row in group):
+        elif any(storage.in_bucket(row["uri"]) for row in group):
             yield from map(decode, ahead(pool, fetch, group, FETCHES))
         else:
             yield from map(decode, map(fetch, group))  # a disk answers sooner than another thread

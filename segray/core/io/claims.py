@@ -89,9 +89,9 @@ def held(out: str, kind: Kind) -> Iterator[None]:
 def alone(out: str, name: str) -> Iterator[None]:
     """Lock the folder, as two runs in one would overwrite each other's checkpoints. OutputExists while another has it.
 
-    S3 has no locks, nor have some file systems that machines share: there the user must start only one run.
+    Buckets have no locks, nor have some file systems that machines share: there the user must start only one run.
     """
-    if not storage.is_s3(out) and not storage.exists(out):
+    if not storage.in_bucket(out) and not storage.exists(out):
         try:
             Path(out).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,7 +113,7 @@ def is_live(out: str) -> bool:
 @contextmanager
 def _locked(folder: str, kind: int, try_for_s: float = 0.0) -> Iterator[bool]:
     """Give whether the folder could be locked. The system releases the lock when the process ends, killed or not."""
-    if storage.is_s3(folder):
+    if storage.in_bucket(folder):
         yield True
         return
     handle: int | None = None

@@ -8,33 +8,59 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from segray.core.io import s3
 from segray.errors import StorageError, shortened
 
 # What is one input's own fault, and no reason to think that others cannot be read either.
 OWN_ERRNOS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 )
+# What to look at when an object store refuses.
+CREDENTIALS = {
+    "s3": "Check the credentials (AWS_PROFILE, a role) and the bucket's policy.",
+    "gs": "Check the credentials (GOOGLE_APPLICATION_CREDENTIALS, a service account) and the bucket's permissions.",
+    "az": "Check the credentials (AZURE_STORAGE_CONNECTION_STRING, a role) and the container's permissions.",
+}
+SECRETS = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
+    *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET"),
+)
+
+
+class StoreFailure(OSError):
+    """What an object store answered instead of what was asked, or why there was no answer.
+
+    status: of HTTP, None without an answer; 412 where a condition does not hold. code: the store's own word, if any.
+    passing: whether the same request may succeed later.
+    """
+
+    def __init__(self, words: str, *, status: int | None = None, code: str = "", passing: bool = False) -> None:
+        super().__init__(words)
+        self.status, self.code, self.passing = status, code, passing
+
+
+class NotThere(StoreFailure, FileNotFoundError):
+    """There is no such object, or no such bucket."""
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """Return the status of the store's answer that the error is or comes from; None where there was none."""
+    failure = error if isinstance(error, StoreFailure) else error and error.__cause__
+    return failure.status if isinstance(failure, StoreFailure) else None
 
 
 def reason(error: BaseException) -> str:
     """Return an error's own words on one line, without the path that the message names already and without secrets."""
-    answer = s3.answer_of(error).get("Error", {})
-    if isinstance(error, FileNotFoundError) and answer.get("Code") in ("404", "NoSuchKey"):
-        return "No such file"
     # FFmpeg's errors have a strerror, and are no OSErrors; a timeout of fsspec's says nothing, and its cause may.
     text = getattr(error, "strerror", None) or str(error) or str(error.__cause__ or "")
-    if answer and not answer.get("Message"):  # Ceph sends a code without words
-        text = answer.get("Code", text)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return "; ".join([shortened(_without_secrets(text)), *getattr(error, "__notes__", ())])
 
 
 def _without_secrets(text: str) -> str:
     """Remove the credentials of the environment, and those of a URL or a signed request."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+    for name in SECRETS:
         text = text.replace(os.environ.get(name) or "\0", "***")
-    text = re.sub(r"(Credential|Signature|Token|AccessKeyId)=[^&\s,;\"']+", r"\1=***", text)
+    text = re.sub(r"(Credential|Signature|Token|AccessKeyId|AccountKey|\bsig)=[^&\s,;\"']+", r"\1=***", text)
     return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
@@ -48,7 +74,6 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
     """Turn failures inside into StorageError: `{uri} cannot be {verb}: {reason}.`; if denied, say what to look at."""
     try:
         yield
-    except s3.failures() as error:
-        refused = " Check the credentials (AWS_PROFILE, a role) and the bucket's policy."
-        hint = refused if s3.http_status(error) == 403 else ""
+    except (OSError, ValueError) as error:
+        hint = f" {CREDENTIALS[uri[:2]]}" if http_status(error) in (401, 403) else ""
         raise StorageError(printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error

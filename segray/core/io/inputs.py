@@ -81,7 +81,7 @@ class Untaken:
     def enter(self, folder: str, *, hidden: bool = False) -> bool:
         """Say whether to list a folder: not one of a system or tool, nor one that segray wrote."""
         above, _, name = folder.rpartition("/")
-        if storage.is_s3(folder):
+        if storage.in_bucket(folder):
             written = above if name in WRITTEN else None
         else:
             written = folder if any(os.path.isdir(f"{folder}/{mark}") for mark in WRITTEN) else None  # noqa: PTH112
@@ -132,7 +132,7 @@ def find_inputs(
     files, untaken, folders = Files(), Untaken(), set[bytes]()
     for root in inputs:
         found, known, before = _find(root, untaken), set(untaken.written), len(files)
-        since = files.mark() if storage.is_s3(root) else None
+        since = files.mark() if storage.in_bucket(root) else None
         while chunk := list(islice(found, CHUNK)):
             files.add(chunk)
             folders.update(one.name.rpartition(b"/")[0] for one in chunk)
@@ -160,7 +160,7 @@ def _outside(folders: list[bytes], files: pa.RecordBatch) -> pa.Array | None:
 
 def _drop_links(files: Files, folders: set[bytes]) -> int:
     """Keep one name of each file that links show under several; the name in the folder itself comes first."""
-    real = {folder: os.path.realpath(folder) for folder in folders if not storage.is_s3(os.fsdecode(folder))}
+    real = {folder: os.path.realpath(folder) for folder in folders if not storage.in_bucket(os.fsdecode(folder))}
     shared = {target for target, count in Counter(real.values()).items() if count > 1}
     several = {folder: target for folder, target in real.items() if target in shared}
     if not several:
@@ -239,7 +239,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _find(root: str, untaken: Untaken) -> Iterator[Found]:
-    is_folder = not storage.is_s3(root) and os.path.isdir(root)  # noqa: PTH112, as Path.is_dir raises for a long name
+    is_folder = not storage.in_bucket(root) and os.path.isdir(root)  # noqa: PTH112, as Path.is_dir raises for a long name
     if _output_of(root.rstrip("/")) or _output_of(storage.folder_of(root)):
         raise DataError(f"{root} was written by segray and is no input; give the folder of the images themselves.")
     if not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
@@ -248,7 +248,7 @@ def _find(root: str, untaken: Untaken) -> Iterator[Found]:
         yield from _matching(root, untaken)
     elif not is_folder and not storage.exists(root):
         raise DataError(f"{root} does not exist; give an image, a video, a folder or glob of them, or a list.")
-    elif is_folder or storage.is_s3(root):
+    elif is_folder or storage.in_bucket(root):
         yield from _below(root, untaken)
     else:
         yield look_up(root)
@@ -261,7 +261,7 @@ def _below(root: str, untaken: Untaken) -> Iterator[Found]:
     real = f"{os.path.realpath(root).rstrip('/')}/"
 
     def enter(folder: str) -> bool:
-        if not storage.is_s3(root) and os.path.islink(folder):  # noqa: PTH114
+        if not storage.in_bucket(root) and os.path.islink(folder):  # noqa: PTH114
             target = os.path.realpath(folder)
             if target.startswith(real) and not any(map(storage.is_hidden, target.removeprefix(real).split("/"))):
                 untaken.others["links to folders that are listed anyway"] += 1
@@ -301,7 +301,7 @@ def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
 
 def _output_of(folder: str) -> str | None:
     """Return the output of `segray label` whose labels or plans lie in a folder."""
-    if not storage.is_s3(folder) and os.path.islink(folder):  # noqa: PTH114
+    if not storage.in_bucket(folder) and os.path.islink(folder):  # noqa: PTH114
         folder = os.path.realpath(folder)
     above, _, name = folder.rpartition("/")
     with suppress(StorageError):  # one may have no rights there
@@ -345,10 +345,10 @@ def _whole(folder: str, place: str) -> str:
     if "://" in place:
         return place
     whole = place if place.startswith("/") else storage.join(folder, place)
-    if not storage.is_s3(whole):
+    if not storage.in_bucket(whole):
         return storage.normal(whole)
     steps = {".", ".."} & set(place.split("/"))  # else a key is what it is
-    return f"s3://{posixpath.normpath(whole[5:])}" if steps else whole
+    return whole[:5] + posixpath.normpath(whole[5:]) if steps else whole
 
 
 def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str]]:

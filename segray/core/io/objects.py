@@ -1,4 +1,4 @@
-"""Objects on S3: listed, read by ranges, written, and created exclusively."""
+"""Objects in a bucket, on whichever store: listed, read by ranges, written, and created exclusively."""
 
 from __future__ import annotations
 
@@ -7,28 +7,73 @@ import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from mmap import mmap
 from typing import Any
 
-from segray.core.io import s3
-from segray.core.io.failures import one_line, printable
-from segray.core.io.paths import Entry, check_uri
+from segray.core.io import azure, gcs, s3
+from segray.core.io.failures import http_status, one_line, printable
+from segray.core.io.paths import Entry, check_uri, scheme_of
+from segray.core.io.stores import Place, Store, Stored
 from segray.errors import InputChanged, SegrayError, StorageError
 
-UPLOAD_PART_BYTES = 1 << 28  # in memory at a time; S3 takes 10,000 of at most 5 GB
-TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
+STORES: dict[str, Store] = {"s3": s3, "gs": gcs, "az": azure}
 
 
-def key_of(uri: str) -> dict[str, str]:
-    """Split s3://bucket/a/b into {"Bucket": "bucket", "Key": "a/b"}."""
+def store_of(uri: str) -> Store:
+    return STORES[scheme_of(uri)]
+
+
+def place_of(uri: str) -> Place:
+    """Split s3://bucket/a/b into Place("bucket", "a/b")."""
     bucket, _, key = check_uri(uri)[5:].partition("/")
-    return {"Bucket": bucket, "Key": key}
+    return Place(bucket, key)
 
 
-def get(uri: str, **conditions: str) -> bytes:
-    data: bytes = s3.request("get_object", **key_of(uri), **conditions)["Body"]
-    return data
+def get(uri: str, stamp: str | None = None, span: tuple[int, int] | None = None) -> bytes:
+    return store_of(uri).get(place_of(uri), stamp, span)
+
+
+def head(uri: str) -> Entry:
+    return _entry(uri, store_of(uri).head(place_of(uri)))
+
+
+def put(uri: str, data: bytes | mmap) -> None:
+    store_of(uri).put(place_of(uri), data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    token = uuid.uuid4().hex
+    store, place = store_of(uri), place_of(uri)
+    with one_line(uri, "created"):
+        try:
+            store.put(place, data, token)
+        except OSError as error:
+            if http_status(error) != 412:
+                raise
+            # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.
+            return store.head(place).token == token
+    return True
+
+
+def exists(uri: str) -> bool:
+    """Say whether there is an object, or a folder: a bucket, or a prefix with something below it."""
+    store, place = store_of(uri), place_of(uri)
+    try:
+        if place.key and not place.key.endswith("/"):
+            return bool(store.head(place))
+    except FileNotFoundError:
+        pass
+    try:
+        page = store.page(place.bucket, prefix_of(place.key), most=1)
+    except FileNotFoundError:
+        return False
+    return not place.key or bool(page.objects)
+
+
+def remove(root: str) -> None:
+    keys = [place_of(entry.uri).key for entry in iter_files(root, markers=True)]
+    if keys:
+        store_of(root).delete(place_of(root).bucket, keys)
 
 
 def prefix_of(key: str) -> str:
@@ -39,13 +84,13 @@ def prefix_of(key: str) -> str:
 def iter_files(
     root: str, enter: Callable[[str], bool] | None = None, *, deep: bool = True, markers: bool = False
 ) -> Iterator[Entry]:
-    """List by pages of 1000 keys; s3fs's find() holds all of them and can return a prefix as a file.
+    """List page by page.
 
     markers: also the keys that end in a slash, with which some programs mark folders.
     """
-    bucket, key = key_of(root).values()
-    more: dict[str, str] | None = {} if deep else {"Delimiter": "/"}
-    nothing = True
+    store, (bucket, key) = store_of(root), place_of(root)
+    top = f"{scheme_of(root)}://{bucket}/"
+    nothing, after = True, None
     below = prefix_of(key)
     entered: dict[str, bool] = {below: True}
 
@@ -55,30 +100,28 @@ def iter_files(
             return True
         if folder not in entered:
             place = folder[:-1]  # not without all of its slashes: a key may hold empty steps
-            entered[folder] = wanted(place[: place.rfind("/") + 1]) and enter(f"s3://{bucket}/{place}")
+            entered[folder] = wanted(place[: place.rfind("/") + 1]) and enter(top + place)
         return entered[folder]
 
     with one_line(root, "listed"):
-        while more is not None:
-            page = s3.request("list_objects_v2", Bucket=bucket, Prefix=below, **more)
-            for found in page.get("Contents", ()):
+        while True:
+            page = store.page(bucket, below, after, deep=deep)
+            for found in page.objects:
                 nothing = False
-                name = found["Key"]
-                if (markers or not name.endswith("/")) and wanted(name[: name.rfind("/") + 1]):
-                    yield entry_of(f"s3://{bucket}/{name}", found["Size"], found)
-            nothing = nothing and "CommonPrefixes" not in page
-            token = page.get("NextContinuationToken")
-            more = {**more, "ContinuationToken": token} if token else None
+                if (markers or not found.key.endswith("/")) and wanted(found.key[: found.key.rfind("/") + 1]):
+                    yield _entry(top + found.key, found)
+            nothing, after = nothing and not page.folders, page.after
+            if not after:
+                break
         if nothing and key.rstrip("/"):
             try:
-                head = s3.request("head_object", Bucket=bucket, Key=key.rstrip("/"))
+                yield head(root.rstrip("/"))
             except FileNotFoundError:
                 return
-            yield entry_of(root.rstrip("/"), head["ContentLength"], head)
 
 
-def entry_of(uri: str, size: int, answer: dict[str, Any]) -> Entry:
-    return Entry(uri, size, answer["ETag"].strip('"'), answer["LastModified"].timestamp())
+def _entry(uri: str, stored: Stored) -> Entry:
+    return Entry(uri, stored.size, stored.stamp, stored.modified_s)
 
 
 class ObjectFile(io.RawIOBase):
@@ -88,11 +131,9 @@ class ObjectFile(io.RawIOBase):
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._at = uri, 0
+        self._at = 0
         self.failed: SegrayError | None = None
-        head = s3.request("head_object", **key_of(uri))
-        self._size: int = head["ContentLength"]
-        self._etag: str = head["ETag"]
+        self._entry = head(uri)
 
     def readable(self) -> bool:
         return True
@@ -101,7 +142,7 @@ class ObjectFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._entry.size}[whence]
         if at < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._at = at
@@ -113,53 +154,21 @@ class ObjectFile(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:  # which RawIOBase does by 8 kB
-        return self._next(self._size)
+        return self._next(self._entry.size)
 
     def _next(self, most: int) -> bytes:
         if self.failed:
             raise self.failed
-        start, end = self._at, min(self._at + most, self._size)
+        start, end = self._at, min(self._at + most, self._entry.size)
         if start >= end:
             return b""
+        uri = self._entry.uri
         try:
-            with one_line(self._uri, "read"):
-                data = get(self._uri, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
+            with one_line(uri, "read"):
+                data = get(uri, self._entry.stamp, (start, end))
         except StorageError as error:
-            replaced = InputChanged(printable(f"{self._uri} was replaced while it was read."))
-            self.failed = replaced if s3.http_status(error) == 412 else error
+            replaced = InputChanged(printable(f"{uri} was replaced while it was read."))
+            self.failed = replaced if http_status(error) == 412 else error
             raise self.failed from error.__cause__
         self._at = end
         return data
-
-
-def put(uri: str, data: bytes | mmap) -> None:
-    """Write in one request, or as a multipart upload, which becomes visible when it is complete."""
-    key = key_of(uri)
-    if len(data) <= UPLOAD_PART_BYTES:
-        s3.request("put_object", **key, Body=data[:])
-        return
-    upload = {**key, "UploadId": s3.request("create_multipart_upload", **key)["UploadId"]}
-    try:
-        parts: list[dict[str, Any]] = []
-        for start in range(0, len(data), UPLOAD_PART_BYTES):
-            number = {"PartNumber": len(parts) + 1}
-            sent = s3.request("upload_part", **upload, **number, Body=data[start : start + UPLOAD_PART_BYTES])
-            parts.append({**number, "ETag": sent["ETag"]})
-        s3.request("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
-    except BaseException:
-        with suppress(*s3.failures()):  # what was sent is paid for until it is aborted
-            s3.request("abort_multipart_upload", **upload)
-        raise
-
-
-def create(uri: str, data: bytes) -> bool:
-    token = uuid.uuid4().hex
-    with one_line(uri, "created"):
-        try:
-            s3.request("put_object", **key_of(uri), Body=data, IfNoneMatch="*", Metadata={TOKEN: token})
-        except s3.failures() as error:
-            if s3.http_status(error) != 412:
-                raise
-            # A PUT that was carried out and whose answer was lost is refused when it is sent again: it is ours.
-            return bool(s3.request("head_object", **key_of(uri))["Metadata"].get(TOKEN) == token)
-    return True

@@ -1,4 +1,4 @@
-"""Names of places, which are local paths and s3:// URIs: how they are checked, joined, split and made absolute."""
+"""Names of places, which are local paths and URIs of objects: how they are checked, joined, split and made absolute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from segray.errors import ConfigError, StorageError
 
+SCHEMES = ("s3", "gs", "az")  # Amazon S3, Google Cloud Storage, Azure Blob Storage
 # Folders that systems and tools make beside one's own; those that begin with a dot, as .ipynb_checkpoints, are known.
 SYSTEM = frozenset(
     {
@@ -20,7 +21,7 @@ SYSTEM = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored file. stamp changes when the content does: the etag on S3, mtime in ns on a disk."""
+    """One stored file. stamp changes when the content does: mtime in ns on a disk, generation or etag elsewhere."""
 
     uri: str
     size: int
@@ -28,29 +29,36 @@ class Entry:
     modified_s: float  # Unix time
 
 
-def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+def in_bucket(uri: str) -> bool:
+    """Say whether this is s3://, gs:// or az://, and no local path."""
+    return uri[2:5] == "://" and uri[:2] in SCHEMES
+
+
+def scheme_of(uri: str) -> str:
+    """Return s3, gs or az, for a place that is in a bucket."""
+    return uri[:2]
 
 
 def check_uri(uri: str) -> str:
     """Return the URI if it is an absolute or relative local path or s3://bucket/key; StorageError otherwise."""
     if "\0" in uri or not uri:
         raise StorageError("An empty path, or one with a NUL in it, cannot be opened.")
-    if is_s3(uri):
+    right = f"{uri[:2]}://{'container' if uri[:2] == 'az' else 'bucket'}/key"
+    if in_bucket(uri):
         bucket = uri[5:].split("/", 1)[0]
         if not bucket or "@" in bucket or ":" in bucket or "?" in bucket or "::" in uri:
-            raise StorageError(f"{uri!r} is not s3://bucket/key; credentials come from the environment.")
+            raise StorageError(f"{uri!r} is not {right}; credentials come from the environment.")
         return uri
-    if uri.startswith("s3:/"):
-        raise StorageError(f"{uri!r} has lost a slash, as a pathlib.Path does it; give s3://bucket/key as text.")
+    if uri.startswith(tuple(f"{scheme}:/" for scheme in SCHEMES)):
+        raise StorageError(f"{uri!r} has lost a slash, as a pathlib.Path does it; give {right} as text.")
     if not uri.startswith("/") and ("://" in uri or "::" in uri):
-        raise StorageError(f"{uri!r}: only local paths and s3:// are read. Copy the data to one of them.")
+        raise StorageError(f"{uri!r}: only local paths, s3://, gs:// and az:// are read. Copy the data to one of them.")
     return uri
 
 
 def absolute(uri: str) -> str:
     """Return a URI that means the same in every working directory, in one spelling."""
-    return check_uri(uri).rstrip("/") if is_s3(uri) else normal(str(Path(check_uri(uri)).expanduser().absolute()))
+    return check_uri(uri).rstrip("/") if in_bucket(uri) else normal(str(Path(check_uri(uri)).expanduser().absolute()))
 
 
 def normal(path: str) -> str:
@@ -70,7 +78,7 @@ def normal(path: str) -> str:
 
 def real(uri: str) -> str:
     """Return a place with the links in its folder resolved; the last name stays."""
-    return uri if is_s3(uri) else join(_real_folder(folder_of(uri)), name_of(uri))
+    return uri if in_bucket(uri) else join(_real_folder(folder_of(uri)), name_of(uri))
 
 
 @lru_cache(maxsize=4096)
@@ -79,8 +87,8 @@ def _real_folder(folder: str) -> str:
 
 
 def local(uri: str, what: str) -> Path:
-    """Return a place as a path, for what is written to disks alone; ConfigError for S3. what: "a video"."""
-    if is_s3(uri):
+    """Return a place as a path, for what is written to disks alone; ConfigError for a bucket. what: "a video"."""
+    if in_bucket(uri):
         raise ConfigError(f"{uri}: {what} is written to a local disk. Name a place there, and copy it afterwards.")
     return Path(check_uri(uri)).expanduser()
 

@@ -1,25 +1,18 @@
-"""Requests to S3: each goes through request(), which retries transient failures for RETRY_FOR_S.
-
-Those are a busy or broken server, a lost connection, a body cut short or damaged. s3fs keeps the connections; its own
-retries are off. Credentials come from the environment, a profile or a role, as botocore finds them.
-"""
+"""Amazon S3, and what speaks its protocol, as a Store. s3fs keeps the connections; its own retries are off."""
 
 from __future__ import annotations
 
-import os
-import random
 import socket
-import sys
-import time
-from itertools import count
+from contextlib import suppress
+from mmap import mmap
 from typing import Any
 
-RETRY_FOR_S = 60.0  # SEGRAY_RETRY_S in the environment overrides it
-BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0  # the first pause and the longest one, at most; each is drawn at random below it
-CONNECT_S, READ_S = 5.0, 30.0  # how long a server may be silent
-UPLOAD_BYTES_S = 100_000  # an upload slower than this has failed
-CONNECTIONS = 50  # as many threads may talk to S3 at once
+from segray.core.io import stores
+from segray.core.io.failures import NotThere, StoreFailure
+from segray.core.io.stores import Page, Place, Stored
 
+UPLOAD_PART_BYTES = 1 << 28  # in memory at a time; S3 takes 10,000 of at most 5 GB
+TOKEN = "segray-token"  # object metadata: which call of create() an object comes from
 # What statuses do not tell, for errors of single keys and for those of status 400; HEAD's answers have no code.
 TRANSIENT_CODES = frozenset(
     {
@@ -37,30 +30,63 @@ TRANSIENT_CODES = frozenset(
         "ThrottlingException",
     }
 )
-TRANSIENT_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return what a failed request raises: OSError and ValueError alone while nobody has asked S3 for anything.
-
-    Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
-    """
-    if "botocore" not in sys.modules:  # local files do without it
-        return OSError, ValueError
-    import aiohttp
-    from botocore import exceptions as boto
-    from botocore.parsers import ResponseParserError
-
-    return OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError
+def get(place: Place, stamp: str | None = None, span: tuple[int, int] | None = None) -> bytes:
+    conditions = {"IfMatch": stamp} if stamp is not None else {}
+    if span:
+        conditions["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+    data: bytes = request("get_object", **_named(place), **conditions)["Body"]
+    return data
 
 
-def _transient() -> tuple[type[Exception], ...]:
-    import aiohttp
-    from botocore import exceptions as boto
-    from botocore.parsers import ResponseParserError
+def head(place: Place) -> Stored:
+    answer = request("head_object", **_named(place))
+    return _stored(place.key, answer["ContentLength"], answer, answer["Metadata"].get(TOKEN))
 
-    own = boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError
-    return (ConnectionError, TimeoutError, aiohttp.ClientError, ResponseParserError, *own)
+
+def put(place: Place, data: bytes | mmap, token: str | None = None) -> None:
+    """Write in one request, or as a multipart upload, which becomes visible when it is complete."""
+    if token is not None:
+        request("put_object", **_named(place), Body=data[:], IfNoneMatch="*", Metadata={TOKEN: token})
+        return
+    if len(data) <= UPLOAD_PART_BYTES:
+        request("put_object", **_named(place), Body=data[:])
+        return
+    upload = {**_named(place), "UploadId": request("create_multipart_upload", **_named(place))["UploadId"]}
+    try:
+        parts: list[dict[str, Any]] = []
+        for start in range(0, len(data), UPLOAD_PART_BYTES):
+            number = {"PartNumber": len(parts) + 1}
+            sent = request("upload_part", **upload, **number, Body=data[start : start + UPLOAD_PART_BYTES])
+            parts.append({**number, "ETag": sent["ETag"]})
+        request("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+    except BaseException:
+        with suppress(OSError):  # what was sent is paid for until it is aborted
+            request("abort_multipart_upload", **upload)
+        raise
+
+
+def page(bucket: str, prefix: str, after: str | None = None, *, deep: bool = True, most: int = stores.PAGE) -> Page:
+    """List by list_objects_v2: s3fs's find() holds all keys and can return a prefix as a file."""
+    more = ({} if deep else {"Delimiter": "/"}) | ({"ContinuationToken": after} if after else {})
+    answer = request("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=most, **more)
+    found = [_stored(one["Key"], one["Size"], one) for one in answer.get("Contents", ())]
+    return Page(found, "CommonPrefixes" in answer, answer.get("NextContinuationToken"))
+
+
+def delete(bucket: str, keys: list[str]) -> None:
+    for start in range(0, len(keys), 1000):  # as many as one DeleteObjects takes
+        named = [{"Key": key} for key in keys[start : start + 1000]]
+        request("delete_objects", Bucket=bucket, Delete={"Objects": named, "Quiet": True})
+
+
+def _named(place: Place) -> dict[str, str]:
+    return {"Bucket": place.bucket, "Key": place.key}
+
+
+def _stored(key: str, size: int, answer: dict[str, Any], token: str | None = None) -> Stored:
+    return Stored(key, size, answer["ETag"].strip('"'), answer["LastModified"].timestamp(), token)
 
 
 def filesystem() -> Any:
@@ -71,9 +97,9 @@ def filesystem() -> Any:
     import fsspec
 
     config = {
-        "connect_timeout": CONNECT_S,
-        "read_timeout": READ_S,
-        "max_pool_connections": CONNECTIONS,
+        "connect_timeout": stores.CONNECT_S,
+        "read_timeout": stores.READ_S,
+        "max_pool_connections": stores.CONNECTIONS,
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
     fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config)
@@ -83,60 +109,68 @@ def filesystem() -> Any:
 
 def request(method: str, **arguments: Any) -> dict[str, Any]:
     """Call a method of boto's S3 client and return the answer, with its Body read; retry transient failures."""
+    import aiohttp
     import fsspec.asyn
-    from botocore.exceptions import ClientError
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     fs = filesystem()
-
-    async def call() -> dict[str, Any]:
-        answer: dict[str, Any] = await fs._call_s3(method, **arguments)
-        if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
-            raise ClientError({"Error": answer["Errors"][0]}, method)
-        if "Body" in answer:
-            body = answer["Body"]
-            try:
-                answer["Body"] = await body.read()
-            finally:
-                body.close()
-        return answer
-
+    # Not all are OSErrors: missing credentials, a body that was cut; a ValueError is an endpoint that is no URL.
+    native = (OSError, ValueError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
     # READ_S does not count while aiohttp waits to be let in, after `Expect: 100-continue`, nor while it sends.
-    limit_s = CONNECT_S + READ_S + len(arguments.get("Body", b"")) / UPLOAD_BYTES_S
-    patience_s = float(os.environ.get("SEGRAY_RETRY_S") or RETRY_FOR_S)
-    end = time.monotonic() + patience_s
-    for attempt in count():
+    limit_s = stores.CONNECT_S + stores.READ_S + len(arguments.get("Body", b"")) / stores.UPLOAD_BYTES_S
+
+    def once() -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = fsspec.asyn.sync(
-                fs.loop, call, timeout=None if method == "get_object" else limit_s
-            )
+            timeout_s = None if method == "get_object" else limit_s
+            answer: dict[str, Any] = fs.call_s3(method, timeout=timeout_s, **arguments)
+            if "Errors" in answer:  # DeleteObjects says 200 and then which keys it did not delete
+                raise boto.ClientError({"Error": answer["Errors"][0]}, method)
+            if "Body" in answer:
+                answer["Body"] = fsspec.asyn.sync(fs.loop, _whole, answer["Body"])
             return answer
-        except failures() as error:
-            left_s = end - time.monotonic()
-            if not _is_transient(error):
-                raise
-            if left_s <= 0:
-                error.add_note(f"tried {attempt + 1} times in {patience_s - left_s:.0f} s")
-                raise
-            most_s = min(BACKOFF_MOST_S, BACKOFF_S * 2 ** min(attempt, 9), left_s)
-            # Full jitter, so that many workers do not come back at once; not from the generator that a training seeds.
-            time.sleep(random.SystemRandom().uniform(0, most_s))
-    raise AssertionError
+        except native as error:
+            raise _failure(error) from error
+
+    return stores.patiently(once)
 
 
-def _is_transient(error: BaseException) -> bool:
-    from aiohttp import ClientConnectorCertificateError
+async def _whole(body: Any) -> Any:
+    try:
+        return await body.read()
+    finally:
+        body.close()
 
-    answer = answer_of(error)
-    if answer:
-        return http_status(error) in TRANSIENT_STATUSES or answer.get("Error", {}).get("Code") in TRANSIENT_CODES
+
+def _failure(error: Exception) -> StoreFailure:
+    answer = _answer_of(error)
+    told = answer.get("Error", {})
+    code, status = told.get("Code", ""), answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    # A timeout of fsspec's says nothing, and its cause may.
+    words = getattr(error, "strerror", None) or str(error) or str(error.__cause__ or "") or type(error).__name__
+    if answer and not told.get("Message"):  # Ceph sends a code without words
+        words = code or words
+    if isinstance(error, FileNotFoundError):
+        return NotThere("No such file" if code in ("404", "NoSuchKey") else words, status=404, code=code)
+    passing = (status in stores.TRANSIENT_STATUSES or code in TRANSIENT_CODES) if answer else _is_transient(error)
+    return StoreFailure(words, status=status, code=code, passing=passing)
+
+
+def _is_transient(error: Exception) -> bool:
+    """Say whether what kept an answer from coming may pass."""
+    import aiohttp
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
     inner = getattr(error, "kwargs", {}).get("error")  # what botocore's errors have wrapped
     unknown_host = getattr(getattr(inner, "os_error", None), "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA)
-    if unknown_host or isinstance(inner, (ValueError, ClientConnectorCertificateError)):
+    if unknown_host or isinstance(inner, (ValueError, aiohttp.ClientConnectorCertificateError)):
         return False
-    return isinstance(error, _transient())
+    own = boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError
+    return isinstance(error, (ConnectionError, TimeoutError, aiohttp.ClientError, ResponseParserError, *own))
 
 
-def answer_of(error: BaseException | None) -> dict[str, Any]:
+def _answer_of(error: BaseException | None) -> dict[str, Any]:
     """Return the store's answer, {} where there was none: s3fs wraps botocore's errors, which are the cause."""
     while error:
         response: dict[str, Any] | None = getattr(error, "response", None)
@@ -144,8 +178,3 @@ def answer_of(error: BaseException | None) -> dict[str, Any]:
             return response
         error = error.__cause__
     return {}
-
-
-def http_status(error: BaseException) -> int | None:
-    status: int | None = answer_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status

@@ -1,11 +1,7 @@
-"""Places: local paths and s3:// URIs; reading, listing, and creating a file that must not exist yet.
+"""Places: local paths, s3://, gs:// and az:// URIs; reading, listing, and creating a file that must not exist yet.
 
-Only these two kinds are opened, because fsspec would also follow http://, zip:: and file-reading
-references that a URI in a list could smuggle in. S3 credentials come from the environment, a profile or
-a role, as botocore finds them, and are never part of a URI.
-
-Every request to S3 goes through s3.request(), which retries transient failures for RETRY_FOR_S: a busy or broken
-server, a lost connection, a body cut short or damaged. s3fs keeps the connections; its own retries are off.
+Only these are opened, because fsspec would also follow http://, zip:: and file-reading references that a URI in a list
+could smuggle in. Credentials come from the environment, a profile or a role, and are never part of a URI.
 """
 
 from __future__ import annotations
@@ -21,16 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segray.core.io import disk, objects, read_ahead, s3
+from segray.core.io import disk, objects, read_ahead
 from segray.core.io.disk import temporary_beside
-from segray.core.io.failures import OWN_ERRNOS, one_line, printable, reason
+from segray.core.io.failures import OWN_ERRNOS, StoreFailure, http_status, one_line, printable, reason
 from segray.core.io.paths import (
     Entry,
     absolute,
     check_uri,
     folder_of,
+    in_bucket,
     is_hidden,
-    is_s3,
     join,
     local,
     name_of,
@@ -49,8 +45,8 @@ __all__ = [
     "create",
     "exists",
     "folder_of",
+    "in_bucket",
     "is_hidden",
-    "is_s3",
     "iter_files",
     "join",
     "list_files",
@@ -78,13 +74,19 @@ __all__ = [
 ]
 
 # What is one object's own fault, as OWN_ERRNOS are of one file.
-OWN_CODES = frozenset({"AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"})
+OWN_CODES = frozenset(
+    {
+        *("AccessDenied", "InvalidObjectState", "KeyTooLongError", "MethodNotAllowed"),  # S3's
+        "forbidden",  # Google's
+        *("AuthorizationFailure", "AuthorizationPermissionMismatch", "BlobArchived", "BlobBeingRehydrated"),  # Azure's
+    }
+)
 
 
 def read_bytes(uri: str) -> bytes:
     """Read a whole file. StorageError names the place and the reason."""
     with one_line(uri, "read"):
-        return objects.get(uri) if is_s3(uri) else disk.regular_file(uri).read_bytes()
+        return objects.get(uri) if in_bucket(uri) else disk.regular_file(uri).read_bytes()
 
 
 def read_json(uri: str) -> Any:
@@ -100,13 +102,13 @@ def parse_json(data: bytes, source: str) -> Any:
 
 
 def open_read(uri: str, ahead: int | None = None) -> Any:
-    """Open a seekable binary file for reading; on S3, InputChanged when the object is replaced meanwhile.
+    """Open a seekable binary file for reading; in a bucket, InputChanged when the object is replaced meanwhile.
 
-    ahead: bytes that S3 is asked for at once, 0 for those alone that are read; None: few at first, and more the longer
-    reading goes on.
+    ahead: bytes that a store is asked for at once, 0 for those alone that are read; None: few at first, and more the
+    longer reading goes on.
     """
     with one_line(uri, "read"):
-        if not is_s3(uri):
+        if not in_bucket(uri):
             return disk.regular_file(uri).open("rb")
         file = objects.ObjectFile(uri)
         if ahead is None:
@@ -124,9 +126,9 @@ def raise_failure(file: Any) -> None:
 def read_unchanged(uri: str, stamp: str) -> bytes:
     """Read a whole file, if it still has this stamp; InputChanged or InputMissing otherwise."""
     with reading_input(uri):
-        if is_s3(uri):
+        if in_bucket(uri):
             with one_line(uri, "read"):
-                return objects.get(uri, IfMatch=stamp)
+                return objects.get(uri, stamp)
         check_unchanged(uri, stamp)
         data = read_bytes(uri)
         check_unchanged(uri, stamp)
@@ -142,31 +144,18 @@ def check_unchanged(uri: str, stamp: str) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Say whether there is a file or folder; on S3, folders are buckets, and prefixes with something below them."""
+    """Say whether there is a file or folder; in a bucket, folders are prefixes with something below them."""
     with one_line(uri, "read"):
-        if not is_s3(uri):
+        if not in_bucket(uri):
             return os.path.exists(check_uri(uri))  # noqa: PTH110, as Path.exists raises for a name that is too long
-        place = objects.key_of(uri)
-        try:
-            if place["Key"] and not place["Key"].endswith("/"):
-                return bool(s3.request("head_object", **place))
-        except FileNotFoundError:
-            pass
-        try:
-            page = s3.request(
-                "list_objects_v2", Bucket=place["Bucket"], Prefix=objects.prefix_of(place["Key"]), MaxKeys=1
-            )
-        except FileNotFoundError:
-            return False
-        return not place["Key"] or "Contents" in page
+        return objects.exists(uri)
 
 
 def stat(uri: str) -> Entry:
     """Return size and stamp of one file. StorageError for a folder, a pipe or a device."""
     with one_line(uri, "read"):
-        if is_s3(uri):
-            head = s3.request("head_object", **objects.key_of(uri))
-            return objects.entry_of(uri, head["ContentLength"], head)
+        if in_bucket(uri):
+            return objects.head(uri)
         info = Path(check_uri(uri)).stat()
         disk.check_regular(info)
         return Entry(uri, info.st_size, str(info.st_mtime_ns), info.st_mtime)
@@ -191,7 +180,7 @@ def iter_files(
     file nor folder: links to nothing, pipes, devices. on_unlisted gets the error of a folder below the root that may
     not be listed; without it, that error is raised.
     """
-    if is_s3(root):
+    if in_bucket(root):
         return objects.iter_files(root, enter, deep=deep)
     top = str(Path(check_uri(root)))
     is_file = os.path.isfile(top)  # noqa: PTH113, as Path.is_file raises for a name that is too long
@@ -203,14 +192,14 @@ def create(uri: str, data: bytes) -> bool:
     """Create a file with exactly these bytes, whole or not at all; False when the name was taken before.
 
     Local: written beside, synced, then hard-linked, as link() refuses a taken name where rename() replaces it.
-    S3: one PutObject with `If-None-Match: *`. Two racing writers: one gets True.
+    In a bucket: one request that fails where the name is taken. Two racing writers: one gets True.
     """
-    return objects.create(uri, data) if is_s3(uri) else disk.create(Path(check_uri(uri)), data)
+    return objects.create(uri, data) if in_bucket(uri) else disk.create(Path(check_uri(uri)), data)
 
 
 def refuses_to_overwrite(out: str) -> bool:
-    """Say whether create() is exclusive below `out`: a disk always is; an S3 store is tested by two writes."""
-    if not is_s3(out):
+    """Say whether create() is exclusive below `out`: a disk always is; a bucket is tested by two writes."""
+    if not in_bucket(out):
         return True
     probe = join(out, "_segray", f"probe-{uuid.uuid4().hex}")
     try:
@@ -223,7 +212,7 @@ def refuses_to_overwrite(out: str) -> bool:
 def replace(uri: str, data: bytes) -> None:
     """Write a whole file, replacing what was there; readers see the old file or the new one."""
     with one_line(uri, "written"):
-        if is_s3(uri):
+        if in_bucket(uri):
             objects.put(uri, data)
             return
         target = Path(check_uri(uri))
@@ -235,9 +224,9 @@ def replace(uri: str, data: bytes) -> None:
 
 
 def move(path: Path, uri: str) -> None:
-    """Give a whole local file its place, on the same disk or on S3, where it replaces what was there."""
+    """Give a whole local file its place, on the same disk or in a bucket, where it replaces what was there."""
     with one_line(uri, "written"):
-        if not is_s3(uri):
+        if not in_bucket(uri):
             path.replace(check_uri(uri))
         elif path.stat().st_size:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -249,17 +238,14 @@ def move(path: Path, uri: str) -> None:
 def remove(root: str) -> None:
     """Delete a file or a folder with all below it; nothing to delete is fine."""
     with one_line(root, "deleted"):
-        if not is_s3(root):
+        if not in_bucket(root):
             path = Path(check_uri(root))
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
             return
-        places = [objects.key_of(entry.uri) for entry in objects.iter_files(root, markers=True)]
-        for start in range(0, len(places), 1000):  # as many as one DeleteObjects takes
-            keys = [{"Key": place["Key"]} for place in places[start : start + 1000]]
-            s3.request("delete_objects", Bucket=places[0]["Bucket"], Delete={"Objects": keys, "Quiet": True})
+        objects.remove(root)
 
 
 @contextmanager
@@ -275,7 +261,7 @@ def reading_input(uri: str) -> Iterator[None]:
             raise InputMissing(
                 printable(f"{uri} does not exist; it was moved or deleted, or its name is mistyped.")
             ) from error
-        if error.__cause__ and s3.http_status(error.__cause__) == 412:
+        if http_status(error) == 412:
             raise InputChanged(_changed(uri)) from error
         if _is_own_fault(uri, error.__cause__):
             raise InputUnreadable(str(error)) from error
@@ -283,15 +269,14 @@ def reading_input(uri: str) -> Iterator[None]:
 
 
 def _is_own_fault(uri: str, cause: BaseException | None) -> bool:
-    answer = s3.answer_of(cause)
-    if not answer:  # without a cause, it is a URI that is not opened
+    if not isinstance(cause, StoreFailure):  # without a cause, it is a URI that is not opened
         return cause is None or isinstance(cause, UnicodeError) or getattr(cause, "errno", None) in OWN_ERRNOS
-    if answer.get("Error", {}).get("Code") != "403":
-        return answer.get("Error", {}).get("Code") in OWN_CODES
-    try:  # HEAD's answers have no code: a GET's says whether it is the file or the credentials
-        return bool(s3.request("get_object", **objects.key_of(uri), Range="bytes=0-0"))
-    except s3.failures() as error:
-        return s3.answer_of(error).get("Error", {}).get("Code") in OWN_CODES
+    if cause.code != "403":
+        return cause.code in OWN_CODES
+    try:  # S3's answers to HEAD have no code: a GET's says whether it is the file or the credentials
+        return bool(objects.get(uri, span=(0, 1)))
+    except StoreFailure as error:
+        return error.code in OWN_CODES
 
 
 def _changed(uri: str) -> str:

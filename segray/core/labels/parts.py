@@ -131,7 +131,7 @@ def finish(plans: list[Plan], speed: Speed, progress: Progress = untold) -> Summ
 
 def _remove_leftovers(out: str) -> None:
     """Remove temporary files that killed writers left on a disk, but not those that may still be in use."""
-    if storage.is_s3(out):
+    if storage.in_bucket(out):
         return
     for entry in storage.iter_files(storage.join(out, "labels")):
         name = storage.name_of(entry.uri)

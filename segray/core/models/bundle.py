@@ -1,4 +1,4 @@
-"""The model bundle: all that labelling needs to know of a trained model, in one folder, local or on S3.
+"""The model bundle: all that labelling needs to know of a trained model, in one folder, local or in a bucket.
 
 model.safetensors, config.json   as smp's save_pretrained writes them: smp.from_pretrained(folder) loads it
 segray.json                      classes, preprocessing, scores, resolved settings, sha256 of the weights
@@ -48,10 +48,10 @@ def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> Bundle
 def beside(folder: str) -> Iterator[Path]:
     """Yield a local folder to write to; when the block ends without an error, it replaces `folder`.
 
-    A local `folder` is replaced by two renames: a kill between them leaves neither half-written. On S3 files are
+    A local `folder` is replaced by two renames: a kill between them leaves neither half-written. In a bucket files are
     written one by one, segray.json last: until then the sha256 in the older one refuses the newer weights.
     """
-    if not storage.is_s3(folder):
+    if not storage.in_bucket(folder):
         target = Path(folder)
         temporary, old = (target.with_name(f".{target.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
         try:
@@ -84,7 +84,7 @@ def save_model(folder: Path, model: torch.nn.Module, section: ModelSection) -> N
 
 
 def copy_to(folder: str, place: str) -> None:
-    """Replace `folder` with a copy of the bundle at `place`; either may be on S3."""
+    """Replace `folder` with a copy of the bundle at `place`; either may be in a bucket."""
     with beside(folder) as temporary:
         temporary.mkdir()
         for entry in storage.list_files(place):

@@ -1,4 +1,4 @@
-"""A run's folder, local or on S3 ↔ what training needs to resume: last.pt is the one commit point of an epoch.
+"""A run's folder, local or in a bucket ↔ what training needs to resume: last.pt is the one commit point of an epoch.
 
 config.yaml     its settings
 last.pt         weights, EMA weights, optimizer, scaler, and the history, after the last complete epoch

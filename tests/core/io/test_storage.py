@@ -1,4 +1,4 @@
-"""Storage on a disk and on a real S3 server: the same promises on both."""
+"""Storage on a disk and on servers of S3, Google and Azure: the same promises on all."""
 
 import ctypes
 import errno
@@ -13,14 +13,14 @@ import boto3
 import pytest
 import s3fs
 
-from segray.core.io import objects, read_ahead, storage
+from segray.core.io import read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs", "az"])
 def root(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    return str(tmp_path) if request.param == "local" else f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
 
 
 def test_a_name_is_taken_once(root):
@@ -171,7 +171,7 @@ def test_a_folder_is_removed_with_the_marker_that_another_program_left(s3, tmp_p
 
 
 def test_what_is_too_large_for_one_request_goes_to_s3_in_parts(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr(s3_requests, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 takes
     uri, data = f"{s3}/{tmp_path.name}/state.pt", bytes(range(256)) * (11 << 12)
     storage.replace(uri, data)
     assert storage.read_bytes(uri) == data
@@ -179,7 +179,7 @@ def test_what_is_too_large_for_one_request_goes_to_s3_in_parts(s3, tmp_path, mon
 
 
 def test_an_upload_in_parts_that_fails_leaves_what_was_there_and_nothing_to_pay_for(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "UPLOAD_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_requests, "UPLOAD_PART_BYTES", 5 << 20)
     uri = f"{s3}/{tmp_path.name}/state.pt"
     storage.replace(uri, b"before")
     request = s3_requests.request
@@ -218,7 +218,7 @@ def test_what_others_do_on_s3_is_seen_at_once(s3, tmp_path):
     assert not storage.exists(uri)
 
 
-ONLY = "only local paths and s3:// are read. Copy the data to one of them."
+ONLY = "only local paths, s3://, gs:// and az:// are read. Copy the data to one of them."
 NOT_S3 = "is not s3://bucket/key; credentials come from the environment."
 EMPTY = "An empty path, or one with a NUL in it, cannot be opened."
 
@@ -277,7 +277,7 @@ def one_line(call, *args):
 
 def test_a_missing_file_is_one_line(root):
     uri = f"{root}/none"
-    words = "No such file" if storage.is_s3(root) else "No such file or directory"
+    words = "No such file" if storage.in_bucket(root) else "No such file or directory"
     for read in (storage.read_bytes, storage.stat, storage.open_read):
         assert one_line(read, uri) == f"{uri} cannot be read: {words}."
 
@@ -409,36 +409,38 @@ def test_a_disk_refuses_to_overwrite_without_being_asked(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_overwrites_is_found_out(s3_proxy, s3, tmp_path):
-    out = f"{s3}/{tmp_path.name}"
+def test_a_store_that_overwrites_is_found_out(proxy, bucket, tmp_path):
+    out = f"{bucket}/{tmp_path.name}"
     assert storage.refuses_to_overwrite(out) is True
-    s3_proxy.set(ignore_if_none_match=1)
+    if out.startswith("az://"):
+        return  # a proxy cannot take the condition out of a request that is signed
+    proxy.set(ignore_if_none_match=1)
     assert storage.refuses_to_overwrite(out) is False
-    assert s3_proxy.count["ignore_if_none_match"] == 2
+    assert proxy.count["ignore_if_none_match"] == 2
     assert storage.list_files(out) == []
 
 
 @pytest.fixture
 def soon(monkeypatch):
     """Patience of a second, and short pauses."""
-    monkeypatch.setattr("segray.core.io.s3.RETRY_FOR_S", 1.0)
-    monkeypatch.setattr("segray.core.io.s3.BACKOFF_S", 0.005)
+    monkeypatch.setattr("segray.core.io.stores.RETRY_FOR_S", 1.0)
+    monkeypatch.setattr("segray.core.io.stores.BACKOFF_S", 0.005)
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_the_proxy_passes_any_name(s3_proxy, s3, tmp_path, name):
-    test_any_name_is_created_listed_and_read(f"{s3}/{tmp_path.name}", name)
+def test_the_proxy_passes_any_name(proxy, bucket, tmp_path, name):
+    test_any_name_is_created_listed_and_read(f"{bucket}/{tmp_path.name}", name)
 
 
 # aiohttp sends a PUT again by itself where it goes over a used connection, so one lost answer is not enough.
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_a_lost_answer_is_known_as_ones_own(s3_proxy, s3, tmp_path, most):
-    uri = f"{s3}/{tmp_path.name}/part"
-    s3_proxy.set(lost=1, most=most)
+def test_a_lost_answer_is_known_as_ones_own(proxy, bucket, tmp_path, most):
+    uri = f"{bucket}/{tmp_path.name}/part"
+    proxy.set(lost=1, most=most)
     assert storage.create(uri, b"mine") is True
-    assert s3_proxy.count["lost"] == most
+    assert proxy.count["lost"] == most
     assert storage.create(uri, b"theirs") is False
-    assert [entry.uri for entry in storage.list_files(f"{s3}/{tmp_path.name}")] == [uri]
+    assert [entry.uri for entry in storage.list_files(f"{bucket}/{tmp_path.name}")] == [uri]
     assert storage.read_bytes(uri) == b"mine"
 
 
@@ -452,12 +454,14 @@ PASSING = [
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr("segray.core.io.s3.BACKOFF_S", 0.005)
-    s3_proxy.set(**{fault: 0.5})
+def test_what_passes_is_tried_again(proxy, bucket, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("segray.core.io.stores.BACKOFF_S", 0.005)
+    if fault == "conflict" and bucket.startswith("az://"):
+        pytest.skip("Azure has no such answer")
+    proxy.set(**{fault: 0.5})
 
     def work(i):
-        uri, data = f"{s3}/{tmp_path.name}/{i}", os.urandom(100_000)
+        uri, data = f"{bucket}/{tmp_path.name}/{i}", os.urandom(100_000)
         won = storage.create(uri, data), storage.create(uri, b"")
         entry = storage.stat(uri)
         same = storage.read_bytes(uri) == storage.read_unchanged(uri, entry.stamp) == data
@@ -470,30 +474,30 @@ def test_what_passes_is_tried_again(s3_proxy, s3, tmp_path, monkeypatch, fault):
 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(work, range(4))) == {(True, False, 100_000, True, b"new")}
-    assert len(storage.list_files(f"{s3}/{tmp_path.name}")) == 4
-    storage.remove(f"{s3}/{tmp_path.name}")
-    assert not storage.exists(f"{s3}/{tmp_path.name}")
-    assert s3_proxy.count[fault]
+    assert len(storage.list_files(f"{bucket}/{tmp_path.name}")) == 4
+    storage.remove(f"{bucket}/{tmp_path.name}")
+    assert not storage.exists(f"{bucket}/{tmp_path.name}")
+    assert proxy.count[fault]
 
 
-def test_of_racing_creators_one_wins_through_faults(s3_proxy, s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("segray.core.io.s3.BACKOFF_S", 0.005)
-    s3_proxy.set(lost=0.3, http_503=0.1, reset=0.1, conflict=0.1)
+def test_of_racing_creators_one_wins_through_faults(proxy, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.core.io.stores.BACKOFF_S", 0.005)
+    proxy.set(lost=0.3, http_503=0.1, reset=0.1, conflict=0.1)
     with ThreadPoolExecutor(8) as pool:
         for n in range(4):
-            uri = f"{s3}/{tmp_path.name}/{n}"
+            uri = f"{bucket}/{tmp_path.name}/{n}"
             won = list(pool.map(lambda i, uri=uri: storage.create(uri, bytes([i])), range(8)))
             assert won.count(True) == 1
             assert storage.read_bytes(uri) == bytes([won.index(True)])
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_for_three_seconds_is_waited_for(s3_proxy, s3):
-    storage.replace(f"{s3}/patient", b"data")
-    s3_proxy.set(down=1)
-    threading.Timer(3, s3_proxy.set).start()
+def test_a_server_that_is_down_for_three_seconds_is_waited_for(proxy, bucket):
+    storage.replace(f"{bucket}/patient", b"data")
+    proxy.set(down=1)
+    threading.Timer(3, proxy.set).start()
     start = time.monotonic()
-    assert storage.read_bytes(f"{s3}/patient") == b"data"
+    assert storage.read_bytes(f"{bucket}/patient") == b"data"
     assert 3 <= time.monotonic() - start < 55
 
 
@@ -512,57 +516,65 @@ def doors(uri):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_for_good_ends_in_words(s3_proxy, s3, soon, monkeypatch):
+def test_a_server_that_is_down_for_good_ends_in_words(proxy, bucket, soon, monkeypatch):
     monkeypatch.setenv("SEGRAY_RETRY_S", "0.2")  # comes before RETRY_FOR_S
-    s3_proxy.set(down=1)
-    for door in doors(f"{s3}/down"):
+    proxy.set(down=1)
+    for door in doors(f"{bucket}/down"):
         start = time.monotonic()
         text = one_line(door)
         assert 0.2 <= time.monotonic() - start < 20  # not RETRY_FOR_S
-        assert "Connection was closed before we received a valid response" in text
+        assert re.search("[Cc]onnection was closed before", text)
         assert re.search(r" times in \d s\.$", text)
 
 
 @pytest.mark.slow
-def test_a_server_that_says_nothing_ends_in_words(s3_proxy, s3, soon, monkeypatch):
-    monkeypatch.setattr("segray.core.io.s3.CONNECT_S", 0.3)
-    monkeypatch.setattr("segray.core.io.s3.READ_S", 0.3)
-    monkeypatch.setattr("segray.core.io.s3.RETRY_FOR_S", 0.2)
-    s3_proxy.set(hang=1)
-    for door in doors(f"{s3}/hangs"):
+def test_a_server_that_says_nothing_ends_in_words(proxy, bucket, soon, monkeypatch):
+    monkeypatch.setattr("segray.core.io.stores.CONNECT_S", 0.3)
+    monkeypatch.setattr("segray.core.io.stores.READ_S", 0.3)
+    monkeypatch.setattr("segray.core.io.stores.RETRY_FOR_S", 0.2)
+    proxy.set(hang=1)
+    for door in doors(f"{bucket}/hangs"):
         start = time.monotonic()
         assert "time" in one_line(door).lower()
         assert time.monotonic() - start < 25  # not READ_S
 
 
-def test_a_body_that_is_always_cut_is_never_given(s3_proxy, s3, soon):
-    uri = f"{s3}/cut"
+def test_a_body_that_is_always_cut_is_never_given(proxy, bucket, soon):
+    uri = f"{bucket}/cut"
     storage.replace(uri, b"x" * 1_000_000)
-    s3_proxy.set(cut=1)
-    assert "payload is not completed" in one_line(storage.read_bytes, uri)
+    cut = "payload is not completed|closed before the whole answer had come"
     with storage.open_read(uri) as file:
-        assert "payload is not completed" in one_line(file.read)
-        s3_proxy.set()
+        proxy.set(cut=1)
+        assert re.search(cut, one_line(storage.read_bytes, uri))
+        assert re.search(cut, one_line(file.read))
+        proxy.set()
         one_line(file.read)  # for good: a reader that goes on after an error would have a hole in its data
 
 
-@pytest.mark.parametrize(("fault", "words"), [("http_403", "Access Denied"), ("code_403", "AccessDenied")])
-def test_a_refusal_is_told_at_once(s3_proxy, s3, fault, words):
-    uri = f"{s3}/forbidden"
+LOOK_AT = {
+    "s3": "the credentials (AWS_PROFILE, a role) and the bucket's policy.",
+    "gs": "the credentials (GOOGLE_APPLICATION_CREDENTIALS, a service account) and the bucket's permissions.",
+    "az": "the credentials (AZURE_STORAGE_CONNECTION_STRING, a role) and the container's permissions.",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), [("http_403", "Access Denied"), ("code_403", "AccessDenied|forbidden")])
+def test_a_refusal_is_told_at_once(proxy, bucket, fault, words):
+    uri = f"{bucket}/forbidden"
     for door in doors(uri):
-        s3_proxy.set(**{fault: 1})
+        proxy.set(**{fault: 1})
         text = one_line(door)
         assert text.startswith(uri)
-        denied = rf": ({words}|Forbidden)\. Check the credentials \(AWS_PROFILE, a role\) and the bucket's policy\.$"
+        denied = rf": ({words}|Forbidden|AuthorizationPermissionMismatch)\. Check {re.escape(LOOK_AT[uri[:2]])}$"
         assert re.search(denied, text)  # the answer to HEAD has no words
-        assert s3_proxy.count["requests"] == 1
+        assert proxy.count["requests"] == 1
 
 
-def test_what_is_not_there_is_told_at_once(s3_proxy, s3, tmp_path):
+def test_what_is_not_there_is_told_at_once(proxy, bucket, tmp_path):
     for read in (storage.read_bytes, storage.open_read, storage.stat):
-        s3_proxy.set()
-        assert one_line(read, f"{s3}/{tmp_path.name}").endswith(": No such file.")
-        assert s3_proxy.count["requests"] == 1
+        proxy.set()
+        assert one_line(read, f"{bucket}/{tmp_path.name}").endswith(": No such file.")
+        assert proxy.count["requests"] == 1
 
 
 @pytest.mark.parametrize("endpoint", ["http://nobody.invalid", "nonsense"])
@@ -577,16 +589,16 @@ def test_an_endpoint_that_cannot_be_is_told_at_once(fresh_s3, monkeypatch, endpo
 @pytest.mark.parametrize(("code", "passes"), [("InternalError", True), ("AccessDenied", False)])
 def test_a_key_that_was_not_deleted_is_told(s3, soon, monkeypatch, code, passes):
     """DeleteObjects answers 200 and lists what it did not delete."""
-    real, asked = s3fs.S3FileSystem._call_s3, []
+    real, asked = s3fs.S3FileSystem.call_s3, []
 
-    async def call(self, method, **kwargs):
+    def call(self, method, **kwargs):
         if method != "delete_objects" or len(asked) == 2:
-            return await real(self, method, **kwargs)
+            return real(self, method, **kwargs)
         asked.append(method)
         return {"Errors": [{"Key": "stays", "Code": code, "Message": "No."}]}
 
     storage.replace(f"{s3}/stays", b"")
-    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", call)
     if passes:
         storage.remove(f"{s3}/stays")
     else:
@@ -594,28 +606,28 @@ def test_a_key_that_was_not_deleted_is_told(s3, soon, monkeypatch, code, passes)
     assert storage.exists(f"{s3}/stays") is not passes
 
 
-def test_an_open_object_asks_seldom(s3_proxy, s3):
+def test_an_open_object_asks_seldom(proxy, bucket):
     data = os.urandom(20 << 20)
-    storage.replace(f"{s3}/video", data)
-    s3_proxy.set()
-    with storage.open_read(f"{s3}/video") as file:
+    storage.replace(f"{bucket}/video", data)
+    proxy.set()
+    with storage.open_read(f"{bucket}/video") as file:
         assert [file.read(1000), file.read(1000)] == [data[:1000], data[1000:2000]]
         assert file.seek(-1000, os.SEEK_END) == len(data) - 1000
         assert file.read() == data[-1000:]
         file.seek(5)
         assert file.read() == data[5:]
-    assert s3_proxy.count == {"HEAD": 1, "GET": 3, "requests": 4}
+    assert proxy.count["requests"] == 4  # one for its size
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_told(s3, monkeypatch):
+def test_an_object_that_is_replaced_while_it_is_read_is_told(bucket, monkeypatch):
     monkeypatch.setattr(read_ahead, "LEAST", 10)
-    storage.replace(f"{s3}/growing", b"before" * 10)
-    with storage.open_read(f"{s3}/growing") as file:
+    storage.replace(f"{bucket}/growing", b"before" * 10)
+    with storage.open_read(f"{bucket}/growing") as file:
         assert file.read(6) == b"before"
-        storage.replace(f"{s3}/growing", b"after!" * 10)
+        storage.replace(f"{bucket}/growing", b"after!" * 10)
         with pytest.raises(InputChanged) as error:
             file.read()
-    assert str(error.value) == f"{s3}/growing was replaced while it was read."
+    assert str(error.value) == f"{bucket}/growing was replaced while it was read."
 
 
 def test_no_error_gives_credentials_away(s3):
@@ -625,13 +637,13 @@ def test_no_error_gives_credentials_away(s3):
     assert storage.reason(told) == "http://***@host?X-Amz-Signature=***&X-Amz-Credential=*** ***"
 
 
-def test_a_file_that_may_not_be_read_is_its_own_fault_and_ended_credentials_are_not(s3_proxy, s3, monkeypatch):
+def test_a_file_that_may_not_be_read_is_its_own_fault_and_ended_credentials_are_not(proxy, bucket, monkeypatch):
     """HEAD's 403 has no code: what a GET says decides."""
-    uri = f"{s3}/secret"
+    uri = f"{bucket}/secret"
     storage.replace(uri, b"x")
     stamp = storage.stat(uri).stamp
-    s3_proxy.set(http_403=1)
-    with pytest.raises(InputUnreadable, match=r"secret cannot be read: (Access Denied|Forbidden)\. Check the"):
+    proxy.set(http_403=1)
+    with pytest.raises(InputUnreadable, match=r"secret cannot be read: [\w ]+\. Check the credentials"):
         storage.check_unchanged(uri, stamp)
     monkeypatch.setattr(storage, "OWN_CODES", frozenset())  # as for ExpiredToken
     with pytest.raises(StorageError):
