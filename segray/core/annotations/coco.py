@@ -49,16 +49,23 @@ UNKNOWN = "Annotations with a category id that is not in the file, left out"
 
 
 def is_coco(data: Any) -> bool:
-    return isinstance(data, dict) and isinstance(data.get("images"), list) and isinstance(data.get("categories"), list)
+    lists = (
+        ("images", "categories")
+        if isinstance(data, dict) and "annotations" not in data
+        else ("images", "categories", "annotations")
+    )
+    return isinstance(data, dict) and all(isinstance(data.get(name), list) for name in lists)
 
 
 def is_panoptic(data: Any) -> bool:
-    return is_coco(data) and any("segments_info" in one for one in data.get("annotations", ())[:1])
+    return is_coco(data) and any(
+        isinstance(one, dict) and "segments_info" in one for one in data.get("annotations", ())[:1]
+    )
 
 
 def read(source: Source) -> Annotations:
     """Read instances, or stuff: every JSON of one kind; several are splits by their names or folders."""
-    return _read(source, _instances)
+    return _read(source, _instances, panoptic=False)
 
 
 def read_panoptic(source: Source) -> Annotations:
@@ -66,7 +73,7 @@ def read_panoptic(source: Source) -> Annotations:
     drawn = tuple(f"{name.rpartition('.')[0]}/" for name in files_of(source))
     images = [name for name in source.images.files.images if not name.startswith(drawn)]
     source = replace(source, images=Images(source.images.files, images))
-    return _read(source, _Segments(source))
+    return _read(source, _Segments(source), panoptic=True)
 
 
 def files_of(source: Source) -> list[str]:
@@ -81,9 +88,13 @@ def files_of(source: Source) -> list[str]:
     return found
 
 
-def _read(source: Source, draw: Any) -> Annotations:
+def _read(source: Source, draw: Any, *, panoptic: bool) -> Annotations:
     what = "COCO: an object with the lists images, annotations and categories"
     documents = dict(source.documents(is_coco, what, files_of(source)))
+    for name, data in documents.items():
+        if data.get("annotations") and is_panoptic(data) != panoptic:
+            kind = "coco" if panoptic else "coco-panoptic"
+            raise ConfigError(f"{source.files.place(name)} is of another kind; --from {kind} reads it.")
     classes, label_of = _classes(documents, source)
     splits = {name: split_of(name) for name in documents}
     if len(set(splits.values())) < len(splits) or len(splits) == 1:
@@ -135,7 +146,7 @@ def _frames(source: Source, file: str, data: dict[str, Any], split: str | None, 
         except UNREADABLE:
             source.problems.add("Images without a file_name, height or width, left out", file)
             continue
-        if found := source.images.find(name, source.problems):
+        if found := source.images.find(name, source.problems, split_of(file), storage.folder_of(file)):
             yield Frame(found, partial(draw, annotations[_key(one, "id")], name), size, split)
 
 

@@ -57,7 +57,7 @@ def read(source: Source) -> Annotations:
 def _frames(source: Source, name: str, classes: dict[str, Class]) -> Iterator[Frame]:
     """Give the frames of an XML, and fill `classes` before the first of them."""
     place, data = source.files.place(name), source.files.read(name, MOST_TEXT)
-    if b"<!DOCTYPE" in data[:4096]:
+    if b"<!DOCTYPE" in data:
         raise DataError(f"{place} has a document type, which CVAT's files have not; it is not read.")
     try:
         for _, element in ElementTree.iterparse(io.BytesIO(data)):
@@ -94,8 +94,9 @@ def _frame(source: Source, element: ElementTree.Element, names: list[str]) -> Fr
         source.problems.add("Images without height and width, or with a z_order that is no number, left out", name)
         return None
     subset = (element.get("subset") or "").lower()
-    found = source.images.find(name, source.problems)
-    return Frame(found, partial(_draw, shapes, name, names), size, SPLITS.get(subset)) if found else None
+    split = SPLITS.get(subset)
+    found = source.images.find(name, source.problems, split)
+    return Frame(found, partial(_draw, shapes, name, names), size, split) if found else None
 
 
 def _draw(shapes: list[dict[str, str]], name: str, names: list[str], height: int, width: int) -> Drawn:
@@ -145,7 +146,7 @@ def _read_masks(source: Source) -> Annotations:
     frames = []
     for mask in masks:
         stem = mask.removeprefix(f"{top}SegmentationClass/")[: -len(".png")]
-        if found := images.find_stem(stem, source.problems):
+        if found := images.find_stem(stem, source.problems, splits.get(stem)):
             frames.append(Frame(found, partial(_draw_mask, source.files, mask, label_of), split=splits.get(stem)))
     return Annotations(check_count(classes, source.files.place(table)), frames, len(frames), source.problems)
 

@@ -39,7 +39,9 @@ class Files:
             self.names: Sequence[str] = [entry.uri[len(self.uri) + 1 :] for entry in found if entry.uri != self.uri]
         else:
             found = [storage.stat(self.uri)]
-            self.names = sorted(_checked(info.filename, self.uri) for info in self.zip.infolist() if not info.is_dir())
+            self.names = sorted(
+                {_checked(info.filename, self.uri) for info in self.zip.infolist() if not info.is_dir()}
+            )
         told = [[one.uri, one.size, one.stamp] for one in found if not one.uri.lower().endswith(tuple(IMAGE_SUFFIXES))]
         self.digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 

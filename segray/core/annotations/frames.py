@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -100,33 +101,50 @@ class Images:
         self.by_name: dict[str, list[str]] = defaultdict(list)
         self.by_stem: dict[str, list[str]] = defaultdict(list)
         for name in files.images if names is None else names:
-            self.by_name[storage.name_of(name)].append(name)
-            self.by_stem[storage.stem_of(name)].append(name)
+            last = _steps(name)[-1]
+            self.by_name[last].append(name)
+            self.by_stem[last.rpartition(".")[0]].append(name)
 
-    def find(self, name: str, problems: Problems) -> str | None:
+    def find(self, name: str, problems: Problems, split: str | None = None, folder: str | None = None) -> str | None:
         """Return the path of an image whose end is `name`, or that is the end of `name`; None is said in `problems`.
 
-        day1/a.jpg is frames/day1/a.jpg, or a.jpg alone, and never day2/a.jpg.
+        day1/a.jpg is frames/day1/a.jpg, or a.jpg alone, and never day2/a.jpg. split: it lies in no folder of another
+        one. folder: of several images the one that lies there.
         """
         steps = _steps(name)
-        return _only(name, steps, [(one, _steps(one)) for one in self.by_name.get(steps[-1], ())], problems)
+        return _only(
+            name, steps, [(one, _steps(one)) for one in self.by_name.get(steps[-1], ())], problems, split, folder
+        )
 
-    def find_stem(self, name: str, problems: Problems) -> str | None:
+    def find_stem(self, name: str, problems: Problems, split: str | None = None) -> str | None:
         """Return the image of a name without suffix, as find() does."""
         steps = _steps(name)
         found = [(one, _steps(one.rpartition(".")[0])) for one in self.by_stem.get(steps[-1], ())]
-        return _only(name, steps, found, problems)
+        return _only(name, steps, found, problems, split, None)
 
 
 def _steps(path: str) -> list[str]:
-    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+    """Split a path; accents are composed, as macOS writes them apart."""
+    path = unicodedata.normalize("NFC", path).replace("\\", "/")
+    return [part for part in path.split("/") if part not in ("", ".")] or [""]
 
 
-def _only(name: str, steps: list[str], candidates: list[tuple[str, list[str]]], problems: Problems) -> str | None:
+def _only(
+    name: str,
+    steps: list[str],
+    candidates: list[tuple[str, list[str]]],
+    problems: Problems,
+    split: str | None,
+    folder: str | None,
+) -> str | None:
     """Return the candidate that shares all steps of the shorter path, and most of them."""
+    if split:
+        candidates = [one for one in candidates if split_of("/".join(one[1][:-1])) in (None, split)]
     ends = [(min(len(steps), len(other)), one, other) for one, other in candidates]
     whole = [(shared, one) for shared, one, other in ends if steps[-shared:] == other[-shared:]]
     best = [one for shared, one in whole if shared == max(whole)[0]]
+    if len(best) > 1:
+        best = [one for one in best if storage.folder_of(one) == folder] or best
     if len(best) == 1:
         return best[0]
     what = "Images of which several have the annotated name" if best else "Annotated images that are not there"

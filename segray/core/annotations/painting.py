@@ -17,6 +17,7 @@ from segray.errors import DataError
 Say: TypeAlias = Callable[[str], None]
 FAR = 10  # times the image's own size: a polygon that reaches further takes memory for each pixel of its outline
 SLACK_PX = 1.0  # tools write corners up to a pixel beyond the edge
+LONGEST_PX, PER_PIXEL = 1_000_000, 4  # outlines may have so many pixels, or so many for each of the image's
 FEW = "Polygons of fewer than three points, left out"
 OUTSIDE = "Annotations that reach out of their image, cut at its edge"
 WILD = "Polygons with coordinates that are no numbers or far from their image, left out"
@@ -156,6 +157,10 @@ def _is_sound(ring: list[float], height: int, width: int, say: Say) -> bool:
     ends = (min(xs) / width, min(ys) / height, max(xs) / width, max(ys) / height)
     if not all(map(math.isfinite, ring)) or min(ends) < -FAR or max(ends) > FAR:
         say(WILD)
+        return False
+    steps = (abs(far - near) for sides in (xs, ys) for near, far in zip(sides, [*sides[1:], sides[0]], strict=True))
+    if sum(steps) > max(LONGEST_PX, PER_PIXEL * height * width):
+        say(UNREAD)
         return False
     if min(ring) < -SLACK_PX or max(xs) > width + SLACK_PX or max(ys) > height + SLACK_PX:
         say(OUTSIDE)

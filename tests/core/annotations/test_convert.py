@@ -146,6 +146,43 @@ def test_two_coco_files_are_splits_and_their_folders_go(tmp_path):
     assert sorted(dataset.splits) == ["train", "val"]
 
 
+@pytest.mark.parametrize(
+    ("file", "image"), [("annotations/instances_{}.json", "{}/1.jpg"), ("{}/_annotations.coco.json", "{}/1.jpg")]
+)
+def test_a_name_that_both_splits_have_is_the_image_of_its_own(tmp_path, file, image):
+    for label, split in ((3, "train"), (90, "valid")):
+        square = [FULL[0] | {"category_id": label}]
+        coco(
+            tmp_path / "in",
+            square,
+            name=file.format(split),
+            images=[{"id": 1, "file_name": "1.jpg", "height": 6, "width": 8}],
+        )
+        jpeg(tmp_path / "in" / image.format(split))
+        (tmp_path / "in/images/1.jpg").unlink()
+    convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    found = {name: mask.tolist() for name, mask in masks(tmp_path / "out")[0].items()}
+    assert found == {"train/1": whole(0), "val/1": whole(1)}
+    (tmp_path / "in" / image.format("valid")).unlink()
+    assert convert(str(tmp_path / "in"), str(tmp_path / "again")).left_out == [
+        "Annotated images that are not there, left out: 1, such as 1.jpg"
+    ]
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path):
+    file = coco(
+        tmp_path / "in", FULL, images=[{"id": 1, "file_name": "Stra\u00dfe \u00fc.jpg", "height": 6, "width": 8}]
+    )
+    (tmp_path / "in/images/Stra\u00dfe \u00fc.jpg").rename(tmp_path / "in/images/Stra\u00dfe u\u0308.jpg")
+    assert convert(str(file), str(tmp_path / "out")).frames == 1
+
+
+def test_coco_of_another_kind_than_asked_is_one_line(tmp_path):
+    file = coco(tmp_path / "in", FULL)
+    with pytest.raises(ConfigError, match=r"annotations.json is of another kind; --from coco reads it."):
+        convert(str(file), str(tmp_path / "out"), kind="coco-panoptic")
+
+
 def test_coco_of_several_kinds_is_asked_about(tmp_path):
     for kind in ("instances", "panoptic"):
         coco(tmp_path / "in", [], name=f"annotations/{kind}_val2017.json")

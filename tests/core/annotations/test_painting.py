@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from segray.core.annotations.painting import FEW, OUTSIDE, WILD, Box, Shape, counts_of, fill, largest_first, paint
+from segray.core.annotations.painting import (
+    FEW,
+    OUTSIDE,
+    UNREAD,
+    WILD,
+    Box,
+    Shape,
+    counts_of,
+    fill,
+    largest_first,
+    paint,
+)
 from segray.core.formats.label_studio import decode_brush, encode_brush
 
 RANDOM = np.random.default_rng(0)
@@ -66,6 +77,7 @@ def test_polygons_are_filled_as_pycocotools_fills_them(ring):
     [
         ([1, 1, 5, 5], FEW), ([1, 1, 5, 5, 3], FEW), ([1, 1, 1e9, 5, 3, 3], WILD), ([1, 1, float("nan"), 5, 3, 3], WILD),
         ([1, 1, float("inf"), 5, 3, 3], WILD), ([1, 1, 30, 5, 3, 30], OUTSIDE),
+        ([1, 1, 99, 5] * 20_000, UNREAD),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_polygon_is_said(ring, said):
