@@ -130,7 +130,7 @@ def _classes(documents: dict[str, Any], source: Source) -> tuple[tuple[Class, ..
 
 def _frames(source: Source, file: str, data: dict[str, Any], split: str | None, draw: Any) -> Iterator[Frame]:
     annotations: dict[Any, list[Any]] = defaultdict(list)
-    known = {_key(one, "id") for one in data["images"] if isinstance(one, dict)}
+    known = {_key(one, "id") for one in data["images"] if isinstance(one, dict)} - {None}
     for one in data.get("annotations") or ():
         if not isinstance(one, dict):
             source.problems.add(UNREAD, file)

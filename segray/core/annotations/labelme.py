@@ -20,6 +20,8 @@ from segray.core.annotations.painting import EMPTY, FAR, FEW, OUTSIDE, SLACK_PX,
 from segray.core.io import storage
 from segray.core.io.images import open_image
 from segray.core.io.masks import decode_mask
+from segray.core.samples import IGNORE_INDEX
+from segray.errors import DataError
 
 LABELS = "labels.txt"  # of Labelme's examples: a label a line, __ignore__ for what is void
 IGNORED = "__ignore__"
@@ -41,8 +43,8 @@ def read(source: Source) -> Annotations:
     found = source.documents(is_labelme, "Labelme's: an object with shapes and an imagePath")
     documents = [(name, {key: data.get(key) for key in KEYS}) for name, data in found]
     listed = source.files.text(LABELS).splitlines() if LABELS in source.files.names else []
-    drawn = sorted({str(one.get("label")) for _, data in documents for one in data["shapes"] if isinstance(one, dict)})
-    names = list(dict.fromkeys(name for line in (*listed, *drawn) if (name := line.strip()) and name != IGNORED))
+    drawn = sorted({_label(one) for _, data in documents for one in data["shapes"]})
+    names = list(dict.fromkeys(name for line in (*listed, *drawn) if (name := line.strip()) not in ("", IGNORED)))
     frames = [frame for name, data in documents if (frame := _frame(name, data, names, source))]
     return Annotations(check_count(classes_of(names), source.files.uri), frames, len(frames), source.problems)
 
@@ -81,17 +83,25 @@ def _draw(shapes: list[Any], name: str, names: list[str], height: int, width: in
 
     mask_hw = canvas(height, width)
     for one in shapes:
+        label = _label(one)
         try:
             marked_hw = _marked(one, height, width, say)
-        except UNREADABLE:
+        except (DataError, *UNREADABLE):
+            label = ""
+        if not label:
             say(UNREAD)
             continue
         if marked_hw is not None:
             if not marked_hw.any():
                 say(EMPTY)
-            label = str(one["label"]).strip()
-            mask_hw[marked_hw] = 255 if label == IGNORED else names.index(label)
+            mask_hw[marked_hw] = IGNORE_INDEX if label == IGNORED else names.index(label)
     return Drawn(mask_hw, problems)
+
+
+def _label(one: Any) -> str:
+    """Return the class of a shape; '' where it has none."""
+    label = one.get("label") if isinstance(one, dict) else None
+    return label.strip() if isinstance(label, str) else ""
 
 
 def _marked(one: dict[str, Any], height: int, width: int, say: Callable[[str], None]) -> np.ndarray | None:

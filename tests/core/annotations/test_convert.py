@@ -98,7 +98,8 @@ def test_coco_polygons_and_run_lengths_are_as_pycocotools_draws_them(tmp_path):
 
 
 def test_what_of_coco_cannot_be_taken_is_counted_with_an_example(tmp_path):
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": 6, "width": 8} for i in range(1, 4)]
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 6, "width": 8} for i in (1, 2, 3)]
+    del images[2]["id"]
     images[1] |= {"height": 600, "width": 800}
     annotations = [
         {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]},
@@ -110,6 +111,7 @@ def test_what_of_coco_cannot_be_taken_is_counted_with_an_example(tmp_path):
         {"id": 7, "image_id": 1, "category_id": [3], "segmentation": "x"},
         {"id": 8, "image_id": 2, "category_id": 3, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]},
         {"id": 9, "image_id": 1, "category_id": 3, "segmentation": {"size": [6, 8], "counts": [48]}},
+        {"id": 10, "category_id": 3, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]},
         "no annotation",
     ]
     file = coco(tmp_path / "in", annotations, images=images)
@@ -118,7 +120,7 @@ def test_what_of_coco_cannot_be_taken_is_counted_with_an_example(tmp_path):
     assert (done.frames, done.total) == (1, 2)
     assert sorted(done.left_out) == [
         "Annotated images that are not there, left out: 1, such as 3.jpg",
-        "Annotations of an image that is not in the file, left out: 1, such as of image 9",
+        "Annotations of an image that is not in the file, left out: 2, such as of image 9",
         "Annotations that cannot be read, left out: 2, such as annotations.json",
         "Annotations that cover no pixel, left out: 1, such as 1.jpg",
         "Annotations with a category id that is not in the file, left out: 2, such as annotation 2 of 1.jpg: 77",
@@ -514,6 +516,7 @@ def test_labelme_shapes_are_drawn_in_their_order(tmp_path):
         {"label": "pole", "shape_type": "line", "points": [[0, 0], [5, 5]]},
         {"label": "road", "shape_type": "polygon", "points": [[0, 0], [7, 0]]},
         {"label": "road", "shape_type": "rectangle", "points": [["x", 0], [7, 0]]},
+        {"shape_type": "rectangle", "points": [[0, 0], [7, 0]]},
     ]  # fmt: skip
     jpeg(tmp_path / "in/day1/a.jpg")
     facts = {"imageHeight": 6, "imageWidth": 8, "flags": {}, "version": "5.5.0"}
@@ -537,7 +540,7 @@ def test_labelme_shapes_are_drawn_in_their_order(tmp_path):
         [3, 3, 2, 2, 2, 2, 2, 2],
     ]  # fmt: skip
     assert sorted(done.left_out) == [
-        "Annotations that cannot be read, left out: 1, such as day1/a.json",
+        "Annotations that cannot be read, left out: 2, such as day1/a.json",
         "Polygons of fewer than three points, left out: 1, such as day1/a.json",
         "Shapes that mark no pixels (line), left out: 1, such as day1/a.json",
     ]
