@@ -207,16 +207,20 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
 
 @data.command("formats")
 def data_formats() -> None:
-    """List the layouts of labelled frames that --format knows.
+    """List the layouts of labelled frames that --format knows, and the annotations that are converted into one.
 
     \b
     Example:
       segray data formats
     """
     from segray.cli.terminal import table
+    from segray.core.annotations import READERS
     from segray.core.data import LAYOUTS
 
     table("Layouts", ("--format", "below --data"), [(name, row.layout) for name, row in LAYOUTS.items()])
+    table(
+        "Annotations, for segray data convert", ("--from", "what is read"), [(n, r.about) for n, r in READERS.items()]
+    )
 
 
 @data.command("get")

@@ -229,7 +229,8 @@ def _layouts(names: Sequence[str]) -> str:
 
 def _holds(root: str) -> tuple[str, bool]:
     """Say what lies in a folder, in a few words, and whether some of it may be annotations of another tool."""
-    paths = [entry.uri[len(root) + 1 :] for entry in islice(storage.iter_files(root), SIGNS_READ)]
+    found = islice(storage.iter_files(root), SIGNS_READ)
+    paths = [entry.uri[len(root) + 1 :] or storage.name_of(root) for entry in found]  # a file lists itself
     first = sorted({f"{name}/" if below else name for name, below in (path.partition("/")[::2] for path in paths)})
     said = ", ".join(first[:LISTED]) + " …" * (len(first) > LISTED) or "nothing"
     return said, any(path.lower().endswith(ANNOTATIONS) for path in paths)

@@ -306,6 +306,15 @@ def test_an_interrupted_conversion_goes_on_and_another_one_is_refused(tmp_path, 
     assert convert(str(file), str(out), background="class", overwrite=True).background == "background"
 
 
+def test_annotations_that_are_given_as_data_lead_to_the_command(tmp_path):
+    file = coco(tmp_path / "in", FULL)
+    for place in (file, file.parent):
+        with pytest.raises(
+            ConfigError, match=rf"Annotations of other tools become it: segray data convert {place} OUT\."
+        ):
+            open_dataset(DataSection(root=str(place)))
+
+
 def test_links_may_be_symbolic(tmp_path):
     file = coco(tmp_path / "in", FULL)
     convert(str(file), str(tmp_path / "out"), link=True)
