@@ -310,7 +310,7 @@ def plan(inputs: str) -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="segray-plan-") as folder:
         for count in map(int, inputs.split(",")):
-            job = json.dumps(settings_of(Path(folder), "null", make_tree(Path(folder) / str(count), count), 64))
+            job = json.dumps(settings_of(Path(folder), "null", make_tree(Path(folder) / str(count), count), None))
             command = [sys.executable, "-m", "benchmarks.label", "plan-once", job]
             rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
     columns = ("inputs", "list + plan, s", "of it listing", "MiB before", "MiB at most", "plan on disk, MiB", "shards")
@@ -326,7 +326,7 @@ def make_tree(root: Path, count: int) -> Path:
     return root
 
 
-def settings_of(root: Path, net: str, inputs: Path, shard: int) -> dict[str, Any]:
+def settings_of(root: Path, net: str, inputs: Path, shard: int | None) -> dict[str, Any]:
     """Of a run over a folder of images: its output folder, and the settings of its plan."""
     from segray.config import Config
     from segray.core.models.info import read_info

@@ -45,6 +45,7 @@ def process(monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(labeller, "LabelCounters", lambda run: SimpleNamespace(add=lambda receipt: None))
     monkeypatch.setattr(labeller, "Predictor", Predictor)
+    monkeypatch.setattr(labeller, "settle_precision", lambda out, infer, device: infer)
     monkeypatch.setattr(labeller, "label_rows", lambda plan, rows, clock, predictor, batch_size: does.rows(clock))
     monkeypatch.setattr(labeller, "end_if_held", lambda timeout_s: None)
     monkeypatch.setattr(labeller.parts, "label_shard", label_shard)

@@ -27,6 +27,7 @@ from segray.core.clock import Clock, Standstill, end_if_held, within
 from segray.core.infer.isolated import Careful, Unfit
 from segray.core.infer.label_rows import label_rows
 from segray.core.infer.predictor import Predictor, is_of_device
+from segray.core.infer.settled import settle_precision
 from segray.core.labels import parts
 from segray.core.labels.parts import Receipt
 from segray.core.labels.plan import Plan, PlanReader, PlanRow
@@ -91,11 +92,12 @@ class Labeller:
 
     def _load(self) -> None:
         """Load the model with the first shard: if its constructor fails, Ray starts an actor again without end."""
-        if self.careful:
-            self.label = Careful(self.threads, self.timeout_s, **self.options)
-            return
         torch.set_num_threads(self.threads)
         try:
+            self.options["infer"] = settle_precision(self.out, self.options["infer"], self.options["device"])
+            if self.careful:
+                self.label = Careful(self.threads, self.timeout_s, **self.options)
+                return
             self.predictor = Predictor(**self.options)
         except SegrayError as error:  # raised here, it would be wrapped in Ray's errors
             self.unfit = error
