@@ -6,6 +6,7 @@ counts as lost, as far as the decoder can tell, and it is the same frame in ever
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from bisect import bisect_right, insort
@@ -25,6 +26,7 @@ from segray.core.clock import moved
 from segray.core.io import storage
 from segray.core.io.hollow import Hollow
 from segray.core.io.images import still_kind
+from segray.core.io.sample_table import stated_packets
 from segray.core.io.video_index import Start
 from segray.errors import DataError
 
@@ -88,6 +90,14 @@ def open_video(uri: str, hollow: Hollow | None = None, **options: str) -> Iterat
         with container:
             yield container
         storage.raise_failure(file)
+
+
+def check_table(uri: str) -> None:
+    """Raise DataError where an mp4 or mov states more packets than it has bytes; FFmpeg takes memory for each."""
+    with storage.open_read(uri) as file:
+        size = file.seek(0, os.SEEK_END)
+        if stated_packets(file, size) > size:
+            raise DataError(f"{uri} states more packets than its {size:,} bytes can hold; it is damaged or hostile.")
 
 
 def check_moves(uri: str) -> None:

@@ -29,6 +29,7 @@ from segray.core.io.decoding import (
     Run,
     Upright,
     check_moves,
+    check_table,
     checksum,
     decode_around,
     decode_fast,
@@ -100,6 +101,7 @@ def index_video(uri: str) -> VideoIndex:
 
     DataError when there is no video stream, or no frame in it.
     """
+    check_table(uri)
     listing = _list(uri)
     stamps = [packet.pts for packet in listing.packets]
     if len(stamps) < 2:  # FFmpeg takes some pictures for a video of one frame

@@ -486,6 +486,26 @@ def test_frames_that_are_larger_than_the_header_says_are_not_decoded(tmp_path, m
     assert len(index_video(str(tmp_path / "c.h264")).times_s) == 8
 
 
+@pytest.mark.parametrize("fragments", [False, True])
+def test_a_video_that_states_more_packets_than_it_has_bytes_is_refused_before_its_table_is_made(tmp_path, fragments):
+    """A hundred million packets of one size need no byte each, and FFmpeg took 13 GiB for them."""
+    options = {"movflags": "frag_keyframe+empty_moov"} if fragments else {}
+    uri = write(tmp_path / "a.mp4", container_options=options)
+    data = bytearray(Path(uri).read_bytes())
+    many = (100_000_000).to_bytes(4, "big")
+    if fragments:  # flags that say that all packets are alike
+        at = data.index(b"trun") + 4
+        data[at : at + 8] = b"\0\0\0\1" + many
+    else:  # each of one byte
+        at = data.index(b"stsz") + 8
+        data[at : at + 8] = b"\0\0\0\1" + many
+    Path(uri).write_bytes(data)
+    with pytest.raises(DataError) as error:
+        index_video(uri)
+    size = f"{len(data):,}"
+    assert str(error.value) == f"{uri} states more packets than its {size} bytes can hold; it is damaged or hostile."
+
+
 def test_decoding_moves_the_clock_packet_by_packet(tmp_path):
     """A frame that is found from the beginning of a long video on takes long, and does not hang."""
     uri, clock = write(tmp_path / "a.mp4"), Clock()
