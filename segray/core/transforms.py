@@ -33,7 +33,9 @@ Draw = Callable[..., torch.Tensor]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def fit(image_hwc: np.ndarray, size: tuple[int, int], resize: Resize = "stretch") -> np.ndarray:
+def fit(
+    image_hwc: np.ndarray, size: tuple[int, int], resize: Resize = "stretch", resample: str = "bilinear"
+) -> np.ndarray:
     """Resize a decoded frame, RGB uint8 [H, W, 3], to a model's input size, [*size, 3]; keep pads with PAD_RGB.
 
     Bilinear over the source's area, so that shrinking does not alias: Pillow's filter, with differences of at most
@@ -43,7 +45,9 @@ def fit(image_hwc: np.ndarray, size: tuple[int, int], resize: Resize = "stretch"
     if image_hwc.shape[:2] != inner:
         # The batch axis is added before the permutation: so the strides say channels last, which has the fast path.
         image = torch.from_numpy(image_hwc)[None].permute(0, 3, 1, 2)
-        image_hwc = functional.interpolate(image, inner, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        smooth = resample != "nearest"
+        image = functional.interpolate(image, inner, mode=resample if smooth else "nearest-exact", antialias=smooth)
+        image_hwc = image[0].permute(1, 2, 0).numpy()
     return padded(image_hwc, size, PAD_RGB)
 
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from segray.sections.values import (
     Epochs,
+    ModelPlace,
     Place,
     Rgb,
     Section,
@@ -284,8 +285,10 @@ class TrainSection(Section):
         None, ge=1, description="Train a frozen encoder, too, after this many epochs. Default: never."
     )
     encoder_lr: float = Field(1.0, ge=0, description="Learning rate of the encoder, as a multiple of the decoder's.")
-    teacher: Place | None = Field(
-        None, description="Model bundle whose predictions are learned as soft targets, too (distillation)."
+    teacher: ModelPlace | None = Field(
+        None,
+        description="Model bundle, or ready model of `segray models`, whose predictions are learned as soft targets, "
+        "too (distillation).",
     )
     teacher_weight: float = Field(1.0, ge=0, description="Weight of the distillation loss.")
     teacher_temperature: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from segray.core.io import paths
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600}
 READY_MODELS = ("deeplabv3-coco", "deeplabv3-resnet101-coco", "deeplabv3-mobilenet-coco")  # in core.models.ready
 HUB = "smp-hub/"  # before the names of models that smp's authors published
+HF = "hf:"  # before the names of models on the Hugging Face Hub
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
@@ -97,8 +99,17 @@ def check_zoom(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def is_ready_model(text: str) -> bool:
-    """Say whether this is a ready model's name and not a folder."""
-    return text in READY_MODELS or text.startswith(HUB)
+    """Say whether this is a ready model's name and not a folder. hf:FOLDER is the folder, without the prefix."""
+    return text in READY_MODELS or text.startswith(HUB) or (text.startswith(HF) and not _is_folder(text))
+
+
+def _is_folder(text: str) -> bool:
+    name = text.removeprefix(HF)
+    return name.startswith(("/", ".", "~", "s3://")) or os.path.isdir(name)  # noqa: PTH112, as Path raises for some names
+
+
+def _model_place(text: str) -> str:
+    return text.removeprefix(HF)
 
 
 def _is_weights_name(text: str) -> bool:
@@ -119,15 +130,16 @@ def _is_uri(text: str) -> bool:
 class Located:
     """Marks a setting that is a path.
 
-    words: its type for people. is_name: whether a value is a name and no path.
+    words: its type for people. is_name: whether a value is a name and no path. plain: makes the path of a value.
     """
 
     words: str
     is_name: Callable[[str], bool] = lambda text: False
+    plain: Callable[[str], str] = str
 
     def absolute(self, text: str) -> str:
         """Give the path that means the same in every folder; a name stays as it is."""
-        return text if self.is_name(text) else paths.absolute(text)
+        return text if self.is_name(text) else paths.absolute(self.plain(text))
 
 
 class Words(str):
@@ -139,7 +151,7 @@ class Unit(str):
 
 
 Place = Annotated[str, Located("path")]
-ModelPlace = Annotated[str, Located("path or name", is_ready_model)]
+ModelPlace = Annotated[str, Located("path or name", is_ready_model, _model_place)]
 WeightsPlace = Annotated[str, Located("name or path", _is_weights_name)]
 UriPlace = Annotated[str, Located("URI or path", _is_uri)]
 

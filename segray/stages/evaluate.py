@@ -221,7 +221,7 @@ def _with_data(config: Config) -> Config:
     place = config.evaluate.given_model()
     if config.data.root or config.data.format or is_ready_model(place) or is_labels(place):
         return config
-    own = read_info(place).config.get("data", {})
+    own = read_info(ready.resolve(place)).config.get("data", {})
     if not own.get("root"):
         return config
     layout = f"--format {own['format']} " if own["format"] else ""

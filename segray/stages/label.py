@@ -123,6 +123,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
 def with_bundle(config: Config) -> GivenLabelSection:
     """Return the settings with the folder of the model's bundle, also if a ready model was named."""
     model = ready.resolve(config.label.given_model(), config.model.weights_dir)
+    read_info(model)  # before a Ray is started for it
     return GivenLabelSection(**{**config.label.model_dump(), "model": model})
 
 

@@ -12,12 +12,13 @@ from segray.config import Config
 from segray.core.data import FileSamples, MemorySamples, input_shape, open_dataset, split_refs, with_classes
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import frame_list
-from segray.core.models import build, check_names
+from segray.core.models import build, check_names, ready
 from segray.core.models.info import read_info
 from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.training import loop, optim
 from segray.errors import ConfigError, DataError, ModelError
 from segray.sections.training import DataSection, Resize
+from segray.sections.values import is_ready_model
 from segray.stages.batch_size import with_batch
 
 log = logging.getLogger("segray")
@@ -88,7 +89,7 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     if len(train_refs) < workers:
         raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
     if config.train.teacher:
-        check_teacher(config.train.teacher, dataset.label_space)
+        check_teacher(config.train.teacher, dataset.label_space, config.model.weights_dir)
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
     data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
     size, resize = input_shape(config.data, (*train_refs, *val_refs))
@@ -107,9 +108,9 @@ def check_model(config: Config, classes: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_teacher(uri: str, space: LabelSpace) -> None:
+def check_teacher(uri: str, space: LabelSpace, weights_dir: str | None = None) -> None:
     """Raise ModelError if the teacher's classes are not those of the data."""
-    theirs = tuple(read_info(uri).label_space["names"])
+    theirs = tuple(read_info(ready.resolve(uri, weights_dir)).label_space["names"])
     if theirs != space.names:
         raise ModelError(
             f"train.teacher {uri} knows {len(theirs)} classes ({', '.join(theirs[:5])}, …), the data "
@@ -137,5 +138,5 @@ def stored(config: Config, plan: DataPlan, has: resources.Resources) -> TrainDat
 
 
 def read_places(config: Config) -> list[str]:
-    """List where workers read a run's frames and its teacher."""
-    return [path for path in (config.data.root, config.train.teacher) if path is not None]
+    """List where workers read a run's frames and its teacher; one that has a name is fetched by each machine."""
+    return [path for path in (config.data.root, config.train.teacher) if path and not is_ready_model(path)]

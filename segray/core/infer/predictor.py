@@ -16,11 +16,11 @@ from torch.nn import functional
 from segray.core.clock import Clock, moved
 from segray.core.infer import logit_maps
 from segray.core.memory import is_exhausted
-from segray.core.models import bundle, forward, name_of
+from segray.core.models import bundle, coarse, name_of
 from segray.core.models.fold import fold_batch_norm
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
-from segray.core.transforms import fit, inner_size, normalize, to_float
+from segray.core.transforms import fit, normalize, to_float
 from segray.errors import ConfigError, InputTooLarge, ModelTooLarge
 from segray.sections.labelling import InferSection
 
@@ -95,6 +95,7 @@ class Predictor:
         model, self.info = bundle.load(uri)
         model = fold_batch_norm(model)
         self.label_space = self.info.space
+        self.scores = bool(getattr(model, "scores", False))
         windows = WINDOWS_AT_ONCE[self.device.type]
         self.most_at_once = windows if self.infer.window else sys.maxsize  # windows, or frames
         self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
@@ -115,7 +116,8 @@ class Predictor:
             asked = "a GPU" if self.device.type != "cpu" else f"infer.precision {self.infer.precision}"
             raise ConfigError(f"infer.engine onnx is for CPUs and fp32, not for {asked}; take torch, or auto.")
         threads = 1 if self._threads == 1 else torch.get_num_threads()
-        any_size = bool(self.infer.window) or self.infer.scales != [1.0] or self.info.resize == "short_side"
+        varies = self.info.resize not in ("stretch", "keep")
+        any_size = bool(self.infer.window) or self.infer.scales != [1.0] or varies
         return onnx_file.session(model, self.info, threads, any_size=any_size)
 
     def prepare(self, image_hwc: np.ndarray) -> np.ndarray:
@@ -125,13 +127,10 @@ class Predictor:
         """
         if self.infer.window:
             return image_hwc
-        size = self.info.input_size
-        if self.info.resize == "short_side":
-            scale = min(size) / min(image_hwc.shape[:2])
-            height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
-            size = height, width
+        keeps = self.info.resize == "keep"
+        size = self.info.input_size if keeps else self.info.seen_size(image_hwc.shape[:2])
         try:
-            return fit(image_hwc, size, "keep" if self.info.resize == "keep" else "stretch")
+            return fit(image_hwc, size, "keep" if keeps else "stretch", self.info.resample)
         except Exception as error:
             if not is_exhausted(error):
                 raise
@@ -240,7 +239,7 @@ class Predictor:
     def _inner(self, job: _Job) -> tuple[int, int]:
         """Return the (height, width) of the frame in what the model sees; the rest is padding."""
         if self.info.resize == "keep":
-            return inner_size(job.size, self.info.input_size, "keep")
+            return self.info.seen_size(job.size)
         height, width = job.seen_hwc.shape[:2]
         return height, width
 
@@ -274,7 +273,7 @@ class Predictor:
             seen = batch if scale == 1 else functional.interpolate(batch, size, mode="bilinear", antialias=True)
             for mirrored in (False, True) if self.infer.flip else (False,):
                 logits = self._forward(seen.flip(-1)).flip(-1) if mirrored else self._forward(seen)
-                yield logit_maps.resize(logits, (height, width)).softmax(1)
+                yield self._large(logits, (height, width)).softmax(1)
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         moved()
@@ -282,8 +281,15 @@ class Predictor:
             logits = self.session(batch)
         else:
             with autocast(self.infer, self.device):
-                logits = forward(self.model, batch).float()
+                logits = coarse(self.model, batch).float()
         return logits if self.info.temperature == 1 else logits / self.info.temperature
+
+    def _large(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return logit_maps.resize(self._mixable(logits), size).log() if self.scores else logit_maps.resize(logits, size)
+
+    def _mixable(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is interpolated to find classes: logits, or the scores that they are the logarithms of."""
+        return (logits * self.info.temperature).exp() if self.scores else logits
 
     def _slide(self, image_hwc: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
         """Return the logarithm of the mean probabilities of all windows, [1, C, H, W]."""
@@ -296,7 +302,7 @@ class Predictor:
 
         def look(some: Sequence[tuple[int, int]]) -> torch.Tensor:
             views = [image_hwc[top : top + tall, left : left + wide] for top, left in some]
-            return self._logits(self._normal(views)).softmax(1)
+            return self._large(self._logits(self._normal(views)), (tall, wide)).softmax(1)
 
         for (top, left), probabilities in zip(corners, self._as_fits(corners, tall * wide, look), strict=True):
             total[0, :, top : top + tall, left : left + wide] += probabilities
@@ -321,7 +327,7 @@ class Predictor:
         masks: list[np.ndarray] = []
         confidences: list[np.ndarray | None] = []
         for part, size in parts:
-            ids = logit_maps.ids_at_once(part, size)
+            ids = logit_maps.ids_at_once(self._mixable(part), size)
             if self.confidence_maps or self.threshold is not None:
                 tops = torch.stack([logit_maps.tops_of(one, size) for one in part])
                 if self.threshold is not None:
@@ -346,7 +352,7 @@ class Predictor:
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
     ) -> Prediction:
         """Make a prediction from logits [C, H, W], which are interpolated to `size` so that edges stay smooth."""
-        ids, confidence = logit_maps.ids_of(logits, size), None
+        ids, confidence = logit_maps.ids_of(self._mixable(logits), size), None
         if self.confidence_maps or self.threshold is not None:
             tops = logit_maps.tops_of(logits, size)
             if self.threshold is not None:

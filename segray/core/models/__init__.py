@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from segray.core.models import danet, torchvision_deeplab, unet_plain, weights
+from segray.core.models import danet, torchvision_deeplab, transformers_model, unet_plain, weights
 from segray.errors import ModelError, UnknownModel, nearest
 from segray.sections.training import ModelSection
 
@@ -92,6 +92,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+# Of models from elsewhere, which keep their own sizes; model.encoder tells people what they are.
+FROM_ELSEWHERE: dict[str, Architecture] = {
+    "hf": Architecture(transformers_model.build, "a model of transformers", NO_ENCODER),
+}
+
 
 def check_names(config: ModelSection) -> None:
     """Raise UnknownModel with the nearest names for an unknown architecture, or an encoder that it does not take.
@@ -100,6 +105,8 @@ def check_names(config: ModelSection) -> None:
     """
     import segmentation_models_pytorch as smp
 
+    if config.arch in FROM_ELSEWHERE:
+        return
     if config.arch not in ARCHITECTURES:
         raise UnknownModel(f"model.arch {config.arch!r} is unknown.{nearest(config.arch.lower(), ARCHITECTURES)}")
     if found := [name for name in config.options if name.startswith(REACHING)]:
@@ -114,7 +121,9 @@ def check_names(config: ModelSection) -> None:
 
 
 def name_of(config: ModelSection) -> str:
-    """Name a model for people: 'unet over resnet18', or the architecture alone where it has no encoder."""
+    """Name a model for people: 'unet over resnet18', 'segformer (hf)', or an architecture that has no encoder."""
+    if config.arch in FROM_ELSEWHERE:
+        return f"{config.encoder} ({config.arch})"
     has_encoder = ARCHITECTURES[config.arch].encoders != NO_ENCODER if config.arch in ARCHITECTURES else True
     return f"{config.arch} over {config.encoder}" if has_encoder else config.arch
 
@@ -127,14 +136,15 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
     check_names(config)
     if config.one_logit and num_classes != 2:
         raise ModelError(f"model.one_logit is for two classes, the data has {num_classes}; merge with data.class_map.")
-    row = ARCHITECTURES[config.arch]
+    row = (ARCHITECTURES | FROM_ELSEWHERE)[config.arch]
     try:
         model = row.build(config, 1 if config.one_logit else num_classes)
     except ModelError:
         raise
     except Exception as error:  # any option may reach any layer, each with errors of its own
         text = [*str(error.args[0] if isinstance(error, KeyError) else error).splitlines(), type(error).__name__][0]
-        given = f" (model.options {config.options})" if config.options and "model.options" not in text else ""
+        shown = config.options and config.arch in ARCHITECTURES and "model.options" not in text
+        given = f" (model.options {config.options})" if shown else ""
         raise ModelError(f"{name_of(config)} cannot be built: {text}{given}") from error
     for name, parameter in model.named_parameters():
         if not parameter.numel():  # PyTorch builds such a layer, and cannot run it
@@ -144,7 +154,17 @@ def build(config: ModelSection, num_classes: int) -> torch.nn.Module:
             )
     facts: Any = model  # torch's stubs allow only tensors and modules as attributes of a module
     facts.least_px, facts.one_logit = row.least_px, config.one_logit
+    facts.as_is = config.arch in FROM_ELSEWHERE
     return model
+
+
+def coarse(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Run images through the model; return the main logits [B, C, h, w] at the size that it gives them.
+
+    A model from elsewhere may leave it to its user to interpolate them to the frame, which is exact in one step alone.
+    """
+    own: Callable[[torch.Tensor], torch.Tensor] | None = getattr(model, "coarse", None)
+    return forward(model, images) if own is None else own(images)
 
 
 def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -155,7 +175,8 @@ def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return main logits [B, C, H, W], then the auxiliary ones, for images of any size.
 
-    Images are padded to the stride with zeros, the mean colour, on the right and below, and the logits cropped back.
+    Images are padded to the stride with zeros, the mean colour, on the right and below, and the logits cropped back; a
+    model from elsewhere sees them as they are.
     One logit z becomes the two logits (0, z), whose softmax is z's sigmoid, so that losses, scores and labelling need
     no special case.
     """
@@ -163,7 +184,9 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
     built = getattr(model, "module", model)  # inside DistributedDataParallel
     least = getattr(built, "least_px", 1)
     down, right = (max(side + -side % STRIDE, least) - side for side in (height, width))
-    outputs = model(functional.pad(images, (0, right, 0, down)))
+    if not getattr(built, "as_is", False):
+        images = functional.pad(images, (0, right, 0, down))
+    outputs = model(images)
     if isinstance(outputs, dict):  # torchvision's models return a dict
         outputs = tuple(outputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,6 +1,6 @@
 """The model bundle: all that labelling needs to know of a trained model, in one folder, local or in a bucket.
 
-model.safetensors, config.json   as smp's save_pretrained writes them: smp.from_pretrained(folder) loads it
+model.safetensors, config.json   as save_pretrained of smp or transformers writes them: from_pretrained(folder) loads it
 segray.json                      classes, preprocessing, scores, resolved settings, sha256 of the weights
 README.md                        the same for people, as a card of the Hugging Face Hub
 """
@@ -37,8 +37,8 @@ def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> Bundle
         info = info.model_copy()
         info.weights_sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         info.model_id = model_id_of(info)
-        libraries = {name: version(name) for name in ("torch", "segmentation-models-pytorch")}
-        info.versions = {"segray": __version__} | libraries
+        used = "transformers" if info.model.arch == "hf" else "segmentation-models-pytorch"
+        info.versions = {"segray": __version__} | {name: version(name) for name in ("torch", used)}
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
         (temporary / CARD).write_bytes(card(info).encode())  # replaces smp's card, which describes smp's example
     return info

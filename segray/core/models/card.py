@@ -40,7 +40,14 @@ def card(info: BundleInfo) -> str:
             f"and below with RGB {', '.join(map(str, PAD_RGB))}"
         )
     if info.resize == "short_side":
-        resized = f"resized until their shorter side is {min(height, width)} px"
+        most = f", or the longer one {info.longest_px} px" if info.longest_px else ""
+        resized = f"resized until their shorter side is {min(height, width)} px{most}"
+    if info.resize == "nearest_side":
+        resized = f"resized, at their own aspect ratio, until they are {height} px high or {width} px wide"
+    if info.resize == "none":
+        resized = "at their own size"
+    if info.multiple_of > 1:
+        resized += f", and to multiples of {info.multiple_of} px"
     return "\n".join(
         [
             "---",
@@ -95,7 +102,9 @@ def _training(info: BundleInfo) -> list[str]:
     train = info.config.get("train", {})
     chosen = {key: train[key] for key in SHOWN if train.get(key) is not None}
     if not chosen:
-        return ["Not trained by segray."]
+        of = info.source.get("name", "")
+        pinned = f" at revision {info.source['revision']}" if "revision" in info.source else ""
+        return [f"Not trained by segray: made of {of}{pinned}." if of else "Not trained by segray."]
     start = storage.name_of(info.config.get("model", {}).get("encoder_weights", "none"))
     return [f"- encoder weights at the start: {start}", *(f"- {key}: {value}" for key, value in chosen.items())]
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from segray.config import PLACES
 from segray.core.io import storage
+from segray.core.models.places import why_no_bundle
 from segray.core.samples import LabelSpace
-from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD, inner_size
 from segray.errors import ModelError, StorageError
 from segray.sections.training import ModelSection
 from segray.sections.values import Size
@@ -26,8 +27,12 @@ class BundleInfo(BaseModel):
     model: ModelSection
     label_space: dict[str, Any]
     input_size: Size
-    # stretch to input_size, keep the aspect ratio and pad to it, or scale the shorter side to it
-    resize: Literal["stretch", "keep", "short_side"] = "stretch"
+    # stretch to input_size; keep the aspect ratio and pad to it; scale the shorter side to it, but the longer one to
+    # longest_px at most; scale to the nearer of its sides; or leave frames as they are
+    resize: Literal["stretch", "keep", "short_side", "nearest_side", "none"] = "stretch"
+    longest_px: int | None = None
+    multiple_of: int = 1  # of pixels: short_side rounds each side up to one, nearest_side to the nearest
+    resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     temperature: float = Field(1.0, gt=0)  # logits are divided by it before the softmax
@@ -40,10 +45,35 @@ class BundleInfo(BaseModel):
     confusion: list[list[int]] = []
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    source: dict[str, str] = {}  # of a model from elsewhere: its name, and the revision that it is pinned to
 
     @property
     def space(self) -> LabelSpace:
         return LabelSpace.from_dict(self.label_space)
+
+    def seen_size(self, frame: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that a frame of this (height, width) is resized to; keep pads that to input_size.
+
+        short_side: as torchvision's Resize and transformers' get_size_with_aspect_ratio; nearest_side: as its
+        DPTImageProcessor.
+        """
+        if self.resize == "none":
+            return frame
+        if self.resize == "nearest_side":
+            scale = min(
+                (side / own for side, own in zip(self.input_size, frame, strict=True)), key=lambda x: abs(1 - x)
+            )
+            height, width = (max(1, round(scale * own / self.multiple_of)) * self.multiple_of for own in frame)
+            return height, width
+        if self.resize != "short_side":
+            return inner_size(frame, self.input_size, self.resize)
+        short, long = sorted(frame)
+        exact: float = min(self.input_size)
+        if self.longest_px and long / short * exact > self.longest_px:
+            exact = self.longest_px * short / long
+        sides = round(exact), int(exact * long / short)
+        least, most = (max(1, -(-side // self.multiple_of)) * self.multiple_of for side in sides)
+        return (least, most) if frame[0] <= frame[1] else (most, least)
 
     def without_places(self) -> BundleInfo:
         """Return the same info without the folders and servers of the machine that trained the model."""
@@ -58,13 +88,13 @@ class BundleInfo(BaseModel):
 
 
 def read_info(uri: str) -> BundleInfo:
-    """Read segray.json of a bundle. Raises ModelError if the folder is not a bundle."""
+    """Read segray.json of a bundle. Raises ModelError that says what is there instead if it is not a bundle."""
     try:
         return BundleInfo.model_validate_json(storage.read_bytes(storage.join(uri, INFO)))
-    except StorageError:
-        raise ModelError(
-            f"{uri} is not a model bundle: it has no {INFO}. Give the folder best/ of a finished run."
-        ) from None
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise  # the place is not reachable, or may not be read
+        raise ModelError(why_no_bundle(uri)) from None
     except ValidationError as error:
         raise ModelError(f"{uri}: {INFO} is not valid: {error.errors()[0]['msg']}.") from None
 
@@ -72,7 +102,7 @@ def read_info(uri: str) -> BundleInfo:
 def model_id_of(info: BundleInfo) -> str:
     """Hash all that changes a label or its metrics to 12 hex digits: weights, classes, preprocessing, temperature."""
     keys = {"weights_sha256", "label_space", "input_size", "resize", "mean", "std", "schema_version"}
-    if info.temperature != 1:
-        keys.add("temperature")
+    later = ("temperature", "longest_px", "multiple_of", "resample")  # are left out where they have their defaults
+    keys |= {key for key in later if getattr(info, key) != BundleInfo.model_fields[key].default}
     text = json.dumps(info.model_dump(mode="json", include=keys), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -38,6 +38,8 @@ def list_models(text: str = "") -> list[Table]:
     ready = [(name, row.encoder, "COCO, VOC's 21 classes") for name, row in READY.items() if text in name]
     if "smp-hub/segformer-b0-512x512-ade-160k".startswith(text) or text.startswith("smp-hub"):
         ready.append(("smp-hub/NAME", "as published", "smp's checkpoints on the Hugging Face hub"))
+    if text.startswith("hf:") or "hf:owner/name".startswith(text):
+        ready.append(("hf:OWNER/NAME", "as published", "segmentation models of transformers on the Hugging Face Hub"))
     return [
         ("Architectures (--arch)", ("name", "what it is", "aux", "encoders, if not any"), architectures),
         ("Encoders (--encoder)", ("name", "parameters", "output stride", "pretrained weights"), _encoders(text)),

@@ -20,7 +20,7 @@ import torch
 from segray.core.data import streets
 from segray.core.extras import extra
 from segray.core.io import storage
-from segray.core.models import STRIDE, bundle, forward, name_of
+from segray.core.models import STRIDE, bundle, coarse, forward, name_of
 from segray.core.models.info import BundleInfo
 from segray.core.transforms import PAD_RGB
 from segray.errors import ModelError
@@ -56,14 +56,14 @@ class Whole(torch.nn.Module):
 
 
 class Bare(torch.nn.Module):
-    """A model alone: normalised images of any size → its main logits."""
+    """A model alone: normalised images → its main logits, at the size that it gives them."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return forward(self.model, image)
+        return coarse(self.model, image)
 
 
 def write(uri: str, out: str) -> Check:
@@ -155,6 +155,9 @@ def facts(info: BundleInfo) -> dict[str, str]:
         "segray.output": "logits, [batch, class, height, width]; divided by the temperature",
         "segray.input_size": json.dumps(info.input_size),
         "segray.resize": info.resize,
+        **({"segray.longest_px": str(info.longest_px)} if info.longest_px else {}),
+        **({"segray.multiple_of": str(info.multiple_of)} if info.multiple_of > 1 else {}),
+        **({"segray.resample": info.resample} if info.resample != "bilinear" else {}),
         **({"segray.padding": json.dumps(PAD_RGB)} if info.resize == "keep" else {}),
         "segray.mean": json.dumps(info.mean),
         "segray.std": json.dumps(info.std),

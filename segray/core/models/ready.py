@@ -1,4 +1,8 @@
-"""Published models as bundles, for labelling without training: made once in a cache, from upstream's own files."""
+"""Models from elsewhere as bundles, for labelling without training: made once in a cache, from upstream's own files.
+
+A published model has a name: of torchvision, of smp's authors (smp-hub/…), or of the Hugging Face Hub (hf:OWNER/NAME).
+A folder that transformers' save_pretrained wrote is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,13 @@ import torch
 
 from segray.core.data import cityscapes, voc
 from segray.core.io import storage
-from segray.core.models import build, bundle, weights
+from segray.core.models import build, bundle, pretrained, weights
 from segray.core.models.info import CONFIG, INFO, WEIGHTS, BundleInfo
+from segray.core.models.places import is_pretrained
 from segray.core.samples import LabelSpace
 from segray.errors import ModelError, StorageError
 from segray.sections.training import ModelSection
-from segray.sections.values import HUB, is_ready_model
+from segray.sections.values import HF, HUB, is_ready_model
 
 CACHE = Path("~/.cache/segray/models")
 
@@ -51,8 +56,22 @@ READY = {
 
 
 def resolve(uri: str, weights_dir: str | None = None) -> str:
-    """Return a bundle's absolute path: the given one, or a ready model's in the cache, made on first use."""
-    return bundle_of(uri, weights_dir) if is_ready_model(uri) else storage.absolute(uri)
+    """Return a bundle's absolute path: the given one, or a model's from elsewhere in the cache, made on first use."""
+    if is_ready_model(uri):
+        return bundle_of(uri, weights_dir)
+    place = storage.absolute(uri.removeprefix(HF))
+    return _of_pretrained(place) if is_pretrained(place) else place
+
+
+def _of_pretrained(place: str) -> str:
+    """Return the bundle of a folder of transformers, which is made again when the folder's files have changed."""
+    files = sorted((entry.uri, entry.size, entry.stamp) for entry in storage.list_files(place, deep=False))
+    state = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
+    folder = CACHE.expanduser() / f"{storage.name_of(place)}-{state}"
+    if not (folder / INFO).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        bundle.save(folder, *pretrained.read(place))
+    return str(folder)
 
 
 def bundle_of(name: str, weights_dir: str | None = None) -> str:
@@ -63,7 +82,9 @@ def bundle_of(name: str, weights_dir: str | None = None) -> str:
     folder = CACHE.expanduser() / name.replace("/", "--")
     if not (folder / INFO).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if name.startswith(HUB):
+        if name.startswith(HF):
+            model, info = pretrained.read(name, weights_dir)
+        elif name.startswith(HUB):
             model, info = _from_hub(name, weights_dir)
         else:
             model, info = _from_torchvision(READY[name], weights_dir)
@@ -138,8 +159,7 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
 def _hub_classes(name: str, classes: int) -> LabelSpace:
     if "city" in name and classes == cityscapes.LABEL_SPACE.num_classes:
         return cityscapes.LABEL_SPACE
-    names = tuple(f"class {i}" for i in range(classes))
-    return LabelSpace(names, tuple((37 * i % 256, 91 * i % 256, 151 * i % 256) for i in range(classes)))
+    return pretrained.spaced(tuple(f"class {i}" for i in range(classes)))
 
 
 def _info(section: ModelSection, space: LabelSpace, side: int) -> BundleInfo:

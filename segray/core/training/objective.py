@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segray.config import Config
-from segray.core.models import bundle, forward, preprocessing
+from segray.core.models import bundle, forward, preprocessing, ready
 from segray.core.precision import autocast
 from segray.core.prefetch import ahead
 from segray.core.samples import IGNORE_INDEX, TrainData
@@ -50,7 +50,7 @@ def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective
 
 def make_teacher(worker: Worker, config: Config, uri: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the teacher's logits as a function of the student's images. It sees the student's size and crops."""
-    teacher, info = bundle.load(uri)
+    teacher, info = bundle.load(ready.resolve(uri, config.model.weights_dir))
     teacher = teacher.to(worker.device).to(memory_format=torch.channels_last).requires_grad_(False)
     mean, std = preprocessing(config.model)
     centre, spread = (sent(torch.tensor(values), worker.device).view(1, -1, 1, 1) for values in (mean, std))

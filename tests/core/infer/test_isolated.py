@@ -65,7 +65,7 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
 def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     label = isolated.Careful(1, 60.0, uri=str(tmp_path / "no bundle"), infer=InferSection())
-    with pytest.raises(ModelError, match=r"/no bundle is not a model bundle: it has no segray"):
+    with pytest.raises(ModelError, match=r"/no bundle does not exist\."):
         list(label(plan, plan_rows(plan), Clock()))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -180,3 +181,38 @@ def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
     assert info.model_id != before.model_id
     assert bundle.save(copy, model, info).model_id == info.model_id
     assert bundle.set_temperature(str(copy), 1.0, {}).model_id == before.model_id
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("runs/street", "{}/runs/street is a folder above the bundle: the bundle is {}/runs/street/best."),
+        (
+            "runs",
+            "{0}/runs is a folder above the bundle: the bundles in it are {0}/runs/camvid/best, {0}/runs/street/best.",
+        ),
+        ("runs/streat/best", "{}/runs/streat/best does not exist. Did you mean {}/runs/street?"),
+        ("deeplabv3", "{}/deeplabv3 does not exist. Did you mean the ready model deeplabv3-coco?"),
+        (
+            "nothing",
+            "{}/nothing does not exist. Give the folder best/ of a finished run, or a ready model of `segray models`.",
+        ),
+        (
+            "runs/street/best/README.md",
+            "{}/runs/street/best/README.md is a file, and a model is a folder: give the folder best/ of a finished run.",
+        ),
+    ],
+)
+def test_a_place_that_is_no_bundle_is_said_with_the_one_that_is_meant(tiny_bundle, tmp_path, given, said):
+    for run in ("street", "camvid"):
+        shutil.copytree(tiny_bundle, tmp_path / "runs" / run / "best", copy_function=os.symlink)
+    with pytest.raises(ModelError) as error:
+        read_info(f"{tmp_path}/{given}")
+    assert str(error.value) == said.replace("{0}", "{}").format(*[tmp_path] * said.count("{"))
+
+
+def test_a_run_on_s3_is_said_with_its_bundle(s3):
+    storage.create(f"{s3}/a run/best/segray.json", b"{}")
+    with pytest.raises(ModelError) as error:
+        read_info(f"{s3}/a run")
+    assert str(error.value) == f"{s3}/a run is a folder above the bundle: the bundle is {s3}/a run/best."

@@ -1,0 +1,63 @@
+"""What stands at a place that is no model bundle, and what to do with it, for the error message."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from segray.core.io import storage
+from segray.sections.values import READY_MODELS
+
+INFO, CONFIG, BEST = "segray.json", "config.json", "best"
+LOOKS_BELOW = (BEST, f"*/{BEST}", f"trials/*/{BEST}", "*")  # where a run, a folder of runs and a sweep have bundles
+SHOWN = 3  # bundles that a message names
+LIKE = 0.6  # share of a name's characters, as difflib counts them, from which another one is nearly the same
+
+
+def why_no_bundle(uri: str) -> str:
+    """Say in a line or two what is at an absolute path or s3:// URI that holds no segray.json, and the next step."""
+    if not storage.exists(uri):
+        return f"{uri} does not exist.{_nearly(uri)}"
+    if found := list(_bundles_below(uri)):
+        more = ", …" if len(found) > SHOWN else ""
+        several = "the bundle is" if len(found) == 1 else "the bundles in it are"
+        return f"{uri} is a folder above the bundle: {several} {', '.join(found[:SHOWN])}{more}."
+    if not storage.is_s3(uri) and Path(uri).is_file():
+        return f"{uri} is a file, and a model is a folder: give the folder best/ of a finished run."
+    return f"{uri} is not a model bundle: it has no {INFO}. Give the folder best/ of a finished run."
+
+
+def is_pretrained(uri: str) -> bool:
+    """Say whether this is no bundle, but a folder that transformers' save_pretrained wrote."""
+    if storage.exists(storage.join(uri, INFO)) or not storage.exists(storage.join(uri, CONFIG)):
+        return False
+    described = storage.read_json(storage.join(uri, CONFIG))
+    return isinstance(described, dict) and "architectures" in described and "model_type" in described
+
+
+def _bundles_below(uri: str) -> Iterator[str]:
+    if storage.is_s3(uri):
+        if storage.exists(storage.join(uri, BEST, INFO)):
+            yield storage.join(uri, BEST)
+        return
+    for pattern in LOOKS_BELOW:
+        found = sorted(Path(uri).glob(f"{pattern}/{INFO}"))
+        yield from (str(file.parent) for file in found)
+        if found:
+            return
+
+
+def _nearly(uri: str) -> str:
+    """Return a hint at a ready model, or at the file or folder beside, of nearly the same name."""
+    name = storage.name_of(uri)
+    if like := difflib.get_close_matches(name, READY_MODELS, 1, cutoff=LIKE):
+        return f" Did you mean the ready model {like[0]}?"
+    if not storage.is_s3(uri):
+        path = Path(uri)
+        while not path.parent.is_dir():
+            path = path.parent
+        beside = [entry.name for entry in path.parent.iterdir()]
+        if like := difflib.get_close_matches(path.name, beside, 1, cutoff=LIKE):
+            return f" Did you mean {path.with_name(like[0])}?"
+    return " Give the folder best/ of a finished run, or a ready model of `segray models`."
