@@ -25,6 +25,7 @@ FROZEN = {
     "data formats": {"help"},
     "data get": {"url", "help"},
     "models": {"help"},
+    "import": {"out", "classes", "arch", "encoder", "size", "set", "overwrite", "help"},
     "recipes": {"help"},
     "train": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
@@ -42,7 +43,7 @@ FROZEN = {
     "compare": {"images", "seed", "out", "overwrite", "help"},
     "label": STAGE | {
         *("model", "input", "truth", "every", "fps", "limit", "sample", "extend", "retry-errors", "mask-format"),
-        *("max-error-rate", "window", "flip", "engine", "actors", "address"),
+        *("max-error-rate", "window", "flip", "engine", "weights-dir", "actors", "address"),
     },
     "verify": {"help", "sample", "address"},
     "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},

@@ -71,7 +71,7 @@ class Examples(_Hints, click.Group):
 
 
 STAGES = {  # of `segray --help`: the commands in the order in which people need them
-    "Start": ("demo", "data", "models", "recipes"),
+    "Start": ("demo", "data", "models", "import", "recipes"),
     "Train": ("train", "sweep", "evaluate", "compare"),
     "Label": ("label", "verify", "select", "show", "overlay", "export"),
     "Look": ("report", "status"),

@@ -1,13 +1,13 @@
-"""Commands about data and models: data check, classes, convert, draw, formats, get; models; recipes."""
+"""Commands about data and models: data check, classes, convert, draw, formats, get; models; import; recipes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segray.cli.app import Examples, cli, resuming
-from segray.cli.flags import Setting
+from segray.cli.flags import Setting, flag
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from segray.core.data.check import CheckResult
     from segray.core.samples import LabelSpace
     from segray.stages.convert import Converted
+
+IMPORT_SET = "A setting of the sections model and data, such as model.mean=[0.5,0.5,0.5] or data.resize=keep."
 
 
 @cli.group(cls=Examples)
@@ -255,16 +257,54 @@ def models(text: str) -> None:
       segray models resnet
       segray models tu-convnext
     """
-    from segray.cli.terminal import say, table, waiting
+    from segray.cli.terminal import say, table
     from segray.core.models.listing import list_models
 
-    with waiting("Counting parameters"):
-        found = list_models(text)
+    found = list_models(text)
     for title, columns, rows in found:
         if rows:
             table(title, columns, rows)
     if not any(rows for _, _, rows in found):
         say(f"Nothing is called {text!r}. Encoders of timm begin with tu-, such as tu-convnext_tiny.")
+
+
+@cli.command("import")
+@click.argument("file")
+@click.option("--out", required=True, help="Folder for the bundle, local or on s3://.")
+@click.option(
+    "--classes", help="The model's classes: their number, their names with commas between, or a file that lists them."
+)
+@flag("--arch")
+@flag("--encoder")
+@flag("--size")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=IMPORT_SET)
+@click.option("--overwrite", is_flag=True, help="Replace the bundle in --out.")
+def import_(file: str, out: str, classes: str | None, sets: tuple[str, ...], overwrite: bool, **given: Any) -> None:
+    """Make a bundle of a model that you have.
+
+    FILE is a state dict (.pt, .pth, .ckpt, .safetensors) of an architecture and encoder of `segray models`, an ONNX
+    file, which runs in ONNX Runtime, or a folder that save_pretrained of segmentation-models-pytorch or transformers
+    wrote. Nothing is unpickled but tensors, and no code is run.
+
+    \b
+    Example:
+      segray import best.ckpt --arch unet --encoder resnet34 --classes classes.csv --size 512x1024 --out bundles/unet
+      segray import deeplab.pth --arch deeplabv3plus --encoder resnet50 --classes 19 --out bundles/deeplab
+      segray import pidnet.onnx --classes road,sky,car --out bundles/pidnet
+      segray import smp-folder/ --classes classes.csv --size 512x512 --out bundles/smp
+    """
+    from segray.cli.flags import settings
+    from segray.cli.terminal import say
+    from segray.core.models import name_of
+    from segray.core.models.imported import import_model
+
+    made = import_model(file, out, settings(None, sets, **given), classes, overwrite=overwrite)
+    for note in made.notes:
+        say(f"Note: {note}.")
+    say(
+        f"{out} is a bundle of {name_of(made.info.model)}, {made.info.space.num_classes} classes. "
+        f"Next: segray label --model {out} --input FRAMES"
+    )
 
 
 @cli.command()

@@ -26,7 +26,7 @@ def check_label(config: Config) -> None:
 @cli.command()
 @stage(
     "--model", "--input", "--truth", "--every", "--fps", "--limit", "--sample", "--extend", "--retry-errors",
-    "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--actors", "--address",
+    "--mask-format", "--max-error-rate", "--window", "--flip", "--engine", "--weights-dir", "--actors", "--address",
     out="label.out", sections=("infer", "label", "cluster"), check=check_label,
 )  # fmt: skip
 def label(config: Config, overwrite: bool) -> Summary:

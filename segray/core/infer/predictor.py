@@ -101,7 +101,8 @@ class Predictor:
         self.lock = threading.RLock() if self.device.type == "cuda" else threading.Semaphore(sys.maxsize)
         self._threads = max(1, torch.get_num_threads() // side_by_side(torch.get_num_threads()))
         self.threshold, self.confidence_maps = threshold, confidence_maps
-        self.session = self._session(model) if self.infer.engine == "onnx" else None
+        exported = self.infer.engine == "onnx" and self.info.model.arch != "onnx"  # which runs in ONNX Runtime anyway
+        self.session = self._session(model) if exported else None
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         # Not cudnn.benchmark: another process might pick other algorithms, and then label ties otherwise.
         self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None

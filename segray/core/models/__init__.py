@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from segray.core.models import danet, torchvision_deeplab, transformers_model, unet_plain, weights
+from segray.core.models import danet, onnx_model, torchvision_deeplab, transformers_model, unet_plain, weights
 from segray.errors import ModelError, UnknownModel, nearest
 from segray.sections.training import ModelSection
 
@@ -57,6 +57,8 @@ def _smp(config: ModelSection, outputs: int) -> torch.nn.Module:
             raise ModelError(f"model.options.{name} is not one of {config.arch}'s.{nearest(name, known)}")
     if config.arch == "dpt":
         options.setdefault("dynamic_img_size", True)  # a ViT's positions are resized to the frame
+    if config.encoder.startswith("tu-swin"):
+        options.setdefault("strict_img_size", False)  # windows are padded, and their masks are made for the frame
     model: Any = smp.create_model(config.arch, config.encoder, encoder_weights=None, classes=outputs, **options)
     if STRIDE % model.encoder.output_stride:
         raise ValueError(f"its patches are {model.encoder.output_stride} px; --set model.options.patch_size=16")
@@ -95,6 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 # Of models from elsewhere, which keep their own sizes; model.encoder tells people what they are.
 FROM_ELSEWHERE: dict[str, Architecture] = {
     "hf": Architecture(transformers_model.build, "a model of transformers", NO_ENCODER),
+    "onnx": Architecture(onnx_model.build, "an ONNX file", NO_ENCODER),
 }
 
 
@@ -186,7 +189,10 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
     down, right = (max(side + -side % STRIDE, least) - side for side in (height, width))
     if not getattr(built, "as_is", False):
         images = functional.pad(images, (0, right, 0, down))
-    outputs = model(images)
+    try:
+        outputs = model(images)
+    except AssertionError as error:  # an encoder's, about the size
+        raise ModelError(_not_taken(built, images, str(error))) from error
     if isinstance(outputs, dict):  # torchvision's models return a dict
         outputs = tuple(outputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -194,6 +200,16 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
     if getattr(built, "one_logit", False):
         outputs = tuple(torch.cat([torch.zeros_like(output), output], 1) for output in outputs)
     return outputs
+
+
+def _not_taken(model: torch.nn.Module, images: torch.Tensor, text: str) -> str:
+    sizes = (getattr(part, "img_size", None) for part in model.modules())
+    taken = next((size for size in sizes if isinstance(size, tuple)), None)
+    side = f"its encoder takes {taken[0]}×{taken[1]}: --size {taken[0]}x{taken[1]}" if taken else "give another --size"
+    return (
+        f"The model does not take frames of {images.shape[-2]}×{images.shape[-1]} pixels (height × width, padded to "
+        f"{STRIDE}); {side}. ({text or 'its library says no more'})"
+    )
 
 
 def load_encoder(model: torch.nn.Module, state: weights.Weights) -> None:

@@ -29,6 +29,8 @@ from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS, BundleInfo, mod
 from segray.errors import ModelError
 from segray.sections.training import ModelSection
 
+LIBRARIES = {"hf": "transformers", "onnx": "onnx"}  # which run a model that is from elsewhere
+
 
 def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> BundleInfo:
     """Write the bundle to `folder`, replacing an earlier one. Returns info with its ids."""
@@ -37,7 +39,7 @@ def save(folder: str | Path, model: torch.nn.Module, info: BundleInfo) -> Bundle
         info = info.model_copy()
         info.weights_sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         info.model_id = model_id_of(info)
-        used = "transformers" if info.model.arch == "hf" else "segmentation-models-pytorch"
+        used = LIBRARIES.get(info.model.arch, "segmentation-models-pytorch")
         info.versions = {"segray": __version__} | {name: version(name) for name in ("torch", used)}
         (temporary / INFO).write_text(info.model_dump_json(indent=2))
         (temporary / CARD).write_bytes(card(info).encode())  # replaces smp's card, which describes smp's example
@@ -133,4 +135,5 @@ def count_parameters(uri: str) -> int:
     """
     with storage.open_read(storage.join(uri, WEIGHTS)) as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    return sum(math.prod(tensor["shape"]) for tensor in tensors if tensor["dtype"] != "U8")  # which is a file's bytes

@@ -1,9 +1,16 @@
-"""List every name that a model can be made of, with its cost, for `segray models`."""
+"""List every name that a model can be made of, with its cost, for `segray models`.
+
+encoders.csv has a row for each encoder of segmentation-models-pytorch, as counting takes half a minute. With another
+version of it, write the file again: python -m segray.core.models.listing > segray/core/models/encoders.csv
+"""
 
 from __future__ import annotations
 
+import csv
+import sys
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -12,6 +19,16 @@ from segray.core.models import ARCHITECTURES
 from segray.core.models.ready import READY
 
 Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
+COSTS = Path(__file__).with_name("encoders.csv")
+
+
+class Encoder(NamedTuple):
+    """A row of encoders.csv, as text. parameters_m: millions of them; weights: names of pretrained ones."""
+
+    name: str
+    parameters_m: str
+    output_stride: str
+    weights: str
 
 
 class _NoValues(TorchFunctionMode):
@@ -26,8 +43,7 @@ class _NoValues(TorchFunctionMode):
 def list_models(text: str = "") -> list[Table]:
     """List (title, columns, rows) of architectures, encoders and ready models whose name contains `text`.
 
-    Encoders are built without memory (torch's meta device) to count their parameters. timm has thousands of encoders,
-    which smp takes as tu-NAME: they are listed by name if the text begins with tu-.
+    timm has thousands of encoders, which smp takes as tu-NAME: they are listed by name if the text begins with tu-.
     """
     text = text.lower()
     architectures = [
@@ -52,25 +68,37 @@ def _encoders(text: str) -> list[tuple[Any, ...]]:
         import timm
 
         wanted = text.removeprefix("tu-")
-        pretrained = set(timm.list_models(f"*{wanted}*", pretrained=True))
+        pretrained = {name.partition(".")[0] for name in timm.list_models(f"*{wanted}*", pretrained=True)}
         return [
-            (f"tu-{name}", None, None, "yes" if any(p.split(".")[0] == name for p in pretrained) else "")
-            for name in timm.list_models(f"*{wanted}*")
+            (f"tu-{name}", None, None, "yes" if name in pretrained else "") for name in timm.list_models(f"*{wanted}*")
         ]
-    from segmentation_models_pytorch.encoders import encoders
-
-    rows = []
-    for name, about in sorted(encoders.items()):
-        if text in name:
-            parameters, stride = _cost(name)
-            rows.append((name, parameters, stride, ", ".join(about["pretrained_settings"])))
-    return rows
+    return [
+        (row.name, f"{row.parameters_m} M", int(row.output_stride), row.weights)
+        for row in read_costs()
+        if text in row.name
+    ]
 
 
-def _cost(name: str) -> tuple[str, int]:
-    from segmentation_models_pytorch.encoders import get_encoder
+def read_costs() -> list[Encoder]:
+    with COSTS.open(newline="") as file:
+        return [Encoder(*row) for row in list(csv.reader(file))[1:]]
+
+
+def cost(name: str) -> Encoder:
+    """Count an encoder's parameters; it is built without memory, on torch's meta device."""
+    from segmentation_models_pytorch.encoders import encoders, get_encoder
 
     with torch.device("meta"), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder = get_encoder(name, weights=None)
-    return f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M", encoder.output_stride
+    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    weights = ", ".join(encoders[name]["pretrained_settings"])
+    return Encoder(name, f"{millions:.1f}", str(encoder.output_stride), weights)
+
+
+if __name__ == "__main__":
+    from segmentation_models_pytorch.encoders import encoders
+
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    lines.writerow(Encoder._fields)
+    lines.writerows(cost(name) for name in sorted(encoders))

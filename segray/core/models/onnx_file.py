@@ -73,6 +73,8 @@ def write(uri: str, out: str) -> Check:
     """
     _check_extras()
     model, info = bundle.load(uri)
+    if info.model.arch == "onnx":
+        raise ModelError(f"{name_of(info.model)} is an ONNX file already: the one that it was imported from.")
     data, check = _made(Whole(model, info).eval(), info, lambda pixels: pixels)
     storage.replace(storage.absolute(out), data)
     return check

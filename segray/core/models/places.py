@@ -11,6 +11,7 @@ from segray.sections.values import READY_MODELS
 
 INFO, CONFIG, BEST = "segray.json", "config.json", "best"
 LOOKS_BELOW = (BEST, f"*/{BEST}", f"trials/*/{BEST}", "*")  # where a run, a folder of runs and a sweep have bundles
+IMPORTED = (".onnx", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SHOWN = 3  # bundles that a message names
 LIKE = 0.6  # share of a name's characters, as difflib counts them, from which another one is nearly the same
 
@@ -23,8 +24,14 @@ def why_no_bundle(uri: str) -> str:
         more = ", …" if len(found) > SHOWN else ""
         several = "the bundle is" if len(found) == 1 else "the bundles in it are"
         return f"{uri} is a folder above the bundle: {several} {', '.join(found[:SHOWN])}{more}."
+    if uri.endswith(IMPORTED):
+        return f"{uri} is a file of weights, and a model is a bundle. Make one of it: segray import {uri} --out BUNDLE"
     if not storage.is_s3(uri) and Path(uri).is_file():
         return f"{uri} is a file, and a model is a folder: give the folder best/ of a finished run."
+    if storage.exists(storage.join(uri, CONFIG)):
+        return (
+            f"{uri} is not a model bundle: save_pretrained wrote it. Make one of it: segray import {uri} --out BUNDLE"
+        )
     return f"{uri} is not a model bundle: it has no {INFO}. Give the folder best/ of a finished run."
 
 

@@ -155,6 +155,15 @@ def spaced(names: tuple[str, ...]) -> LabelSpace:
     return LabelSpace(names, tuple((37 * i % 256, 91 * i % 256, 151 * i % 256) for i in range(len(names))))
 
 
+def smp_section(described: Mapping[str, Any]) -> tuple[ModelSection, int]:
+    """Return the settings and the number of classes of a config.json that smp's save_pretrained wrote."""
+    options = {key: value for key, value in described.items() if value is not None and key[0] != "_"}
+    classes, encoder = options.pop("classes"), options.pop("encoder_name")
+    for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build() sets it itself
+        options.pop(key, None)
+    return ModelSection(arch=described["_model_class"].lower(), encoder=encoder, options=options), classes
+
+
 def _settings(folder: Path, kind: str) -> Setting:
     """Return the image processor's settings by name: the file's, else the defaults of its class in transformers."""
     import transformers

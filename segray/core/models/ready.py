@@ -138,11 +138,7 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
     try:
         with weights.quiet_hub():
             config, state = json.loads(read(CONFIG)), load(read(WEIGHTS))
-        options = {key: value for key, value in config.items() if value is not None and key[0] != "_"}
-        classes, encoder = options.pop("classes"), options.pop("encoder_name")
-        for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build() sets it itself
-            options.pop(key, None)
-        section = ModelSection(arch=config["_model_class"].lower(), encoder=encoder, options=options)
+        section, classes = pretrained.smp_section(config)
         model = build(section, classes)  # as for a bundle: nothing named by the configuration is downloaded or read
         model.load_state_dict(state)
     except Exception as error:  # the hub's client raises many kinds of errors: connection, cache, name

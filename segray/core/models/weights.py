@@ -52,7 +52,7 @@ def encoder_weights(config: ModelSection) -> Weights | None:
         uri = storage.join(storage.absolute(config.weights_dir), file_name(config))
     else:
         return _library(config)
-    return _timm_file(config, uri) if config.encoder.startswith("tu-") else _read(uri)
+    return _timm_file(config, uri) if config.encoder.startswith("tu-") else read(uri)
 
 
 def has_imagenet(config: ModelSection) -> bool:
@@ -99,13 +99,14 @@ def load_encoder(encoder: torch.nn.Module, weights: Weights) -> None:
         ]
         raise ModelError(
             f"The weights are another encoder's, or under other names: of the encoder's {len(mine)} tensors "
-            f"{len(missing)} are missing{_such_as(missing)}; of the file's {len(given)}, {len(more)} are unknown"
-            f"{_such_as(more)} and {len(other)} of another shape{_such_as(other)}. Give the weights of the "
+            f"{len(missing)} are missing{such_as(missing)}; of the file's {len(given)}, {len(more)} are unknown"
+            f"{such_as(more)} and {len(other)} of another shape{such_as(other)}. Give the weights of the "
             "encoder that model.encoder names, under the names of segmentation-models-pytorch, timm or torchvision."
         ) from error
 
 
-def _such_as(names: list[str]) -> str:
+def such_as(names: list[str]) -> str:
+    """Give the first of some names as an example; nothing where there is none."""
     return f" (such as {names[0]})" if names else ""
 
 
@@ -151,7 +152,8 @@ def first_words(error: BaseException) -> str:
     return [*str(error).splitlines(), type(error).__name__][0].split(". ")[0].rstrip(".")
 
 
-def _read(uri: str) -> Weights:
+def read(uri: str) -> Weights:
+    """Read a state dict of tensors: .safetensors, or what torch.save wrote, of which nothing else is unpickled."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -161,7 +163,9 @@ def _read(uri: str) -> Weights:
             load(data) if uri.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
         )
     except StorageError as error:
-        raise ModelError(f"{error} Put the encoder's weights there; `segray models` lists which there are.") from None
+        raise ModelError(
+            f"{error} Put the weights there; `segray models` lists which there are for encoders."
+        ) from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         text = [*str(error).splitlines(), type(error).__name__][0]
         raise ModelError(f"{uri} holds no weights that can be read safely: {text}") from None
@@ -183,7 +187,7 @@ def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[st
 
 def _timm_file(config: ModelSection, uri: str) -> Weights:
     """Load a file of timm's with timm's own loader, which maps the whole model's names to the backbone's."""
-    state = _read(uri)
+    state = read(uri)
     if any(key.startswith("encoder.model.") for key in state):  # a segray bundle, whose names are the encoder's
         return state
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch.nn import functional
 from torchvision.models import segmentation
 
@@ -26,7 +27,7 @@ from segray.core.models import (
 )
 from segray.core.models.danet import ChannelAttention, PositionAttention
 from segray.core.models.info import BundleInfo
-from segray.core.models.listing import list_models
+from segray.core.models.listing import cost, list_models, read_costs
 from segray.core.models.unet_plain import UNet
 from segray.errors import ModelError
 from segray.sections.training import ModelSection
@@ -96,6 +97,41 @@ def test_encoders_of_other_families_go_under_a_u_net_and_danet(encoder):
         model = build(ModelSection(arch=arch, encoder=encoder), 2).eval()
         with torch.inference_mode():
             assert forward(model, torch.randn(1, 3, 40, 56)).shape == (1, 2, 40, 56)
+
+
+SHALLOW = {"embed_dim": 32, "num_heads": 2}
+NARROW_CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32), "decoder_channels": 16}
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "options"),
+    [
+        ("dpt", "tu-vit_small_patch16_dinov3", DPT | SHALLOW),
+        ("upernet", "tu-convnext_tiny.dinov3_lvd1689m", NARROW_CONVNEXT),
+        (
+            "upernet",
+            "tu-swin_tiny_patch4_window7_224",
+            {"depths": (1, 1, 1, 1), "embed_dim": 12, "decoder_channels": 16},
+        ),
+        ("unet", "tu-swinv2_tiny_window8_256", NARROW["options"] | {"depths": (1, 1, 1, 1), "embed_dim": 12}),
+    ],
+)
+def test_encoders_of_timm_that_are_trained_today_take_frames_of_any_size(arch, encoder, options):
+    model = build(ModelSection(arch=arch, encoder=encoder, options=options), 2).eval()
+    for size in ((180, 240), (64, 96)):
+        with torch.inference_mode():
+            assert forward(model, torch.randn(1, 3, *size)).shape == (1, 2, *size)
+
+
+def test_a_size_that_an_encoder_does_not_take_is_said_with_the_one_that_it_takes():
+    options = {"depths": (1, 1, 1, 1), "embed_dim": 12, "decoder_channels": 16, "strict_img_size": True}
+    model = build(ModelSection(arch="upernet", encoder="tu-swin_tiny_patch4_window7_224", options=options), 2).eval()
+    with pytest.raises(ModelError) as error:
+        forward(model, torch.randn(1, 3, 180, 240))
+    assert str(error.value) == (
+        "The model does not take frames of 192×256 pixels (height × width, padded to 32); its encoder takes 224×224: "
+        "--size 224x224. (Input height (192) doesn't match model (224).)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -316,7 +352,7 @@ def test_weights_that_cannot_be_used_are_one_line(resnet18, tmp_path):
         load_encoder(build(ModelSection(encoder="resnet18"), 2), deeper)
     folder = {"encoder_weights": "imagenet", "weights_dir": str(tmp_path)}
     with pytest.raises(
-        ModelError, match=rf"^{tmp_path}/resnet18.imagenet.safetensors cannot be read: .* Put the encoder"
+        ModelError, match=rf"^{tmp_path}/resnet18.imagenet.safetensors cannot be read: .* Put the weights there"
     ):
         encoder_weights(ModelSection(**folder))
     (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
@@ -470,6 +506,20 @@ def test_an_option_of_a_bundle_reads_no_file(option):
     with pytest.raises(ModelError) as error:
         build(ModelSection(encoder="tu-resnet18", options={option: "/etc/passwd"}), 2)
     assert str(error.value) == f"model.options.{option} would read what is no part of the model; leave it out."
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mit_b0", "timm-efficientnet-b0"])
+def test_the_table_of_encoders_is_what_they_are(name):
+    assert cost(name) in read_costs()
+
+
+@pytest.mark.long
+def test_the_whole_table_of_encoders_is_what_they_are():
+    assert read_costs() == [cost(name) for name in sorted(smp_encoders)]
+
+
+def test_the_table_has_every_encoder():
+    assert [row.name for row in read_costs()] == sorted(smp_encoders)
 
 
 def test_the_listing_filters_by_name():

@@ -1,0 +1,227 @@
+"""A file or folder of another program → a bundle: a state dict, a folder of smp or transformers, or an ONNX file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from segray.config import Config
+from segray.core.data.class_files import read_classes
+from segray.core.extras import extra
+from segray.core.io import storage
+from segray.core.models import build, bundle, name_of, onnx_model, pretrained, weights
+from segray.core.models.info import CONFIG, WEIGHTS, BundleInfo
+from segray.core.models.places import is_pretrained
+from segray.core.samples import LabelSpace
+from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segray.errors import ConfigError, ModelError, OutputExists
+from segray.sections.training import ModelSection
+
+STATES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+LISTS = (".csv", ".yaml", ".yml", ".txt", ".json")  # suffixes of files that list classes
+SHORT_SIDE_PX = 512  # of frames where no size is given
+FREE_STRIDE_PX = 32  # of an ONNX file that takes any size: what most networks need, and none minds
+COUNTED = "num_batches_tracked"  # of batch norms: not in older files, and not used
+
+
+class Imported(NamedTuple):
+    """notes: what was decided or left out."""
+
+    info: BundleInfo
+    notes: list[str]
+
+
+def import_model(
+    file: str, out: str, config: Config, classes: str | None = None, *, overwrite: bool = False
+) -> Imported:
+    """Make a bundle at `out`. classes: their number, names with commas between, or a file that lists them.
+
+    config: model.arch, encoder, options, one_logit, mean and std; data.size and data.resize of the frames.
+    Raises ModelError that says what does not fit.
+    """
+    there, place = storage.absolute(file), storage.absolute(out)
+    if storage.exists(place) and not overwrite:
+        raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
+    if not storage.exists(there):
+        raise ModelError(f"{file} does not exist; give a file of weights, an ONNX file, or a folder of smp.")
+    space = None if classes is None else label_space(classes)
+    if there.endswith(".onnx"):
+        model, info, notes = _of_onnx(there, config, _needed(space, file))
+    elif there.endswith(STATES):
+        model, info, notes = _of_state(there, config, _needed(space, file))
+    elif is_pretrained(there):
+        model, info = pretrained.read(there)
+        notes = ["size, normalisation and classes are those of its files"]
+        info = info if space is None else info.model_copy(update={"label_space": _as_many(space, info.space).to_dict()})
+    elif storage.exists(storage.join(there, CONFIG)):
+        model, info, notes = _of_smp(there, config, space)
+    else:
+        raise ModelError(
+            f"{file} is neither a file of weights ({', '.join(STATES)}), nor an ONNX file (.onnx), nor a folder that "
+            "save_pretrained wrote (config.json)."
+        )
+    info.source = {"name": storage.name_of(there)}
+    return Imported(bundle.save(place, model, info), notes)
+
+
+def label_space(classes: str) -> LabelSpace:
+    """Make a label space of a number, names with commas between, or a file that lists classes."""
+    if classes.lower().endswith(LISTS):
+        return read_classes(storage.absolute(classes))[0]
+    if classes.strip().isdigit():
+        return pretrained.spaced(tuple(f"class {i}" for i in range(int(classes))))
+    names = tuple(name.strip() for name in classes.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"--classes {classes}: every class needs a name of its own.")
+    return pretrained.spaced(names)
+
+
+def _needed(space: LabelSpace | None, file: str) -> LabelSpace:
+    if space is None:
+        raise ConfigError(
+            f"{file} does not name its classes: give their number, --classes 19, their names in order, --classes "
+            "road,sky,car, or a file that lists them, --classes classes.csv."
+        )
+    return space
+
+
+def _as_many(space: LabelSpace, own: LabelSpace) -> LabelSpace:
+    if space.num_classes != own.num_classes:
+        raise ConfigError(f"--classes names {space.num_classes} classes, and the model has {own.num_classes}.")
+    return space
+
+
+def _shape(config: Config, notes: list[str], size: tuple[int, int] | None = None, stride: int = 1) -> dict[str, Any]:
+    """Return the fields of BundleInfo that say how frames are resized: the file's own size, or the given one."""
+    given = size or config.data.size
+    if given is not None:
+        if size is not None and config.data.size not in (None, size):
+            raise ConfigError(f"The file takes frames of {size[0]}×{size[1]} alone; leave --size out.")
+        return {"input_size": given, "resize": config.data.resize or "stretch"}
+    notes.append(
+        f"frames are resized until their shorter side is {SHORT_SIDE_PX} px; --size HxW resizes them all to one size, "
+        "as in training"
+    )
+    return {"input_size": (SHORT_SIDE_PX,) * 2, "resize": "short_side", "multiple_of": stride}
+
+
+def _pixels(config: Config, notes: list[str], usual: tuple[Any, Any] = (IMAGENET_MEAN, IMAGENET_STD)) -> dict[str, Any]:
+    mean, std = config.model.mean or usual[0], config.model.std or usual[1]
+    if config.model.mean is None and config.model.std is None:
+        notes.append(
+            f"RGB in 0..1 is normalised by the mean {', '.join(map(str, mean))} and the deviation "
+            f"{', '.join(map(str, std))}; --set model.mean=… and model.std=… give others"
+        )
+    return {"mean": mean, "std": std}
+
+
+def _section(config: Config, **changes: Any) -> ModelSection:
+    """Return the model's settings without what is of this machine or of the past."""
+    plain = {"encoder_weights": "none", "weights_dir": None, "mean": None, "std": None}
+    return config.model.model_copy(update=plain | changes)
+
+
+def _of_state(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+    _refuse_torchscript(there)
+    notes: list[str] = []
+    section = _section(config)
+    model = build(section, space.num_classes)
+    fit(model, weights.read(there), f"{name_of(section)} with {space.num_classes} classes", notes)
+    usual = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
+    info = BundleInfo(
+        model=section, label_space=space.to_dict(), **_shape(config, notes), **_pixels(config, notes, usual)
+    )
+    return model, info, notes
+
+
+def _refuse_torchscript(there: str) -> None:
+    if storage.is_s3(there) or not zipfile.is_zipfile(there):
+        return
+    with zipfile.ZipFile(there) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise ModelError(
+                f"{there} is TorchScript: a program from elsewhere, which is not run. Give its state dict, "
+                "torch.save(torch.jit.load(FILE).state_dict(), NEW), or export it to ONNX."
+            )
+
+
+def fit(model: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, notes: list[str]) -> None:
+    """Load a state dict under the names of the model, whatever stands before them. ModelError if tensors do not fit."""
+    mine = model.state_dict()
+    prefix = _prefix(state, mine)
+    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    missing = [key for key in mine if key not in given and not key.endswith(COUNTED)]
+    more = [key for key in given if key not in mine]
+    other = [key for key in mine if key in given and given[key].shape != mine[key].shape]
+    if missing or other:
+        parts = [f"of the model's {len(mine)} tensors {len(missing)} are not in the file{weights.such_as(missing)}"]
+        if other:
+            sizes = [f"{other[0]}: {_sides(given[other[0]])}, the model's {_sides(mine[other[0]])}"]
+            parts.append(f"{len(other)} have another shape{weights.such_as(sizes)}")
+        parts.append(f"{len(more)} of the file's {len(state)} are not the model's{weights.such_as(more)}")
+        raise ModelError(
+            f"The weights do not fit {what}: {'; '.join(parts)}. Give the --arch, --encoder, --classes and --set "
+            "model.options.… that they were trained with."
+        )
+    if prefix:
+        notes.append(f"{prefix} before its names was left out")
+    if rest := [*more, *(key for key in state if not key.startswith(prefix))]:
+        left = f"{len(rest)} of the file's {len(state)} tensors are not the model's, and are left out"
+        notes.append(f"{left}{weights.such_as(rest)}")
+    model.load_state_dict({key: given.get(key, value) for key, value in mine.items()})
+
+
+def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """Find what stands before the model's names: 'module.', 'model.', 'net.model.' or ''."""
+    found: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for cut in range(min(4, len(parts))):
+            if ".".join(parts[cut:]) in mine:
+                found["".join(f"{part}." for part in parts[:cut])] += 1
+    return found.most_common(1)[0][0] if found else ""
+
+
+def _sides(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a number"
+
+
+def _of_smp(there: str, config: Config, space: LabelSpace | None) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+    notes: list[str] = []
+    described = json.loads(storage.read_bytes(storage.join(there, CONFIG)))
+    if "_model_class" not in described:
+        raise ModelError(f"{there}/{CONFIG} is neither smp's (_model_class) nor transformers' (architectures).")
+    section, count = pretrained.smp_section(described)
+    own = pretrained.spaced(tuple(f"class {i}" for i in range(count)))
+    space = own if space is None else _as_many(space, own)
+    model = build(section, count)
+    fit(model, weights.read(storage.join(there, WEIGHTS)), name_of(section), notes)
+    usual = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
+    info = BundleInfo(
+        model=section, label_space=space.to_dict(), **_shape(config, notes), **_pixels(config, notes, usual)
+    )
+    return model, info, notes
+
+
+def _of_onnx(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+    extra("onnx")
+    notes: list[str] = []
+    data = storage.read_bytes(there)
+    try:
+        onnx_model.check_alone(data)
+        session = onnx_model.session_of(data, torch.device("cpu"))
+        facts = onnx_model.facts_of(session)
+        shape = _shape(config, notes, facts.size, FREE_STRIDE_PX)
+        options = onnx_model.options_of(session, shape["input_size"], space.num_classes)
+    except ModelError as error:
+        raise ModelError(f"{there} is not used: {error}") from error
+    notes.append(f"its output {options['output']} holds {options['kind']}")
+    section = ModelSection(arch="onnx", encoder=Path(there).stem, options=options)
+    info = BundleInfo(model=section, label_space=space.to_dict(), **shape, **_pixels(config, notes))
+    return onnx_model.OnnxModel(options, space.num_classes, data), info, notes

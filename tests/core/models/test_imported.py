@@ -1,0 +1,210 @@
+"""Models of other programs become bundles that give the same logits, or a line that says what does not fit."""
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import save_file
+
+from segray.cli import cli
+from segray.config import load
+from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
+from segray.core.models import build, bundle, coarse, forward
+from segray.core.models.imported import import_model
+from segray.core.models.info import read_info
+from segray.errors import ConfigError, ModelError, OutputExists
+from segray.sections.labelling import InferSection
+from segray.sections.training import ModelSection
+
+UNET = {"model.arch": "unet-plain", "model.options": {"channels": 4}}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return build(ModelSection(arch="unet-plain", options={"channels": 4}), 3).eval()
+
+
+def made(file, folder, classes="road,sky,car", **settings):
+    return import_model(str(file), str(folder / "bundle"), load(None, UNET | settings), classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "left"),
+    [
+        ("plain.pt", lambda state: state, ""),
+        ("plain.safetensors", lambda state: state, ""),
+        ("lightning.ckpt",
+         lambda state: {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()} | {"loss.weight": torch.ones(3)}},
+         "model."),
+        ("parallel.pth", lambda state: {"model": {f"module.{k}": v for k, v in state.items()}}, "module."),
+        ("both.pth", lambda state: {f"net.module.{k}": v for k, v in state.items()}, "net.module."),
+    ],
+)  # fmt: skip
+def test_a_state_dict_is_a_bundle_whatever_stands_before_its_names(unet, tmp_path, name, keep, left):
+    state = keep(dict(unet.state_dict()))
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    info, notes = made(tmp_path / name, tmp_path, **{"data.size": "32x48"})
+    assert (f"{left} before its names was left out" in notes) == bool(left)
+    assert ("1 of the file's 119 tensors are not the model's, and are left out (such as loss.weight)" in notes) == (
+        name == "lightning.ckpt"
+    )
+    assert (info.space.names, info.input_size, info.source) == (("road", "sky", "car"), (32, 48), {"name": name})
+    image = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        assert torch.equal(forward(bundle.load(str(tmp_path / "bundle"))[0], image), forward(unet, image))
+
+
+def test_a_folder_of_smp_names_its_architecture_itself(tmp_path):
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=3, decoder_channels=(32, 16, 16, 8, 8)).eval()
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    info, notes = import_model(str(tmp_path / "theirs"), str(tmp_path / "bundle"), load())
+    assert (info.model.arch, info.model.encoder, info.space.names[2]) == ("unet", "resnet18", "class 2")
+    assert notes[0].startswith("frames are resized until their shorter side is 512 px; --size HxW ")
+    image = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(bundle.load(str(tmp_path / "bundle"))[0](image), theirs(image))
+    with pytest.raises(ModelError) as error:
+        read_info(str(tmp_path / "theirs"))
+    assert str(error.value) == (
+        f"{tmp_path}/theirs is not a model bundle: save_pretrained wrote it. Make one of it: segray import "
+        f"{tmp_path}/theirs --out BUNDLE"
+    )
+
+
+def test_weights_that_do_not_fit_are_counted_with_an_example_of_each_side(unet, tmp_path):
+    torch.save({f"module.{k}": v for k, v in unet.state_dict().items() if "head" not in k}, tmp_path / "some.pth")
+    torch.save(unet.state_dict(), tmp_path / "three.pth")
+    with pytest.raises(ModelError, match=r"^The weights do not fit unet-plain with 5 classes: of the model's 118 tensors 0 "
+                       r"are not in the file; 2 have another shape \(such as .*: 3×4×1×1, the model's 5×4×1×1\); 0 of the "
+                       r"file's 118 are not the model's\. Give the --arch, "):  # fmt: skip
+        made(tmp_path / "three.pth", tmp_path, "5")
+    with pytest.raises(
+        ModelError, match=r"unet over resnet18 with 3 classes: of the model's \d+ tensors \d+ are not in "
+    ):
+        import_model(str(tmp_path / "three.pth"), str(tmp_path / "bundle"), load(), "3")
+
+
+def test_what_is_missing_or_not_safe_is_said(unet, tmp_path):
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match=r"a\.pth does not name its classes: give their number, --classes 19, "):
+        made(tmp_path / "a.pth", tmp_path, None)
+    with pytest.raises(ConfigError, match=r"^--classes road,,car: every class needs a name of its own\.$"):
+        made(tmp_path / "a.pth", tmp_path, "road,,car")
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ModelError, match=r"evil\.pth holds no weights that can be read safely: "):
+        made(tmp_path / "evil.pth", tmp_path)
+    torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(
+        ModelError, match=r"script\.pt is TorchScript: a program from elsewhere, which is not run\. Give "
+    ):
+        made(tmp_path / "script.pt", tmp_path)
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(OutputExists, match=r"bundle is there already\. Give another --out, or --overwrite\."):
+        made(tmp_path / "a.pth", tmp_path)
+    with pytest.raises(ModelError) as error:
+        read_info(str(tmp_path / "a.pth"))
+    assert str(error.value) == (
+        f"{tmp_path}/a.pth is a file of weights, and a model is a bundle. Make one of it: segray import {tmp_path}/a.pth "
+        "--out BUNDLE"
+    )
+
+
+def test_the_command_says_what_it_decided_and_what_comes_next(unet, tmp_path, capsys):
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    given = ["import", str(tmp_path / "a.pth"), "--arch", "unet-plain", "--set", "model.options={channels: 4}"]
+    given += ["--classes", "road,sky,car", "--size", "32x48", "--out", str(tmp_path / "bundle")]
+    cli.main(given, standalone_mode=False)
+    assert " ".join(capsys.readouterr().out.split()) == (
+        "Note: RGB in 0..1 is normalised by the mean 0.485, 0.456, 0.406 and the deviation 0.229, 0.224, 0.225; --set "
+        f"model.mean=… and model.std=… give others. {tmp_path}/bundle is a bundle of unet-plain, 3 classes. Next: segray "
+        f"label --model {tmp_path}/bundle --input FRAMES"
+    )
+
+
+def onnx_file(folder, *, kind="logits", last=False, size=("h", "w"), batch="b", classes=3):
+    """A convolution over 3 classes, written by hand: it takes any size, and gives every half pixel."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((classes, 3, 2, 2)).astype(np.float32)
+    shape = [batch, *size, 3] if last else [batch, 3, *size]
+    nodes, seen = [], "image"
+    if last:
+        nodes.append(helper.make_node("Transpose", ["image"], ["first"], perm=[0, 3, 1, 2]))
+        seen = "first"
+    nodes.append(helper.make_node("Conv", [seen, "weight"], ["logits"], strides=[2, 2]))
+    if kind == "ids":
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["ids"], axis=1, keepdims=0))
+    if kind == "probabilities":
+        nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
+    number = TensorProto.INT64 if kind == "ids" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(kind, number, None)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "net.onnx")
+    return torch.from_numpy(weight)
+
+
+@pytest.mark.parametrize("more", [{}, {"last": True}, {"size": (32, 48), "batch": 1}, {"kind": "probabilities"}])
+def test_an_onnx_file_runs_behind_the_predictor(tmp_path, more):
+    weight = onnx_file(tmp_path, **more)
+    settings = {} if "size" in more else {"data.size": "32x48"}
+    info, notes = made(tmp_path / "net.onnx", tmp_path, **settings)
+    assert f"its output {more.get('kind', 'logits')} holds {more.get('kind', 'logits')}" in notes
+    assert (info.input_size, info.resize) == ((32, 48), "stretch")
+    model, _ = bundle.load(str(tmp_path / "bundle"))
+    images = torch.randn(2, 3, 32, 48)
+    wanted = torch.nn.functional.conv2d(images, weight, stride=2)
+    wanted = wanted.log_softmax(1) if "kind" in more else wanted
+    with torch.inference_mode():
+        assert torch.allclose(coarse(model, images), wanted, atol=1e-5)
+        assert forward(model, images).shape == (2, 3, 32, 48)
+    frames = [streets.draw(i, (50, 70)).image_hwc for i in range(2)]
+    found = [
+        predictor.predict([predictor.prepare(frame) for frame in frames], [(50, 70)] * 2)
+        for predictor in (Predictor(str(tmp_path / "bundle"), infer=InferSection(engine=e)) for e in ("torch", "onnx"))
+    ]
+    assert all(np.array_equal(a.mask_hw, b.mask_hw) for a, b in zip(*found, strict=True))
+    assert bundle.count_parameters(str(tmp_path / "bundle")) == 0
+
+
+def test_ids_of_an_onnx_file_are_labels_and_a_file_of_any_size_has_sides_of_32(tmp_path):
+    weight = onnx_file(tmp_path, kind="ids")
+    info, notes = made(tmp_path / "net.onnx", tmp_path)
+    assert (info.input_size, info.resize, info.multiple_of) == ((512, 512), "short_side", 32)
+    assert notes[1] == "its output ids holds ids"
+    images = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        ids = coarse(bundle.load(str(tmp_path / "bundle"))[0], images).argmax(1)
+    assert torch.equal(ids, torch.nn.functional.conv2d(images, weight, stride=2).argmax(1))
+    made(tmp_path / "net.onnx", tmp_path / "two", "road,sky")
+    with pytest.raises(
+        ModelError, match=r"^The ONNX file gave class id 2, and its bundle has 2 classes; import it again "
+    ):
+        bundle.load(str(tmp_path / "two" / "bundle"))[0](images)
+
+
+def test_an_onnx_file_that_cannot_be_used_is_a_line(tmp_path):
+    import onnx
+
+    onnx_file(tmp_path)
+    with pytest.raises(ModelError, match=r"net\.onnx is not used: It gives logits \[1, 3, 256, 256\] of float32; logits "
+                       r"have one channel for each of the 5 classes in --classes, and ids are whole numbers "):  # fmt: skip
+        made(tmp_path / "net.onnx", tmp_path, "5")
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, size_threshold=0)
+    with pytest.raises(ModelError, match=r"apart\.onnx is not used: Its weights are in other files; save it as one: "):
+        made(tmp_path / "apart.onnx", tmp_path)
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ModelError, match=r"text\.onnx is not used: It is no ONNX file\."):
+        made(tmp_path / "text.onnx", tmp_path)
+    onnx_file(tmp_path, size=(32, 48))
+    with pytest.raises(ConfigError, match=r"^The file takes frames of 32×48 alone; leave --size out\.$"):
+        made(tmp_path / "net.onnx", tmp_path, **{"data.size": "64x64"})
