@@ -25,7 +25,7 @@ from segray.core.models.info import CONFIG, BundleInfo
 from segray.core.samples import IGNORE_INDEX, LabelSpace
 from segray.errors import ModelError, SegrayError
 from segray.sections.training import ModelSection
-from segray.sections.values import HF
+from segray.sections.values import HF, Rgb
 
 PROCESSOR, WHOLE_PROCESSOR = "preprocessor_config.json", "processor_config.json"
 FILES = ("*.json", "*.safetensors", "merges.txt")
@@ -122,10 +122,8 @@ def _read(folder: Path, source: dict[str, str]) -> tuple[torch.nn.Module, Bundle
     if setting("do_flip_channel_order"):
         options["flip_channels"] = True
     scale = 255 * (setting("rescale_factor") or 1 / 255) if setting("do_rescale") else 255.0
-    mean, std = (0.0,) * 3, (1.0,) * 3
-    if setting("do_normalize"):
-        mean, std = (_three(setting(key)) for key in ("image_mean", "image_std"))
-    mean, std = (tuple(value / scale for value in values) for values in (mean, std))
+    given = [setting("image_mean"), setting("image_std")] if setting("do_normalize") else [0.0, 1.0]
+    mean, std = (_three(values, scale) for values in given)
     shape = _shape(setting, config)
     options |= _universal_options(config, setting, folder, (mean, std))
     model = transformers_model.TransformersModel(transformers_model.loaded(made, folder, config), options)
@@ -185,8 +183,9 @@ def _settings(folder: Path, kind: str) -> Setting:
     return lambda key: given.get(key, getattr(defaults, key, None))
 
 
-def _three(values: float | list[float]) -> tuple[float, ...]:
-    return tuple(values) if isinstance(values, list | tuple) else (values,) * 3
+def _three(values: float | list[float], scale: float) -> Rgb:
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return red / scale, green / scale, blue / scale
 
 
 def _shape(setting: Setting, config: Any) -> dict[str, Any]:
@@ -224,9 +223,7 @@ def _shape(setting: Setting, config: Any) -> dict[str, Any]:
     return {"input_size": (height, width), "resize": "stretch"} | more
 
 
-def _universal_options(
-    config: Any, setting: Setting, folder: Path, pixels: tuple[tuple[float, ...], tuple[float, ...]]
-) -> dict[str, Any]:
+def _universal_options(config: Any, setting: Setting, folder: Path, pixels: tuple[Rgb, Rgb]) -> dict[str, Any]:
     """Return the options of TransformersModel that repeat what the processor of a universal model does."""
     if config.model_type == "mask2former":
         return {"masks_px": MASK2FORMER_PX}
