@@ -61,7 +61,7 @@ def test_other_folders_are_no_bundle(copy):
     with pytest.raises(ModelError) as error:
         bundle.load(str(copy))
     assert str(error.value) == (
-        f"{copy} is not a model bundle: it has no segray.json. Give the folder best/ of a finished run."
+        f"{copy} is not a model bundle: save_pretrained wrote it. Make one of it: segray import {copy} --out BUNDLE"
     )
     (copy / "segray.json").write_text("{}")
     with pytest.raises(ModelError, match=r"segray.json is not valid: "):
