@@ -270,7 +270,7 @@ def models(text: str) -> None:
 
 @cli.command("import")
 @click.argument("file")
-@click.option("--out", required=True, help="Folder for the bundle, local or on s3://.")
+@click.option("--out", required=True, help="Folder for the bundle, local or in a bucket.")
 @click.option(
     "--classes", help="The model's classes: their number, their names with commas between, or a file that lists them."
 )

@@ -105,7 +105,7 @@ def is_ready_model(text: str) -> bool:
 
 def _is_folder(text: str) -> bool:
     name = text.removeprefix(HF)
-    return name.startswith(("/", ".", "~", "s3://")) or os.path.isdir(name)  # noqa: PTH112, as Path raises for some names
+    return name.startswith(("/", ".", "~")) or paths.in_bucket(name) or os.path.isdir(name)  # noqa: PTH112, as Path raises for some
 
 
 def _model_place(text: str) -> str:

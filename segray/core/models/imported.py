@@ -141,7 +141,7 @@ def _of_state(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.M
 
 
 def _refuse_torchscript(there: str) -> None:
-    if storage.is_s3(there) or not zipfile.is_zipfile(there):
+    if storage.in_bucket(there) or not zipfile.is_zipfile(there):
         return
     with zipfile.ZipFile(there) as archive:
         if any("/code/" in name for name in archive.namelist()):

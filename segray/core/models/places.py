@@ -17,7 +17,7 @@ LIKE = 0.6  # share of a name's characters, as difflib counts them, from which a
 
 
 def why_no_bundle(uri: str) -> str:
-    """Say in a line or two what is at an absolute path or s3:// URI that holds no segray.json, and the next step."""
+    """Say in a line or two what is at an absolute path or URI that holds no segray.json, and the next step."""
     if not storage.exists(uri):
         return f"{uri} does not exist.{_nearly(uri)}"
     if found := list(_bundles_below(uri)):
@@ -26,7 +26,7 @@ def why_no_bundle(uri: str) -> str:
         return f"{uri} is a folder above the bundle: {several} {', '.join(found[:SHOWN])}{more}."
     if uri.endswith(IMPORTED):
         return f"{uri} is a file of weights, and a model is a bundle. Make one of it: segray import {uri} --out BUNDLE"
-    if not storage.is_s3(uri) and Path(uri).is_file():
+    if not storage.in_bucket(uri) and Path(uri).is_file():
         return f"{uri} is a file, and a model is a folder: give the folder best/ of a finished run."
     if storage.exists(storage.join(uri, CONFIG)):
         return (
@@ -44,7 +44,7 @@ def is_pretrained(uri: str) -> bool:
 
 
 def _bundles_below(uri: str) -> Iterator[str]:
-    if storage.is_s3(uri):
+    if storage.in_bucket(uri):
         if storage.exists(storage.join(uri, BEST, INFO)):
             yield storage.join(uri, BEST)
         return
@@ -60,7 +60,7 @@ def _nearly(uri: str) -> str:
     name = storage.name_of(uri)
     if like := difflib.get_close_matches(name, READY_MODELS, 1, cutoff=LIKE):
         return f" Did you mean the ready model {like[0]}?"
-    if not storage.is_s3(uri):
+    if not storage.in_bucket(uri):
         path = Path(uri)
         while not path.parent.is_dir():
             path = path.parent

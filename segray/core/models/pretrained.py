@@ -40,7 +40,7 @@ Setting = Callable[[str], Any]
 
 
 def read(name: str, weights_dir: str | None = None) -> tuple[torch.nn.Module, BundleInfo]:
-    """Load hf:OWNER/NAME[@REVISION], or a folder's path or s3:// URI. `weights_dir` holds it as the folder NAME.
+    """Load hf:OWNER/NAME[@REVISION], or a folder's path or URI. `weights_dir` holds it as the folder NAME.
 
     Raises ModelError that says what to fetch if it cannot be had, and what is wrong if it is not such a model.
     """
@@ -72,7 +72,7 @@ def _folder(name: str, weights_dir: str | None) -> Iterator[tuple[Path, str]]:
     )
     if not storage.exists(storage.join(place, CONFIG)):
         raise ModelError(f"{place} holds no {CONFIG}. {_fetch(repository, weights_dir or 'FOLDER')}")
-    if not storage.is_s3(place):
+    if not storage.in_bucket(place):
         yield Path(place), ""
         return
     with tempfile.TemporaryDirectory(prefix="segray-") as there:

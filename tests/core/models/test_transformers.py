@@ -361,7 +361,7 @@ def test_a_name_of_the_hub_is_no_path():
     assert load(None, {"label.model": "hf:nvidia/segformer-b0"}).absolute().label.model == "hf:nvidia/segformer-b0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_onnx_runtime_gives_the_same_ids(tmp_path):
     saved(segformer, tmp_path / "theirs")
     place = ready.resolve(str(tmp_path / "theirs"))
