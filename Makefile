@@ -33,6 +33,7 @@ torture: .venv/tested
 
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs,test]'
+	if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3.35.0; fi
 	@touch $@
 
 bench: .venv/installed

@@ -150,7 +150,7 @@ def azure():
                         break
                 time.sleep(0.05)
             with BlobServiceClient.from_connection_string(
-                _environment("az", url)["AZURE_STORAGE_CONNECTION_STRING"]
+                environment("az", url)["AZURE_STORAGE_CONNECTION_STRING"]
             ) as service:
                 service.create_container(BUCKET)
             yield url
@@ -162,7 +162,7 @@ def azure():
 RUNNING = {"s3": amazon, "gs": google, "az": azure}
 
 
-def _environment(scheme, url):
+def environment(scheme, url):
     """What libraries find a server by."""
     if scheme == "s3":
         keys = {"AWS_ACCESS_KEY_ID": "canary-key", "AWS_SECRET_ACCESS_KEY": "canary-secret"}
@@ -184,7 +184,7 @@ def url_of(scheme):
 @contextmanager
 def serving(scheme, url):
     """Let storage, and what this process starts, find the server."""
-    settings = _environment(scheme, url)
+    settings = environment(scheme, url)
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     s3fs.S3FileSystem.clear_instance_cache()  # which knows file systems by their arguments only

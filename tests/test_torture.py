@@ -3,10 +3,10 @@
 What labels is the protocol without Ray; tests/ray/test_faults.py has runs of Ray.
 """
 
-import os
 import random
 
 import pytest
+import servers
 import torture
 from faultproxy import FaultProxy
 from torture import FAULTS, Found, World, round_
@@ -22,10 +22,10 @@ def world(tmp_path_factory):
     return World.write(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
-def s3_world(tmp_path_factory, s3):
-    """Inputs on S3 too."""
-    return World.write(tmp_path_factory.mktemp("world"), f"{s3}/world")
+@pytest.fixture(scope="module", params=["s3", "gs", "az"])
+def bucket_world(request, tmp_path_factory):
+    """Inputs in a bucket too, of each store."""
+    return World.write(tmp_path_factory.mktemp("world"), f"{request.getfixturevalue(request.param)}/world")
 
 
 @pytest.fixture
@@ -41,13 +41,12 @@ def local_round(world, folder, seed):
     return round_(world, str(folder / f"out-{seed}"), seed, {}, folder)
 
 
-def s3_round(world, folder, seed):
+def bucket_round(world, folder, seed):
     """Writers and readers go through a proxy that breaks some of what passes; the last look does not."""
-    out = f"{world.first}-out/{folder.name}-{seed}"
-    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"], seed, hang_s=1, delay_s=0.05) as proxy:
+    out, scheme = f"{world.first}-out/{folder.name}-{seed}", world.first[:2]
+    with FaultProxy(servers.url_of(scheme), seed, hang_s=1, delay_s=0.05) as proxy:
         proxy.set(**FAULTS)
-        env = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-        env |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_ENDPOINT_URL_S3": proxy.url, "SEGRAY_RETRY_S": "30"}
+        env = servers.environment(scheme, proxy.url) | {"SEGRAY_RETRY_S": "30"}
         found = round_(world, out, seed, env, folder)
         found.count["fault"] = sum(proxy.count[name] for name in FAULTS)
     return found
@@ -72,8 +71,8 @@ def test_writers_that_race_and_are_killed_leave_each_row_once(world, tmp_path, s
 
 
 @pytest.mark.long
-def test_on_s3_too_through_lost_answers_errors_and_cut_bodies(s3_world, tmp_path):
-    found = s3_round(s3_world, tmp_path, 5)
+def test_in_a_bucket_too_through_lost_answers_errors_and_cut_bodies(bucket_world, tmp_path):
+    found = bucket_round(bucket_world, tmp_path, 5)
     assert found.problems == []
     assert found.count["fault"] > 10
 
@@ -134,6 +133,6 @@ def test_many_local_rounds(world, tmp_path, show, pytestconfig):
 
 @pytest.mark.torture
 @pytest.mark.timeout(0)
-def test_many_rounds_on_s3(s3_world, tmp_path, show, pytestconfig):
+def test_many_rounds_in_a_bucket(bucket_world, tmp_path, show, pytestconfig):
     seeds = range(pytestconfig.getoption("rounds") // 4)
-    assert rounds(s3_round, s3_world, tmp_path, seeds, show).problems == []
+    assert rounds(bucket_round, bucket_world, tmp_path, seeds, show).problems == []

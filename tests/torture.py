@@ -52,7 +52,7 @@ FAULTS = {
 }
 CRASHED = 9
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["segray.core.labels.parts", "s3fs", "duckdb"])
+PROCESSES.set_forkserver_preload(["segray.core.labels.parts", "s3fs", "duckdb", "azure.storage.blob"])
 
 
 class Hashed:

@@ -2,6 +2,7 @@
 
 import crashing
 import pytest
+import servers
 
 from segray.cluster import connect
 from segray.config import load
@@ -10,8 +11,10 @@ from segray.sections.labelling import ClusterSection
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3, tmp_path_factory):
-    """Its processes know the S3 server, and crash on the images that are made for it."""
+def ray_session(s3, gs, request, tmp_path_factory):
+    """Its processes know the stores' servers, and crash on the images that are made for it."""
+    if servers.azurite():
+        request.getfixturevalue("az")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", crashing.env(tmp_path_factory.mktemp("site"))["PYTHONPATH"])
         with connect.connected(ClusterSection(), sweeps=True) as has:

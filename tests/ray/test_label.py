@@ -213,9 +213,11 @@ def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town,
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_labels_go_to_s3_and_come_back_whole(tiny_bundle, town, s3):
-    out = f"{s3}/Straße 1/labels"
-    label(options(tiny_bundle, town, out, **{"label.inputs": [str(town / "val")]}))
+def test_labels_go_from_a_bucket_to_it_and_come_back_whole(tiny_bundle, town, bucket):
+    out = f"{bucket}/Straße 1/labels"
+    for path in (town / "val").iterdir():
+        storage.replace(f"{bucket}/Straße 1/frames/{path.name}", path.read_bytes())
+    label(options(tiny_bundle, town, out, **{"label.inputs": [f"{bucket}/Straße 1/frames"]}))
     assert parts.verify(load_plans(out)) == []
     assert read_summary(load_plans(out))["ok"] == 5
 

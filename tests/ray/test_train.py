@@ -60,6 +60,15 @@ def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray(settings, tmp
     assert with_ray["loss"] == pytest.approx(without["loss"], rel=0.01)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_of_ray_goes_into_each_bucket(settings, bucket, tmp_path):
+    out = f"{bucket}/{tmp_path.name}/Läufe 1"
+    result = train(settings(cluster__workers=1, train__epochs=1, train__out=out))
+    assert read_info(result.best).epoch == 1
+    assert storage.exists(f"{out}/best/segray.json")
+
+
 def test_a_finished_run_is_returned_and_not_trained_again(settings, tmp_path):
     config = settings(cluster__workers=0, train__epochs=1)
     train(config)
