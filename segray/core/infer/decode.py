@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from segray.core.clock import Clock
-from segray.core.io import images, inputs, storage
+from segray.core.io import images, storage
+from segray.core.io.cells import read_images
 from segray.core.io.video_index import LOST_FRAME, Start
 from segray.core.labels.plan import PlanRow, frame_key, place_of
 from segray.core.prefetch import FETCHES, ahead
@@ -119,7 +120,7 @@ def _table_cells(rows: list[PlanRow], clock: Clock) -> Iterator[tuple[PlanRow, b
     error: DataError
     try:
         storage.check_unchanged(place, rows[0]["stamp"])
-        cells = inputs.read_images(place, [i for row in rows if (i := row["frame_index"]) is not None])
+        cells = read_images(place, [i for row in rows if (i := row["frame_index"]) is not None], rows[0]["stamp"])
         while waiting:
             with clock("fetch"), storage.reading_input(place):
                 data = next(cells)

@@ -209,23 +209,6 @@ def image_column(schema: pa.Schema) -> str | None:
     return "image" if "image" in columns else columns[0] if len(columns) == 1 else None
 
 
-def read_images(uri: str, rows: Sequence[int]) -> Iterator[bytes | None]:
-    """Read the encoded images in these rows of a Parquet file; rows must be in order. None for an empty cell."""
-    with storage.open_read(uri) as opened:
-        file = pq.ParquetFile(opened)
-        column = image_column(file.schema_arrow)
-        wanted, first = list(rows), 0
-        for group in range(file.num_row_groups):
-            end = first + file.metadata.row_group(group).num_rows
-            while wanted and wanted[0] < end:
-                for batch in file.iter_batches(64, row_groups=[group], columns=[column]):
-                    while wanted and wanted[0] < first + len(batch):
-                        cell = batch.column(0)[wanted.pop(0) - first].as_py()
-                        yield cell.get("bytes") if isinstance(cell, dict) else cell
-                    first += len(batch)
-            first = end
-
-
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0) and _holds_bytes(kind.field("bytes").type)

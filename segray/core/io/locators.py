@@ -19,7 +19,8 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from segray.core.io import images, inputs, parquet, storage
+from segray.core.io import images, parquet, storage
+from segray.core.io.cells import read_images
 from segray.core.io.masks import decode_mask, palette_of
 from segray.core.io.spool import Spool
 from segray.core.io.video_index import LOST_FRAME, VideoIndex
@@ -30,7 +31,7 @@ ROW = re.compile(r"(.*)#row=(\d+)(?:,([\d.]+))?")
 FRAME = re.compile(r"(.*)#frame=(\d+)")
 CELL = re.compile(r"(.*)#image=(\d+)")
 ROW_COLUMNS = ("mask", "mask_rle", "confidence", "height_px", "width_px")
-ROWS_AT_ONCE, BUFFER = 64, 1 << 20  # rows and bytes of a part that are read at a time
+ROWS_AT_ONCE = 64  # rows of a part that are decoded at a time
 INDICES = 256  # video indices in memory, each made by reading a whole file; ten minutes at 30 frames/s take 1.3 MB
 
 
@@ -99,7 +100,8 @@ def read_image(place: str, note: Callable[[str], None] | None = None, stamp: str
             return frame.image_hwc
         raise DataError(f"{place}: {LOST_FRAME}")
     if found := CELL.fullmatch(place):
-        return images.decode_image(next(inputs.read_images(found[1], [int(found[2])])) or b"", place, note)
+        (data,) = read_images(found[1], [int(found[2])], stamp)
+        return images.decode_image(data or b"", place, note)
     return images.decode_image(_bytes_of(place, stamp), place, note)
 
 
@@ -198,7 +200,7 @@ class _Rows:
         return int(np.searchsorted(firsts, number, "right")) - 1
 
     def _copy_group(self, part: str, number: int) -> None:
-        with parquet.opened(part, ahead=BUFFER, buffer_size=BUFFER) as file:
+        with parquet.opened(part, ahead=0) as file:
             rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self._firsts[part] = np.cumsum([0, *rows])
             group, spans = self._group(part, number), list[tuple[int, int]]()

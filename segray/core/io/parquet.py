@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from segray.core.io import storage
 from segray.errors import DataError
 
+BUFFER = 1 << 20  # bytes
+
 
 @contextmanager
 def opened(uri: str, ahead: int | None = None, **options: Any) -> Iterator[pq.ParquetFile]:
@@ -34,6 +36,6 @@ def read(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def batches(uri: str, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read columns, or all, in batches of `rows` rows."""
-    with opened(uri) as file:
+    """Read columns, or all, in batches of `rows` rows, and no more of the file ahead than a buffer."""
+    with opened(uri, buffer_size=BUFFER, pre_buffer=False) as file:
         yield from file.iter_batches(rows, columns=columns)

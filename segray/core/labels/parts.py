@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from segray.core import metrics
 from segray.core.clock import Clock
-from segray.core.io import claims, storage
+from segray.core.io import claims, parquet, storage
 from segray.core.io.locators import mask_of
 from segray.core.labels import quality
 from segray.core.labels.folder import (
@@ -228,7 +228,7 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     problems, ids = [], []
     try:
         with storage.open_read(plan.part_uri(shard)) as opened:
-            file = pq.ParquetFile(opened)
+            file = pq.ParquetFile(opened, buffer_size=parquet.BUFFER, pre_buffer=False)  # no more at once than a group
             if not file.schema_arrow.equals(ROW_SCHEMA):
                 return [f"{name} has other columns than a part"]
             counted = totals_in(file.metadata, name)

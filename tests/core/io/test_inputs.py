@@ -19,6 +19,7 @@ from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import inputs, locators, storage
 from segray.core.io import s3 as s3_requests
+from segray.core.io.cells import read_images
 from segray.core.io.pairing import find_images
 from segray.core.io.video import index_video
 from segray.core.labels import parts, planning
@@ -494,7 +495,7 @@ def test_images_inside_parquet_are_rows_of_it(root, kind, tmp_path, predictor):
     assert [(row["frame_index"], row["status"]) for row in rows] == list(enumerate(["ok", "ok", "ok", "error", "ok"]))
     assert rows[3]["error_message"] == f"{root}/p/images.parquet, row 3 is empty."
     assert locators.read_image(locators.image_place(rows[4]))[0, 0].tolist() == [4, 0, 0]
-    assert list(inputs.read_images(f"{root}/p/images.parquet", [1, 2, 4])) == [cells[1], cells[2], cells[4]]
+    assert list(read_images(f"{root}/p/images.parquet", [1, 2, 4])) == [cells[1], cells[2], cells[4]]
 
 
 def test_a_parquet_without_images_or_torn_is_an_error_row(tmp_path):
