@@ -38,7 +38,7 @@ def count(monkeypatch):
     """Of each file that is opened, the bytes that were read."""
     counts, open_read = [], storage.open_read
 
-    def opened(uri):
+    def opened(uri, ahead=None):
         file, at = open_read(uri), len(counts)
         counts.append(0)
         read = file.read
