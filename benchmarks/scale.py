@@ -4,8 +4,9 @@
     python -m benchmarks.scale resume --parts 1000,10000,20000
     python -m benchmarks.scale tail --rows 500,1000,20000
 
-driver   Ray Data over shards that are done at once, in the pool that `segray label` has: receipts a second, seconds to
-         the first, memory of the driver before and at most. A run cannot finish more shards a second than this.
+driver   Ray Data over shards that are done at once, in the pool that `segray label` has: seconds to the first receipt,
+         receipts a second, the driver's CPU time for one, and its memory before and at most. A run cannot finish
+         more shards a second than this.
 resume   an output on a disk with as many parts as named: seconds to find what is done, and memory; and the requests
          that the listing takes on S3, of 1000 keys each
 tail     computed by benchmarks.tail, not run: how much longer than its work a run is, by rows a shard, as actors
@@ -18,20 +19,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from benchmarks.label import make_tree, settings_of
 from benchmarks.measure import memory_mib, print_machine
 from benchmarks.tail import Fleet, overrun
 from segray.cli import main
 from segray.cli.terminal import table
+from segray.cluster.labeller import Answer, done, read_answer
+from segray.core.labels.parts import Receipt
 
 SLOW_SHARE, SLOW = 0.3, 0.4  # of a mixed fleet, as of L4 beside A10G: how many are slow, and how fast those are
 LOST_AN_HOUR = 0.05  # of the nodes, as of a spot market
@@ -48,9 +55,17 @@ def scale() -> None:
 class Nothing:
     """A labeller that is done with a shard as soon as it has it."""
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        receipt = {"shard": int(batch["shard"][0]), "rows": 64, "errors": 0, "created": True, "seconds": {}}
-        return {"receipt": [json.dumps(receipt)]}
+    def __init__(self, register: Any) -> None:
+        self.register, self.about = register, (uuid.uuid4().hex, os.getpid())
+
+    def __call__(self, batch: dict[str, Any]) -> Answer:
+        import ray
+
+        lines = []
+        for shard in map(int, batch["shard"][0]):
+            ray.get(self.register.begin.remote(*self.about, threading.get_ident(), "", (0, shard)))
+            lines.append(done(Receipt(shard, 1000, 0, created=True), self.about[0]))
+        return {"receipt": ["\n".join(lines)]}
 
 
 @scale.command()
@@ -64,7 +79,8 @@ def driver(shards: str, actors: str) -> None:
         for workers in map(int, actors.split(",")):
             command = [sys.executable, "-m", "benchmarks.scale", "driver-once", str(count), str(workers)]
             rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
-    columns = ("shards", "actors", "first after, s", "receipts/s", "MiB before", "MiB at most")
+    cpu = ("CPU ms a receipt", "of the first tenth", "of the last")
+    columns = ("shards", "actors", "first after, s", "receipts/s", *cpu, "MiB before", "MiB at most")
     table("Shards that are done at once, a fresh Ray each", columns, rows)
 
 
@@ -73,17 +89,23 @@ def driver(shards: str, actors: str) -> None:
 @click.argument("actors", type=int)
 def driver_once(shards: int, actors: int) -> None:
     from segray.cluster import connect
+    from segray.cluster.pool import Pool
     from segray.cluster.resources import WorkerShape
     from segray.config import ClusterSection
-    from segray.stages.label import spread
 
+    tenth = shards // 10
     with connect.connected(ClusterSection()):
-        before_mib, started, at = memory_mib()[0], time.perf_counter(), []
-        for _ in spread([(0, i) for i in range(shards)], Nothing, (), WorkerShape(actors, 0.1, 0), at_once=16):
-            at.append(time.perf_counter())
-        rate = (len(at) - 1) / (at[-1] - at[0])
-        row = (shards, actors, at[0] - started, rate, before_mib, memory_mib()[1])
-    sys.stdout.write(json.dumps([round(value, 1) for value in row]))
+        before_mib, started, at, cpu = memory_mib()[0], time.perf_counter(), [0.0, 0.0], []
+        shape = WorkerShape(actors, 0.1, 0)  # type: ignore[arg-type]  # so that several share a processor
+        pool = Pool(np.ones(shards, bool), np.zeros(1, int), Nothing, (), shape, at_once=16)
+        for count, line in enumerate(pool.answers()):
+            read_answer(line)
+            at[min(count, 1)] = time.perf_counter()
+            if count % tenth == 0 or count == shards - 1:
+                cpu.append(time.process_time())
+    row = [shards, actors, at[0] - started, (shards - 1) / (at[1] - at[0])]
+    row += [(cpu[-1] - cpu[0]) / shards * 1e3, (cpu[1] - cpu[0]) / tenth * 1e3, (cpu[-1] - cpu[-2]) / tenth * 1e3]
+    sys.stdout.write(json.dumps([round(value, 2) for value in (*row, before_mib, memory_mib()[1])]))
 
 
 # --- a resume --------------------------------------------------------------------------------------------

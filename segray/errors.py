@@ -13,6 +13,7 @@ SegrayError            one line for the user, exit code 1
 │   ├── UnknownModel   a name that no architecture or encoder has; exit code 2
 │   └── ModelTooLarge  a model, with its batch, that the device's memory does not hold
 ├── StorageError       a place that cannot be read or written
+│   └── AccessDenied   one that this machine may not read or write, and another may
 ├── OutputExists       something was written there before, and would be lost
 └── ClusterError       Ray cannot give what was asked, or lost a worker
 Terminated             SIGTERM came; it unwinds as Ctrl-C does, exit code 143
@@ -84,6 +85,10 @@ class ModelTooLarge(ModelError):
 
 class StorageError(SegrayError):
     """A place that cannot be read or written."""
+
+
+class AccessDenied(StorageError):
+    """A place that this machine may not read or write: others may have credentials for it."""
 
 
 class OutputExists(SegrayError):

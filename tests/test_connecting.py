@@ -190,6 +190,29 @@ def test_labelling_processes_share_gpus_and_the_cpus_of_their_nodes(per_gpu, act
     assert shards_at_once(EIGHT, WorkerShape(8, 12, 0)) == 12
 
 
+@pytest.mark.parametrize(
+    ("given", "nodes", "shape"),
+    [
+        ({}, ((2, 0),), (1, 2, 0)),
+        ({}, ((0, 0), (4, 0), (4, 0)), (2, 4, 0)),  # a head without CPUs, and an actor for each node
+        ({"label.actors": 3}, ((2, 0),), (2, 1, 0)),  # of those asked, as many as have room
+        ({"label.actors": 1}, ((2, 0), (2, 0)), (1, 2, 0)),
+        ({}, ((8, 2), (8, 0)), (2, 1, 1)),
+        ({"label.actors": 200}, ((8, 4),) * 3, (12, 1, 1)),
+        ({"label.actors_per_gpu": 2}, ((8, 2),), (4, 1, 0.5)),
+    ],
+)
+def test_labelling_starts_as_many_actors_as_have_room(given, nodes, shape):
+    config = load(None, given)
+    assert _shape(config, config.label, has(*nodes)) == WorkerShape(*shape)
+
+
+def test_labelling_needs_room_for_one_actor():
+    config = load(None, {"label.actors": 3, "cluster.gpu": True})
+    with pytest.raises(ClusterError, match=r"^1 GPUs asked, 0 in the cluster\."):
+        _shape(config, config.label, has((2, 0)))
+
+
 def test_cpus_of_nodes_without_a_gpu_decode_for_no_process_with_one():
     assert has((8, 1), (64, 0)).cpus_beside(WorkerShape(1, 1, 1)) == 8
     assert has((1, 4)).cpus_beside(WorkerShape(4, 1, 1)) == 1

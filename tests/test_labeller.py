@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from segray.cluster import labeller
-from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
+from segray.cluster.labeller import Done, Labeller, Lost, Sickness, read_answer
 from segray.core.labels.parts import Receipt
-from segray.errors import ClusterError, StorageError, in_a_line
+from segray.errors import AccessDenied, ClusterError, ModelError, StorageError, in_a_line
 from segray.sections.labelling import InferSection, LabelSection
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
@@ -23,7 +23,9 @@ SAID = "RuntimeError: CUDA error: an illegal memory access was encountered"
 @pytest.fixture
 def process(monkeypatch):
     """A Labeller whose model does what the test says; `ended` is set when its process would end."""
-    does = SimpleNamespace(load=None, label=None, check=None, rows=lambda clock: None, ended=threading.Event())
+    does = SimpleNamespace(
+        load=None, label=None, check=None, rows=lambda clock: None, ended=threading.Event(), begun=[]
+    )
 
     def fail(name):
         if error := getattr(does, name):
@@ -41,7 +43,10 @@ def process(monkeypatch):
         def check(self):
             fail("check")
 
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "actor 1"))
+    here = SimpleNamespace(get_actor_id=lambda: "actor 1", get_node_id=lambda: "node 7")
+    register = SimpleNamespace(begin=SimpleNamespace(remote=lambda *about: does.begun.append(about[-1])))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(labeller, "LabelCounters", lambda run: SimpleNamespace(add=lambda receipt: None))
     monkeypatch.setattr(labeller, "Predictor", Predictor)
@@ -56,17 +61,26 @@ def process(monkeypatch):
     plan = SimpleNamespace(number=0, plan_id="0123456789")
 
     def start():
-        made = Labeller(
-            LabelSection(out="out", model="best", input_timeout=0.1), InferSection(), [plan], 1, "cpu", False
-        )
-        return lambda shard: read_answer(made({"plan": np.array([0]), "shard": np.array([shard])})["receipt"][0])
+        section = LabelSection(out="out", model="best", input_timeout=0.1)
+        made = Labeller(register, section, InferSection(), [plan], 1, "cpu", False)
+
+        def label(*shards):
+            batch = {"plan": np.zeros((1, len(shards)), int), "shard": np.array([shards])}
+            answers = list(map(read_answer, made(batch)["receipt"][0].splitlines()))
+            return answers if len(shards) > 1 else answers[0]
+
+        return label
 
     does.start = start
     return does
 
 
-def lost(shard, reason, sick):
-    return Lost(0, shard, reason, sick, "actor 1", os.getpid(), "10.0.0.7")
+def lost(shard, reason, sick, kind=""):
+    return Lost(0, shard, reason, sick, kind, "actor 1", os.getpid(), "10.0.0.7", "node 7")
+
+
+def labelled(shard):
+    return Done(Receipt(shard, 4, 0, created=True), "actor 1")
 
 
 def test_a_shard_that_no_code_expects_comes_back_and_the_process_goes_on(process):
@@ -74,8 +88,9 @@ def test_a_shard_that_no_code_expects_comes_back_and_the_process_goes_on(process
     process.label = IndexError("list index out of range")
     assert label(3) == lost(3, "IndexError: list index out of range", sick=False)
     process.label = None
-    assert label(4) == Receipt(4, 4, 0, created=True)
+    assert label(4) == labelled(4)
     assert not process.ended.is_set()
+    assert process.begun == [(0, 3), (0, 4)]
 
 
 @pytest.mark.parametrize(
@@ -87,13 +102,22 @@ def test_a_shard_that_no_code_expects_comes_back_and_the_process_goes_on(process
 )
 def test_a_process_that_cannot_label_any_more_says_so_once_and_ends(process, label_error, check_error, said):
     label = process.start()
-    assert label(2) == Receipt(2, 4, 0, created=True)
+    assert label(2) == labelled(2)
     process.label, process.check = label_error, check_error
     assert label(3) == lost(3, said, sick=True)
     process.label = None
     assert not process.ended.is_set()
     assert label(4) == lost(4, said, sick=True)  # not before the process is about to end
     assert process.ended.wait(5)
+
+
+def test_a_row_of_shards_has_an_answer_for_each_and_a_sick_process_gives_the_rest_back(process):
+    label = process.start()
+    assert label(0, 1) == [labelled(0), labelled(1)]
+    process.label = RuntimeError(ILLEGAL)
+    assert label(2, 3) == [lost(2, SAID, sick=True), lost(3, SAID, sick=True)]
+    assert not process.ended.is_set()
+    assert process.begun == [(0, shard) for shard in range(4)]
 
 
 def test_a_process_that_cannot_load_its_model_gives_its_shards_back(process):
@@ -128,7 +152,7 @@ def test_a_shard_that_hangs_comes_back_and_its_neighbours_are_labelled(process, 
         assert label(shard) == lost(shard, "no progress in 0.1 s of decode", sick=False)
         process.rows = lambda clock: None
         if shard < 4:
-            assert label(shard + 1) == Receipt(shard + 1, 4, 0, created=True)
+            assert label(shard + 1) == labelled(shard + 1)
     assert label(5) == lost(5, "no progress in 0.1 s of decode", sick=True)
     assert process.ended.wait(5)
 
@@ -146,6 +170,19 @@ def test_a_model_is_loaded_with_the_first_shard(process):
     label = process.start()
     with pytest.raises(SystemExit):
         label(0)
+    assert process.begun == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("when", "error"),
+    [
+        ("load", ModelError("infer.precision fp16 needs a GPU.")),
+        ("label", AccessDenied("s3://b/a.jpg cannot be read: Unable to locate credentials.")),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_said_by_its_kind(process, when, error):
+    setattr(process, when, error)
+    assert process.start()(0) == lost(0, str(error), sick=True, kind=type(error).__name__)
 
 
 def test_a_store_that_is_gone_ends_the_run(process):
@@ -166,27 +203,99 @@ def test_what_was_raised_is_one_short_line():
     assert in_a_line(ValueError("7" * 10**6)) == f"ValueError: {'7' * 300}…"
 
 
-def test_each_reason_is_said_once_and_the_run_ends_when_all_processes_are_sick():
-    notes = []
-    sickness = Sickness(notes.append)
-    one, other = lost(1, SAID, sick=True), Lost(0, 2, SAID, True, "actor 2", 20, "10.0.0.8")
+# What the driver makes of it.
+
+
+class Pool:
+    """Nodes 7 and 8, and by node the actors that began shards there."""
+
+    def __init__(self, **actors):
+        self.actors = {name.replace("_", " "): set(ids) for name, ids in actors.items()}
+
+    def nodes(self):
+        return {"node 7", "node 8"}
+
+    def actors_on(self, node):
+        return self.actors.get(node, set())
+
+
+SICK = lost(1, SAID, sick=True)
+FAILED = f"A labelling process failed on 10.0.0.7 ({SAID}). It is started again; its shards go to others."
+LEFT_OUT = f"Node 10.0.0.7 is left out for the rest of this run ({SAID}). The others go on."
+
+
+@pytest.fixture
+def sickness():
+    told = Sickness(lambda note: told.notes.append(note))
+    told.notes = []
+    return told
+
+
+def fails(sickness, pool, processes=(1, 2, 3), **about):
+    return [sickness.lost(replace(SICK, process=process, **about), pool) for process in processes]
+
+
+def test_a_reason_is_said_once_and_a_shard_that_fails_makes_no_process_sick(sickness):
     for shard in range(5):  # which one process had in hand
-        sickness.lost(replace(one, shard=shard), actors=1)
-    assert notes == [f"A labelling process failed on 10.0.0.7 ({SAID}). It is started again; its shards go to others."]
-    for process in (20, 21, 22):
-        sickness.lost(replace(other, process=process), actors=2)
-    sickness.labelled()  # by whichever
-    for process in (10, 11, 12):
-        sickness.lost(replace(one, process=process), actors=2)
-    sickness.lost(lost(7, "IndexError: list index out of range", sick=False), actors=2)
-    assert notes[2:] == [
-        "Shard 7 failed on 10.0.0.7 (IndexError: list index out of range). Its inputs are labelled one by one later."
+        sickness.lost(replace(SICK, shard=shard), Pool())
+    failed = lost(7, "IndexError: list index out of range", sick=False)
+    for process in range(9):
+        sickness.lost(replace(failed, process=process), Pool())
+    assert sickness.notes == [
+        FAILED,
+        "Shard 7 failed on 10.0.0.7 (IndexError: list index out of range). Its inputs are labelled one by one later.",
     ]
-    for process in (23, 24):
-        sickness.lost(replace(other, process=process), actors=2)
+    assert (sickness.left_out, sickness.last) == (frozenset(), "IndexError: list index out of range")
+
+
+def test_a_node_is_left_out_when_its_actors_failed_three_times_in_a_row(sickness):
+    pool = Pool(node_7=["actor 1"])
+    assert fails(sickness, pool, [1, 2]) == [False, False]
+    sickness.labelled("actor 1")
+    assert fails(sickness, pool, [3, 4]) == [False, False]
+    assert sickness.notes == [FAILED]
+    assert fails(sickness, pool, [5, 5]) == [False, True]  # the second time, it is to start again
+    assert sickness.notes == [FAILED, LEFT_OUT]
+    assert sickness.left_out == {"node 7"}
+
+
+def test_a_node_on_which_another_actor_works_is_not_left_out(sickness):
+    pool = Pool(node_7=["actor 1", "actor 2"], node_8=["actor 3"])
+    fails(sickness, pool)
+    assert sickness.left_out == frozenset()
+    fails(sickness, pool, actor="actor 2")
+    assert sickness.left_out == {"node 7"}
+
+
+def test_an_actor_that_went_to_another_node_begins_anew(sickness):
+    fails(sickness, Pool(), [1, 2])
+    fails(sickness, Pool(), [3, 4], node_id="node 8")
+    assert sickness.left_out == frozenset()
+
+
+def test_the_actors_of_a_pool_that_was_started_again_go_on_counting(sickness):
+    fails(sickness, Pool(node_7=["actor 1"]), [1, 2])
+    fails(sickness, Pool(node_7=["actor 9"]), [3], actor="actor 9")
+    assert sickness.left_out == {"node 7"}
+
+
+def test_the_run_ends_when_every_node_is_left_out(sickness):
+    fails(sickness, Pool())
     with pytest.raises(ClusterError) as told:
-        sickness.lost(replace(other, process=25), actors=2)
+        fails(sickness, Pool(), actor="actor 2", node="10.0.0.8", node_id="node 8")
     assert str(told.value) == (
-        f"Every labelling process failed 3 times in a row, the last on 10.0.0.8 ({SAID}). Look at that machine's GPU, "
-        "and at Ray's logs for the traceback. Then the same command resumes."
+        f"Labelling processes failed 3 times in a row on every node, the last on 10.0.0.8 ({SAID}). Look at that "
+        "machine's GPU, and at Ray's logs for the traceback. Then the same command resumes."
     )
+
+
+def test_a_node_without_credentials_is_left_out_at_once_and_its_error_is_that_of_the_run_if_all_are(sickness):
+    said = "s3://b/best cannot be read: Unable to locate credentials."
+    assert sickness.lost(lost(1, said, sick=True, kind="AccessDenied"), Pool()) is False
+    assert sickness.notes == [
+        "Node 10.0.0.7 is left out for the rest of this run (s3://b/best cannot be read: Unable to locate credentials). "
+        "The others go on."
+    ]
+    with pytest.raises(AccessDenied) as told:
+        sickness.lost(replace(lost(1, said, sick=True, kind="AccessDenied"), node_id="node 8"), Pool())
+    assert str(told.value) == said

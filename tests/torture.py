@@ -140,7 +140,7 @@ def label(world, out, order, log=lambda line: None):
 
 
 def done_shards(plan):
-    return {shard for _, shard in LabelFolder([plan]).done}
+    return {part.shard for part in LabelFolder([plan]).parts}
 
 
 def label_plan(plan, order, log):

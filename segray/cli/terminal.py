@@ -122,6 +122,9 @@ class LabelProgress:
         self._total, self._started = rows, time.monotonic()
         self._advance(0, rows)
 
+    def there(self, rows: int) -> None:
+        self._advance(rows, self._total)
+
     def done(self, receipt: Receipt) -> None:
         self._errors += receipt.errors
         self._new += receipt.rows * receipt.created

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -243,10 +243,19 @@ def hush() -> None:
         printer._worker_logs_enabled = False
 
 
-def resources() -> Resources:
+def resources(without: Container[str] = ()) -> Resources:
+    """Sum up the nodes that are there, but for those with these ids."""
     import ray
 
-    return resources_of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return resources_of([node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without])
+
+
+def nodes_for(worker: WorkerShape) -> set[str]:
+    """Return the ids of the nodes that can hold such a process."""
+    import ray
+
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeID"] for node in alive if resources_of([node["Resources"]]).fits(worker.cpus, worker.gpus)}
 
 
 def resources_of(nodes: Sequence[Mapping[str, float]]) -> Resources:

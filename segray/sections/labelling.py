@@ -49,8 +49,8 @@ class LabelSection(Section):
     actors: int | None = Field(
         None,
         ge=1,
-        description="Labelling processes. Default: `label.actors_per_gpu` for each GPU of the cluster, or one without "
-        "GPUs.",
+        description="Labelling processes at most: as many as have room, and more as nodes come. Default: "
+        "`label.actors_per_gpu` for each GPU of the cluster, or one on each node without GPUs.",
     )
     actors_per_gpu: int = Field(
         1,

@@ -7,16 +7,17 @@ object store. The protocol is core.labels.parts'.
 
 from __future__ import annotations
 
-import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from segray.cluster import connect, resources
 from segray.cluster.access import check_places
-from segray.cluster.labeller import Labeller, Lost, Sickness, read_answer
+from segray.cluster.labeller import Done, Labeller, Lost, Sickness, read_answer
 from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
 from segray.config import Config
@@ -36,11 +37,12 @@ from segray.core.models.info import BundleInfo, read_info
 from segray.errors import ClusterError, ConfigError, OutputExists, StorageError, TooManyErrors
 from segray.sections.labelling import GivenLabelSection, InferSection
 
+if TYPE_CHECKING:
+    from segray.cluster.pool import Pool
+
 NO_PART_YET = " No part of it is labelled yet: --overwrite loses nothing."
 WAITING = 2  # threads that wait for a GPU: for the batch it computes, and for the next, which is queued
 ROUNDS = 3  # rounds without a labelled shard after which a run is given up
-
-Shard = tuple[int, int]  # the number of a plan, and of a shard of it
 
 
 class Watch(Protocol):
@@ -52,8 +54,11 @@ class Watch(Protocol):
     def planned(self, rows: int) -> None:
         """Hear how many rows the output will have."""
 
+    def there(self, rows: int) -> None:
+        """Hear that so many rows are there of which done() does not tell, as an earlier run labelled them."""
+
     def done(self, receipt: Receipt) -> None:
-        """Hear that a shard is done; shards of earlier runs come first."""
+        """Hear that a shard is done."""
 
     def note(self, text: str) -> None:
         """Hear something that the user should know, in a sentence."""
@@ -65,6 +70,8 @@ class Unwatched:
     def found(self, files: int) -> None: ...
 
     def planned(self, rows: int) -> None: ...
+
+    def there(self, rows: int) -> None: ...
 
     def done(self, receipt: Receipt) -> None: ...
 
@@ -88,7 +95,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
         return _label(config, section, watch)
     if plans := load_plans(section.out):  # one engine makes all parts of an output
         return _label(config.changed({"infer.engine": plans[0].settings["engine"]}), section, watch)
-    with connect.connected(config.cluster, section.actors or 1) as has:
+    with connect.connected(config.cluster, 1) as has:
         engine = _faster_engine(config, section, has, watch)
         return _label(config.changed({"infer.engine": engine}), section, watch)  # in the same Ray
 
@@ -98,21 +105,19 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
     watch.planned(sum(plan.rows for plan in plans))
     summary = read_summary(plans)
     if summary is None or LabelFolder(plans).unfinished:  # somebody removed a part
-        started = time.perf_counter()
-        receipts = list(_run(config, section, plans, watch))
+        started, rows, lost, stages = time.perf_counter(), 0, 0, Counter[str]()
+        for receipt in _run(config, section, plans, watch):
+            rows += receipt.rows * receipt.created
+            lost += not receipt.created
+            stages.update(receipt.seconds)
         seconds = time.perf_counter() - started
-        rows = sum(receipt.rows for receipt in receipts if receipt.created)
-        if lost := sum(not receipt.created for receipt in receipts):
+        if lost:
             watch.note(f"{lost} parts were made by another run meanwhile.")
-        stages: dict[str, float] = {}
-        for stage, stage_s in chain.from_iterable(receipt.seconds.items() for receipt in receipts):
-            stages[stage] = stages.get(stage, 0.0) + stage_s
-        images_per_s = rows / seconds if rows else None
         speed: Speed = {
             "seconds": seconds,
-            "images_per_s": images_per_s,
+            "images_per_s": rows / seconds if rows else None,
             "new_rows": rows,
-            "stage_seconds": stages,
+            "stage_seconds": dict(stages),
         }
         summary = parts.finish(plans, speed)
         event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
@@ -161,16 +166,18 @@ def _faster_engine(config: Config, section: GivenLabelSection, has: resources.Re
     return best
 
 
-def _shape(
-    config: Config, section: GivenLabelSection, has: resources.Resources, most: int = sys.maxsize
-) -> resources.WorkerShape:
-    """Return the actors' resources, with `most` actors at most."""
+def _shape(config: Config, section: GivenLabelSection, has: resources.Resources) -> resources.WorkerShape:
+    """Return the actors that have room now: as many as were asked at most, else all GPUs, or one on each node.
+
+    Raises ClusterError if there is no room for one.
+    """
     use_gpu = resources.uses_gpus(config.cluster, has)
-    actors = min(section.actors or (has.gpus * section.actors_per_gpu if use_gpu else 1), most)
+    nodes = sum(cpus > 0 for cpus, _ in has.nodes)
+    asked = section.actors or max(1, has.gpus * section.actors_per_gpu if use_gpu else nodes)
     gpus = resources.gpu_share(section.actors_per_gpu) if use_gpu else 0
-    shape = resources.WorkerShape(actors, 1 if use_gpu else has.share(actors), gpus)
-    shape.check(has)
-    return shape
+    cpus = 1 if use_gpu else has.share(asked)
+    resources.WorkerShape(1, cpus, gpus).check(has)
+    return resources.WorkerShape(min(asked, has.fits(cpus, gpus)), cpus, gpus)
 
 
 def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Plan]:
@@ -219,53 +226,88 @@ def _check_store(section: GivenLabelSection, watch: Watch) -> None:
 def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: Watch) -> Iterator[Receipt]:
     """Label the shards that have no part; yield the receipts of this run."""
     folder = LabelFolder(plans)
-    done, rows = folder.done, folder.planned
-    todo = {(plan.number, shard) for plan in plans for shard in range(plan.shards)} - done
-    errors = 0  # a lower bound of the errors that will remain
     readers = [PlanReader(plan) for plan in plans]
-    for number, shard in sorted(done):  # with as many rows as planned, no part has to be opened
-        watch.done(Receipt(shard, readers[number].rows_in(shard), 0, created=False))
-    if not todo:
+    todo, suspects = folder.missing(), np.zeros(folder.shards, bool)
+    left = _rows_in(folder, readers, todo)
+    if there := sum(plan.rows for plan in plans) - left:
+        watch.there(there)
+    if not todo.any():
         return
-    processes = -(-min(section.actors or 1, len(todo)) // section.actors_per_gpu)
-    with connect.connected(config.cluster, processes) as has, closing(Gauges(section.out)) as gauges:
+    with connect.connected(config.cluster, 1) as has, closing(Gauges(section.out)) as gauges:
         check_places(_read_places(section, readers), [plans[-1].json_uri])
-        left = sum(readers[number].rows_in(shard) for number, shard in todo)
         gauges.set("segray_frames_left", left)
-        event("labelling", section.out, rows=left, shards=len(todo))
-        sickness, suspects, idle = Sickness(watch.note), set[Shard](), 0
+        event("labelling", section.out, rows=left, shards=int(todo.sum()))
+        _say_room(section, _shape(config, section, has), watch)
         speed = SpeedLog(section.out)
-        _shape(config, section, has, len(todo)).tell_if_busy()
+        sickness, idle, errors = Sickness(watch.note), 0, 0  # errors: a lower bound of those that will remain
         while idle < ROUNDS:
-            plain = todo - suspects
-            given, back = plain or set(todo), set[Shard]()
-            if not plain:
-                watch.note(f"{len(todo)} shards failed or were lost with their processes: labelled input by input now.")
-            shape = _shape(config, section, has, len(given))
-            with closing(_label_shards(config, section, plans, sorted(given), has, shape, not plain)) as answers:
-                for answer in answers:
-                    if isinstance(answer, Lost):
-                        sickness.lost(answer, shape.count)
-                        if answer.sick:  # the process failed, which says nothing about the shard
-                            back.add((answer.plan, answer.shard))
-                        continue
-                    sickness.labelled()
-                    errors, left = errors + answer.errors, left - answer.rows
-                    speed.labelled(answer.rows)
+            plain = todo & ~suspects
+            careful = not plain.any()
+            if careful:
+                lost = "failed or were lost with their processes"
+                watch.note(f"{todo.sum()} shards {lost}: labelled input by input now.")
+            before, back = sickness.left_out, list[Lost]()
+            pool = _pool(config, section, plans, todo if careful else plain, careful, before)
+            with closing(_receipts(pool, sickness, back)) as receipts:
+                for receipt in receipts:
+                    errors, left = errors + receipt.errors, left - receipt.rows
+                    speed.labelled(receipt.rows)
                     gauges.set("segray_frames_left", left)
-                    watch.done(answer)
-                    _check_errors(section, errors, rows)
-                    yield answer
-            undone = todo - LabelFolder(plans).done
-            if not undone:
+                    watch.done(receipt)
+                    _check_errors(section, errors, folder.planned)
+                    yield receipt
+            undone = LabelFolder(plans).missing() & todo
+            if untold := left - _rows_in(folder, readers, undone):  # by a process that was lost before it answered
+                left -= untold
+                watch.there(untold)
+            if not undone.any():
                 return
-            idle = 0 if undone < todo else idle + 1
-            todo, suspects = undone, suspects | ((given & undone) - back)
-    why = sickness.last or "their processes died"
+            started_again = sickness.left_out != before
+            idle = 0 if started_again or (undone < todo).any() else idle + 1
+            for number, shard in _suspects(back, set() if started_again else pool.unfinished()):
+                suspects[folder.starts[number] + shard] = True
+            todo = undone
+    first = int(todo.argmax())
     raise ClusterError(
-        f"{len(todo)} shards could not be labelled, the first {min(todo)[1]}: {why}. "
+        f"{todo.sum()} shards could not be labelled, the first {first - folder.starts[folder.starts <= first][-1]}: "
+        f"{sickness.last or 'their processes died'}. "
         "The same command tries again; Ray's session folder holds the logs."
     )
+
+
+def _receipts(pool: Pool, sickness: Sickness, back: list[Lost]) -> Generator[Receipt]:
+    """Yield receipts until the pool ends, or has to start again. What comes back unlabelled is added to `back`."""
+    with closing(pool.answers()) as answers:
+        for answer in map(read_answer, answers):
+            if isinstance(answer, Done):
+                sickness.labelled(answer.actor)
+                yield answer.receipt
+                continue
+            back.append(answer)
+            if sickness.lost(answer, pool):
+                return
+
+
+def _suspects(back: list[Lost], unfinished: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return the shards whose inputs may be at fault, and not the process that gave them back."""
+    failed = {(lost.plan, lost.shard) for lost in back if not lost.sick}
+    return failed | unfinished - {(lost.plan, lost.shard) for lost in back}
+
+
+def _rows_in(folder: LabelFolder, readers: list[PlanReader], todo: np.ndarray) -> int:
+    """Count the rows of these shards of all plans."""
+    rows = 0
+    for plan, reader, start in zip(folder.plans, readers, folder.starts, strict=True):
+        of = todo[start : start + plan.shards]
+        rows += plan.rows if of.all() else sum(reader.rows_in(int(shard)) for shard in np.flatnonzero(of))
+    return rows
+
+
+def _say_room(section: GivenLabelSection, shape: resources.WorkerShape, watch: Watch) -> None:
+    shape.tell_if_busy()
+    if section.actors and shape.count < section.actors:
+        there = f"{shape.count} of the {section.actors} labelling processes asked"
+        watch.note(f"The cluster has room for {there} ({shape}). The others start when nodes come.")
 
 
 def _read_places(section: GivenLabelSection, readers: list[PlanReader]) -> list[str]:
@@ -281,56 +323,23 @@ def _check_errors(section: GivenLabelSection, errors: int, rows: int) -> None:
         )
 
 
-def _label_shards(
+def _pool(
     config: Config,
     section: GivenLabelSection,
     plans: list[Plan],
-    todo: list[Shard],
-    has: resources.Resources,
-    shape: resources.WorkerShape,
+    given: np.ndarray,
     careful: bool,
-) -> Generator[Receipt | Lost]:
-    """Yield the result of each shard as soon as it is known."""
-    connect.hush()
-    at_once = shards_at_once(has, shape)
-    given = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
-    yield from spread(todo, Labeller, given, shape, at_once)
+    without: frozenset[str],
+) -> Pool:
+    with held():
+        from segray.cluster.pool import Pool
+    has = connect.resources(without)
+    shape = _shape(config, section, has)
+    options = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
+    starts = LabelFolder(plans).starts
+    return Pool(given, starts, Labeller, options, shape, shards_at_once(has, shape), section.actors, without)
 
 
 def shards_at_once(has: resources.Resources, shape: resources.WorkerShape) -> int:
     """Return how many shards a process works on, a thread each; on a GPU a few wait, which need no processor."""
     return side_by_side(has.cpus_beside(shape)) + WAITING if shape.gpus else side_by_side(shape.cpus)
-
-
-def spread(
-    todo: list[Shard], labeller: type, given: tuple[Any, ...], shape: resources.WorkerShape, at_once: int
-) -> Iterator[Receipt | Lost]:
-    """Yield the results of a pool of actors, each made by labeller(*given), with `at_once` shards in work."""
-    with held():
-        import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a shard whose actor died is found by listing, and tried again
-    items = [{"plan": number, "shard": shard} for number, shard in todo]
-    receipts = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
-        labeller,
-        fn_constructor_args=given,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=shape.count,
-            max_concurrent_calls_per_actor=at_once,
-            max_tasks_in_flight_per_actor=at_once + 1,  # an actor that dies loses the shards queued for it
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=shape.cpus,
-        num_gpus=shape.gpus,
-        max_restarts=-1,
-        max_task_retries=1,  # an input that ends its actor does so at most twice
-    )
-    connect.hush()  # Ray Data sets its loggers up anew when a dataset is made
-    found: Any = receipts.iter_rows()
-    with closing(iter(found)) as rows:
-        for row in rows:
-            yield read_answer(row["receipt"])

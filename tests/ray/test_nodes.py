@@ -12,13 +12,20 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
 
 import pytest
 
 from segray.config import Config
 from segray.core.io import storage
+from segray.core.labels import parts
+from segray.core.labels.folder import read_summary
+from segray.core.labels.plan import load_plans
 from segray.core.models import bundle
 from segray.core.training.checkpoint import read_history
+from segray.errors import AccessDenied
 from segray.stages.train import train
 from segray.trials.leaderboard import read_entries, read_sweep
 
@@ -77,6 +84,52 @@ def test_a_sweep_on_nodes_of_which_one_comes_later_is_the_sweep_of_one_node(sett
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == found.leaderboard[0].parameters
 
 
+@pytest.fixture(scope="module")
+def frames(town, tmp_path_factory):
+    """Two thousand frames, a few under many names."""
+    folder = tmp_path_factory.mktemp("frames")
+    for number, image in zip(range(2000), cycle(sorted((town / "train").iterdir())), strict=False):
+        (folder / f"{number:05}{image.suffix}").hardlink_to(image)
+    return folder
+
+
+def labelling(settings, bundle, frames, out, **more):
+    given = {"label__model": str(bundle), "label__inputs": [str(frames)], "label__out": str(out)}
+    return settings(cluster__gpu=False, **given, **more)
+
+
+def check(out, rows):
+    assert parts.verify(load_plans(str(out))) == []
+    assert (read_summary(load_plans(str(out)))["ok"], read_summary(load_plans(str(out)))["errors"]) == (rows, {})
+
+
+def test_of_eight_actors_six_have_room_a_node_is_lost_one_joins_and_every_row_is_there_once(
+    settings, tiny_bundle, frames, tmp_path
+):
+    config = labelling(settings, tiny_bundle, frames, tmp_path / "out", label__actors=8, label__shard_size=4)
+    seen = run("label", config, "change")
+    assert seen["notes"] == [
+        "The cluster has room for 6 of the 8 labelling processes asked (6 × 1 CPU). The others start when nodes come."
+    ]
+    assert (seen["killed"], seen["added"], seen["the new node works"]) == (1, 1, True)
+    check(tmp_path / "out", 2000)
+
+
+def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(settings, tiny_bundle, frames, tmp_path):
+    config = labelling(settings, tiny_bundle, frames, tmp_path / "out", label__actors=3, label__limit=100)
+    seen = run("label", config.changed({"label.shard_size": 2}), "sick")
+    address = seen["address"]
+    assert sorted(seen["notes"]) == [
+        f"A labelling process failed on {address} (RuntimeError: CUDA error: the bus is gone). It is started again; "
+        "its shards go to others.",
+        f"Node {address} is left out for the rest of this run (RuntimeError: CUDA error: the bus is gone). "
+        "The others go on.",
+        f"Node {address} is left out for the rest of this run (s3://b/best cannot be read: no credentials). "
+        "The others go on.",
+    ]
+    check(tmp_path / "out", 100)
+
+
 # A run on a cluster: this file as a program, as a process has one driver only.
 
 
@@ -86,15 +139,22 @@ def on_cluster(stage, config, change):
     from ray.cluster_utils import Cluster
 
     from segray.cluster.connect import QUIET
-    from segray.stages import label, sweep, train
+    from segray.stages import sweep, train
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for cpus in {"none": [NODES], "add": [1]}.get(change, [1] * NODES):  # "none": one node, which stays
+    for cpus in {"none": [NODES], "add": [1], "change": [2] * NODES}.get(
+        change, [1] * NODES
+    ):  # "none": one, which stays
         cluster.add_node(num_cpus=cpus)
     ray.init(cluster.address, log_to_driver=False)
-    work = {"train": train.train, "sweep": sweep.sweep, "label": label.label}[stage]
+    if stage == "label":
+        print(json.dumps(label_on(cluster, config, change)))
+        ray.shutdown()
+        cluster.shutdown()
+        return
+    work = {"train": train.train, "sweep": sweep.sweep}[stage]
     changed, at_once = {}, set()
     with ThreadPoolExecutor(1) as pool:  # a node can be added by the main thread alone, as it sets a signal's handler
         running = pool.submit(work, config)
@@ -115,27 +175,92 @@ def on_cluster(stage, config, change):
     cluster.shutdown()
 
 
+def label_on(cluster, config, change):
+    """Label; after 50 parts, one node is killed and a larger one added."""
+    import ray
+
+    from segray.stages import label
+
+    seen = {"notes": [], "the new node works": False, "address": ray.util.get_node_ip_address()}
+
+    class Seen(label.Unwatched):
+        def note(self, text):
+            seen["notes"].append(text)
+
+    if change == "sick":
+        label.Labeller = sick(config)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(label.label, config, watch=Seen())
+        while not running.done():
+            time.sleep(0.2)
+            if (
+                change == "change"
+                and "killed" not in seen
+                and len(storage.list_files(f"{config.label.out}/labels")) > 50
+            ):
+                cluster.remove_node(busiest(cluster), allow_graceful=False)
+                new = cluster.add_node(num_cpus=4)
+                seen |= {"killed": 1, "added": 1}
+            if "added" in seen:
+                seen["the new node works"] |= new.node_id in busy()
+        running.result()
+    return seen
+
+
+def sick(config):
+    """A labeller whose device fails on the first node that takes the marker, and who has no credentials on the second."""
+    from segray.cluster import labeller
+
+    class Sick(labeller.Labeller):
+        def __init__(self, *given):
+            labeller.REST_S = 1.0
+            super().__init__(*given)
+
+        def _load(self):
+            super()._load()
+            for what in ("device", "credentials"):
+                marker = Path(f"{config.label.out}-{what}")
+                with suppress(FileExistsError), marker.open("x") as file:
+                    file.write(self.node_id)
+                while not (node := marker.read_text()):
+                    time.sleep(0.01)
+                if node == self.node_id:
+                    self.predictor.predict = getattr(self, what)
+                    return
+
+        def device(self, *given, **named):
+            raise RuntimeError("CUDA error: the bus is gone")
+
+        def credentials(self, *given, **named):
+            raise AccessDenied("s3://b/best cannot be read: no credentials.")
+
+    return Sick
+
+
 def begun(stage, config):
     """Whether something of the work is done."""
     if stage == "train":
         return read_history(config.train.out)
-    if stage == "sweep":
-        return any(entry.uri.endswith("history.jsonl") for entry in storage.list_files(config.sweep.out))
-    return storage.list_files(f"{config.label.out}/labels")
+    return any(entry.uri.endswith("history.jsonl") for entry in storage.list_files(config.sweep.out))
 
 
 def busiest(cluster):
-    """A node whose CPU is taken."""
+    """A node whose CPUs are taken."""
+    taken = busy()
+    return next(node for node in cluster.worker_nodes if node.node_id in taken)
+
+
+def busy():
+    """Ids of the nodes whose CPUs are all taken."""
     import ray
     from ray._private.state import available_resources_per_node  # the public one knows the whole cluster only
 
     free = available_resources_per_node()
-    busy = {
+    return {
         node["NodeID"]
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU") and not free.get(node["NodeID"], {}).get("CPU")
     }
-    return next(node for node in cluster.worker_nodes if node.node_id in busy)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from segray.errors import StorageError, shortened
+from segray.errors import AccessDenied, StorageError, shortened
 
 # What is one input's own fault, and no reason to think that others cannot be read either.
 OWN_ERRNOS = frozenset(
@@ -76,4 +76,11 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         hint = f" {CREDENTIALS[uri[:2]]}" if http_status(error) in (401, 403) else ""
-        raise StorageError(printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error
+        kind = AccessDenied if _is_denied(error) else StorageError
+        raise kind(printable(f"{uri} cannot be {verb}: {reason(error)}.{hint}")) from error
+
+
+def _is_denied(error: BaseException) -> bool:
+    """Say whether another machine may do this: this one has no credentials, or none that may."""
+    without = any("Credential" in type(one).__name__ for one in (error, error.__cause__))  # as the stores' packages say
+    return without or isinstance(error, PermissionError) or http_status(error) in (401, 403)

@@ -122,10 +122,14 @@ class LabelFolder:
     def parts(self) -> Parts:
         return Parts(self.plans)
 
-    @property
-    def done(self) -> set[tuple[int, int]]:
-        """The numbers of plan and shard of each part that is there."""
-        return {(part.plan.number, part.shard) for part in self.parts}
+    def missing(self) -> np.ndarray:
+        """Say of each shard of all plans, in that order, whether its part is not there, bool [shards]."""
+        return np.concatenate([~self.parts.is_there[plan.number] for plan in self.plans])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The position of each plan's first shard among those of all plans."""
+        return np.cumsum([0, *(plan.shards for plan in self.plans[:-1])])
 
     @cached_property
     def summary(self) -> Summary | None:

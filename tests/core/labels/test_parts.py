@@ -68,7 +68,7 @@ def test_every_image_and_frame_has_one_whole_row(town, predictor, out):
     plan = planned(out, town / "val", town / "video.mp4")
     receipts = label_all(plan, predictor)
     assert (plan.rows, plan.shards, sum(receipt.rows for receipt in receipts)) == (16, 4, 16)
-    assert LabelFolder([plan]).done == {(0, k) for k in range(4)}
+    assert not LabelFolder([plan]).missing().any()
     planned_ids = [row["input_id"] for row in plan_rows(plan)]
     written = [row for k in range(plan.shards) for row in part(plan, k).to_pylist()]
     assert [row["input_id"] for row in written] == planned_ids
@@ -257,7 +257,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(town, predictor, tm
     stopped = planned(tmp_path / "stopped", town / "val", town / "video.mp4")
     for k in (3, 0):
         label_shard(stopped, k, predictor)
-    assert LabelFolder([stopped]).done == {(0, 0), (0, 3)}
+    assert LabelFolder([stopped]).missing().tolist() == [False, True, True, False]
     for k in (1, 2):
         label_shard(stopped, k, predictor)
     for k in range(4):
@@ -280,7 +280,9 @@ def test_a_part_of_another_plan_is_not_done(town, predictor, tmp_path):
     plan = planned(tmp_path, town / "val")
     storage.create(plan.part_uri(0).replace(plan.plan_id[:8], "01234567"), b"another's")
     storage.create(f"{plan.part_uri(0)}.tmp", b"half")
-    assert LabelFolder([plan]).done == set()
+    for name in ("part-0", "part-²", "part-00099", "sub/part-00000", ""):  # no names of ours
+        storage.create(plan.part_uri(0).replace("part-00000", name), b"another's")
+    assert LabelFolder([plan]).missing().all()
 
 
 def test_a_failure_while_a_part_is_built_leaves_nothing(town, predictor, tmp_path, monkeypatch):
@@ -288,7 +290,7 @@ def test_a_failure_while_a_part_is_built_leaves_nothing(town, predictor, tmp_pat
     monkeypatch.setattr(pq.ParquetWriter, "write_table", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         label_all(plan, predictor)
-    assert LabelFolder([plan]).done == set()
+    assert LabelFolder([plan]).missing().all()
     assert storage.list_files(storage.join(plan.out, "labels")) == []
 
 
