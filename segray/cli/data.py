@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segray.core.samples import LabelSpace
     from segray.stages.convert import Converted
 
+IMPORT_SIZE = "Height x width that frames are resized to. Default: the ONNX file's own, or a shorter side of 512 px."
 IMPORT_SET = "A setting of the sections model and data, such as model.mean=[0.5,0.5,0.5] or data.resize=keep."
 
 
@@ -276,7 +277,7 @@ def models(text: str) -> None:
 )
 @flag("--arch")
 @flag("--encoder")
-@flag("--size")
+@click.option("--size", "data__size", metavar="HxW", help=IMPORT_SIZE)
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=IMPORT_SET)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in --out.")
 def import_(file: str, out: str, classes: str | None, sets: tuple[str, ...], overwrite: bool, **given: Any) -> None:

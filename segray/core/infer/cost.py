@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segray.config import Config
 from segray.core.infer.predictor import Predictor, side_by_side
-from segray.core.models import build, bundle, forward, forward_all
+from segray.core.models import FROM_ELSEWHERE, build, bundle, forward, forward_all
 from segray.core.precision import autocast
 from segray.core.search.pareto import Cost
 from segray.core.training import losses, optim
@@ -48,7 +48,10 @@ def labelling_cost(uri: str, device: str, threads: int) -> Cost:
 
 
 def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, float]:
-    """Measure images per second on this CPU of each engine that can run the bundle, at the size it will see."""
+    """Measure images per second on this CPU of each engine that can run the bundle, at the size it will see.
+
+    A model from elsewhere has one engine.
+    """
     torch.set_num_threads(threads)
     speeds = {}
     for engine in ENGINES:
@@ -59,6 +62,8 @@ def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, floa
                 raise
         else:
             speeds[engine] = _images_per_s(predictor, infer.window or predictor.info.input_size)
+            if predictor.info.model.arch in FROM_ELSEWHERE:  # whose export takes minutes, or which is ONNX already
+                break
     return speeds
 
 

@@ -106,7 +106,8 @@ class Predictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         # Not cudnn.benchmark: another process might pick other algorithms, and then label ties otherwise.
         self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
-        if self.copies is not None and self.dtype is not None:
+        as_is = getattr(model, "as_is", False)  # whose code may look at the types of its weights
+        if self.copies is not None and self.dtype is not None and not as_is:
             cast_weights(self.model, self.dtype)
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

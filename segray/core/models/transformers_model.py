@@ -211,6 +211,6 @@ def loaded(made: Any, folder: Path | None, config: Any, **more: Any) -> Any:
             folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True,
             dtype=torch.float32, **more,
         )  # fmt: skip
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(key for key in told["missing_keys"] if not key.startswith("criterion.")):  # which is a loss
         raise RuntimeError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
     return model.eval()

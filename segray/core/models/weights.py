@@ -28,6 +28,7 @@ OTHER_PIXELS = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": (HALF, HALF),
 }
+SAFE = " Save its tensors alone where it was made: torch.save(model.state_dict(), FILE)."
 PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
 OF_TORCHVISION = "mobilenet_v3_large"  # an encoder of deeplabv3-torchvision that smp does not have
 
@@ -168,8 +169,8 @@ def read(uri: str) -> Weights:
         ) from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         text = [*str(error).splitlines(), type(error).__name__][0]
-        raise ModelError(f"{uri} holds no weights that can be read safely: {text}") from None
-    for key in ("state_dict", "model"):
+        raise ModelError(f"{uri} holds no weights that can be read safely: {text.rstrip('.')}.{SAFE}") from None
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
