@@ -215,7 +215,7 @@ def _write_frame(job: _Job, frame: Frame, name: str, problems: Problems) -> np.n
     """Write the image and the mask of a frame. Returns the mask; None where there is none, and why is in `problems`."""
     files = job.source.images.files
     try:
-        data = files.read(frame.image) if frame.picture is None else frame.picture
+        data = files.read(frame.image) if frame.picture is None else frame.picture()
         mask_hw = _mask(frame, data, problems)
     except DataError as error:
         problems.add("Images that cannot be opened, left out", str(error).rstrip("."))

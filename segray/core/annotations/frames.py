@@ -44,14 +44,14 @@ class Frame:
     """image: its path below the images' folder. draw: (height, width) → its mask.
 
     size: (height, width) that the annotations were drawn on; None where they do not say. split: None for no split.
-    picture: the image, encoded, where it is in the annotations themselves.
+    picture: reads the image, encoded, where it is in the annotations themselves.
     """
 
     image: str
     draw: Callable[[int, int], Drawn]
     size: tuple[int, int] | None = None
     split: str | None = None
-    picture: bytes | None = None
+    picture: Callable[[], bytes] | None = None
 
 
 class Problems:

@@ -170,7 +170,7 @@ def _frames(
                 source.problems.add("Rows whose image is none, left out", which)
                 continue
             draw = partial(_draw, drawn, which, label_of)
-            yield Frame(name, draw, split=split, picture=picture)
+            yield Frame(name, draw, split=split, picture=partial(bytes, picture))
 
 
 def _name(path: str, data: bytes, number: int) -> str | None:

@@ -76,6 +76,9 @@ def _tasks(tasks: list[Any], source: Source) -> Iterator[tuple[str, list[Any], A
         which = f"task {task.get('id', number) if isinstance(task, dict) else number}"
         try:
             url = _image_of(task["data"])
+            if not any(task.get(kind) for kind in ("annotations", "completions", "predictions")):
+                source.problems.add("Tasks that nobody annotated, left out", which)
+                continue
             regions = _regions(task, which, source.problems)
             size = next(((int(r["original_height"]), int(r["original_width"])) for r in regions if _label(r)), None)
         except UNREADABLE:
@@ -127,7 +130,7 @@ def _label(region: Any) -> str | None:
     if not isinstance(region, dict) or region.get("type") not in KINDS or not isinstance(region.get("value"), dict):
         return None
     names = region["value"].get(region["type"])
-    return str(names[0]) if isinstance(names, list) and names else None
+    return (str(names[0]).strip() or None) if isinstance(names, list) and names else None
 
 
 def _draw(regions: list[Any], name: str, names: list[str], height: int, width: int) -> Drawn:

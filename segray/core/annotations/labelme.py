@@ -6,11 +6,10 @@ Shapes are drawn in their order and as Labelme draws them, with Pillow's ImageDr
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,7 +24,6 @@ from segray.errors import DataError
 
 LABELS = "labels.txt"  # of Labelme's examples: a label a line, __ignore__ for what is void
 IGNORED = "__ignore__"
-KEYS = ("imagePath", "imageHeight", "imageWidth", "shapes", "imageData")
 POINTS = {
     "polygon": range(3, 1 << 20),
     "oriented_rectangle": range(4, 5),
@@ -41,38 +39,51 @@ def is_labelme(data: Any) -> bool:
 def read(source: Source) -> Annotations:
     """Read every JSON of Labelme. Classes are those of labels.txt, in its order, else those drawn, by name."""
     found = source.documents(is_labelme, "Labelme's: an object with shapes and an imagePath")
-    documents = [(name, {key: data.get(key) for key in KEYS}) for name, data in found]
+    documents = [one for name, data in found if (one := _document(name, data, source))]
     listed = source.files.text(LABELS).splitlines() if LABELS in source.files.names else []
-    drawn = sorted({_label(one) for _, data in documents for one in data["shapes"]})
+    drawn = sorted({_label(one) for document in documents for one in document.shapes})
     names = list(dict.fromkeys(name for line in (*listed, *drawn) if (name := line.strip()) not in ("", IGNORED)))
-    frames = [frame for name, data in documents if (frame := _frame(name, data, names, source))]
+    frames = [
+        Frame(one.image, partial(_draw, one.shapes, one.name, names), one.size, picture=one.picture)
+        for one in documents
+    ]
     return Annotations(check_count(classes_of(names), source.files.uri), frames, len(frames), source.problems)
 
 
-def _frame(name: str, data: dict[str, Any], names: list[str], source: Source) -> Frame | None:
+class _Document(NamedTuple):
+    """name: the JSON. image: its image, which `picture` reads where it is in the JSON itself."""
+
+    name: str
+    image: str
+    shapes: list[Any]
+    size: tuple[int, int] | None
+    picture: Callable[[], bytes] | None
+
+
+def _document(name: str, data: dict[str, Any], source: Source) -> _Document | None:
+    """Return what a JSON says, without the image in it, which takes most of its memory."""
     image = str(data["imagePath"]).replace("\\", "/")
     folder = storage.folder_of(name)
-    beside = storage.normal(f"/{folder}/{image}").lstrip("/")
     said = Problems()
-    found = source.images.find(beside, said)
-    size = (data["imageHeight"], data["imageWidth"])
-    drawn_on = (size[0], size[1]) if all(isinstance(side, int) for side in size) else None
-    draw = partial(_draw, data["shapes"], name, names)
+    found = source.images.find(storage.normal(f"/{folder}/{image}").lstrip("/"), said)
+    sides = data.get("imageHeight"), data.get("imageWidth")
+    size = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) else None
     if found:
-        return Frame(found, draw, drawn_on)
-    if picture := _picture(data["imageData"]):
-        return Frame(f"{folder}/{storage.name_of(image)}".lstrip("/"), draw, drawn_on, picture=picture)
+        return _Document(name, found, data["shapes"], size, None)
+    if _picture(data):
+        inside = f"{folder}/{storage.name_of(image)}".lstrip("/")
+        return _Document(name, inside, data["shapes"], size, lambda: _picture(source.files.json(name)))
     for what, (_, which) in said.found.items():
         source.problems.add(what, which)
     return None
 
 
-def _picture(text: Any) -> bytes | None:
-    """Return the image that is in a JSON itself."""
+def _picture(data: dict[str, Any]) -> bytes:
+    """Return the image that is in a JSON itself, b"" for none."""
     try:
-        return base64.b64decode(text, validate=True) if text else None
-    except (TypeError, binascii.Error):
-        return None
+        return base64.b64decode(data.get("imageData") or "", validate=True)
+    except (TypeError, ValueError):
+        return b""
 
 
 def _draw(shapes: list[Any], name: str, names: list[str], height: int, width: int) -> Drawn:

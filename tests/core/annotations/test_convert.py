@@ -484,13 +484,15 @@ def test_label_studio_polygons_are_in_per_cent_and_later_ones_lie_above(tmp_path
                 {"result": [region("polygonlabels", half)]},
                 {"result": [
                     region("polygonlabels", square), region("polygonlabels", half), region("rectanglelabels", {}),
+                    region("polygonlabels", square | {"polygonlabels": [" "]}),
                     region("polygonlabels", square, image_rotation=90), {"type": "choices", "value": {"choices": ["night"]}},
                 ]},
             ],
         },
         {"id": 8, "data": {"image": "/data/local-files/?d=drives%2Fb.jpg"}, "predictions": [{"result": [region("polygonlabels", square)]}]},
         {"id": 9, "data": {}, "annotations": []},
-        {"id": 10, "data": {"image": "s3://bucket/c.jpg"}, "annotations": []},
+        {"id": 10, "data": {"image": "s3://bucket/c.jpg"}, "annotations": [{"result": []}]},
+        {"id": 11, "data": {"image": "a.jpg"}, "annotations": []},
     ]  # fmt: skip
     jpeg(tmp_path / "in/a.jpg")
     jpeg(tmp_path / "in/drives/b.jpg")
@@ -504,8 +506,10 @@ def test_label_studio_polygons_are_in_per_cent_and_later_ones_lie_above(tmp_path
         "Annotated images that are not there, left out: 1, such as /c.jpg",
         "Regions of an image that was rotated in Label Studio, left out: 1, such as a.jpg",
         "Regions that are no brush strokes or polygons with a label (choices), left out: 1, such as a.jpg",
+        "Regions that are no brush strokes or polygons with a label (polygonlabels), left out: 1, such as a.jpg",
         "Regions that are no brush strokes or polygons with a label (rectanglelabels), left out: 1, such as a.jpg",
         "Tasks that cannot be read, left out: 1, such as task 9",
+        "Tasks that nobody annotated, left out: 1, such as task 11",
         "Tasks with several annotations, of which the last is taken: 1, such as task 7",
         "Tasks without an annotation, of which a prediction is taken: 1, such as task 8",
     ]
