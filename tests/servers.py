@@ -62,7 +62,8 @@ class Handler(RequestHandler):
         bucket, _, key = rest.partition("/o")
         with self.one_at_a_time:
             if bucket not in self.storage.buckets:
-                self._answer(404, {})
+                told = {"message": "The specified bucket does not exist.", "errors": [{"reason": "notFound"}]}
+                self._answer(404, {"error": told})
             elif self.command == "GET" and not key:
                 self._list(bucket, asked)
             elif asked.get("ifGenerationMatch", self._generation(bucket, key, asked)) != self._generation(

@@ -117,7 +117,7 @@ from pathlib import Path
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("av", "botocore"):
+        if name.partition(".")[0] in ("av", "botocore", "gcsfs", "adlfs", "azure", "google_crc32c"):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 sys.meta_path.insert(0, Missing())

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import boto3
 import pytest
 import s3fs
 
-from segray.core.io import read_ahead, storage
+from segray.core.io import azure, objects, read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
@@ -159,6 +160,29 @@ def test_a_listing_comes_by_pages_and_leaves_folder_markers_out(s3_proxy, tmp_pa
     assert s3_proxy.count["requests"] == 3
 
 
+def test_a_listing_goes_on_where_a_page_ends(bucket, tmp_path):
+    for name in "abcde":
+        storage.create(f"{bucket}/{tmp_path.name}/{name}/f", b"")
+    store, (container, key) = objects.store_of(bucket), objects.place_of(f"{bucket}/{tmp_path.name}/")
+    pages, after = [], None
+    while not pages or after:
+        page = store.page(container, key, after, most=2)
+        pages, after = [*pages, [found.key[len(key) :] for found in page.objects]], page.after
+    assert [names for names in pages if names] == [["a/f", "b/f"], ["c/f", "d/f"], ["e/f"]]
+    flat = store.page(container, key, deep=False)
+    assert (flat.objects, flat.folders) == ([], True)
+
+
+@pytest.mark.slow
+def test_more_objects_than_one_page_holds_are_listed_and_deleted(bucket, tmp_path):
+    folder = f"{bucket}/{tmp_path.name}"
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: storage.create(f"{folder}/{i:04}", b"x"), range(1050)))
+    assert [storage.name_of(entry.uri) for entry in storage.iter_files(folder)] == [f"{i:04}" for i in range(1050)]
+    storage.remove(folder)
+    assert storage.list_files(folder) == []
+
+
 def test_a_folder_is_removed_with_the_marker_that_another_program_left(s3, tmp_path):
     import boto3
 
@@ -220,6 +244,7 @@ def test_what_others_do_on_s3_is_seen_at_once(s3, tmp_path):
 
 ONLY = "only local paths, s3://, gs:// and az:// are read. Copy the data to one of them."
 NOT_S3 = "is not s3://bucket/key; credentials come from the environment."
+NOT_AZ = "is not az://container/key; credentials come from the environment."
 EMPTY = "An empty path, or one with a NUL in it, cannot be opened."
 
 
@@ -235,6 +260,9 @@ EMPTY = "An empty path, or one with a NUL in it, cannot be opened."
         ("s3://b?endpoint_override=x/k", f"'s3://b?endpoint_override=x/k' {NOT_S3}"),
         ("s3://b/k::zip", f"'s3://b/k::zip' {NOT_S3}"),
         ("s3://", f"'s3://' {NOT_S3}"),
+        ("gs://k@b/k", "'gs://k@b/k' is not gs://bucket/key; credentials come from the environment."),
+        ("az://frames@a.dfs.core.windows.net/k", f"'az://frames@a.dfs.core.windows.net/k' {NOT_AZ}"),
+        ("gs:/b/k", "'gs:/b/k' has lost a slash, as a pathlib.Path does it; give gs://bucket/key as text."),
         (str(Path("s3://b/k")), "'s3:/b/k' has lost a slash, as a pathlib.Path does it; give s3://bucket/key as text."),
         ("", EMPTY),
         ("a\0b", EMPTY),
@@ -316,9 +344,9 @@ def test_a_folder_of_somebody_else_is_one_line(tmp_path):
     assert [message.rsplit(": ", 1)[1] for message in messages] == ["Permission denied."] * 3
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3):
-    why = "The specified bucket does not exist."
-    uri = "s3://nobody/k"
+def test_a_bucket_that_is_not_there_is_one_line(bucket):
+    why = f"The specified {'container' if bucket.startswith('az') else 'bucket'} does not exist."
+    uri = f"{bucket[:5]}nobody/k"
     assert one_line(storage.list_files, uri) == f"{uri} cannot be listed: {why}"
     assert one_line(storage.read_bytes, uri) == f"{uri} cannot be read: {why}"
     assert one_line(storage.create, uri, b"") == f"{uri} cannot be created: {why}"
@@ -351,6 +379,32 @@ def test_missing_credentials_are_one_line(fresh_s3, monkeypatch, tmp_path):
     assert (
         one_line(storage.read_bytes, "s3://frames/k") == "s3://frames/k cannot be read: Unable to locate credentials."
     )
+
+
+def test_missing_credentials_of_google_and_azure_say_what_to_set(monkeypatch, tmp_path):
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", *azure.SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert one_line(storage.read_bytes, "gs://frames/k") == (
+        "gs://frames/k cannot be read: No credentials were found; set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth "
+        "application-default login."
+    )
+    assert one_line(storage.list_files, "az://frames/k") == (
+        "az://frames/k cannot be listed: No account is named; set AZURE_STORAGE_CONNECTION_STRING, or "
+        "AZURE_STORAGE_ACCOUNT_NAME."
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "missing", "extra"), [("gs://b/k", "google_crc32c", "gcs"), ("az://b/k", "azure.storage.blob", "azure")]
+)
+def test_a_store_whose_library_is_missing_says_what_to_install(monkeypatch, uri, missing, extra):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError) as told:
+        storage.exists(uri)
+    package = missing.partition(".")[0]
+    assert str(told.value) == f"{package} is not installed; pip install 'segray[{extra}]' brings it."
 
 
 def test_the_temporary_file_is_gone_when_the_disk_is_full(tmp_path, monkeypatch):
