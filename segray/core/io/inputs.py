@@ -3,6 +3,7 @@
     drives/            every image, video and Parquet file of images below it
     's3://b/day*/**'   what matches; ** crosses folders
     frames.txt         a path or URI a line; .jsonl: one object a line; .parquet: a column of them
+    manifest.json      an S3 Inventory
 
 What is named has a row, whatever it is. What a folder or a glob holds and is not taken is counted, and said.
 """
@@ -15,7 +16,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, reduce
@@ -30,6 +31,7 @@ from fsspec.utils import glob_translate
 from segray.core.io import storage
 from segray.core.io.files import CHUNK, IMAGE, TABLE, VIDEO, Files, Found
 from segray.core.io.images import IMAGE_SUFFIXES
+from segray.core.io.inventory import MANIFEST, iter_inventory
 from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.prefetch import ahead
 from segray.errors import DataError, InputMissing, StorageError
@@ -132,7 +134,7 @@ def find_inputs(
     files, untaken, folders = Files(), Untaken(), set[bytes]()
     for root in inputs:
         found, known, before = _find(root, untaken), set(untaken.written), len(files)
-        since = files.mark() if storage.in_bucket(root) else None
+        since = files.mark() if storage.in_bucket(root) or _is_inventory(root) else None
         while chunk := list(islice(found, CHUNK)):
             files.add(chunk)
             folders.update(one.name.rpartition(b"/")[0] for one in chunk)
@@ -194,6 +196,11 @@ def look_up(place: str, listed: str = "") -> Found:
             code = "input_missing"
             text = storage.printable(f"{place} {f'is listed in {listed} and ' if listed else ''}does not exist.")
         return Found(_kind(place) or IMAGE, _bytes(place), -1, "", code, text)
+    return _seen(place, entry)
+
+
+def _seen(place: str, entry: storage.Entry) -> Found:
+    """Return a file as it is named, with the reason where it is no input."""
     found = Found(_kind(place) or IMAGE, os.fsencode(entry.uri), entry.size, entry.stamp)
     if out := _output_of(storage.folder_of(place)):
         text = storage.printable(f"{place} is of the labels that segray wrote into {out}, and no input.")
@@ -225,7 +232,9 @@ def _find(root: str, untaken: Untaken) -> Iterator[Found]:
     is_folder = not storage.in_bucket(root) and os.path.isdir(root)  # noqa: PTH112, as Path.is_dir raises for a long name
     if _output_of(root.rstrip("/")) or _output_of(storage.folder_of(root)):
         raise DataError(f"{root} was written by segray and is no input; give the folder of the images themselves.")
-    if not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
+    if not is_folder and _is_inventory(root):
+        yield from untaken.taken(iter_inventory(root, untaken.enter))
+    elif not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
         yield from _listed(root, untaken)
     elif _is_glob(root):
         yield from _matching(root, untaken)
@@ -257,6 +266,10 @@ def _below(root: str, untaken: Untaken) -> Iterator[Found]:
         yield look_up(root)
     elif first:
         yield from untaken.taken(chain([first], entries))
+
+
+def _is_inventory(root: str) -> bool:
+    return storage.name_of(root) == MANIFEST
 
 
 def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
@@ -319,8 +332,16 @@ def _listed(uri: str, untaken: Untaken) -> Iterator[Found]:
     """List the files that a list names; one that does not exist is listed with the reason, and so gets a row."""
     folder, _, name = uri.rpartition("/")
     with ThreadPoolExecutor(LOOKUPS) as pool:
-        places = ((_whole(folder, place), f"{name} {where}") for where, place in _places(uri, untaken))
-        yield from ahead(pool, lambda named: look_up(*named), places, 2 * LOOKUPS)
+        places = ((_whole(folder, place), f"{name} {where}", about) for where, place, about in _places(uri, untaken))
+        yield from ahead(pool, lambda named: _known(named[0], named[2]) or look_up(*named[:2]), places, 2 * LOOKUPS)
+
+
+def _known(place: str, about: Mapping[str, Any]) -> Found | None:
+    """Return a file on S3 without asking for it, where a list tells its size and etag as S3 does."""
+    size, etag = about.get("size"), about.get("etag")
+    if not (place.startswith("s3://") and isinstance(size, int) and isinstance(etag, str)):
+        return None
+    return _seen(place, storage.Entry(place, size, etag.strip('"'), 0.0))
 
 
 def _whole(folder: str, place: str) -> str:
@@ -334,25 +355,27 @@ def _whole(folder: str, place: str) -> str:
     return whole[:5] + posixpath.normpath(whole[5:]) if steps else whole
 
 
-def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str]]:
-    """Give (`line 3`, the place named there) for each entry of a list."""
+def _places(uri: str, untaken: Untaken) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Give (`line 3`, the place named there, what else stands there) for each entry of a list."""
     if _suffix(uri) == PARQUET:
         with storage.open_read(uri) as opened:
             file = pq.ParquetFile(opened)
-            batches = file.iter_batches(CHUNK, columns=[_place_column(file.schema_arrow)])
-            cells = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-            for number, cell in enumerate(cells):
+            column = _place_column(file.schema_arrow) or ""
+            known = [name for name in ("size", "etag") if name in file.schema_arrow.names]
+            rows = chain.from_iterable(b.to_pylist() for b in file.iter_batches(CHUNK, columns=[column, *known]))
+            for number, row in enumerate(rows):
+                cell = row[column.partition(".")[0]]
                 if place := cell["path"] if isinstance(cell, dict) else cell:
-                    yield f"row {number}", place
+                    yield f"row {number}", place, row
                 else:
                     untaken.others[f"empty cells of {storage.name_of(uri)}"] += 1
         return
     for number, line in enumerate(_text(uri).splitlines(), 1):
         if line.strip():
-            yield (
-                f"line {number}",
-                os.fsdecode(line) if _suffix(uri) == ".txt" else _place(line, f"{uri}, line {number}"),
-            )
+            if _suffix(uri) == ".txt":
+                yield f"line {number}", os.fsdecode(line), {}
+            else:
+                yield f"line {number}", *_place(line, f"{uri}, line {number}")
 
 
 def _text(uri: str) -> bytes:
@@ -368,18 +391,19 @@ def _text(uri: str) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _place(line: bytes, source: str) -> str:
+def _place(line: bytes, source: str) -> tuple[str, Mapping[str, Any]]:
     try:
         found: Any = json.loads(line)
     except ValueError as error:
         raise DataError(f"{source} is not JSON: {error}.") from None
+    about = found if isinstance(found, dict) else {}
     if isinstance(found, dict):
         found = next((found[key] for key in PLACES if found.get(key) is not None), None)
     if isinstance(found, dict):  # as the Hugging Face Hub writes an image
         found = found.get("path")
     if not isinstance(found, str):
         raise DataError(f"{source} names no file; give it under one of the keys {', '.join(PLACES)}.")
-    return found
+    return found, about
 
 
 def _is_list(uri: str) -> bool:

@@ -1,11 +1,14 @@
 """What a user names becomes rows of a plan: every kind of input, on a disk and on S3, once each."""
 
 import codecs
+import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 from dataclasses import replace
+from urllib.parse import quote_plus
 
 import numpy as np
 import pyarrow as pa
@@ -457,6 +460,84 @@ def test_lists_name_files_relative_or_whole_and_missing_ones_keep_their_row(root
         (f"{root}/b/c.JPG", None),
         (f"{root}/gone.png", "input_missing"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_files_of_which_a_list_tells_size_and_etag_are_not_asked_for(tmp_path, s3, monkeypatch, kind):
+    rows = [{"uri": f"{s3}/gone/{i}.png", "size": i, "etag": f'"e{i}"'} for i in range(3)]
+    if kind == "jsonl":
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
+    monkeypatch.setattr(storage, "stat", None)
+    files = list(inputs.find_inputs([f"{tmp_path}/list.{kind}"]))
+    assert [(file.name.decode(), file.size, file.stamp, file.error) for file in files] == [
+        (f"{s3}/gone/{i}.png", i, f"e{i}", None) for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_an_s3_inventory_is_its_bucket_without_a_listing(tmp_path, s3, monkeypatch, kind):
+    """Only the newest versions of what would be taken from the bucket, and nothing that segray wrote."""
+    bucket, _, top = f"{s3}/{tmp_path.name}"[5:].partition("/")
+    names = [
+        "a b.png",
+        "ä/1.mp4",
+        "notes.md",
+        "old.png",
+        "removed.png",
+        "out/labels/part-0.parquet",
+        "out/0.png",
+        "dir/",
+    ]
+    names += ["out/_segray/plan-00000.json"]
+    rows = [
+        {
+            **{"Bucket": bucket, "Key": f"{top}/{name}", "IsLatest": name != "old.png"},
+            **{"IsDeleteMarker": name == "removed.png", "Size": i, "ETag": f"e{i}"},
+        }
+        for i, name in enumerate(names)
+    ]
+    if kind == "CSV":
+        lines = io.StringIO()
+        cells = ([bucket, quote_plus(row["Key"]), *map(str, list(row.values())[2:])] for row in rows)
+        csv.writer(lines, quoting=csv.QUOTE_ALL).writerows(
+            [[cell.lower() if cell in ("True", "False") else cell for cell in row] for row in cells]
+        )
+        data, schema = gzip.compress(lines.getvalue().encode()), "Bucket, Key, IsLatest, IsDeleteMarker, Size, ETag"
+    else:
+        own = [
+            dict(zip(("bucket", "key", "is_latest", "is_delete_marker", "size", "e_tag"), row.values(), strict=True))
+            for row in rows
+        ]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(own), sink)
+        data, schema = sink.getvalue(), "message s3.inventory { required binary bucket (UTF8); }"
+    storage.create(f"s3://{bucket}/{top}/inventory/data/1", data)
+    files = [{"key": f"{top}/inventory/data/1", "size": len(data), "MD5checksum": ""}]
+    about = {"sourceBucket": bucket, "destinationBucket": f"arn:aws:s3:::{bucket}", "fileFormat": kind}
+    manifest = f"s3://{bucket}/{top}/inventory/manifest.json"
+    storage.create(manifest, json.dumps(about | {"fileSchema": schema, "files": files}).encode())
+    listed = list(inputs.find_inputs([manifest], on_note=(notes := []).append))
+    assert [(file.name.decode(), file.size, file.stamp) for file in listed] == [
+        (f"s3://{bucket}/{top}/a b.png", 0, "e0"),
+        (f"s3://{bucket}/{top}/ä/1.mp4", 1, "e1"),
+    ]
+    assert notes == ["Skipped: 1 .md.", f"Skipped, as segray wrote them: s3://{bucket}/{top}/out."]
+
+
+def test_a_manifest_of_something_else_is_one_line(tmp_path):
+    for text, says in (
+        ("[1]", "is no manifest of an S3 Inventory; give a folder, a glob or a list."),
+        (
+            '{"sourceBucket": "a", "destinationBucket": "b", "fileSchema": "", "fileFormat": "ORC", "files": []}',
+            ": an inventory in ORC is not read; have it written as CSV or Parquet.",
+        ),
+    ):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(DataError) as error:
+            inputs.find_inputs([f"{tmp_path}/manifest.json"])
+        assert str(error.value) == f"{tmp_path}/manifest.json{'' if says.startswith(':') else ' '}{says}"
 
 
 def test_what_a_list_must_not_name_is_a_row_with_the_reason(tmp_path, predictor):
