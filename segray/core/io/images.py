@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import math
 import struct
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
@@ -46,13 +49,18 @@ SIGNATURES = {
 # 18181-2.
 HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
-# 268 megapixels are more than any road camera has. They take 0.8 GB as RGB, and while they are decoded 2.7 GB (3.7 GB
-# with alpha or a palette), as Pillow holds 4 bytes a pixel and the array 3 twice; 144 megapixels were seen to take 1.4.
+# 268 megapixels are more than any road camera has. They take 0.8 GB as RGB, and while they are decoded 2.7 GB (4.3 GB
+# with a palette), as Pillow holds 4 bytes a pixel and the array 3 twice. Bytes a pixel at most, seen with files of one
+# colour: JPEG, also progressive, 10, CMYK 14; PNG 10, RGBA 14; TIFF 12, RGBA 15; palettes in PNG, GIF, BMP and TIFF 16;
+# AVIF 13; as masks 17.
 MAX_PIXELS = 1 << 28
 MAX_TILE_PIXELS = 1 << 24  # pixels of a tile in a TIFF that is smaller than one tile; libtiff allocates a whole one
-# Decoders that take more than those 10 bytes a pixel: WebP takes 18 for its canvases, JPEG 2000 takes 19 for 32 bits
-# a channel.
+# Decoders that take more: WebP takes 17 for its canvases, and 21 as a mask, JPEG 2000 takes 20 for 32 bits a channel,
+# and 25 with alpha.
 MAX_PIXELS_OF = {"WEBP": 1 << 27, "JPEG2000": 1 << 27}
+# Larger ones are decoded one at a time in a process, whose threads could together take all memory. 8K has 33.2 million.
+LARGE_PIXELS = 1 << 25
+_one_large = threading.RLock()
 
 # Pillow's own limit only warns up to twice its value; the header is checked against MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -84,7 +92,11 @@ def decode_image(data: bytes, source: str = "image", note: Callable[[str], None]
     are refused. Alpha is ignored: a pixel has its own colour, whatever is behind it. `source` names the file in errors.
     note: called with a sentence about what is not known of the pixels, such as the rotation where EXIF is damaged.
     """
-    file = open_image(data, source)
+    with opened_in_turn(data, source) as file:
+        return _decoded(file, data, source, note)
+
+
+def _decoded(file: ImageFile.ImageFile, data: bytes, source: str, note: Callable[[str], None] | None) -> np.ndarray:
     _check_pixels(file, source)
     bits = _jpeg2000_bits(data) if file.format == "JPEG2000" else 8
     if bits > (16 if file.mode.startswith("I;16") else 8):
@@ -219,6 +231,19 @@ def still_kind(head: bytes) -> str | None:
 def kind(data: bytes, source: str = "image") -> str:
     """Name the format of an encoded image: jpeg, png, …"""
     return (open_image(data, source).format or "").lower()
+
+
+@contextmanager
+def opened_in_turn(data: bytes, source: str) -> Iterator[ImageFile.ImageFile]:
+    """Open an image as open_image() does, to be decoded inside: a large one when no other thread is at one."""
+    with _turn(*(_webp_size(data) or (0, 0))):
+        image = open_image(data, source)
+        with _turn(*image.size):
+            yield image
+
+
+def _turn(width: int, height: int) -> AbstractContextManager[Any]:
+    return _one_large if width * height > LARGE_PIXELS else nullcontext()
 
 
 def open_image(data: bytes, source: str) -> ImageFile.ImageFile:

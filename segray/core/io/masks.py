@@ -19,6 +19,7 @@ from segray.core.io.images import (
     is_lossless_webp,
     loaded_orientation,
     open_image,
+    opened_in_turn,
     reason_of,
     turn_upright,
 )
@@ -37,7 +38,11 @@ def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None =
     TIFF's zero is white. Upright after EXIF, as its image. Nothing is reduced: colours of more than 8 bits are
     refused without `channel`, and so are lossy files and files of several pages.
     """
-    image = open_image(data, source)
+    with opened_in_turn(data, source) as image:
+        return _decoded(image, data, source, channel)
+
+
+def _decoded(image: ImageFile.ImageFile, data: bytes, source: str, channel: MaskChannel | None) -> np.ndarray:
     try:
         _check_mask(image, data, source)
         stored, deep = _stored_as(image), _is_deep(image)

@@ -3,7 +3,10 @@ import io
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from segray.core.io import images
 from segray.core.io.images import decode_image, resize_image, upright_size
 from segray.core.io.masks import colorize, decode_mask, encode_mask, resize_mask
 from segray.core.samples import color_id, id_text
@@ -473,6 +477,28 @@ def test_a_webp_bomb_is_stopped_before_it_has_a_canvas(chunk, size):
     for decode in (decode_image, decode_mask):
         with pytest.raises(DataError, match=rf"^a is {size}×{size}; at most 134 megapixels are read\.$"):
             decode(webp_header(chunk, size, size), "a")
+
+
+@pytest.mark.parametrize(("most", "at_once"), [(1 << 25, 4), (1, 1)])
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch, most, at_once):
+    """As all threads of a process together might take all memory."""
+    monkeypatch.setattr(images, "LARGE_PIXELS", most)
+    together, now, seen = threading.Barrier(4), [], []
+
+    def decoding(image):
+        now.append(image)
+        if at_once > 1:
+            together.wait(10)
+        seen.append(len(now))
+        time.sleep(0.01)
+        now.pop()
+        return 1
+
+    monkeypatch.setattr(images, "loaded_orientation", decoding)
+    data = [encoded(PICTURE, kind) for kind in ("PNG", "WEBP", "JPEG", "BMP")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_image, data))
+    assert max(seen) == at_once
 
 
 def deflated_tiff(tags, data):
