@@ -284,8 +284,8 @@ def import_(file: str, out: str, classes: str | None, sets: tuple[str, ...], ove
     """Make a bundle of a model that you have.
 
     FILE is a state dict (.pt, .pth, .ckpt, .safetensors) of an architecture and encoder of `segray models`, an ONNX
-    file, which runs in ONNX Runtime, or a folder that save_pretrained of segmentation-models-pytorch or transformers
-    wrote. Nothing is unpickled but tensors, and no code is run.
+    file, which runs in ONNX Runtime, a folder that save_pretrained of segmentation-models-pytorch or transformers
+    wrote, or a ready model's name. Nothing is unpickled but tensors, and no code is run.
 
     \b
     Example:
@@ -293,6 +293,7 @@ def import_(file: str, out: str, classes: str | None, sets: tuple[str, ...], ove
       segray import deeplab.pth --arch deeplabv3plus --encoder resnet50 --classes 19 --out bundles/deeplab
       segray import pidnet.onnx --classes road,sky,car --out bundles/pidnet
       segray import smp-folder/ --classes classes.csv --size 512x512 --out bundles/smp
+      segray import hf:OWNER/NAME --out s3://bucket/bundles/name
     """
     from segray.cli.flags import settings
     from segray.cli.terminal import say

@@ -1,4 +1,4 @@
-"""A file or folder of another program → a bundle: a state dict, a folder of smp or transformers, or an ONNX file."""
+"""A model of another program → a bundle: a state dict, a folder of smp or transformers, an ONNX file, or a name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from segray.config import Config
 from segray.core.data.class_files import read_classes
 from segray.core.extras import extra
 from segray.core.io import storage
-from segray.core.models import build, bundle, name_of, onnx_model, pretrained, weights
-from segray.core.models.info import CONFIG, WEIGHTS, BundleInfo
+from segray.core.models import build, bundle, name_of, onnx_model, pretrained, ready, weights
+from segray.core.models.info import CONFIG, WEIGHTS, BundleInfo, read_info
 from segray.core.models.places import is_pretrained
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ConfigError, ModelError, OutputExists
 from segray.sections.training import ModelSection
+from segray.sections.values import HF, is_ready_model
 
 STATES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 LISTS = (".csv", ".yaml", ".yml", ".txt", ".json")  # suffixes of files that list classes
@@ -45,9 +46,15 @@ def import_model(
     config: model.arch, encoder, options, one_logit, mean and std; data.size and data.resize of the frames.
     Raises ModelError that says what does not fit.
     """
-    there, place = storage.absolute(file), storage.absolute(out)
+    place = storage.absolute(out)
     if storage.exists(place) and not overwrite:
         raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
+    if is_ready_model(file):
+        if classes is not None:
+            raise ConfigError(f"{file} names its classes itself; leave --classes out.")
+        bundle.copy_to(place, ready.bundle_of(file, config.model.weights_dir))
+        return Imported(read_info(place), [])
+    there = storage.absolute(file.removeprefix(HF))
     if not storage.exists(there):
         raise ModelError(f"{file} does not exist; give a file of weights, an ONNX file, or a folder of smp.")
     space = None if classes is None else label_space(classes)

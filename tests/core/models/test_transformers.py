@@ -12,11 +12,12 @@ from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
 from segray.core.models import bundle, coarse, forward, name_of, ready
+from segray.core.models.imported import import_model
 from segray.core.models.info import BundleInfo, read_info
 from segray.core.training.objective import make_teacher
 from segray.core.training.workers import LocalWorker
 from segray.core.transforms import normalize, to_float
-from segray.errors import ModelError
+from segray.errors import ConfigError, ModelError
 from segray.sections.labelling import InferSection
 from segray.sections.training import ModelSection
 
@@ -235,6 +236,16 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch):
     assert "made of hf:nvidia/segformer-tiny@refs/pr/3 at revision 0123abc" in (Path(place) / "README.md").read_text()
     assert ready.resolve("hf:nvidia/segformer-tiny@refs/pr/3") == place
     assert asked == [("nvidia/segformer-tiny", "refs/pr/3")]
+
+
+def test_a_name_is_imported_to_a_place_that_a_cluster_sees(tmp_path, s3):
+    saved(segformer, tmp_path / "tiny")
+    settings = load(None, {"model.weights_dir": str(tmp_path)})
+    info, _ = import_model("hf:nvidia/tiny", f"{s3}/bundles/tiny", settings)
+    assert info.source == {"name": "hf:nvidia/tiny"}
+    assert bundle.load(f"{s3}/bundles/tiny")[1] == info
+    with pytest.raises(ConfigError, match=r"^hf:nvidia/tiny names its classes itself; leave --classes out\.$"):
+        import_model("hf:nvidia/tiny", str(tmp_path / "out"), settings, "19")
 
 
 def test_without_a_network_it_is_said_what_to_fetch_and_a_folder_or_a_store_holds_it(tmp_path, monkeypatch, s3):
