@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+import posixpath
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def _document(name: str, data: dict[str, Any], source: Source) -> _Document | No
     image = str(data["imagePath"]).replace("\\", "/")
     folder = storage.folder_of(name)
     said = Problems()
-    found = source.images.find(storage.normal(f"/{folder}/{image}").lstrip("/"), said)
+    found = source.images.find(posixpath.normpath(f"/{folder}/{image}").lstrip("/"), said)
     sides = data.get("imageHeight"), data.get("imageWidth")
     size = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) else None
     if found:

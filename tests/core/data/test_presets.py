@@ -1,6 +1,8 @@
 """Published data sets, written small under their own names: which frame has which mask, split and class."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -163,6 +165,19 @@ def image(path, pixel=(90, 120, 60), size=(3, 2)):
     Image.fromarray(np.full((*size, *np.shape(pixel)), pixel, np.uint8)).save(path)
 
 
+def deep(path, pixel, size=(3, 2)):
+    """A PNG of 16 bits a channel, as SYNTHIA's masks are, which Pillow does not write in colour."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = b"\0" + struct.pack(">3H", *pixel) * size[1]
+    header = struct.pack(">IIBBBBB", size[1], size[0], 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * size[0])) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
 @pytest.fixture(params=sorted(PRESETS))
 def published(request, tmp_path):
     """A data set as it is published: its name, its folder, and what is in it."""
@@ -172,7 +187,7 @@ def published(request, tmp_path):
         (tmp_path / name).write_text(text)
     for picture, mask, pixel, _, _ in frames:
         image(tmp_path / picture)
-        image(tmp_path / mask, pixel)
+        (deep if request.param == "synthia" else image)(tmp_path / mask, pixel)
     return request.param, tmp_path, frames
 
 
@@ -219,6 +234,14 @@ def test_images_of_a_test_split_and_those_of_a_sparse_data_set_need_no_mask(tmp_
     )  # fmt: skip
     with pytest.raises(DataError, match=r"b\.jpg has no partner"):
         split_refs(dataset, "train")
+
+
+def test_the_first_edition_of_mapillary_vistas_is_read_too(tmp_path):
+    image(tmp_path / "training/images/a.jpg")
+    image(tmp_path / "training/labels/a.png", 0)
+    (tmp_path / "config.json").write_text(vistas())
+    dataset = open_dataset(DataSection(format="mapillary", root=str(tmp_path)))
+    assert (dataset.label_space.names, list(dataset.splits)) == (("animal--bird",), ["train"])
 
 
 def test_without_lists_whole_drives_are_held_out(tmp_path):
