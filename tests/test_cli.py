@@ -17,7 +17,7 @@ from segray.core.labels.parts import Receipt
 
 STAGE = {"config", "set", "dry-run", "overwrite", "out", "help"}
 FROZEN = {
-    "demo": {"out", "overwrite", "help"},
+    "demo": {"out", "small", "overwrite", "help"},
     "data check": {"format", "set", "help"},
     "data classes": {"set", "help"},
     "data convert": {"from", "images", "background", "link", "overwrite", "help"},

@@ -10,6 +10,7 @@ import pytest
 from labelled import label_all, settings_of
 
 from segray import cli
+from segray.cli import demo
 from segray.cli.cluster import submitted
 from segray.core.data import streets
 from segray.core.data.streets import LABEL_SPACE
@@ -53,7 +54,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, plain_bundle):
     predictor = Predictor(str(plain_bundle))
     (tmp_path / "runs/demo/sweep").mkdir(parents=True)
     (tmp_path / "runs/demo/sweep/best").symlink_to(plain_bundle)
-    streets.write(tmp_path / "runs/demo/held-out", train=0, val=1, seed=1, video_s=0)
+    streets.write(tmp_path / "runs/demo/held-out", train=0, val=1, seed=1, video_s=0, size=demo.SIZE, bold=demo.BOLD)
     monkeypatch.chdir(tmp_path)
     label_all(
         make_plan("labels/drive", settings_of([Path("runs/demo/held-out/val").absolute()]), LABEL_SPACE), predictor
@@ -61,7 +62,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, plain_bundle):
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     known = {}
     exec(block, known)
-    assert known["result"].mask.shape == (180, 240)
+    assert known["result"].mask.shape == demo.SIZE
     assert len(known["labels"]) == 1
 
 

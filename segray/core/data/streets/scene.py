@@ -57,13 +57,17 @@ from segray.core.data.streets.world import (
 
 
 @functools.lru_cache(maxsize=4)
-def world_of(seed: int) -> World:
-    """Build the street `seed`, the same in every process; it is cached, as the frames of a video read it repeatedly."""
+def world_of(seed: int, bold: float = 1.0) -> World:
+    """Build the street `seed`, the same in every process; it is cached, as the frames of a video read it repeatedly.
+
+    bold: how many times larger than life signs are, and poles thicker; people and riders grow by its root.
+    """
     rng = random.Random(seed)  # quicker than NumPy where numbers are drawn one by one, and as reproducible
     street = _street(rng, seed)
     things = [*_ground(rng, street), _far_end(rng, street), _bonnet(rng, street)]
     for side in (-1, 1):
-        things += [*_frontage(rng, street, side), *_kerbside(rng, street, side), *_people(rng, street, side)]
+        things += [*_frontage(rng, street, side), *_kerbside(rng, street, side, bold)]
+        things += _people(rng, street, side, math.sqrt(bold))
     return _table(street, things + _traffic(rng, street))
 
 
@@ -263,16 +267,16 @@ def _border(rng: random.Random, width: float, fence: Shape) -> list[Shape]:
     return [panel, *(Shape(FENCE, post, fence.color, radius_m=0.07) for post in posts)]
 
 
-def _kerbside(rng: random.Random, street: Street, side: int) -> list[Thing]:
+def _kerbside(rng: random.Random, street: Street, side: int, bold: float) -> list[Thing]:
     """Draw trees, lamps, signs, rails, bollards and bins between road and walkers."""
     rail, gap, x = _fence_style(rng), rng.uniform(4, 8), side * (street.half_m + 0.55)
     bollards = [((0, 0.1, -1.5 * i), (0, 0.95, -1.5 * i)) for i in range(3)]
     kinds: tuple[Callable[[], list[Shape]], ...] = (
         lambda: _tree(rng, 0, 0),
-        lambda: _lamp(rng, side),
-        lambda: _sign(rng),
+        lambda: _lamp(rng, side, bold),
+        lambda: _sign(rng, bold),
         lambda: _border(rng, 5, rail),
-        lambda: [Shape(POLE, ends, _mixed(rng, PAINTS[:6]), radius_m=0.09) for ends in bollards],
+        lambda: [Shape(POLE, ends, _mixed(rng, PAINTS[:6]), radius_m=0.09 * bold) for ends in bollards],
         lambda: [Shape(VOID_ID, ((0, 0.25, 0), (0, 0.8, 0)), _mixed(rng, PAINTS), radius_m=0.28)],
     )
     weights = (rng.uniform(0, 3), 1.2, 2.2, 0.8, 0.5, 0.4)
@@ -294,16 +298,16 @@ def _tree(rng: random.Random, x: float, z: float) -> list[Shape]:
     return [Shape(TREE, trunk, bark, "leaves", radius_m=rng.uniform(0.12, 0.2)), *_far_first(balls)]
 
 
-def _lamp(rng: random.Random, side: int) -> list[Shape]:
+def _lamp(rng: random.Random, side: int, bold: float) -> list[Shape]:
     high, arm, color = rng.uniform(4.5, 7.5), -side * rng.uniform(0.4, 1.8), _mixed(rng, PAINTS[:6])
     pole, bracket = ((0, 0.1, 0), (0, high, 0), 0.1), ((0, high, 0), (arm, high + 0.3, 0), 0.06)
     limbs = (pole, bracket, ((arm, high + 0.25, 0), (arm * 1.4, high + 0.3, 0), 0.13))
-    return [Shape(POLE, (a, b), color, radius_m=radius_m) for a, b, radius_m in limbs]
+    return [Shape(POLE, (a, b), color, radius_m=radius_m * bold) for a, b, radius_m in limbs]
 
 
-def _sign(rng: random.Random) -> list[Shape]:
+def _sign(rng: random.Random, bold: float) -> list[Shape]:
     """Draw a disc, a triangle, a board or a traffic light on a pole."""
-    high, size = rng.uniform(2.1, 2.9), rng.uniform(0.42, 0.62)
+    high, size = rng.uniform(2.1, 2.9), rng.uniform(0.42, 0.62) * bold
     main, lit = _mixed(rng, SIGN_COLORS), rng.randrange(3)
     lamps = [(60, 56, 54)] * lit + [SIGN_COLORS[(0, 2, 3)[lit]]] + [(60, 56, 54)] * (2 - lit)
     colors = (main, rng.choice((WHITE, main)), rng.choice((WHITE, INK)), SIGN_COLORS[0], WHITE, INK, *lamps)
@@ -312,34 +316,35 @@ def _sign(rng: random.Random) -> list[Shape]:
         for outline, slot in rng.choice(SIGNS)
     ]
     pole = ((0, 0.1, 0), (0, high + size * 0.9, 0))
-    return [Shape(POLE, pole, _mixed(rng, PAINTS[1:5]), radius_m=rng.uniform(0.07, 0.1)), *faces]
+    return [Shape(POLE, pole, _mixed(rng, PAINTS[1:5]), radius_m=rng.uniform(0.07, 0.1) * bold), *faces]
 
 
-def _people(rng: random.Random, street: Street, side: int) -> list[Thing]:
+def _people(rng: random.Random, street: Street, side: int, scale: float) -> list[Thing]:
     """Draw walkers along the pavement, riders along the road, and a few of both who cross it ahead."""
     things, gap = [], rng.uniform(2.5, 12)
     for z in _spots(rng, (gap, 2 * gap)):
         speed, x = rng.choice((0, 1, 1, -1, -1)) * rng.uniform(0.8, 1.6), rng.uniform(0.9, street.pavement_m - 0.5)
         heading = math.pi * (speed < 0) + rng.gauss(0, 0.2) if speed else rng.uniform(0, 6)
-        things.append(Thing(side * (street.half_m + x), z, _walker(rng, heading, 0.3 if speed else 0.04), speed))
+        things.append(Thing(side * (street.half_m + x), z, _walker(rng, heading, 0.3 if speed else 0.04, scale), speed))
     speed, gap = side * rng.uniform(3, 5), rng.uniform(9, 30)
     for z in _spots(rng, (gap, 2 * gap), 3) if rng.random() < 0.55 else ():
-        things.append(Thing(side * 2.75, z, _rider(rng, (side < 0) * math.pi + rng.gauss(0, 0.25)), speed))
+        things.append(Thing(side * 2.75, z, _rider(rng, (side < 0) * math.pi + rng.gauss(0, 0.25), scale), speed))
     for z in _spots(rng, (12, 50), 6) if rng.random() < 0.4 else ():
         heading, cross = side * math.pi / 2, side * rng.uniform(1.0, 1.5) / street.speed_m_s
-        shapes = _walker(rng, heading, 0.3) if rng.random() < 0.7 else _rider(rng, heading)
+        shapes = _walker(rng, heading, 0.3, scale) if rng.random() < 0.7 else _rider(rng, heading, scale)
         things.append(Thing(side * rng.uniform(3, 8), z, shapes, cross=cross))
     return things
 
 
-def _walker(rng: random.Random, heading: float, stride_m: float) -> list[Shape]:
+def _walker(rng: random.Random, heading: float, stride_m: float, scale: float) -> list[Shape]:
     """Draw a walker, some with a coat, a bag or both; one in four is a child."""
     limbs = rng.choice((WALKER, WALKER[1:], WALKER[2:], WALKER[2:]))
-    return _figure(rng, PEDESTRIAN, limbs, heading, rng.choice((0.65, 0.95, 1.0, 1.05)) * rng.gauss(1, 0.03), stride_m)
+    tall = rng.choice((0.65, 0.95, 1.0, 1.05)) * rng.gauss(1, 0.03) * scale
+    return _figure(rng, PEDESTRIAN, limbs, heading, tall, stride_m)
 
 
-def _rider(rng: random.Random, heading: float) -> list[Shape]:
-    return _figure(rng, BICYCLIST, RIDER, heading, 1.0, 0.0)
+def _rider(rng: random.Random, heading: float, scale: float) -> list[Shape]:
+    return _figure(rng, BICYCLIST, RIDER, heading, scale, 0.0)
 
 
 def _figure(
