@@ -30,7 +30,8 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # Pillow's, whose
 def load(model: Place, *, device: str | None = None, weights_dir: str | None = None, **infer: Any) -> Model:
     """Load a model for predictions in this process.
 
-    model: a bundle's folder, as runs/sweep/best, local or in a bucket, or a ready model's name, as deeplabv3-coco.
+    model: a bundle's folder, as runs/sweep/best, local or in a bucket, or a ready model's name, as deeplabv3-coco
+    or hf:OWNER/NAME.
     device: cpu or cuda. Default: the GPU where there is one.
     weights_dir: folder of a ready model's downloaded weights.
     infer: settings of the section `infer`, such as window=(512, 1024), flip=True, threshold=0.5.

@@ -11,7 +11,7 @@ from segray.config import load
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
-from segray.core.models import bundle, coarse, forward, name_of, ready
+from segray.core.models import build, bundle, coarse, forward, name_of, ready
 from segray.core.models.imported import import_model
 from segray.core.models.info import BundleInfo, read_info
 from segray.core.training.objective import make_teacher
@@ -320,6 +320,32 @@ def test_what_is_no_such_model_is_a_line(spoil, text, tmp_path):
         ready.resolve(str(tmp_path / "theirs"))
     assert str(error.value).startswith(f"{tmp_path}/theirs {text}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            {"model_type": "upernet", "backbone": "owner/name"},
+            "backbone of config.json names 'owner/name', which would be",
+        ),
+        (
+            {
+                "model_type": "upernet",
+                "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:owner/name"},
+            },
+            "backbone_config.backbone of config.json names 'hf-hub:owner/name', which would be",
+        ),
+        (
+            {"model_type": "upernet", "backbone_config": {"model_type": "swin", "attn_implementation": "owner/kernel"}},
+            "backbone_config.attn_implementation of config.json names what is no part of the model; take it out.",
+        ),
+    ],
+)
+def test_a_bundles_configuration_reaches_neither_network_nor_code(config, text):
+    with pytest.raises(ModelError) as error:
+        build(ModelSection(arch="hf", encoder="upernet", options={"config": config}), 2)
+    assert str(error.value).startswith(text)
 
 
 @pytest.mark.parametrize("frame", [(1024, 2048), (375, 1242), (1242, 375), (513, 513), (480, 641), (33, 1000)])
