@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import unquote_plus
@@ -29,9 +29,10 @@ COLUMNS = {"Key": "key", "Size": "size", "ETag": "e_tag", "IsLatest": "is_latest
 NEEDED = ("Key", "Size", "ETag")
 
 
-def iter_inventory(uri: str) -> Iterator[Entry]:
+def iter_inventory(uri: str, enter: Callable[[str], bool]) -> Iterator[Entry]:
     """List the objects of an inventory, those alone that are the newest of their versions.
 
+    enter: whether to list what is in a folder.
     DataError where it is no manifest, or lacks sizes or etags.
     """
     about = storage.read_json(uri)
@@ -43,17 +44,28 @@ def iter_inventory(uri: str) -> Iterator[Entry]:
         raise DataError(f"{uri} is no manifest of an S3 Inventory; give a folder, a glob or a list.") from None
     if kind not in ("CSV", "Parquet"):
         raise DataError(f"{uri}: an inventory in {kind} is not read; have it written as CSV or Parquet.")
+    entered: dict[str, bool] = {}
+
+    def wanted(folder: str) -> bool:
+        if folder not in entered:
+            above = storage.folder_of(folder)
+            entered[folder] = above == "s3:/" or (wanted(above) and enter(folder))
+        return entered[folder]
+
     read = partial(_csv, columns=columns) if kind == "CSV" else _parquet
     for file in files:
         for row in read(f"s3://{store}/{file}"):
+            if (
+                _says(row, "IsDeleteMarker", False)
+                or not _says(row, "IsLatest", True)
+                or row.get("Key", "").endswith("/")
+            ):
+                continue
             if missing := [name for name in NEEDED if row.get(name) is None]:
                 raise DataError(f"{uri} lacks {', '.join(missing)}; add them to the inventory's fields.")
-            if (
-                _says(row, "IsLatest", True)
-                and not _says(row, "IsDeleteMarker", False)
-                and not row["Key"].endswith("/")
-            ):
-                yield Entry(f"s3://{bucket}/{row['Key']}", int(row["Size"]), str(row["ETag"]).strip('"'), 0.0)
+            place = f"s3://{bucket}/{row['Key']}"
+            if wanted(storage.folder_of(place)):
+                yield Entry(place, int(row["Size"]), str(row["ETag"]).strip('"'), 0.0)
 
 
 def _says(row: dict[str, Any], name: str, otherwise: bool) -> bool:

@@ -498,9 +498,13 @@ def test_an_s3_inventory_is_its_bucket_without_a_listing(tmp_path, s3, monkeypat
         }
         for i, name in enumerate(names)
     ]
+    rows[4] |= {"Size": None, "ETag": None}
     if kind == "CSV":
         lines = io.StringIO()
-        cells = ([bucket, quote_plus(row["Key"]), *map(str, list(row.values())[2:])] for row in rows)
+        cells = (
+            [bucket, quote_plus(row["Key"]), *("" if cell is None else str(cell) for cell in list(row.values())[2:])]
+            for row in rows
+        )
         csv.writer(lines, quoting=csv.QUOTE_ALL).writerows(
             [[cell.lower() if cell in ("True", "False") else cell for cell in row] for row in cells]
         )
