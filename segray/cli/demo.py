@@ -42,7 +42,7 @@ class Extent:
 
 
 WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, "four minutes")
-SMALL = Extent((64, 8, 8), 1.0, ("resnet18",), 4, "a minute")
+SMALL = Extent((64, 8, 8), 1.0, ("mobilenet_v2",), 4, "a minute")
 
 
 def demo(out: str = "runs/demo", *, small: bool = False, overwrite: bool = False) -> str:
@@ -102,7 +102,7 @@ def _demo(root: Path, extent: Extent) -> str:
     held_out = streets.write(root / "held-out", train=0, val=held, seed=1, video_s=0, size=SIZE, bold=BOLD)
     config = _config(root, drawn, extent)
     with connect.connected(config.cluster, sweeps=True):
-        say(f"2/4  Training {' and '.join(extent.encoders)} from random weights, {extent.epochs} epochs at most")
+        say(f"2/4  Training {' and '.join(extent.encoders)} from random weights, {extent.epochs} epochs each")
         with sweeping(config.sweep.out) as on_row:
             result = sweep(config, on_row=on_row)
         say("3/4  Labelling held-out streets and the video with the best model")
@@ -131,7 +131,7 @@ def _config(root: Path, drawn: Path, extent: Extent) -> Config:
             "data.format": "streets",
             "data.root": str(drawn),
             "data.size": SIZE,
-            "model.options": {"encoder_depth": 4, "decoder_channels": [64, 32, 24, 16]},
+            "model.options": {"encoder_depth": 4, "decoder_channels": [64, 48, 32, 24]},
             "train.epochs": extent.epochs,
             "train.batch_size": 8,
             "train.loss": {"cross_entropy": 1.0, "dice": 1.0},
@@ -140,7 +140,7 @@ def _config(root: Path, drawn: Path, extent: Extent) -> Config:
             "sweep.out": str(root / "sweep"),
             "sweep.encoders": list(extent.encoders),
             "sweep.learning_rates": [3e-3],
-            "sweep.grace_epochs": 4,
+            "sweep.grace_epochs": extent.epochs,  # two models learn to their ends in the time that there is
             "label.model": str(root / "sweep" / "best"),
             "label.shard_size": 16,
         }
