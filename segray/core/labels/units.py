@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segray.core.clock import Clock, Standstill, within
 from segray.core.io import inputs, storage
 from segray.core.io.files import CHUNK, IMAGE, TABLE, VIDEO, Files, Found
 from segray.core.io.video_index import LOST_FRAME, VideoIndex
@@ -26,6 +28,7 @@ from segray.core.prefetch import ahead
 from segray.errors import DataError, InputUnreadable
 
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
+HANG_S = 600.0  # how long one of them may make no progress; each packet is some
 
 
 class Block(NamedTuple):
@@ -79,13 +82,13 @@ def _looked_into(file: Found) -> tuple[Found, VideoIndex | list[int] | None]:
     if file.error is not None:
         return file, None
     place = os.fsdecode(file.name)
+    look: Callable[[str], VideoIndex | list[int]] = _row_groups if file.kind == TABLE else _index
     try:
         with storage.reading_input(place):
-            if file.kind == TABLE:
-                return file, _row_groups(place)
-            from segray.core.io.video import index_video  # loads FFmpeg
-
-            return file, index_video(place)
+            return file, within(HANG_S, Clock(), partial(look, place))
+    except Standstill as error:
+        text = f"{place} made {error} when it was looked into; look at the file."
+        return file._replace(error_code="worker_timeout", error=printable(text.encode(errors="surrogateescape"))), None
     except (DataError, pa.ArrowException, OSError) as error:
         # An input has a row, also one that cannot be opened.
         code = "read_error" if isinstance(error, InputUnreadable) else "decode_error"
@@ -93,6 +96,12 @@ def _looked_into(file: Found) -> tuple[Found, VideoIndex | list[int] | None]:
         if isinstance(error, DataError):
             text = str(error)
         return file._replace(error_code=code, error=printable(text.encode(errors="surrogateescape"))), None
+
+
+def _index(place: str) -> VideoIndex:
+    from segray.core.io.video import index_video  # loads FFmpeg
+
+    return index_video(place)
 
 
 def _row_groups(place: str) -> list[int]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from labelled import settings_of
+from hanging import leased
+from labelled import plan_rows, settings_of
 from PIL import Image
 from videos import (
     B_FRAMES,
@@ -37,6 +38,7 @@ from segray.core.io import s3 as s3_requests
 from segray.core.io.decoding import metadata_options
 from segray.core.io.hollow import Hollow
 from segray.core.io.video import index_video, read_frames
+from segray.core.labels import units
 from segray.core.labels.plan import PlanReader
 from segray.core.labels.planning import make_plan
 from segray.errors import DataError, StorageError
@@ -504,6 +506,17 @@ def test_a_video_that_states_more_packets_than_it_has_bytes_is_refused_before_it
         index_video(uri)
     size = f"{len(data):,}"
     assert str(error.value) == f"{uri} states more packets than its {size} bytes can hold; it is damaged or hostile."
+
+
+def test_a_video_that_hangs_while_it_is_looked_into_is_a_row_and_its_neighbours_are_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "HANG_S", 1.0)
+    write(tmp_path / "a.mp4", pts=range(3))
+    with leased(write(tmp_path / "b.mp4", pts=range(3))) as hanging:
+        rows = plan_rows(make_plan(str(tmp_path / "out"), settings_of([tmp_path]), streets.LABEL_SPACE))
+    assert [(row["frame_index"], row["error_code"]) for row in rows] == [
+        (0, None), (1, None), (2, None), (None, "worker_timeout"),
+    ]  # fmt: skip
+    assert rows[3]["error"] == f"{hanging} made no progress in 1 s when it was looked into; look at the file."
 
 
 def test_decoding_moves_the_clock_packet_by_packet(tmp_path):
