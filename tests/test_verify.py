@@ -1,13 +1,16 @@
 """Where labels are verified, and what the command says of a part of them."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from labelled import label_all, settings_of
 
 from segray.cli import cli
+from segray.cluster import tasks
 from segray.cluster.tasks import spread
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
@@ -59,6 +62,31 @@ def test_many_rows_are_read_by_all_processors(labels, monkeypatch):
 def test_processes_give_their_results_in_order():
     with spread(ClusterSection(), []) as run:
         assert list(run(abs, iter(range(-20, 0)))) == list(range(20, 0, -1))
+
+
+def test_a_cluster_gets_as_many_tasks_as_it_has_room_for(monkeypatch):
+    """A Ray that is not real: a task is done when it is asked for."""
+    begun, most = [], []
+
+    def remote(**resources):
+        assert resources == {"num_cpus": 1}
+        return lambda work: SimpleNamespace(remote=lambda item: begun.append(item) or (work, item))
+
+    def get(task):
+        most.append(len(begun))
+        begun.remove(task[1])
+        return task[0](task[1])
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=remote, get=get, exceptions=exceptions))
+    assert list(tasks._over_cluster(abs, range(-20, 0), 4)) == list(range(20, 0, -1))
+    assert max(most) == 5
+
+    def fail(item):
+        raise RuntimeError(f"no {item}")
+
+    with pytest.raises(ClusterError, match=r"^RuntimeError: no 1$"):
+        list(tasks._over_cluster(fail, [1], 4))
 
 
 def test_a_process_that_dies_is_one_line():
