@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segray.cluster import connect, resources
+from segray.cluster import connect, resources, tasks
 from segray.cluster.access import check_places
 from segray.cluster.labeller import Done, Labeller, Lost, Sickness, read_answer
 from segray.cluster.signals import held
@@ -32,6 +32,7 @@ from segray.core.labels.plan import Plan, PlanReader, check_same, load_plans, pl
 from segray.core.labels.planning import make_plan
 from segray.core.labels.speed import SpeedLog
 from segray.core.labels.totals import Speed, Summary
+from segray.core.labels.units import Spread, in_threads
 from segray.core.models import ready
 from segray.core.models.info import BundleInfo, read_info
 from segray.errors import ClusterError, ConfigError, OutputExists, StorageError, TooManyErrors
@@ -186,6 +187,11 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
     settings, space = plan_settings(section, config.infer, info), info.space
     plans = load_plans(section.out)
     ignoring: tuple[str, ...] = ()
+
+    def over_cluster(place: str) -> AbstractContextManager[tasks.Map]:
+        return tasks.spread(config.cluster, [section.model, place])
+
+    spread: Spread = over_cluster if connect.is_named(config.cluster) else in_threads
     if plans and (section.retry_errors or section.extend):
         ignoring = ("inputs", "truth")
         check_same(plans[0], settings, ignoring)
@@ -193,16 +199,17 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
         parts.check_empty(section.out)
         _check_store(section, watch)
         connect.check_address(config.cluster)  # a plan would be left behind otherwise
-        make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note)
+        make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note, spread=spread)
     elif section.retry_errors:
         if read_summary(plans) is None:
             watch.note("The run before is not finished: that is done first. The same command then retries errors.")
         elif failed := LabelFolder(plans).failed_rows():
-            make_plan(section.out, plans[0].settings, space, plans, failed, on_note=watch.note)
+            make_plan(section.out, plans[0].settings, space, plans, failed, on_note=watch.note, spread=spread)
     elif section.extend:
         if section.limit:
             raise ConfigError(f"label.limit is {section.limit}, and an output with a limit cannot be extended.")
-        if make_plan(section.out, settings, space, plans, on_found=watch.found, on_note=watch.note) is None:
+        made = make_plan(section.out, settings, space, plans, on_found=watch.found, on_note=watch.note, spread=spread)
+        if made is None:
             watch.note("No new input was found.")
     plans = load_plans(section.out)
     mine = next((plan for plan in plans if plan.settings["inputs"] == settings["inputs"]), plans[0])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ from segray.errors import DataError, InputUnreadable
 
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
 HANG_S = 600.0  # how long one of them may make no progress; each packet is some
+MANY = 100  # of them, for which other machines are asked
 
 
 class Block(NamedTuple):
@@ -46,16 +49,39 @@ class Block(NamedTuple):
         return Block(self.rows.slice(0, count), np.unique(np.minimum(self.ends, count)))
 
 
+Looked = tuple[Found, VideoIndex | list[int] | None]
+Map = Callable[[Callable[[Found], Looked], Iterable[Found]], Iterable[Looked]]  # gives results in order
+Spread = Callable[[str], AbstractContextManager[Map]]  # is given one of the files' places
+
+
+@contextmanager
+def in_threads(place: str) -> Iterator[Map]:
+    """Look into files in threads of this process."""
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        yield lambda work, items: ahead(pool, work, items, 2 * LOOKUPS)
+
+
 def blocks(
-    files: Files, settings: Mapping[str, Any], truths: Mapping[str, str], on_note: Callable[[str], None]
+    files: Files,
+    settings: Mapping[str, Any],
+    truths: Mapping[str, str],
+    on_note: Callable[[str], None],
+    spread: Spread = in_threads,
 ) -> Iterator[Block]:
-    """Give the rows of all files in order, those of a video in one block; of `settings["sample"]` that share."""
+    """Give the rows of all files in order, those of a video in one block; of `settings["sample"]` that share.
+
+    spread: where MANY videos and Parquet files or more are looked into.
+    """
     for batch in files.batches(IMAGE):
         yield _sampled(_images(batch, truths), settings["sample"])
     several: list[str] = []  # videos that hold more than one
+    count = files.count(TABLE) + files.count(VIDEO)
+    if not count:
+        return
     others = (file for kind in (TABLE, VIDEO) for batch in files.batches(kind) for file in _found(batch))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        for file, seen in ahead(pool, _looked_into, others, 2 * LOOKUPS):
+    first = next(others)
+    with (spread if count >= MANY else in_threads)(os.fsdecode(first.name)) as look:
+        for file, seen in look(_looked_into, chain([first], others)):
             if seen is None:
                 found = iter([_unit(_error_row(file))])
             elif isinstance(seen, VideoIndex):
@@ -77,7 +103,7 @@ def _found(batch: pa.RecordBatch) -> Iterator[Found]:
     return map(Found._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _looked_into(file: Found) -> tuple[Found, VideoIndex | list[int] | None]:
+def _looked_into(file: Found) -> Looked:
     """Return what a video or Parquet file holds: its frames, or the rows of each row group; None, and why."""
     if file.error is not None:
         return file, None

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import pickle
+from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import quote_plus
 
@@ -718,6 +720,25 @@ def test_a_plan_is_several_files_whose_hashes_stand_in_its_json(tmp_path, monkey
         assert hashlib.sha256(data).hexdigest() == file.sha256
     again = planned(tmp_path / "again", tmp_path / "in", shard_size=1)
     assert (again.plan_id, again.files) == (plan.plan_id, plan.files)
+
+
+def test_many_videos_are_looked_into_elsewhere_and_the_plan_is_the_same(drive, tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(drive.read_bytes() if name != "b.mp4" else b"torn")
+    looked = []
+
+    @contextmanager
+    def elsewhere(place):
+        assert place == f"{tmp_path}/a.mp4"
+        yield lambda work, items: (looked.append(item.name) or work(pickle.loads(pickle.dumps(item))) for item in items)
+
+    settings = settings_of([tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")])
+    here = make_plan(str(tmp_path / "here"), settings, SPACE, spread=elsewhere)
+    assert not looked  # too few
+    monkeypatch.setattr("segray.core.labels.units.MANY", 3)
+    there = make_plan(str(tmp_path / "there"), settings, SPACE, spread=elsewhere)
+    assert len(looked) == 3
+    assert (there.plan_id, there.rows) == (here.plan_id, here.rows)
 
 
 def test_names_of_parts_sort_as_their_numbers_do(tmp_path):
