@@ -80,7 +80,7 @@ def _object(place: Place) -> str:
 def _stored(found: dict[str, Any]) -> Stored:
     token = found.get("metadata", {}).get(TOKEN)
     modified_s = datetime.fromisoformat(found["updated"]).timestamp()
-    return Stored(found["name"], int(found["size"]), found["generation"], modified_s, token)
+    return Stored(found["name"], int(found.get("size", 0)), found["generation"], modified_s, token)
 
 
 def _endpoint() -> str:
