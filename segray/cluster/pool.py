@@ -10,7 +10,7 @@ This module imports Ray; import it where a Ray is needed.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.context import AutoscalingConfig
 from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayError
 
 from segray.cluster import connect
 from segray.cluster.resources import WorkerShape
@@ -183,13 +184,18 @@ class Pool:
         A shard that only waited for a process is none of them, nor one that was lost with its node.
         """
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        last: list[tuple[str, Shard]] = ray.get(self._register.last.remote())
-        return {shard for node, shard in last if node in alive}
+        return {shard for node, shard in self._known(self._register.last.remote()) if node in alive}
 
     def actors_on(self, node: str) -> set[str]:
         """Return the ids of the actors that began a shard, their last one on this node."""
-        actors: set[str] = ray.get(self._register.actors_on.remote(node))
-        return actors
+        return set(self._known(self._register.actors_on.remote(node)))
+
+    def _known(self, answer: Any) -> Iterable[Any]:
+        try:
+            known: Iterable[Any] = ray.get(answer)
+        except RayError:  # its process died, as of too little memory
+            return []
+        return known
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that are there and can hold an actor."""
