@@ -25,11 +25,11 @@ class Clock:
 
 @pytest.fixture
 def begun(monkeypatch):
-    """How many shards actors began, in two threads; the clock counts the looks."""
-    does = SimpleNamespace(count=0, clock=Clock())
+    """How many shards actors began, and how long they worked; the clock counts the looks."""
+    does = SimpleNamespace(count=0, worked_s=1e6, clock=Clock())
     monkeypatch.setattr(pool, "time", does.clock)
     monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
-    does.register = SimpleNamespace(begun=SimpleNamespace(remote=lambda: (does.count, 2)))
+    does.register = SimpleNamespace(begun=SimpleNamespace(remote=lambda: (does.count, does.worked_s)))
     return does
 
 
@@ -57,11 +57,9 @@ def test_the_source_is_a_few_hundred_shards_ahead_of_the_actors(begun):
 def test_shards_that_are_done_in_no_time_are_given_several_at_once(begun):
     rows = source(np.ones(20_000, bool), begun)
     assert {len(row["shard"][0]) for row in islice(rows, 500)} == {1}
-    begun.clock.now_s += 10
-    begun.count = 200  # in ten seconds, by two threads
+    begun.count, begun.worked_s = 200, 20.0
     assert {len(row["shard"][0]) for row in islice(rows, 470)} == {10}
-    begun.clock.now_s += 1000  # and then they are slow
-    begun.count = 210
+    begun.count, begun.worked_s = 400, 1020.0  # and then they are slow
     assert len(next(rows)["shard"][0]) == 1
 
 
@@ -76,12 +74,12 @@ def test_shards_that_were_lost_before_they_began_are_not_waited_for_for_ever(beg
 
 def test_the_register_knows_what_each_thread_began_last_and_where_actors_are():
     register = Register()
-    register.begin("a", 1, 1, "node 7", (0, 1))
-    register.begin("a", 1, 2, "node 7", (0, 2))
-    register.begin("a", 1, 1, "node 7", (0, 3))
-    register.begin("b", 9, 1, "node 8", (1, 0))
-    assert register.begun() == (4, 3)
+    register.begin("a", 1, 1, "node 7", 0.0, (0, 1))
+    register.begin("a", 1, 2, "node 7", 0.0, (0, 2))
+    register.begin("a", 1, 1, "node 7", 2.5, (0, 3))
+    register.begin("b", 9, 1, "node 8", 0.0, (1, 0))
+    assert register.begun() == (4, 2.5)
     assert sorted(register.last()) == [("node 7", (0, 2)), ("node 7", (0, 3)), ("node 8", (1, 0))]
-    register.begin("a", 2, 1, "node 8", (0, 2))  # its process died, and was started again elsewhere
+    register.begin("a", 2, 1, "node 8", 0.0, (0, 2))  # its process died, and was started again elsewhere
     assert (register.actors_on("node 7"), register.actors_on("node 8")) == (set(), {"a", "b"})
     assert ("node 7", (0, 3)) in register.last()

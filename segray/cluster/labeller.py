@@ -50,6 +50,7 @@ HANGS = 3  # shards left in hanging threads after which a process ends, as these
 FAILS = 3  # failures in a row after which a node is left out
 
 Answer = dict[str, list[str]]
+Label = Callable[[Plan, list[PlanRow], Clock], Iterator[Labelled]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Labeller:
         self.kind = ""  # the class of an error of ours that is the reason
         self.ends_at: float | None = None
         self.predictor: Predictor | None = None
-        self.label: Callable[[Plan, list[PlanRow], Clock], Iterator[Labelled]] | None = None
+        self.label: Label | None = None
+        self.before = threading.local()  # seconds: of the shard that the thread had before
 
     def _load(self) -> None:
         """Load the model with the first shard: if its constructor fails, Ray starts an actor again without end."""
@@ -146,11 +148,18 @@ class Labeller:
                 self._load()
         if self.sick or self.label is None:
             return self._give_back(plan, shard, wait=alone)
+        started = time.monotonic()
+        try:
+            return self._label_shard(plan, shard, self.label, alone=alone)
+        finally:
+            self.before.seconds = time.monotonic() - started
+
+    def _label_shard(self, plan: Plan, shard: int, label: Label, *, alone: bool) -> str:
         about: dict[str, Any] = {"run": self.out, "plan": plan.plan_id[:8], "shard": shard}
         event("shard begun", **about)  # the last line of a process that dies names the shard it was working on
         try:
             clock = Clock()
-            work = partial(parts.label_shard, plan, self._rows(plan, shard), shard, self.label, clock)
+            work = partial(parts.label_shard, plan, self._rows(plan, shard), shard, label, clock)
             receipt = work() if self.careful else within(self.timeout_s, clock, work)
         except AccessDenied as error:
             event("shard failed", **about, level=logging.ERROR, reason=str(error))
@@ -177,10 +186,9 @@ class Labeller:
     def _begin(self, plan: Plan, shard: int) -> None:
         import ray
 
-        begun = (plan.number, shard)
-        ray.get(
-            self.register.begin.remote(self.actor, os.getpid(), threading.get_ident(), self.node_id, begun)
-        )  # not only sent: a process that ends at once would leave no trace
+        process, thread, before_s = os.getpid(), threading.get_ident(), getattr(self.before, "seconds", 0.0)
+        told = self.register.begin.remote(self.actor, process, thread, self.node_id, before_s, (plan.number, shard))
+        ray.get(told)  # not only sent: a process that ends at once would leave no trace
 
     def _rows(self, plan: Plan, shard: int) -> list[PlanRow]:
         with self.lock:

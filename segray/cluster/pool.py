@@ -29,7 +29,7 @@ from segray.cluster.resources import WorkerShape
 
 AHEAD = 500  # calls that wait for actors
 GROUP_S, MOST = 1.0, 100  # the work of a call where a shard is less, and its shards at most
-PACE_S = 2.0  # over which it is seen how fast shards begin
+PACE = 50  # shards over which it is seen how long they take
 POLL_S = 0.05  # between looks whether fewer wait
 STUCK_S = 600.0  # after which those that wait are taken for lost
 NODE = "ray.io/node-id"  # the label that Ray gives each node
@@ -44,18 +44,20 @@ class Register:
     """
 
     def __init__(self) -> None:
-        self._begun = 0
+        self._begun, self._seconds = 0, 0.0
         self._last: dict[tuple[str, int, int], tuple[str, Shard]] = {}  # by actor, process and thread
         self._nodes: dict[str, str] = {}  # where each actor was last
 
-    def begin(self, actor: str, process: int, thread: int, node: str, shard: Shard) -> None:
+    def begin(self, actor: str, process: int, thread: int, node: str, before_s: float, shard: Shard) -> None:
+        """Hear of a shard, and how long the thread worked on the one before."""
         self._begun += 1
+        self._seconds += before_s
         self._last[actor, process, thread] = node, shard
         self._nodes[actor] = node
 
-    def begun(self) -> tuple[int, int]:
-        """Count the shards that began, and the threads that began any."""
-        return self._begun, len(self._last)
+    def begun(self) -> tuple[int, float]:
+        """Count the shards that began, and the seconds of work on those that ended."""
+        return self._begun, self._seconds
 
     def last(self) -> list[tuple[str, Shard]]:
         """List the last shard that each thread of each process began, and its node; a thread may have ended it."""
@@ -88,19 +90,17 @@ def _rows(packed: np.ndarray, starts: np.ndarray, register: Any) -> Iterator[pa.
     """
     left = np.flatnonzero(np.unpackbits(packed))
     sent, begun, lost, each = 0, 0, 0, 1
-    moved_s = pace_s = time.monotonic()
-    paced = 0
+    moved_s, paced, paced_s = time.monotonic(), 0, 0.0
     while len(left):
         while sent >= begun + lost + AHEAD * each:
-            (now_begun, threads), now_s = ray.get(register.begun.remote()), time.monotonic()
+            (now_begun, worked_s), now_s = ray.get(register.begun.remote()), time.monotonic()
             if now_begun != begun:
                 begun, moved_s = now_begun, now_s
             elif now_s - moved_s > STUCK_S:
                 lost = sent - begun
-            if now_s - pace_s >= PACE_S:
-                in_a_group = (begun - paced) / (now_s - pace_s) * GROUP_S / max(1, threads)
-                each = min(max(1, int(in_a_group)), MOST)
-                paced, pace_s = begun, now_s
+            if begun - paced >= PACE:
+                shard_s = max((worked_s - paced_s) / (begun - paced), GROUP_S / MOST)
+                each, paced, paced_s = max(1, int(GROUP_S / shard_s)), begun, worked_s
             if sent >= begun + lost + AHEAD * each:
                 time.sleep(POLL_S)
         row, left = left[:each], left[each:]
