@@ -19,6 +19,8 @@ from segray.core.labels.plan import PlanRow, frame_key, place_of
 from segray.core.prefetch import FETCHES, ahead
 from segray.errors import DataError
 
+MOST_BYTES = 1 << 32  # an image is read whole; the largest that is decoded has 2 GiB without compression
+
 Prepare = Callable[[np.ndarray], np.ndarray]
 
 
@@ -110,6 +112,8 @@ def _source(row: PlanRow) -> str:
 def _read(row: PlanRow) -> bytes:
     if row["error"] is not None:  # the plan already has its error
         raise DataError(row["error"])
+    if row["size"] > MOST_BYTES:
+        raise DataError(f"{row['uri']} has {row['size']:,} bytes, more than any image that is read; it is none.")
     return storage.read_unchanged(place_of(row), row["stamp"])
 
 

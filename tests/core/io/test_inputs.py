@@ -21,6 +21,7 @@ from PIL import Image
 from videos import write as write_video
 
 from segray.core.data import streets
+from segray.core.infer.decode import encoded
 from segray.core.infer.predictor import Predictor
 from segray.core.io import inputs, locators, storage
 from segray.core.io import s3 as s3_requests
@@ -895,3 +896,14 @@ def test_work_ahead_keeps_its_order_and_its_errors():
         assert list(ahead(pool, lambda i: i * i, range(20), 3)) == [i * i for i in range(20)]
         with pytest.raises(ZeroDivisionError):
             list(ahead(pool, lambda i: 1 // i, [1, 0], 1))
+
+
+def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in" / "a.jpg").open("wb") as file:
+        file.truncate(1 << 36)  # of which the disk holds nothing
+    plan = make_plan(str(tmp_path / "out"), settings_of([tmp_path / "in"]), streets.LABEL_SPACE)
+    (error,) = encoded(plan_rows(plan))
+    assert str(error) == (
+        f"{tmp_path}/in/a.jpg has 68,719,476,736 bytes, more than any image that is read; it is none."
+    )
