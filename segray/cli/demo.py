@@ -38,11 +38,12 @@ class Extent:
     video_s: float
     encoders: tuple[str, ...]
     epochs: int
+    ema: float | None
     minutes: str
 
 
-WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, "four minutes")
-SMALL = Extent((64, 8, 8), 1.0, ("mobilenet_v2",), 4, "a minute")
+WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, 0.99, "four minutes")
+SMALL = Extent((64, 8, 8), 1.0, ("mobilenet_v2",), 4, None, "a minute")  # an EMA would lag behind so few steps
 
 
 def demo(out: str = "runs/demo", *, small: bool = False, overwrite: bool = False) -> str:
@@ -136,7 +137,7 @@ def _config(root: Path, drawn: Path, extent: Extent) -> Config:
             "train.batch_size": 8,
             "train.loss": {"cross_entropy": 1.0, "dice": 1.0},
             "train.class_weights": "median",  # signs and people have few pixels
-            "train.ema": 0.99,
+            "train.ema": extent.ema,
             "sweep.out": str(root / "sweep"),
             "sweep.encoders": list(extent.encoders),
             "sweep.learning_rates": [3e-3],
