@@ -43,7 +43,7 @@ class Extent:
 
 
 WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, 0.99, "four minutes")
-SMALL = Extent((64, 8, 8), 1.0, ("mobilenet_v2",), 4, None, "a minute")  # an EMA would lag behind so few steps
+SMALL = Extent((48, 8, 8), 1.0, ("mobilenet_v2",), 4, None, "a minute")  # an EMA would lag behind so few steps
 
 
 def demo(out: str = "runs/demo", *, small: bool = False, overwrite: bool = False) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.option("--out", default="runs/demo", show_default=True, help="Folder for all results.")
-@click.option("--small", is_flag=True, help="End in a minute, with one model that has learnt little.")
+@click.option("--small", is_flag=True, help="End in about a minute, with one model that has learnt little.")
 @click.option("--overwrite", is_flag=True, help="Delete the results of an earlier demo in --out first.")
 def demo(out: str, small: bool, overwrite: bool) -> None:
     """Run the whole pipeline on drawn streets, in about four minutes on two cores.
