@@ -85,11 +85,13 @@ def within(timeout_s: float, clock: Clock, work: Callable[[], Result]) -> Result
     The work then goes on in its thread, as a thread cannot be ended; the caller may end the process.
     """
     future: Future[Result] = Future()
-    threading.Thread(target=_fulfil, args=(future, clock, work), daemon=True).start()
+    thread = threading.Thread(target=_fulfil, args=(future, clock, work), daemon=True)
+    thread.start()
     movement = Movement(clock, min(CHECK_S, timeout_s / 4))
     while not wait([future], movement.every_s).done:
         if movement.look() >= timeout_s:
             raise Standstill(clock.stage, timeout_s)
+    thread.join()  # one that is about to end when Python does could end it badly
     return future.result()
 
 
