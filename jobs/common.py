@@ -56,7 +56,7 @@ def job(file: str, doc: str, run: Callable[[Config, bool], None], smoke: Mapping
     @click.option("--dry-run", is_flag=True, help="Print the resolved settings, and do nothing.")
     def command(data: str | None, out: str, config: str, sets: tuple[str, ...], quick: bool, dry_run: bool) -> None:
         given = {"data.root": data} if data else {}
-        drawn = storage.local(f"runs/{name}" if storage.is_s3(out) else out, "streets") / "streets"
+        drawn = storage.local(f"runs/{name}" if storage.in_bucket(out) else out, "streets") / "streets"
         if quick:
             given = {**SMOKE, **(smoke or {}), "data.root": str(drawn)}
         settings = load(config, {"train.out": out, **given, **dict(parse_override(text) for text in sets)})

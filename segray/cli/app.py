@@ -106,7 +106,7 @@ def cli() -> None:
     """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.
 
     \b
-    segray demo                                           the whole pipeline on drawn streets, in four minutes
+    segray demo                                           the whole pipeline on drawn streets, in five minutes
     segray sweep --format camvid --data DIR --out runs/s  which encoder is best on your frames
     segray label --model runs/s/best --input DRIVES       masks and metrics for unlabelled frames
     """

@@ -42,7 +42,7 @@ class Extent:
     minutes: str
 
 
-WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, 0.99, "four minutes")
+WHOLE = Extent((240, 16, 24), 4.0, ("resnet18", "mobilenet_v2"), 12, 0.99, "five minutes")
 SMALL = Extent((48, 8, 8), 1.0, ("mobilenet_v2",), 4, None, "a minute")  # an EMA would lag behind so few steps
 
 

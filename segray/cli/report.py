@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--small", is_flag=True, help="End in about a minute, with one model that has learnt little.")
 @click.option("--overwrite", is_flag=True, help="Delete the results of an earlier demo in --out first.")
 def demo(out: str, small: bool, overwrite: bool) -> None:
-    """Run the whole pipeline on drawn streets, in about four minutes on two cores.
+    """Run the whole pipeline on drawn streets, in about five minutes on two cores.
 
     It draws streets, trains two models, labels frames and a video, and writes a report.
 
