@@ -22,12 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segray.cluster import connect
+from segray.cluster.labeller import Lost, Sickness
 from segray.config import load
 from segray.core.data import MemorySamples, streets
 from segray.core.infer import cost
 from segray.core.infer import predictor as predictor_module
 from segray.core.infer.predictor import Predictor, is_of_device
 from segray.core.labels import parts
+from segray.core.labels.folder import LabelFolder
 from segray.core.models import build, bundle, forward
 from segray.core.models.info import BundleInfo
 from segray.core.samples import Sample, TrainData
@@ -38,7 +40,7 @@ from segray.sections.labelling import InferSection
 from segray.sections.training import ModelSection
 from segray.stages import train as train_stage
 from segray.stages.evaluate import evaluate
-from segray.stages.label import _label_shards, _plans, _shape, with_bundle
+from segray.stages.label import _plans, _pool, _receipts, _shape, with_bundle
 
 SPACE, SIZE = streets.LABEL_SPACE, (32, 48)
 PLAIN = {"model.arch": "unet-plain", "model.options": {"channels": 8}}
@@ -494,9 +496,11 @@ def test_two_labelling_processes_share_a_device_by_halves(taught_bundle, town, t
     plans = _plans(config, section, watch)
     shape = _shape(config, section, own_ray)
     assert (shape.count, shape.gpus) == (config.label.actors, 0.5 if device == "cuda" else 0)
-    todo = [(0, shard) for shard in range(plans[0].shards)]
-    with closing(_label_shards(config, section, plans, todo, own_ray, shape, False)) as answers:
-        receipts = list(answers)
+    pool = _pool(config, section, plans, LabelFolder(plans).missing(), False, frozenset())
+    lost: list[Lost] = []
+    with closing(_receipts(pool, Sickness(print), lost)) as found:
+        receipts = list(found)
+    assert lost == []
     assert [(receipt.rows, receipt.errors) for receipt in receipts] == [(1, 0)] * 9
     parts.finish(plans, {"seconds": 1.0, "images_per_s": 1.0, "new_rows": 9, "stage_seconds": {}})
     wanted = {}

@@ -94,7 +94,7 @@ def test_an_evaluation_and_a_comparison_may_be_on_s3(config, tmp_path, s3):
         assert storage.read_json(f"{place}/scores.json") == result
     assert compare(*places, out=f"{s3}/compared")["miou"]["difference"] == 0
     page = Path(report([*places, f"{s3}/compared"], str(tmp_path / "page.html"))).read_text()
-    assert f"{result['scores']['miou']:.1%}" in page
+    assert f"{result['scores']['miou']:.3f}" in page
     with pytest.raises(OutputExists, match=r"evaluate.batch_size was 2, is 3"):
         evaluate(config.changed({"evaluate.out": places[0], "evaluate.batch_size": 3}))
     assert not (tmp_path / "s3:").exists()

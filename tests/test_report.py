@@ -392,7 +392,8 @@ def test_video_gets_overlays_and_its_classes_over_time(tmp_path):
 def test_missing_source_leaves_the_mask_and_a_note(tmp_path):
     rows = [ok_row("a.jpg", np.zeros((8, 8), np.uint8))]
     page = page_of(tmp_path, write_labels(tmp_path / "labels", rows, shards=1))
-    assert "/gone/a.jpg cannot be read: No such file or directory. Shown without it." in page
+    gone = "/gone/a.jpg does not exist; it was moved or deleted, or its name is mistyped. Shown without it."
+    assert gone in page
     assert re.findall(r"<figcaption>([\w ]+)</figcaption>", page) == ["Prediction"]
 
 

@@ -210,7 +210,7 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
 
 @data.command("formats")
 def data_formats() -> None:
-    """List the layouts of labelled frames that --format knows, and the annotations that are converted into one.
+    """List the layouts and the annotations that are read.
 
     \b
     Example:
