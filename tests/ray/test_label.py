@@ -212,6 +212,9 @@ def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town,
         label(options(tiny_bundle, town, tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    "bucket", ["s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gs", "az"))], indirect=True
+)
 @pytest.mark.usefixtures("ray_session")
 def test_labels_go_from_a_bucket_to_it_and_come_back_whole(tiny_bundle, town, bucket):
     out = f"{bucket}/Straße 1/labels"
@@ -236,6 +239,7 @@ def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(t
     assert problems(tmp_path / "out") == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path):
     watch, hanging = Seen(), with_one_more(town, tmp_path / "in", b"whatever")

@@ -119,14 +119,14 @@ def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(setti
     config = labelling(settings, tiny_bundle, frames, tmp_path / "out", label__actors=3, label__limit=100)
     seen = run("label", config.changed({"label.shard_size": 2}), "sick")
     address = seen["address"]
-    assert sorted(seen["notes"]) == [
-        f"A labelling process failed on {address} (RuntimeError: CUDA error: the bus is gone). It is started again; "
-        "its shards go to others.",
-        f"Node {address} is left out for the rest of this run (RuntimeError: CUDA error: the bus is gone). "
-        "The others go on.",
-        f"Node {address} is left out for the rest of this run (s3://b/best cannot be read: no credentials). "
-        "The others go on.",
-    ]
+    failed = f"A labelling process failed on {address} (RuntimeError: CUDA error: the bus is gone). "
+    left_out = f"Node {address} is left out for the rest of this run"
+    always = {
+        f"{failed}It is started again; its shards go to others.",
+        f"{left_out} (s3://b/best cannot be read: no credentials). The others go on.",
+    }
+    after_three_failures = f"{left_out} (RuntimeError: CUDA error: the bus is gone). The others go on."
+    assert always <= {*seen["notes"]} <= always | {after_three_failures}  # the third node may be done before
     check(tmp_path / "out", 100)
 
 

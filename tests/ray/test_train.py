@@ -144,6 +144,7 @@ def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, 
         train(config)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(settings):
     with pytest.raises(DataError, match=r"^The loss is (nan|inf) in epoch 1, step 2, frames train/street_\d+, "):
         train(settings(train__learning_rate=1e30, train__epochs=1))
@@ -166,6 +167,7 @@ def test_the_history_is_json_lines_of_plain_numbers(settings, tmp_path):
     assert json.loads(line).keys() == EpochRow.__annotations__.keys()
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(settings, ray_session, tmp_path):
     config = settings(train__epochs=4)
     whole = train(config.changed({"train.out": str(tmp_path / "whole")}))
@@ -202,6 +204,7 @@ def test_sigterm_leaves_the_last_whole_epoch_from_which_the_same_command_goes_on
     assert [row["epoch"] for row in seen] == [epochs + 1]
 
 
+@pytest.mark.long
 def test_the_driver_fetches_pretrained_weights_and_every_worker_starts_from_them(settings, ray_session, tmp_path):
     encoder = encoder_of(build(ModelSection(encoder="mobilenet_v2"), 2))
     for parameter in encoder.parameters():
