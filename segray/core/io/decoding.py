@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import av
-import numpy as np
-from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
 from segray.core.clock import moved
@@ -443,25 +440,3 @@ def start(container: Any, stream: Any, first: int, early_s: float | None) -> Run
     except (*DAMAGE, StopIteration):
         return None
     return None if key is None else Run(chain([key], packets), settled)
-
-
-class Upright:
-    """Frames as a player shows them, by the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-
-    def __init__(self) -> None:
-        self._angle: float | None = None
-        self._matrix = (1, 0, 0, 1)
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        # The angle does not tell of mirrors. Not at each frame: one whose side data were looked at is freed late.
-        if self._angle != frame.rotation:
-            self._angle, data = frame.rotation, frame.side_data.get(Type.DISPLAYMATRIX)
-            a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else struct.unpack_from("=5i", bytes(data))
-            self._matrix = (a, b, c, d)
-        image: np.ndarray = frame.to_ndarray(format="rgb24")
-        across, b, c, down = self._matrix
-        if abs(b) > abs(across):
-            image, across, down = image.transpose(1, 0, 2), c, b
-        elif across > 0 and down > 0:
-            return image
-        return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])

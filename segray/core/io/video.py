@@ -8,6 +8,7 @@ video is decoded from its beginning, once to number the frames and again for eac
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from segray.core.clock import moved
 from segray.core.io import storage
@@ -27,7 +29,6 @@ from segray.core.io.decoding import (
     SEEK_EARLY_S,
     Damage,
     Run,
-    Upright,
     check_moves,
     check_table,
     checksum,
@@ -63,6 +64,28 @@ class VideoFrame(NamedTuple):
 
     key: int
     image_hwc: np.ndarray
+
+
+class _Upright:
+    """Frames as a player shows them, by the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
+
+    def __init__(self) -> None:
+        self._angle: float | None = None
+        self._matrix = (1, 0, 0, 1)
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        # The angle does not tell of mirrors. Not at each frame: one whose side data were looked at is freed late.
+        if self._angle != frame.rotation:
+            self._angle, data = frame.rotation, frame.side_data.get(Type.DISPLAYMATRIX)
+            a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else struct.unpack_from("=5i", bytes(data))
+            self._matrix = (a, b, c, d)
+        image: np.ndarray = frame.to_ndarray(format="rgb24")
+        across, b, c, down = self._matrix
+        if abs(b) > abs(across):
+            image, across, down = image.transpose(1, 0, 2), c, b
+        elif across > 0 and down > 0:
+            return image
+        return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
 class _Packet(NamedTuple):
@@ -390,7 +413,7 @@ def _read(
 ) -> Generator[VideoFrame, None, _Outcome]:
     """Try once. Frames that are found leave `wanted`. damage: what is known of it; None: to be found."""
     latest: int | None = None  # that was found
-    first, last, upright = min(wanted), max(wanted), Upright()
+    first, last, upright = min(wanted), max(wanted), _Upright()
     begin = where if isinstance(where, Start) else None
     index = None if begin else 0  # of the next frame
     with open_video(uri) as container:
