@@ -180,6 +180,14 @@ def az():
     yield from _server("az")
 
 
+@pytest.fixture
+def no_ray_yet(monkeypatch):
+    """A process that has joined no Ray, also where this one did in another test."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
 @pytest.fixture(params=["s3", "gs", "az"])
 def bucket(request):
     """Each store in turn."""
