@@ -19,8 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from segray.core.io import storage
-from segray.core.io.images import IMAGE_SUFFIXES
-from segray.core.io.pairing import OTHER_MASKS
+from segray.core.io.pairing import image_paths, pair_found
 from segray.core.samples import SampleRef
 from segray.errors import DataError
 
@@ -77,10 +76,8 @@ class Found:
 
     def paired(self) -> tuple[list[SampleRef], list[str]]:
         """Return the frames, and the files without a partner."""
-        both = sorted(self.images.keys() & self.masks.keys())
-        lonely = (self.images.keys() ^ self.masks.keys()) - self.bare
-        refs = [SampleRef(name, self.images[name], self.masks[name]) for name in both]
-        return refs, sorted(self.images.get(name) or self.masks[name] for name in lonely)
+        images = {name: place for name, place in self.images.items() if name not in self.bare}
+        return pair_found(images, self.masks)
 
 
 def find(root: str, images: str | None = None, masks: str | None = None, mask_suffix: str | None = None) -> Found:
@@ -126,15 +123,8 @@ def _usual(root: str, name: str) -> str | None:
 
 def _listed(root: str, folder: str = "") -> list[str]:
     """List the pictures in a folder, as paths below the root."""
-    paths = []
-    for entry in storage.list_files(storage.join(root, folder).rstrip("/"), storage.not_hidden):
-        path = entry.uri[len(root) + 1 :]
-        name = storage.name_of(path)
-        stem, dot, suffix = name.rpartition(".")
-        is_image = bool(dot) and f".{suffix.lower()}" in IMAGE_SUFFIXES
-        if is_image and not storage.is_hidden(name) and not OTHER_MASKS.search(stem):
-            paths.append(path)
-    return paths
+    top = storage.join(root, folder).rstrip("/")
+    return [storage.join(top, path)[len(root) + 1 :] for path in image_paths(top)]
 
 
 def _place(path: str, folder: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -64,21 +64,26 @@ def drive_of(ref: SampleRef) -> str:
     return "/".join(part for part in (folder, start) if part) or name
 
 
+def image_paths(folder: str) -> Iterator[str]:
+    """Give the paths below an absolute `folder` of its images, in order, without systems' files and other masks."""
+    for entry in storage.list_files(folder, storage.not_hidden):
+        path = entry.uri[len(folder) + 1 :]
+        name = storage.name_of(path)
+        stem, dot, suffix = name.rpartition(".")
+        is_image = bool(dot) and f".{suffix.lower()}" in IMAGE_SUFFIXES
+        if is_image and not storage.is_hidden(name) and not OTHER_MASKS.search(stem):
+            yield path
+
+
 def find_images(folder: str) -> dict[str, str]:
     """Map path below `folder`, as pair_key, to URI, for every image file; DataError where two share a path."""
     found: dict[str, str] = {}
     folder = storage.absolute(folder)
-    for entry in storage.list_files(folder, storage.not_hidden):
-        name = entry.uri[len(folder) + 1 :]
-        stem, dot, suffix = name.rpartition(".")
-        if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or storage.is_hidden(storage.name_of(name)):
-            continue
-        if OTHER_MASKS.search(stem):
-            continue
-        key = pair_key(stem)
+    for path in image_paths(folder):
+        uri, key = storage.join(folder, path), pair_key(path.rpartition(".")[0])
         if key in found:
-            raise DataError(f"{entry.uri} and {found[key]} share a stem; keep one of them.")
-        found[key] = entry.uri
+            raise DataError(f"{uri} and {found[key]} share a stem; keep one of them.")
+        found[key] = uri
     return found
 
 
