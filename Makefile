@@ -8,7 +8,7 @@ demo: .venv/installed
 check: .venv/tested docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # The site, in site/index.html. It needs no network, and a link that leads nowhere fails.
 docs: .venv/tested

@@ -67,6 +67,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_runtest_teardown(item, nextitem):
+    """End the Ray that tests/ray shared when its last test is over: the others count on a process without one."""
+    if item.nodeid.startswith("tests/ray/") and nextitem and not nextitem.nodeid.startswith("tests/ray/"):
+        import ray
+
+        ray.shutdown()
+
+
 # A test that takes over SLOW_S carries the marker `slow`. What counts is the processor time of its process and of those
 # that it starts, as machines are shared. It is named above SLOW_S and fails the run at twice that: the same test has
 # taken 1.6 times as much on a busy machine. One that waits for long is named, and fails nothing.
@@ -178,14 +186,6 @@ def gs():
 def az():
     """`az://container/prefix`, as `s3`, on a server in a process of its own."""
     yield from _server("az")
-
-
-@pytest.fixture
-def no_ray_yet(monkeypatch):
-    """A process that has joined no Ray, also where this one did in another test."""
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 @pytest.fixture(params=["s3", "gs", "az"])

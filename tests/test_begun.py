@@ -169,7 +169,6 @@ def test_a_demo_that_fails_at_once_leaves_nothing(tmp_path, monkeypatch):
     assert not any((tmp_path / "demo").iterdir())
 
 
-@pytest.mark.usefixtures("no_ray_yet")
 def test_labelling_that_labels_nothing_keeps_its_plan_for_whoever_works_by_it(
     plain_bundle, town, tmp_path, monkeypatch
 ):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -337,7 +338,7 @@ def test_two_workers_share_a_device_and_their_norms(tmp_path, device):
 def test_norms_over_all_workers_keep_their_activations(device):
     torch.manual_seed(0)
     model = build(ModelSection(encoder="timm-efficientnet-b0", options=NARROW["model.options"]), 3).to(device)
-    both = loop.convert_sync_batchnorm(copy.deepcopy(model))
+    both = convert_sync_batchnorm(copy.deepcopy(model))
     image = torch.randn(2, 3, 64, 64, device=device)
     with torch.no_grad():
         torch.testing.assert_close(both.eval()(image), model.eval()(image), rtol=1e-3, atol=1e-3)

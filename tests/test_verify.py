@@ -59,7 +59,6 @@ def test_many_rows_are_read_by_all_processors(labels, monkeypatch):
     assert found.problems == [f"{Path(labels.part_uri(3)).name} holds 1 rows that are not the plan's 1"]
 
 
-@pytest.mark.usefixtures("no_ray_yet")
 def test_processes_give_their_results_in_order():
     with spread(ClusterSection(), []) as run:
         assert list(run(abs, iter(range(-20, 0)))) == list(range(20, 0, -1))
@@ -90,7 +89,6 @@ def test_a_cluster_gets_as_many_tasks_as_it_has_room_for(monkeypatch):
         list(tasks._over_cluster(fail, [1], 4))
 
 
-@pytest.mark.usefixtures("no_ray_yet")
 def test_a_process_that_dies_is_one_line():
     with spread(ClusterSection(), []) as run, pytest.raises(ClusterError, match=r"^A process of this machine died"):
         list(run(os._exit, [1]))

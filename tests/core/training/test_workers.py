@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 from segray.config import load
@@ -134,7 +135,7 @@ def test_batch_norms_over_all_workers_keep_their_activations(encoder):
     """Without a group of processes they compute what plain ones do, trained and evaluated."""
     torch.manual_seed(0)
     model = build(ModelSection(encoder=encoder, options={"decoder_channels": [32, 16, 16, 8, 8]}), 3)
-    synchronised = loop.convert_sync_batchnorm(copy.deepcopy(model))
+    synchronised = convert_sync_batchnorm(copy.deepcopy(model))
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules())
     image = torch.randn(2, 3, 64, 64)
     for training in (True, False):
