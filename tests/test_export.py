@@ -725,7 +725,7 @@ def test_labels_and_images_may_be_in_a_bucket(tiny_bundle, tmp_path, bucket):
 
 
 @pytest.mark.slow
-def test_an_onnx_file_gives_the_models_logits(tiny_bundle, tmp_path):
+def test_an_onnx_file_gives_the_models_logits(plain_bundle, tmp_path):
     import onnxruntime
     import torch
 
@@ -733,12 +733,12 @@ def test_an_onnx_file_gives_the_models_logits(tiny_bundle, tmp_path):
     from segray.core.transforms import normalize, to_float
 
     out = str(tmp_path / "model.onnx")
-    check = to_onnx(str(tiny_bundle), out)
+    check = to_onnx(str(plain_bundle), out)
     assert check.dynamic
     assert check.difference < 1e-3
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     frame = streets.draw(5, (70, 101)).image_hwc
-    model, info = bundle.load(str(tiny_bundle))
+    model, info = bundle.load(str(plain_bundle))
     with torch.inference_mode():
         wanted = forward(model, normalize(to_float(torch.from_numpy(frame[None])), info.mean, info.std)).numpy()
     (given,) = session.run(["logits"], {"image": frame[None].transpose(0, 3, 1, 2).astype(np.float32)})
@@ -747,7 +747,7 @@ def test_an_onnx_file_gives_the_models_logits(tiny_bundle, tmp_path):
     assert json.loads(told["segray.classes"]) == info.label_space["names"]
     assert (told["segray.model_id"], json.loads(told["segray.input_size"])) == (info.model_id, [32, 48])
     with pytest.raises(OutputExists, match=r"model\.onnx is there already"):
-        to_onnx(str(tiny_bundle), out)
+        to_onnx(str(plain_bundle), out)
 
 
 def test_other_logits_are_an_error(tiny_bundle, tmp_path, monkeypatch):

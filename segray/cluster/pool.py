@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -143,6 +143,11 @@ class Pool:
         with closing(iter(found)) as rows:
             for row in rows:
                 yield from row["receipt"].splitlines()
+
+    def close(self) -> None:
+        """End the register, which Ray Data's references would keep until this process leaves its Ray."""
+        with suppress(RayError):  # the Ray is gone
+            ray.kill(self._register)
 
     def _dataset(self) -> Any:
         context = ray.data.DataContext.get_current().copy()

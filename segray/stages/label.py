@@ -254,26 +254,26 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                 lost = "failed or were lost with their processes"
                 watch.note(f"{todo.sum()} shards {lost}: labelled input by input now.")
             before, back = sickness.left_out, list[Lost]()
-            pool = _pool(config, section, plans, todo if careful else plain, careful, before)
-            with closing(_receipts(pool, sickness, back)) as receipts:
-                for receipt in receipts:
-                    errors, left = errors + receipt.errors, left - receipt.rows
-                    speed.labelled(receipt.rows)
-                    gauges.set("segray_frames_left", left)
-                    watch.done(receipt)
-                    _check_errors(section, errors, folder.planned)
-                    yield receipt
-            undone = LabelFolder(plans).missing() & todo
-            if untold := left - _rows_in(folder, readers, undone):  # by a process that was lost before it answered
-                left -= untold
-                watch.there(untold)
-            if not undone.any():
-                return
-            started_again = sickness.left_out != before
-            idle = 0 if started_again or (undone < todo).any() else idle + 1
-            for number, shard in _suspects(back, set() if started_again else pool.unfinished()):
-                suspects[folder.starts[number] + shard] = True
-            todo = undone
+            with closing(_pool(config, section, plans, todo if careful else plain, careful, before)) as pool:
+                with closing(_receipts(pool, sickness, back)) as receipts:
+                    for receipt in receipts:
+                        errors, left = errors + receipt.errors, left - receipt.rows
+                        speed.labelled(receipt.rows)
+                        gauges.set("segray_frames_left", left)
+                        watch.done(receipt)
+                        _check_errors(section, errors, folder.planned)
+                        yield receipt
+                undone = LabelFolder(plans).missing() & todo
+                if untold := left - _rows_in(folder, readers, undone):  # by a process that was lost before it answered
+                    left -= untold
+                    watch.there(untold)
+                if not undone.any():
+                    return
+                started_again = sickness.left_out != before
+                idle = 0 if started_again or (undone < todo).any() else idle + 1
+                for number, shard in _suspects(back, set() if started_again else pool.unfinished()):
+                    suspects[folder.starts[number] + shard] = True
+                todo = undone
     first = int(todo.argmax())
     raise ClusterError(
         f"{todo.sum()} shards could not be labelled, the first {first - folder.starts[folder.starts <= first][-1]}: "

@@ -177,14 +177,6 @@ def cluster_round(bundle, drive, out, env, seed, strikes):
 
 
 @pytest.mark.long
-def test_an_actor_and_a_node_that_die_cost_no_row(tiny_bundle, drive, tmp_path, env, totals):
-    struck = cluster_round(tiny_bundle, drive, tmp_path / "out", env, seed=0, strikes=2)
-    assert (struck["actor"], struck["node"]) == (1, 1)
-    assert struck["reads"] > 20
-    check(tmp_path / "out", totals)
-
-
-@pytest.mark.long
 def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
     """SIGTERM, as on a machine that is reclaimed."""
     struck = []

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from crashing import CRASH, HOLD
 from hanging import leased
+from ray.util.state import list_actors
 
 from segray import cli
 from segray.cluster.labeller import Labeller
@@ -71,6 +72,7 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
     assert summary["new_rows"] == 21
     assert summary["stage_seconds"].keys() >= {"decode", "wait", "model", "encode", "write"}
     assert label(options(tiny_bundle, town, tmp_path / "out")) == summary  # a second run does nothing
+    assert list_actors(filters=[("class_name", "=", "Register"), ("state", "=", "ALIVE")]) == []
     with pytest.raises(OutputExists, match=r"\(every was 1, is 2\)"):
         label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))
 
@@ -90,6 +92,7 @@ def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_
         label(config.changed({"infer.engine": other}))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, tmp_path, monkeypatch, capsys):
     command = ["segray", "label", "--model", str(tiny_bundle), "--input", str(town / "train")]
@@ -128,7 +131,7 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     ("sent", "code"),
     [
         (signal.SIGINT, 130),
-        *(pytest.param(*sent, marks=pytest.mark.long) for sent in [(signal.SIGKILL, -9), (signal.SIGTERM, 143)]),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.usefixtures("ray_session")
@@ -225,6 +228,7 @@ def test_labels_go_from_a_bucket_to_it_and_come_back_whole(tiny_bundle, town, bu
     assert read_summary(load_plans(out))["ok"] == 5
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path, capfd):
     with_one_more(town, tmp_path / "in", CRASH)

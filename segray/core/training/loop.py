@@ -101,7 +101,7 @@ def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mappi
         load_encoder(model, encoder_weights)
     if sync_batch_norm(train, worker):
         # torch's own conversion drops the activation that timm's BatchNormAct2d holds.
-        from timm.layers.norm_act import convert_sync_batchnorm  # takes 2 s, which drivers need not wait
+        from timm.layers.norm_act import convert_sync_batchnorm  # takes 2 s, which Ray's controllers need not
 
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # timm's
     model = model.to(worker.device).to(memory_format=torch.channels_last)

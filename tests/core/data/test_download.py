@@ -62,7 +62,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def url(archive, monkeypatch, tmp_path):
     Server.data, Server.cut, Server.ranges, Server.asked, Server.chunked = archive, None, True, [], False
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         file.extractall(tmp_path / "known")
     address = f"http://127.0.0.1:{server.server_port}/set.zip"

@@ -433,6 +433,7 @@ def test_onnx_runtime_takes_windows_scales_and_a_temperature(plain_bundle, frame
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("onnx_once")
 def test_a_model_that_is_onnx_for_one_size_alone_takes_no_window(tmp_path):
     section = ModelSection(arch="pspnet", encoder="resnet18")
     info = BundleInfo(model=section, label_space=LABEL_SPACE.to_dict(), input_size=(32, 48))

@@ -19,7 +19,7 @@ from segray.core.io import s3 as s3_requests
 from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 
-@pytest.fixture(params=["local", "s3", "gs", "az"])
+@pytest.fixture(params=["local", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
 def root(request, tmp_path):
     return str(tmp_path) if request.param == "local" else f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
 
@@ -481,6 +481,7 @@ def soon(monkeypatch):
     monkeypatch.setattr("segray.core.io.stores.BACKOFF_S", 0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_the_proxy_passes_any_name(proxy, bucket, tmp_path, name):
     test_any_name_is_created_listed_and_read(f"{bucket}/{tmp_path.name}", name)

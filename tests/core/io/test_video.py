@@ -76,7 +76,7 @@ def test_who_writes_av1_leaves_the_processors_to_others(made):
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (not n.endswith(".mp4"))) for n in KINDS])
 def test_rows_are_the_frames_of_a_straight_decode(tmp_path, made, name):
     uri = made(name)
     frames, index = straight(uri), index_video(uri)
@@ -98,6 +98,7 @@ def test_rows_are_the_frames_of_a_straight_decode(tmp_path, made, name):
         assert all(np.array_equal(got[k].image_hwc, frames[i]) for k, i in enumerate(sorted(some)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mpeg2.vob", "mpeg2.mpg", "hevc.hevc", "mpeg4 with B-frames.avi", "h264 with B-frames.h264"]
 )
@@ -356,6 +357,7 @@ def test_flipped_bits_cost_the_same_rows_in_every_run(tmp_path, made, name):
         assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a.mp4", "a.ts", *(pytest.param(n, marks=pytest.mark.slow) for n in ("a.mkv", "a.avi"))]
 )
@@ -541,6 +543,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_an_index_made_of_the_table_alone_is_that_of_all_packets(tmp_path, name, monkeypatch):
     """Of files that FFmpeg does not hold in memory after its first read."""

@@ -115,6 +115,7 @@ def norms(model):
     return sum(type(module) is torch.nn.BatchNorm2d for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "encoder", "left"),
     [

@@ -63,6 +63,7 @@ def test_every_size_goes_through_every_architecture(model, size):
         assert forward(model.eval(), torch.randn(1, 3, *size)).shape == (1, 3, *size)
 
 
+@pytest.mark.slow
 def test_every_architecture_learns_and_its_auxiliary_outputs_too(model):
     model.train()
     outputs = forward_all(model, torch.randn(2, 3, 64, 64))
@@ -81,6 +82,7 @@ def test_a_bundle_gives_back_every_architecture(model, request, tmp_path):
         assert torch.equal(forward(bundle.load(str(tmp_path / "best"))[0], image), forward(model, image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder",
     [

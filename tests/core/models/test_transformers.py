@@ -191,6 +191,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(ready, "CACHE", tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_ids_are_those_of_transformers_own_pipeline(kind, tmp_path):
     model, processor = saved(kind, tmp_path / "theirs")
