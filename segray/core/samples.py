@@ -117,6 +117,15 @@ def color_id(red: int, green: int, blue: int) -> int:
     return COLOR | red << 16 | green << 8 | blue
 
 
+def id_color(raw: int) -> tuple[int, int, int]:
+    """Return the colour, red, green, blue, that an id of `color_id` stands for.
+
+    >>> id_color(color_id(128, 0, 64))
+    (128, 0, 64)
+    """
+    return raw >> 16 & 255, raw >> 8 & 255, raw & 255
+
+
 def id_text(raw: int) -> str:
     """Write an id for people.
 

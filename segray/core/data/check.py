@@ -14,7 +14,7 @@ from segray.core.data import likeness
 from segray.core.io import storage
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
 from segray.core.progress import Progress, untold
-from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_text, ids_text
+from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_color, id_text, ids_text
 from segray.errors import SegrayError
 
 KEPT_IDS = 256  # unknown ids of one mask that are counted one by one: a mask that was a JPEG has ten thousand
@@ -256,7 +256,7 @@ def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> 
     """Explain what made so many unknown ids, and what to do."""
     if (channel := _channel_of(unknown)) and min(unknown) >= COLOR:
         return f"Their colours are of {channel} alone, which may hold ids: --set data.mask_channel={channel}"
-    colors, seen = (_rgb([raw for raw in ids if raw >= COLOR]) for ids in (space.id_map, unknown))
+    colors, seen = (_colors([raw for raw in ids if raw >= COLOR]) for ids in (space.id_map, unknown))
     if len(colors) and len(seen):
         near = np.array([np.abs(colors - one).max(1).min() <= NEAR for one in seen])
         pixels = np.array([result.pixels[raw] for raw in unknown if raw >= COLOR])
@@ -275,19 +275,18 @@ def _cause(result: CheckResult, unknown: Collection[int], space: LabelSpace) -> 
 
 def _channel_of(ids: Iterable[int]) -> str | None:
     """Return the only channel in which all these colours differ from black, or None."""
-    lit = _rgb(ids).any(axis=0)
+    lit = _colors(ids).any(axis=0)
     return CHANNELS[int(lit.argmax())] if lit.sum() == 1 else None
 
 
 def _is_grey(ids: Iterable[int]) -> bool:
-    colors = _rgb(ids)
+    colors = _colors(ids)
     return bool(colors.any() and (colors == colors[:, :1]).all())
 
 
-def _rgb(ids: Iterable[int]) -> np.ndarray:
+def _colors(ids: Iterable[int]) -> np.ndarray:
     """Turn colours' ids into int [N, 3]."""
-    colors: np.ndarray = np.array(list(ids), np.int64).reshape(-1, 1) >> np.array([16, 8, 0]) & 255
-    return colors
+    return np.array([id_color(raw) for raw in ids], np.int64).reshape(-1, 3)
 
 
 def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from segray.core.io.locators import read_mask_and_palette
 from segray.core.io.pairing import check_root
 from segray.core.prefetch import FETCHES
 from segray.core.progress import Progress, untold
-from segray.core.samples import COLOR, IGNORE_INDEX, LabelSpace, color_id
+from segray.core.samples import COLOR, IGNORE_INDEX, LabelSpace, color_id, id_color
 from segray.errors import DataError
 from segray.sections.training import DataSection
 
@@ -56,7 +56,7 @@ def propose(config: DataSection, progress: Progress = untold) -> bytes:
 
 def _rows(ids: list[int], shown: dict[int, Rgb]) -> Iterator[tuple[str, int | None, Rgb]]:
     """Give name, id and colour of each class; a colour in masks needs no id."""
-    colors = [_rgb(raw) if raw >= COLOR else shown.get(raw) for raw in ids]
+    colors = [id_color(raw) if raw >= COLOR else shown.get(raw) for raw in ids]
     names = _published(color for color in colors if color is not None) if None not in colors else {}
     for at, (raw, color) in enumerate(zip(ids, colors, strict=True)):
         number = at if raw >= COLOR else raw
@@ -79,10 +79,6 @@ def _named(color: Rgb, space: LabelSpace) -> str | None:
         return space.names[space.colors.index(color)]
     label = space.id_map.get(color_id(*color))
     return None if label is None else "void" if label == IGNORE_INDEX else space.names[label]
-
-
-def _rgb(raw: int) -> Rgb:
-    return raw >> 16 & 255, raw >> 8 & 255, raw & 255
 
 
 def _csv(rows: Iterable[tuple[str, int | None, Rgb]]) -> bytes:
