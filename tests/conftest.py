@@ -67,6 +67,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(trylast=True)  # when its fixtures are gone
 def pytest_runtest_teardown(item, nextitem):
     """End the Ray that tests/ray shared when its last test is over: the others count on a process without one."""
     if item.nodeid.startswith("tests/ray/") and nextitem and not nextitem.nodeid.startswith("tests/ray/"):
