@@ -72,11 +72,12 @@ def test_training_goes_on_from_the_checkpoint_on_s3_when_a_node_dies(settings, o
 
 def test_a_sweep_on_nodes_of_which_one_comes_later_is_the_sweep_of_one_node(settings, on_s3, tmp_path):
     options = {"data__format": "camvid", "data__root": f"{on_s3}/town", "cluster__gpu": False}
-    options |= {"sweep__learning_rates": [1e-3, 2e-3], "sweep__grace_epochs": 2}
+    options |= {"sweep__learning_rates": [1e-3, 2e-3, 5e-3], "sweep__grace_epochs": 2}
     there = settings(sweep__out=f"{on_s3}/sweep", **options)
     assert run("sweep", there, "add") == {"added": 1, "trials at once": [1, 2]}
     found = read_sweep(f"{on_s3}/sweep")
-    assert found.state == "Complete: 2 finished."
+    assert [(row.status, row.error) for row in found.leaderboard] == [("finished", None)] * 3
+    assert found.state == "Complete: 3 finished."
     for row in found.leaderboard:
         one = settings(cluster__workers=0, train__out=str(tmp_path / row.trial), **options)
         alone = train(one.changed({"train.learning_rate": row.learning_rate}))
