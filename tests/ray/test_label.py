@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from crashing import CRASH, HOLD
 from hanging import leased
 from ray.util.state import list_actors
@@ -72,7 +73,8 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
     assert summary["new_rows"] == 21
     assert summary["stage_seconds"].keys() >= {"decode", "wait", "model", "encode", "write"}
     assert label(options(tiny_bundle, town, tmp_path / "out")) == summary  # a second run does nothing
-    assert list_actors(filters=[("class_name", "=", "Register"), ("state", "=", "ALIVE")]) == []
+    here = ray.get_runtime_context().gcs_address  # other tests have a Ray of their own meanwhile
+    assert list_actors(here, filters=[("class_name", "=", "Register"), ("state", "=", "ALIVE")]) == []
     with pytest.raises(OutputExists, match=r"\(every was 1, is 2\)"):
         label(options(tiny_bundle, town, tmp_path / "out", **{"label.every": 2}))
 
