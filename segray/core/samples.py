@@ -33,6 +33,7 @@ class LabelSpace:
     id_map: id in a mask file → class, or IGNORE_INDEX for void; colours are ids too (COLOR | 0xRRGGBB). An id
         outside it is an error, never guessed.
     mask_channel: red, green or blue: colour masks hold their ids in that channel.
+    listed_in: the file that its owner wrote the classes in, for messages; a bundle does not keep it.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class LabelSpace:
     id_map: Mapping[int, int] = field(default_factory=dict)
     ignore_index: int = IGNORE_INDEX
     mask_channel: MaskChannel | None = None
+    listed_in: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE_INDEX:
@@ -59,6 +61,11 @@ class LabelSpace:
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    @property
+    def or_list_it(self) -> str:
+        """The end of a message about an id that no class has."""
+        return f", or add a line for it to {self.listed_in}" if self.listed_in else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, from which `from_dict` makes the same label space."""
@@ -91,7 +98,7 @@ class LabelSpace:
             if not found.all():
                 raise DataError(
                     f"{source} has class id {id_text(int(ids[found == 0].min()))}; the label space knows "
-                    f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void."
+                    f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void{self.or_list_it}."
                 )
             found -= 1
             classes_hw[at : at + ROWS] = found

@@ -226,7 +226,7 @@ def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: Label
         more = f" and {found.masks - 1} more" if found.masks > 1 else ""
         problems.append(
             f"id {id_text(raw)} is unknown; the label space knows {ids_text(space.id_map)}. In {found.file}{more}. "
-            f"Map it: --set data.id_map.{id_text(raw)}=CLASS, or 255 for void"
+            f"Map it: --set data.id_map.{id_text(raw)}=CLASS, or 255 for void{space.or_list_it}"
         )
     if unknown.keys() >= {255} and len(unknown) == 1:
         problems[-1] += " (masks of 0 and 255 are binary: map 255 to class 1)"

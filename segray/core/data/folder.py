@@ -10,6 +10,8 @@ Folders and files may have other names, as roles finds them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from segray.core.data import roles
 from segray.core.data.class_files import FILES, class_file, read_classes
 from segray.core.io import storage
@@ -37,5 +39,6 @@ def open_dataset(config: DataSection) -> Dataset:
         )
     if classes != storage.join(root, FILES[0]):
         notes = (f"classes are those of {classes}", *notes)
+    space = replace(space, listed_in=classes)
     splits, told = split_by_lists(root, refs, found.images, config)
     return Dataset("folder", space, splits, tuple(unpaired), (*notes, *found.notes, *told))

@@ -134,6 +134,21 @@ def test_check_names_unknown_ids_with_their_files(camvid, tmp_path):
     ]
 
 
+def test_an_id_that_classes_csv_lacks_may_get_a_line_there(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\ncar\n")
+    for split in ("train", "val"):
+        put(tmp_path / "images" / split / "a.png", mode="RGB")
+        put(tmp_path / "masks" / split / "a.png", 7)
+    dataset = open_dataset(DataSection(root=str(tmp_path)))
+    unknown = f"the label space knows 0–1, 255. In {tmp_path}/masks/train/a.png and 1 more. "
+    rule = f"or 255 for void, or add a line for it to {tmp_path}/classes.csv"
+    assert check(dataset, ("train", "val")).problems == [
+        f"id 7 is unknown; {unknown}Map it: --set data.id_map.7=CLASS, {rule}"
+    ]
+    with pytest.raises(DataError, match=r"for void, or add a line for it to .*/classes\.csv\.$"):
+        read_sample(dataset.splits["train"][0], dataset.label_space, None)
+
+
 def test_check_names_masks_of_another_size_and_rgb_masks(camvid, tmp_path):
     put(tmp_path / "trainannot" / "a.png", size=(8, 4))
     put(tmp_path / "valannot" / "a.png", mode="RGB")
