@@ -10,7 +10,7 @@ import numpy as np
 
 from segray.api.results import Place
 from segray.core import samples
-from segray.core.data.class_files import hue
+from segray.core.data.class_names import colored
 from segray.core.io import pairing, storage
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.errors import DataError
@@ -67,7 +67,7 @@ class Dataset(samples.Dataset):
         ]
         space = LabelSpace(
             tuple(ids.values()),
-            tuple(hue(i, len(ids)) for i in range(len(ids))) if colors is None else tuple(map(_color, colors)),
+            colored([*ids.values()]) if colors is None else tuple(map(_color, colors)),
             dict.fromkeys([*void, IGNORE_INDEX], IGNORE_INDEX) | {raw: i for i, raw in enumerate(ids)},
         )
         return cls("pairs", space, _split(refs, val))

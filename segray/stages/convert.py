@@ -28,7 +28,7 @@ import numpy as np
 
 from segray.core.annotations import open_annotations
 from segray.core.annotations.frames import BACKGROUND, STRUCTURE, Annotations, Class, Frame, Problems, Source, split_of
-from segray.core.data.class_files import hue
+from segray.core.data.class_names import colored
 from segray.core.formats.masks import classes_csv
 from segray.core.io import claims, images, storage
 from segray.core.io.masks import encode_mask
@@ -138,7 +138,7 @@ def _layout(
             f"{source.files.uri} has {len(classes)} classes with the background; a mask holds {IGNORE_INDEX}."
         )
     fill = IGNORE_INDEX if background == "void" or (own is None and not first) else own or 0
-    colors = tuple(one.color or hue(i, len(classes)) for i, one in enumerate(classes))
+    colors = colored([one.name for one in classes], [one.color for one in classes])
     return classes, _Job(folder, source, first, fill, colors, link)
 
 

@@ -11,17 +11,16 @@ classes.txt, codes.txt        a name a line, ids in that order
 
 from __future__ import annotations
 
-import colorsys
 import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
 
+from segray.core.data.class_names import colored
 from segray.core.io import storage
-from segray.core.io.texts import check_columns, read_text
+from segray.core.io.texts import check_columns, open_table, read_text
 from segray.core.samples import IGNORE_INDEX, LabelSpace, color_id
 from segray.errors import DataError
 
@@ -47,18 +46,26 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
     wrong with it.
     """
     rows, unread = _reader(uri)(read_text(uri), uri)
-    try:
-        ids = [i if row.get("id") in (None, "") else _whole(row["id"]) for i, row in enumerate(rows)]
-        given = [_color(row) for row in rows]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{uri}: {error}; id, r, g and b are whole numbers from 0 to 255.") from None
+    ids, given = [], []
+    for at, row in enumerate(rows):
+        try:
+            ids.append(at if row.get("id") in (None, "") else _whole(row["id"]))
+            given.append(_color(row))
+        except (TypeError, ValueError) as error:
+            rule = "id, r, g and b are whole numbers from 0 to 255."
+            raise DataError(f"{uri} {_place(rows, at)}: {error}; {rule}") from None
     names = [str(row["name"] or "").strip() for row in rows]
-    if "" in names or len(set(names)) < len(names):
-        raise DataError(f"{uri}: every class needs a name of its own.")
+    if "" in names:
+        raise DataError(f"{uri} {_place(rows, names.index(''))}: every class needs a name.")
+    _check_differ(rows, names, "name", uri)
+    _check_differ(rows, ids, "id", uri)
     scored = [_scored(row, name, uri) for row, name in zip(rows, names, strict=True)]
     kept = [i for i, name in enumerate(names) if (not is_void(name) if scored[i] is None else scored[i])]
-    if len(set(ids)) < len(ids) or not all(0 <= i < IGNORE_INDEX + (at not in kept) for at, i in enumerate(ids)):
-        raise DataError(f"{uri}: ids must differ and lie in 0 to {IGNORE_INDEX - 1}; 255 is void.")
+    if outside := [at for at, i in enumerate(ids) if not 0 <= i < IGNORE_INDEX + (at not in kept)]:
+        raise DataError(
+            f"{uri} {_place(rows, outside[0])}: the id of {names[outside[0]]} is {ids[outside[0]]}; ids are 0 to "
+            f"{IGNORE_INDEX - 1}, and 255 is void."
+        )
     label_of = {row: label for label, row in enumerate(kept)}
     id_map = {raw: label_of.get(row, IGNORE_INDEX) for row, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
     # A colour that two rows share is unknown in masks, as it could be either.
@@ -66,11 +73,8 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
     id_map |= {raw: label_of.get(row, IGNORE_INDEX) for raw, row in single.items()}
     if not kept:
         raise DataError(f"{uri}: every class is void; give one that is scored.")
-    space = LabelSpace(
-        tuple(names[i] for i in kept),
-        tuple(given[i] or hue(label, len(kept)) for i, label in label_of.items()),
-        id_map,
-    )
+    scored_names = tuple(names[i] for i in kept)
+    space = LabelSpace(scored_names, colored(scored_names, [given[i] for i in kept]), id_map)
     void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
     notes = []
     if void:
@@ -88,6 +92,20 @@ def is_void(name: str) -> bool:
     (True, False)
     """
     return "".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES
+
+
+def _place(rows: list[dict[str, Any]], at: int) -> str:
+    """Say where in its file a class is."""
+    return f"line {rows[at]['line']}" if "line" in rows[at] else f"class {at + 1}"
+
+
+def _check_differ(rows: list[dict[str, Any]], values: Sequence[Any], what: str, uri: str) -> None:
+    """Raise DataError that names the first two classes with the same value."""
+    first: dict[Any, int] = {}
+    for at, value in enumerate(values):
+        if first.setdefault(value, at) != at:
+            places = f"{_place(rows, first[value])} and {_place(rows, at)}"
+            raise DataError(f"{uri}: {places} have the same {what}, {value}; every class needs its own.")
 
 
 def _scored(row: dict[str, Any], name: str, uri: str) -> bool | None:
@@ -110,11 +128,11 @@ def _reader(uri: str) -> Callable[[str, str], Rows]:
 
 def _csv(text: str, uri: str) -> Rows:
     """Read rows, and the columns that are ignored; capitals and spaces in the header do not matter."""
-    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    table = open_table(text)
     try:
         table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
         check_columns(names, uri)
-        rows = list(table)
+        rows = [row | {"line": table.line_num} for row in table]
     except csv.Error as error:
         raise DataError(f"{uri} is no table: {error}.") from None
     if not rows or "name" not in rows[0]:
@@ -133,7 +151,8 @@ def _yaml(text: str, uri: str) -> Rows:
     rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
     if not rows or not all("name" in row for row in rows):
         raise DataError(f"{uri} must be a list of class names, or of {{name, id, color: [r, g, b]}}.")
-    return rows, list(dict.fromkeys(key for row in rows for key in row if key not in KEYS))
+    unread = list(dict.fromkeys(key for row in rows for key in row if key not in KEYS))
+    return [{key: row[key] for key in KEYS if key in row} for row in rows], unread
 
 
 def _cvat(text: str, uri: str) -> Rows:
@@ -144,7 +163,7 @@ def _cvat(text: str, uri: str) -> Rows:
         color = [part.strip() for part in rest.partition(":")[0].split(",")]
         if len(color) not in (1, 3):
             raise DataError(f"{uri} line {number} is {line!r}; CVAT writes name:r,g,b:parts:actions.")
-        rows.append({"name": name, "color": color if len(color) == 3 else None})
+        rows.append({"name": name, "color": color if len(color) == 3 else None, "line": number})
     return _some(rows, uri), []
 
 
@@ -154,12 +173,12 @@ def _camvid(text: str, uri: str) -> Rows:
         parts = line.split(None, 3)
         if len(parts) != 4:
             raise DataError(f"{uri} line {number} is {line!r}; a line is r g b name.")
-        rows.append({"name": parts[3], "color": parts[:3]})
+        rows.append({"name": parts[3], "color": parts[:3], "line": number})
     return _some(rows, uri), []
 
 
 def _names(text: str, uri: str) -> Rows:
-    return _some([{"name": line} for _, line in _lines(text)], uri), []
+    return _some([{"name": line, "line": number} for number, line in _lines(text)], uri), []
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -199,7 +218,10 @@ def _whole(value: Any) -> int:
     """Read a whole number as tables write it; ValueError for 1.7, and for yes, which YAML takes for true."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(f"{str(value).lower()} is not whole")
-    return int(value)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value or ''!r} is no number") from None
 
 
 def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
@@ -208,10 +230,4 @@ def _color(row: dict[str, Any]) -> tuple[int, int, int] | None:
     red, green, blue = map(_whole, row["color"])
     if not all(0 <= channel <= 255 for channel in (red, green, blue)):
         raise ValueError(f"colour {red},{green},{blue}")
-    return red, green, blue
-
-
-def hue(index: int, count: int) -> tuple[int, int, int]:
-    """Return the colour of a class that was given none."""
-    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(index / count, 0.65, 0.9))
     return red, green, blue

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from segray.core.data import camvid, cityscapes, roles, voc
-from segray.core.data.class_files import hue
+from segray.core.data.class_names import colored
 from segray.core.io import storage
 from segray.core.io.locators import read_mask_and_palette
 from segray.core.io.pairing import check_root
@@ -58,10 +58,12 @@ def _rows(ids: list[int], shown: dict[int, Rgb]) -> Iterator[tuple[str, int | No
     """Give name, id and colour of each class; a colour in masks needs no id."""
     colors = [id_color(raw) if raw >= COLOR else shown.get(raw) for raw in ids]
     names = _published(color for color in colors if color is not None) if None not in colors else {}
-    for at, (raw, color) in enumerate(zip(ids, colors, strict=True)):
-        number = at if raw >= COLOR else raw
-        name = names.get(color or (0, 0, 0), f"class {number}")
-        yield name, None if raw >= COLOR else raw, color or hue(at, len(ids))
+    called = [
+        names.get(color or (0, 0, 0), f"class {at if raw >= COLOR else raw}")
+        for at, (raw, color) in enumerate(zip(ids, colors, strict=True))
+    ]
+    for raw, name, color in zip(ids, called, colored(called, colors), strict=True):
+        yield name, None if raw >= COLOR else raw, color
 
 
 def _published(colors: Iterable[Rgb]) -> dict[Rgb, str]:

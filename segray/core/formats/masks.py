@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from segray.core.data.cityscapes import LABELS
 from segray.core.data.class_files import is_void
+from segray.core.data.class_names import cityscapes_id
 from segray.core.formats.frame import Job, LabelledFrame, Writer
 from segray.core.io import images
 from segray.core.io.masks import encode_mask
-from segray.core.scoring.classmaps import match
 from segray.errors import DataError
 
 
@@ -59,8 +58,7 @@ class Cityscapes(Writer):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        official = tuple(name for name, _, _ in LABELS)
-        found = [match(name.lower().replace("_", " "), official) for name in job.space.names]
+        found = list(map(cityscapes_id, job.space.names))
         if unknown := [name for name, label_id in zip(job.space.names, found, strict=True) if label_id is None]:
             raise DataError(
                 f"No official label of Cityscapes is called {', '.join(unknown)}. Train on classes that it has, "

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from segray.core.data import cityscapes
+from segray.core.data.class_names import colored
 from segray.core.extras import extra
 from segray.core.io import storage
 from segray.core.models import transformers_model, weights
@@ -146,11 +147,11 @@ def _label_space(id2label: Mapping[int, str]) -> LabelSpace:
 
 
 def spaced(names: tuple[str, ...]) -> LabelSpace:
-    """Give classes their colours: Cityscapes' where they are its classes, else distinct ones; equal names a number."""
+    """Give classes their colours, and equal names a number; Cityscapes' classes know its ids as well."""
     if names == cityscapes.LABEL_SPACE.names:
         return cityscapes.LABEL_SPACE
     names = tuple(name if name not in names[:i] else f"{name} {i}" for i, name in enumerate(names))
-    return LabelSpace(names, tuple((37 * i % 256, 91 * i % 256, 151 * i % 256) for i in range(len(names))))
+    return LabelSpace(names, colored(names))
 
 
 def smp_section(described: Mapping[str, Any]) -> tuple[ModelSection, int]:

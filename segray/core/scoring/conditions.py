@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from segray.core import metrics
 from segray.core.io import storage
 from segray.core.io.pairing import ends, frame_name, is_elsewhere, own_folder, shared_names
-from segray.core.io.texts import check_columns, read_text
+from segray.core.io.texts import check_columns, open_table, read_text
 from segray.errors import DataError
 
 KEYS = ("image", "file_name", "sample_id")
@@ -187,7 +186,7 @@ def _read(place: str) -> list[dict[str, Any]]:
                 raise DataError(f"{place} has the row {json.dumps(wrong[0])[:40]}; a row is an object of columns.")
             return rows
         if name.endswith(".csv"):
-            table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+            table = open_table(text)
             check_columns(table.fieldnames or (), place)
             return [{name: _Cell(value) for name, value in row.items() if name and value} for row in table]
     except (ValueError, csv.Error, pa.ArrowException) as error:

@@ -251,13 +251,17 @@ def test_a_frame_called_like_a_split_is_no_split(tmp_path):
     ("text", "says"),
     [
         ("road\ncar\n", "needs a header line with `name`"),
-        ("name,id\nroad,1\ncar,1\n", "ids must differ"),
-        ("name,id\nroad,x\n", "id, r, g and b are whole numbers"),
-        ("name,r,g,b\nroad,1,2,300\n", "colour 1,2,300"),
-        ("name,id\nroad,1\nroad,2\n", "every class needs a name of its own"),
+        ("name,id\nroad,1\n\ncar,1\n", r"csv: line 2 and line 4 have the same id, 1; every class needs its own\.$"),
+        (
+            "name,id\nroad,0\ncar,x\n",
+            r"csv line 3: 'x' is no number; id, r, g and b are whole numbers from 0 to 255\.$",
+        ),
+        ("name,r,g,b\nroad,1,2,300\n", "line 2: colour 1,2,300"),
+        ("name,id\nroad,1\nroad,2\n", "line 2 and line 3 have the same name, road; every class needs its own"),
+        ("name,id\nroad,1\n ,2\n", r"line 3: every class needs a name\.$"),
         ("name,scored\nroad,perhaps\n", "scored is 'perhaps' for road; write yes or no"),
         ("name\nvoid\n", "every class is void; give one that is scored"),
-        ("name,id\nroad,255\n", "ids must differ"),
+        ("name,id\nroad,255\n", r"line 2: the id of road is 255; ids are 0 to 254, and 255 is void\.$"),
         (f"name\n{'a' * 200_000}\n", "is no table: field larger than field limit"),
         ("name\nStra\udcdfe\n", r"classes\.csv is not UTF-8 text; save it as UTF-8\.$"),
     ],
@@ -268,6 +272,15 @@ def test_a_wrong_class_list_says_what_is_wrong(tmp_path, text, says):
     put(tmp_path / "masks" / "a.png")
     with pytest.raises(DataError, match=says):
         open_dataset(DataSection(format="folder", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_class_list_of_a_spreadsheet_may_have_semicolons_or_tabs(tmp_path, between):
+    text = '\ufeffname,id,r,g,b\r\nroad,7,1,2,3\r\n"cars, parked",9,4,5,6\r\n'
+    (tmp_path / "classes.csv").write_text(text.replace("cars,", "cars&").replace(",", between).replace("&", ","))
+    space, notes = class_files.read_classes(str(tmp_path / "classes.csv"))
+    assert (space.names, space.colors) == (("road", "cars, parked"), ((1, 2, 3), (4, 5, 6)))
+    assert notes == ()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +297,7 @@ def test_a_number_that_is_not_whole_is_no_id(tmp_path, row, wrong):
     with pytest.raises(DataError) as error:
         open_dataset(DataSection(format="folder", root=str(tmp_path), classes="classes.yaml"))
     rule = "id, r, g and b are whole numbers from 0 to 255."
-    assert str(error.value) == f"{tmp_path}/classes.yaml: {wrong} is not whole; {rule}"
+    assert str(error.value) == f"{tmp_path}/classes.yaml class 1: {wrong} is not whole; {rule}"
 
 
 def test_two_links_to_one_folder_double_no_frame_and_a_frame_of_both_splits_is_said(tmp_path):
@@ -367,7 +380,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_a_colour_of_two_channels_is_refused(tmp_path):
     (tmp_path / "classes.csv").write_text("name,id,r,g\nroad,0,1,2\n")
-    with pytest.raises(DataError, match=r"classes\.csv: .*; id, r, g and b are whole numbers from 0 to 255\.$"):
+    with pytest.raises(DataError, match=r"classes\.csv line 2: '' is no number; id, r, g and b are whole numbers"):
         class_files.read_classes(str(tmp_path / "classes.csv"))
 
 

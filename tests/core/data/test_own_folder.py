@@ -184,7 +184,7 @@ def test_without_a_list_one_is_proposed_from_the_masks(tmp_path):
         f"its masks, and edit it: segray data classes {tmp_path}"
     )
     assert CliRunner().invoke(cli, ["data", "classes", str(tmp_path)], catch_exceptions=False).exit_code == 0
-    assert (tmp_path / "classes.csv").read_text() == "name,id,r,g,b\nclass 0,0,230,80,80\nclass 7,7,80,230,230\n"
+    assert (tmp_path / "classes.csv").read_text() == "name,id,r,g,b\nclass 0,0,30,104,252\nclass 7,7,104,252,30\n"
     assert len(pairs(DataSection(root=str(tmp_path)))) == 3
     with pytest.raises(DataError, match=r"classes\.csv exists, and is not changed; edit it, or delete it first\.$"):
         write_proposal(DataSection(root=str(tmp_path)))
