@@ -9,8 +9,11 @@ from PIL import Image
 
 from segray.config import load
 from segray.core.data import streets
+from segray.core.models.info import BundleInfo
+from segray.core.samples import LabelSpace
 from segray.core.training import loop
 from segray.errors import DataError, ModelError
+from segray.sections.training import ModelSection
 from segray.stages import train as stage
 
 
@@ -54,6 +57,10 @@ def test_a_run_says_what_it_computes_on_before_its_first_epoch_and_keeps_it(sett
     assert phases == ["epoch 1 of 1", "validating", "checking the saved model"]
     trained = [(done, of) for phase, done, of in steps if phase == phases[0]]
     assert trained == [(i + 1, len(trained)) for i in range(len(trained))]
+    stage.train(config, **hear)
+    assert plans.pop() == (
+        "Already finished, after 1 epoch. A higher --epochs trains on from there; --overwrite begins anew."
+    )
     stage.train(config.changed({"train.epochs": 2}), **hear)
     assert re.fullmatch(
         r"unet-plain, [\d.]+ million parameters, trains on \d+ frames of 32×48 and is validated on \d+\.", plans[0]
@@ -85,6 +92,37 @@ def test_a_new_run_from_random_weights_says_that_there_are_pretrained_ones(setti
         unet.changed({"model.encoder": "dpn92"}),
     ):
         assert stage.random_start(other) is None
+
+
+def trained(*confusion):
+    """A bundle's info with this confusion matrix of its validation frames."""
+    space = LabelSpace(("road", "sky"), ((0, 0, 0), (1, 1, 1)))
+    return BundleInfo(
+        model=ModelSection(), label_space=space.to_dict(), input_size=(32, 48), confusion=list(map(list, confusion))
+    )
+
+
+def test_a_model_that_is_hardly_better_than_a_constant_guess_is_told_so():
+    assert stage.hardly_learnt(trained((90, 0), (9, 1))) == (
+        "That is hardly better than predicting road everywhere, which has mIoU 0.450. Train for more --epochs or with a "
+        "higher --lr, and check the masks: segray data check."
+    )
+    assert stage.hardly_learnt(trained((10, 0), (90, 0))).startswith("That is no better than predicting sky everywhere")
+    assert stage.hardly_learnt(trained((90, 0), (7, 3))) is None
+    assert stage.hardly_learnt(trained((0, 0), (0, 0))) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "higher"),
+    [
+        ({"train.epochs": 5}, "--epochs"),
+        ({"train.epochs": 9, "train.patience": 3}, "train.patience"),
+        ({"train.epochs": 5, "train.max_steps": 10}, "train.max_steps"),
+    ],
+)
+def test_a_finished_run_says_what_would_train_on(settings, values, higher):
+    told = stage.finished(settings().changed(values), 5)
+    assert told.startswith(f"Already finished, after 5 epochs. A higher {higher} trains on from there;")
 
 
 def test_to_freeze_random_weights_is_refused_with_what_to_do(settings, tmp_path):

@@ -106,9 +106,10 @@ def cli() -> None:
     """Train, compare and run semantic segmentation of road frames, on a laptop or a Ray cluster.
 
     \b
-    segray demo                                           the whole pipeline on drawn streets, in five minutes
-    segray sweep --format camvid --data DIR --out runs/s  which encoder is best on your frames
-    segray label --model runs/s/best --input DRIVES       masks and metrics for unlabelled frames
+    segray demo                                    all of it, on drawn streets
+    segray train --data mine/ --format folder      a model of your own frames
+    segray sweep --data mine/ --out runs/s         which encoder is best for them
+    segray label --model runs/s/best --input new/  masks and metrics of new frames
     """
 
 

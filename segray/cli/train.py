@@ -78,8 +78,9 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     """
     from segray.cli.terminal import epoch_line, say, stepping
     from segray.core.io import storage
+    from segray.core.models.info import read_info
     from segray.core.training.checkpoint import read_history, read_settings
-    from segray.stages.train import random_start, train
+    from segray.stages.train import hardly_learnt, random_start, train
 
     out = storage.absolute(config.train.out)
     resumes = bool(read_history(out)) and not overwrite
@@ -107,6 +108,8 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
         say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")
     miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
     say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
+    if note := hardly_learnt(read_info(result.best)):
+        say(note)
     say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
     return result
 
@@ -138,12 +141,16 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
       segray sweep show runs/tpe
     """
     from segray.cli.terminal import say, show_sweep, sweeping
+    from segray.core.models.info import read_info
     from segray.stages.sweep import sweep
+    from segray.stages.train import hardly_learnt
 
     with resuming(), sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row, dataset=dataset)
     show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")
+    if note := hardly_learnt(read_info(result.best)):
+        say(note)
     say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
     return result
 

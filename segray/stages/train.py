@@ -10,13 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from segray.cluster import connect, object_store, resources
 from segray.cluster.access import check_places
 from segray.config import Config
+from segray.core import metrics
 from segray.core.io import claims, storage
 from segray.core.models import encoder_weights, has_imagenet, name_of
+from segray.core.models.info import BundleInfo
 from segray.core.models.weights import Weights
 from segray.core.samples import Dataset, TrainData
 from segray.core.training import loop
@@ -39,6 +42,7 @@ from segray.stages.run_data import MEMORY_BYTES, DataPlan, in_memory, plan_data,
 
 log = logging.getLogger("segray")
 
+HARDLY = 1.2  # times the mIoU of a constant guess: of two classes, the rare one then has an IoU of 0.2 at most
 
 OnRow = Callable[[EpochRow], object]
 OnStart = Callable[[str], None]
@@ -70,11 +74,11 @@ def train(
 ) -> TrainResult:
     """Train to `train.epochs` (or `train.max_steps`) in `train.out`, or resume after the last complete epoch.
 
-    In this process are called: on_plan with what is trained on how many frames; on_start with what the run computes
-    on, as '8 × H100 80GB HBM3, bf16'; on_step now and then with how many steps of 'epoch 2 of 10' or 'validating' are
-    done; on_row for each epoch that ends. With cluster.workers=0 no Ray is started. dataset: instead of the settings'.
-    Raises OutputExists if the folder holds a run with other settings, and a SegrayError for input that
-    cannot be used.
+    In this process are called: on_plan with what is trained on how many frames, or that the run is finished; on_start
+    with what the run computes on, as '8 × H100 80GB HBM3, bf16'; on_step now and then with how many steps of 'epoch 2
+    of 10' or 'validating' are done; on_row for each epoch that ends. With cluster.workers=0 no Ray is started. dataset:
+    instead of the settings'. Raises OutputExists if the folder holds a run with other settings, and a SegrayError for
+    input that cannot be used.
     """
     config = config.absolute()
     out = config.train.out
@@ -84,7 +88,9 @@ def train(
         config = claim(in_epochs(config, len(plan.train), before_it), overwrite, plan)
         plan = plan.as_begun(config.data)
         history = read_history(out)
-        if not is_finished(config.train, history):
+        if is_finished(config.train, history):
+            on_plan(finished(config, len(history)))
+        else:
             note_rate(with_batch(config, history).train, history, len(plan.train))
             note_frames(out, plan)
             with trackers.tracking(config) as track:
@@ -100,6 +106,16 @@ def about(config: Config, plan: DataPlan, epochs: int) -> str:
     return (
         f"{name_of(config.model)}, {plan.parameters / 1e6:.1f} million parameters, trains on "
         f"{len(plan.train)} frames of {height}×{width} and is validated on {len(plan.val)}.{resumed}"
+    )
+
+
+def finished(config: Config, epochs: int) -> str:
+    """Say that nothing is left to train after so many epochs, and what would train on."""
+    length = "--epochs" if config.train.max_steps is None else "train.max_steps"
+    higher = "train.patience" if epochs < config.train.epochs else length
+    return (
+        f"Already finished, after {epochs} epoch{'s' * (epochs != 1)}. A higher {higher} trains on from there; "
+        "--overwrite begins anew."
     )
 
 
@@ -138,6 +154,18 @@ def random_start(config: Config) -> str | None:
     if config.model.encoder_weights != "none" or not has_imagenet(config.model):
         return None
     return f"{config.model.encoder} starts from random weights; --weights imagenet starts it from pretrained ones."
+
+
+def hardly_learnt(best: BundleInfo) -> str | None:
+    """Say that the best model is hardly better on the validation frames than a constant guess, else None."""
+    guess, miou = metrics.majority_baseline(best.confusion), metrics.scores(best.confusion).miou
+    if not miou <= HARDLY * guess.miou:  # also where it is undefined
+        return None
+    often = best.space.names[np.nanargmax(guess.class_iou)]
+    return (
+        f"That is {'hardly' if miou > guess.miou else 'no'} better than predicting {often} everywhere, which has mIoU "
+        f"{guess.miou:.3f}. Train for more --epochs or with a higher --lr, and check the masks: segray data check."
+    )
 
 
 class _Reporter(LocalWorker):
