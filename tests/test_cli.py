@@ -119,7 +119,12 @@ def test_the_steps_of_an_epoch_are_lines_of_a_log(monkeypatch, capsys):
 
 def test_sizes_have_three_digits():
     said = [terminal.size(count) for count in (0, 812, 1010 * 1024, 1_400_000, 7 << 40)]
-    assert said == ["0 bytes", "812 bytes", "0.986 MiB", "1.34 MiB", "7.17e+03 GiB"]
+    assert said == ["0 bytes", "812 bytes", "0.986 MiB", "1.34 MiB", "7,168 GiB"]
+
+
+def test_numbers_of_tables_have_no_exponents():
+    said = [terminal.text(cell) for cell in (5.48e-05, 0.4123, 0.0, 12345.6, None, float("nan"), 12345)]
+    assert said == ["0.000", "0.412", "0.000", "12,346", "–", "–", "12,345"]
 
 
 def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from segray import cli
 from segray.cli import terminal
 from segray.config import load
-from segray.core import metrics
+from segray.core import formatting, metrics
 from segray.core.data import open_dataset, read_sample, split_refs, streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
@@ -23,7 +23,6 @@ from segray.core.models.info import read_info
 from segray.core.scoring import calibration
 from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
-from segray.pages import formatting
 from segray.pages.gallery import TITLES
 from segray.stages.compare import compare
 from segray.stages.evaluate import evaluate

@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 
 from segray import __version__
-from segray.core import metrics
+from segray.core import formatting, metrics
 from segray.core.io import locators, storage
 from segray.core.io.masks import encode_mask
 from segray.core.labels import digest
 from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, OutputExists
-from segray.pages import charts, folders, formatting, gallery
+from segray.pages import charts, folders, gallery
 from segray.stages.report import report
 
 SPACE = LabelSpace(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -541,6 +541,13 @@ def test_evaluation_shows_classes_averages_conditions_and_frames(tmp_path):
     assert "<b>runs/camvid/best</b> has mIoU 0.734 and pixel accuracy 0.875 on camvid val" in page
 
 
+def test_notes_of_an_evaluation_are_no_warnings(tmp_path):
+    place = write_evaluation(tmp_path / "scored", labelled_images(tmp_path / "frames", 4))
+    scores = tmp_path / "scored" / "scores.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"notes": ["Read as folder."]}))
+    assert '<p class="caption">Read as folder.</p>' in page_of(tmp_path, place)
+
+
 def test_comparison_says_what_is_more_than_noise(tmp_path):
     page = page_of(tmp_path, write_comparison(tmp_path / "compared"))
     assert "B is better than A: mIoU 0.500 and 0.600, B − A +0.100, 95&nbsp;% interval +0.050 to +0.150." in page
@@ -650,6 +657,11 @@ def test_folders_and_the_page_may_be_in_ones_home_and_the_page_has_them_as_given
         (formatting.count(14328354), "14,328,354"),
         (formatting.short(14328354), "14.3\N{NO-BREAK SPACE}million"),
         (formatting.number(0.001), "0.001"),
+        (formatting.number(1e-5), "0.00001"),
+        (formatting.number(0.0), "0"),
+        (formatting.number(12.14), "12.1"),
+        (formatting.number(1234.5), "1,234"),
+        (formatting.number(-1234567), "-1,234,567"),
         (formatting.duration(3725), "1 h 2 min"),
         (formatting.clean("a\u202eb\x00\udc80"), "ab"),
     ],

@@ -112,7 +112,7 @@ def jobs(address: str | None) -> None:
     """
     from segray.cli.terminal import moment, say, table
     from segray.cluster import submit
-    from segray.pages.formatting import duration
+    from segray.core.formatting import duration
 
     rows = []
     for info in submit.jobs(submit.connect(address)):

@@ -17,9 +17,9 @@ from segray.cli.terminal import labelling, say, show_labels, show_leaderboard, s
 from segray.cluster import connect
 from segray.config import Config
 from segray.core.data import streets
+from segray.core.formatting import duration
 from segray.core.io import claims, storage
 from segray.core.labels.totals import Summary
-from segray.pages.formatting import duration
 from segray.stages.label import label
 from segray.stages.report import report
 from segray.stages.sweep import sweep

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from segray.pages.formatting import duration
+from segray.core.formatting import duration, number, score
 
 if TYPE_CHECKING:
     from segray.core.labels.parts import Receipt
@@ -180,10 +180,8 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
 
 def text(cell: object) -> str:
     """Format a cell: three decimals for shares and scores, a dash for unknown values."""
-    if cell is None or cell != cell:
-        return "–"
-    if isinstance(cell, float):
-        return f"{cell:.3f}" if 0.001 <= abs(cell) < 1000 or cell == 0 else f"{cell:.3g}"
+    if cell is None or isinstance(cell, float):
+        return score(cell) if cell is None or abs(cell) < 1000 else number(cell)
     return f"{cell:,}" if isinstance(cell, int) else _encodable(str(cell))
 
 
@@ -199,7 +197,7 @@ def size(count: int) -> str:
     """
     units = ("bytes", "KiB", "MiB", "GiB")
     power = next((power for power in range(len(units)) if count < 999.5 * 1024**power), len(units) - 1)
-    return f"{count / 1024**power:.3g} {units[power]}"
+    return f"{number(count / 1024**power)} {units[power]}"
 
 
 def moment(unix_s: float) -> str:

@@ -48,7 +48,7 @@ def list_sweep(config: Config) -> None:
 def estimate_sweep(config: Config) -> None:
     """Print how long each trial trains."""
     from segray.cli.terminal import counting, say, table
-    from segray.pages.formatting import duration
+    from segray.core.formatting import duration
     from segray.stages.sweep import estimate
 
     with counting("models") as advance:

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from segray.core.formatting import clean
 from segray.core.labels.digest import Track, quartiles
 from segray.core.metrics import Scores
 from segray.core.samples import LabelSpace
 from segray.core.scoring import reliability
 from segray.core.training.checkpoint import is_evaluated
-from segray.pages.formatting import clean
 
 if TYPE_CHECKING:
     from segray.core.training.checkpoint import EpochRow, History

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 import yaml
 
+from segray.core import formatting
 from segray.core.io import images, parquet, storage
 from segray.core.labels import digest
 from segray.core.labels.folder import LabelFolder
@@ -22,7 +23,7 @@ from segray.core.metrics import majority_baseline, unpacked
 from segray.core.samples import LabelSpace
 from segray.core.training.checkpoint import History, read_history
 from segray.errors import DataError
-from segray.pages import charts, formatting, gallery
+from segray.pages import charts, gallery
 from segray.sections.values import parse_size
 from segray.trials.leaderboard import LeaderboardRow, advice, ranked
 

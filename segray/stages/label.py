@@ -22,6 +22,7 @@ from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
 from segray.config import Config
 from segray.core.extras import extra
+from segray.core.formatting import number
 from segray.core.infer.cost import engine_speeds
 from segray.core.infer.predictor import side_by_side
 from segray.core.io import storage
@@ -162,7 +163,7 @@ def _faster_engine(config: Config, section: GivenLabelSection, has: resources.Re
     except ray.exceptions.RayError as error:
         raise connect.explain(error) from error
     best = max(speeds, key=speeds.__getitem__)
-    several = ", ".join(f"{name} {speed:.3g}" for name, speed in speeds.items())
+    several = ", ".join(f"{name} {number(speed)}" for name, speed in speeds.items())
     watch.note(f"Engine: {best} ({several} images/s here).")
     return best
 

@@ -16,9 +16,10 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from segray.core import formatting
 from segray.core.io import storage
 from segray.errors import ConfigError, OutputExists
-from segray.pages import charts, formatting
+from segray.pages import charts
 from segray.pages.folders import share_of, view_of
 from segray.pages.written import written
 

@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from segray.config import Config
+from segray.core.formatting import number
 from segray.core.io import storage
 from segray.core.io.claims import is_live
 from segray.core.search.pareto import Cost, pareto_front
@@ -159,7 +160,7 @@ def advice(board: Sequence[LeaderboardRow]) -> str:
     if most <= speed:
         return f"{best.trial} is the best, and none within a tenth of its mIoU labels faster."
     points, share = 100 * (_score(best) - _score(cheap)), speed / most
-    speeds = f"{most:.3g} against {speed:.3g} images/s"
+    speeds = f"{number(most)} against {number(speed)} images/s"
     return f"{cheap.trial}: {points:.1f} points below the best ({best.trial}) at {share:.2f} of its cost ({speeds})."
 
 

@@ -114,7 +114,9 @@ def open_dataset(config: DataSection) -> Dataset:
             raise
         raise DataError(f"{error} It looks like {likely[0]}: --format {likely[0]}.") from error
     if config.format is None:
-        dataset = replace(dataset, notes=(f"{config.root} is read as {name}; --format says otherwise", *dataset.notes))
+        dataset = replace(
+            dataset, notes=(f"Read as {name}, as its files look like that; --format names another one", *dataset.notes)
+        )
     return without_links(with_classes(kept(dataset, config), config))
 
 

@@ -61,7 +61,7 @@ def test_images_and_masks_are_found_by_the_names_of_folders_and_files(tmp_path, 
     assert all(set(name.split("/")) & {"train", "val"} for name in found)
     dataset = open_dataset(DataSection(root=str(tmp_path)))  # its layout is found, too
     assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 1, "val": 1}
-    assert dataset.notes[0] == f"{tmp_path} is read as folder; --format says otherwise"
+    assert dataset.notes[0] == "Read as folder, as its files look like that; --format names another one"
 
 
 def test_names_pair_whether_accents_are_composed_or_not(tmp_path):

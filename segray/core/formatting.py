@@ -1,10 +1,11 @@
-"""Numbers and foreign names as text for a page, or a terminal."""
+"""Numbers and foreign names as text for people, on a page or a terminal: no exponents."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 
@@ -33,10 +34,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{Decimal(f'{value:.3g}'):f}"
+
+
 score = _or_dash(lambda value: f"{value:.3f}")  # 0.4123 → 0.412, as on the command line
 change = _or_dash(lambda value: f"{value:+.3f}")  # 0.1 → +0.100
 pct = _or_dash(lambda share: f"{share * 100:.1f}%")  # 0.4123 → 41.2%
 count = _or_dash(lambda value: f"{value:,}")  # 14328354 → 14,328,354
-number = _or_dash(lambda value: f"{value:.3g}")  # three digits that matter: 12.1, 0.001
+number = _or_dash(_number)  # three digits that matter, and all of whole numbers: 12.1, 0.001, 14,328
 short = _or_dash(_short)  # 14328354 → 14.3 million
 duration = _or_dash(_duration)  # 4.21 → 4.2 s, 45.3 → 45 s, 200 → 3 min 20 s, 3725 → 1 h 2 min
