@@ -139,7 +139,7 @@ def test_classes_without_a_common_name_are_one_line(config):
 def test_an_evaluation_that_fails_leaves_nothing_that_refuses_the_corrected_command(config, tmp_path):
     with pytest.raises(DataError, match=r"^No pixel of the ground truth of streets val has a class"):
         evaluate(config.changed({"data.id_map": dict.fromkeys(range(11), 255)}))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_model_is_one_line(config):

@@ -77,7 +77,7 @@ def test_a_run_that_fails_before_its_first_epoch_leaves_nothing_that_refuses_the
     Image.new("L", (48, 32), 40).save(mask)
     with pytest.raises(DataError, match="has class id 40"):
         stage.train(settings(data__root=str(root), train__learning_rate=0.1))
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
     result = stage.train(settings(data__root=str(root), data__id_map={40: 255}, train__learning_rate=0.2))
     assert len(result.history) == 1
 

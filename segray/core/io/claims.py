@@ -71,8 +71,9 @@ def check_free(out: str, name: str, ours: Callable[[str], bool] = lambda uri: Fa
 def held(out: str, kind: Kind) -> Iterator[None]:
     """Hold `out` alone, before claim() is called for it; a run that fails without results leaves nothing there.
 
-    What was in the folder before is kept.
+    What was in the folder before is kept, and the folder itself if it was there.
     """
+    new = [] if storage.in_bucket(out) else [path for path in (Path(out), *Path(out).parents) if not path.exists()]
     with alone(out, kind.name):
         was_empty = not any(storage.iter_files(out))
         try:
@@ -82,6 +83,9 @@ def held(out: str, kind: Kind) -> Iterator[None]:
                 if was_empty and not kind.has_results(out):
                     for name in kind.made:
                         storage.remove(storage.join(out, name))
+                    with suppress(OSError):  # something else is in it
+                        for path in new:
+                            path.rmdir()
             raise
 
 

@@ -132,12 +132,12 @@ def _from_hub(name: str, weights_dir: str | None) -> tuple[torch.nn.Module, Bund
 
     def read(file: str) -> bytes:
         if weights_dir is None:
-            return Path(hf_hub_download(name, file)).read_bytes()
+            with weights.quiet_hub():
+                return Path(hf_hub_download(name, file)).read_bytes()
         return storage.read_bytes(storage.join(storage.absolute(weights_dir), name.removeprefix(HUB), file))
 
     try:
-        with weights.quiet_hub():
-            config, state = json.loads(read(CONFIG)), load(read(WEIGHTS))
+        config, state = json.loads(read(CONFIG)), load(read(WEIGHTS))
         section, classes = pretrained.smp_section(config)
         model = build(section, classes)  # as for a bundle: nothing named by the configuration is downloaded or read
         model.load_state_dict(state)

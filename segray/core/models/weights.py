@@ -30,6 +30,7 @@ OTHER_PIXELS = {
 }
 SAFE = " Save its tensors alone where it was made: torch.save(model.state_dict(), FILE)."
 PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
+ANSWER_S = 10.0  # as the hub's client waits for an answer
 OF_TORCHVISION = "mobilenet_v3_large"  # an encoder of deeplabv3-torchvision that smp does not have
 
 Weights = Mapping[str, torch.Tensor]
@@ -138,14 +139,36 @@ def _published_pixels(config: ModelSection) -> tuple[Rgb, Rgb]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence the hub's lines about its retries; its final failure is raised."""
+    """Silence the hub's lines about its retries. Where nothing answers, look into its cache alone, and raise why.
+
+    Its client tries again for half a minute, also where there is no network.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+    level, offline, silence = logger.level, constants.HF_HUB_OFFLINE, _silence_of_hub()
     logger.setLevel(logging.CRITICAL)
+    constants.HF_HUB_OFFLINE = silence is not None
     try:
         yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise silence or error from error
     finally:
+        constants.HF_HUB_OFFLINE = offline
         logger.setLevel(level)
+
+
+def _silence_of_hub() -> Exception | None:
+    """Return why the hub cannot be asked; None where something answers."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
+    except Exception as error:  # of the client's library, which is another one in each of its versions
+        return error
+    return None
 
 
 def first_words(error: BaseException) -> str:
@@ -225,10 +248,10 @@ def _library(config: ModelSection) -> Weights:
         with quiet_hub():
             return _pretrained(config)
     except Exception as error:  # the loaders raise many kinds of errors: connection, cache, hub, hash
-        where = f"its file as {file_name(config)} into a folder and name it: --weights-dir FOLDER"
         raise ModelError(
             f"The {config.encoder_weights} weights of {config.encoder} could not be downloaded ({first_words(error)}). "
-            f"Without internet, put {where}."
+            f"Leave --weights out to start from random ones, or put {file_name(config)} into a folder and name that: "
+            "--weights-dir FOLDER."
         ) from error
 
 

@@ -73,6 +73,14 @@ def test_what_fails_without_results_leaves_the_folder_as_it_was(tmp_path, before
     assert names_in(out) == after
 
 
+def test_what_fails_without_results_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for out in ("runs/a/b", "runs"):
+        with pytest.raises(DataError), held(str(tmp_path / out), KIND):
+            raise DataError("no light")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
 def test_a_second_run_is_told_which_process_is_at_work(tmp_path):
     out = str(tmp_path / "new")
     with held(out, KIND), pytest.raises(OutputExists) as error, held(out, KIND):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -378,9 +379,24 @@ def test_without_a_network_the_file_and_its_place_are_named(monkeypatch):
     with pytest.raises(ModelError) as error:
         encoder_weights(ModelSection(encoder_weights="imagenet"))
     assert str(error.value) == (
-        "The imagenet weights of resnet18 could not be downloaded (no route to host). Without internet, put its file as "
-        "resnet18.imagenet.safetensors into a folder and name it: --weights-dir FOLDER."
+        "The imagenet weights of resnet18 could not be downloaded (no route to host). Leave --weights out to start "
+        "from random ones, or put resnet18.imagenet.safetensors into a folder and name that: --weights-dir FOLDER."
     )
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, tmp_path, encoder):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    begun = time.monotonic()
+    with pytest.raises(
+        ModelError, match=r"could not be downloaded \(\[Errno 111\] Connection refused\)\. Leave --weights"
+    ):
+        encoder_weights(ModelSection(encoder=encoder, encoder_weights="imagenet"))
+    assert time.monotonic() - begun < 5
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_pixels_are_as_the_weights_were_trained():
