@@ -25,7 +25,7 @@ from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.pages.gallery import TITLES
 from segray.stages.compare import compare
-from segray.stages.evaluate import evaluate
+from segray.stages.evaluate import choose, evaluate
 from segray.stages.report import report
 
 
@@ -113,6 +113,13 @@ def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tm
     assert all(TITLES[name].lower() in page.lower() for row in rows for name in row["shown"])
     assert formatting.score(result["scores"]["miou"]) in page
     assert page.count("<img") == 5 * sum(row["shown"] != [] for row in rows)
+
+
+@pytest.mark.parametrize("mious", [[0.5], [0.1, 0.2, 0.3], [0.0] * 3])
+def test_of_few_frames_none_is_both_best_and_worst(mious):
+    rows = [{"miou": miou, "shown": []} for miou in mious]
+    choose(rows, 4)
+    assert sorted(row["shown"] for row in rows) == [["best"]] * -(-len(rows) // 2) + [["worst"]] * (len(rows) // 2)
 
 
 def test_a_threshold_turns_pixels_into_misses(config):

@@ -358,8 +358,8 @@ def choose(rows: Sequence[ImageRow], count: int) -> None:
     """Write into `shown` of each row the galleries that it is in, of `count` frames at most."""
     for name, pick in PICKS.items():
         known = [(value, row) for row in rows if isinstance(value := row.get(pick.column), float)]
-        order = sorted(known, key=lambda one: one[0], reverse=pick.high)
-        for _, row in order[: min(count, -(-len(known) // 2))]:
+        order = sorted(known, key=lambda one: one[0])[:: -1 if pick.high else 1]
+        for _, row in order[: pick.most(len(known), count)]:
             row["shown"].append(name)
 
 

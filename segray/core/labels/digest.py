@@ -47,6 +47,10 @@ class Pick:
     high: bool
     stretches: int = 0
 
+    def most(self, known: int, each: int) -> int:
+        """Return how many of `known` frames to show, `each` at most; best and worst share few out, the odd one best."""
+        return min(each, (known + (self.high or self.stretches > 0)) // 2)
+
 
 PICKS = {
     "best": Pick("miou", high=True),
@@ -127,9 +131,9 @@ class Digest:
         return "miou" if self.known["miou"] else "confidence_mean"
 
     def gallery(self, name: str) -> list[dict[str, Any]]:
-        """List the frames to show, in order; a pair such as best and worst shares the frames that there are."""
+        """List the frames to show, in order."""
         pick, rows = PICKS[name], self.picked[name]
-        most = min(EACH, -(-self.known[pick.column] // 2))
+        most = pick.most(self.known[pick.column], EACH)
         found: list[dict[str, Any]]
         if pick.column == "position" or not pick.stretches:
             found = rows.slice(0, most).to_pylist()
@@ -140,11 +144,11 @@ class Digest:
         return [row for row in found if row["position"] in kept]
 
     def _order(self, rows: pa.Table, pick: Pick) -> np.ndarray:
-        values = rows[pick.column].to_numpy().astype(np.float64)
-        order: np.ndarray = np.argsort(-values if pick.high else values, kind="stable")
-        order = order[np.isfinite(values[order])]
+        values, position = rows[pick.column].to_numpy().astype(np.float64), rows["position"].to_numpy()
+        order: np.ndarray = np.lexsort((position, values))
+        order = order[np.isfinite(values[order])][:: -1 if pick.high else 1]  # of equal ones best and worst differ, too
         if pick.stretches:
-            stretch = rows["position"].to_numpy()[order] * pick.stretches // self._total
+            stretch = position[order] * pick.stretches // self._total
             order = order[np.sort(np.unique(stretch.clip(max=pick.stretches - 1), return_index=True)[1])]
         return order
 

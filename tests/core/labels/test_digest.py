@@ -47,6 +47,13 @@ def test_best_worst_and_listed_frames_come_from_all_parts():
     assert [row["miou"] for row in found.listed.to_pylist()] == [0, 1 / 40, 2 / 40]
 
 
+@pytest.mark.parametrize("mious", [[0.5], [0.1, 0.2, 0.3], [0.0] * 3, [0.0] * 8, [0.1, 0.1, 0.1, 0.9, 0.1]])
+def test_of_few_frames_none_is_both_best_and_worst(mious):
+    found = digest_of([{"input_id": str(i), "miou": miou} for i, miou in enumerate(mious)])
+    best, worst = ids(found.gallery("best")), ids(found.gallery("worst"))
+    assert sorted(best + worst) == [str(i) for i in range(len(mious))]
+
+
 def test_frames_without_truth_are_listed_by_confidence():
     found = digest_of([{"input_id": str(i), "confidence_mean": i / 30} for i in range(30)][::-1])
     assert found.score == "confidence_mean"
