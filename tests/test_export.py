@@ -572,7 +572,7 @@ def test_a_piece_that_was_cut_is_written_again(labels, tmp_path, monkeypatch):
         patch.setattr(broken, lambda pixels: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises((StorageError, OSError), match="No space left"):
             export(labels, "cityscapes", str(tmp_path / "out"))
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:  # what fails before a part is written refuses no other format
         patch.setattr(broken, lambda pixels: sys.exit(9))
         with pytest.raises(SystemExit):

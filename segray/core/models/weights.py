@@ -161,8 +161,7 @@ def quiet_hub() -> Iterator[None]:
 
 def _silence_of_hub() -> Exception | None:
     """Return why the hub cannot be asked; None where something answers."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
