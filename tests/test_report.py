@@ -730,6 +730,14 @@ def test_nothing_is_wider_than_the_window(full_page, browse, width):
         assert (
             page.evaluate(f"{boxes}.filter(box => box.scrollWidth > box.clientWidth).map(box => box.outerHTML)") == []
         )
+    if width == 390:  # what does not fit scrolls and shows that it does, instead of being folded or tiny
+        heads = page.evaluate("[...document.querySelectorAll('thead')].map(head => head.offsetHeight)")
+        assert max(heads) < 40
+        text_px = "svg => 10 * svg.getBoundingClientRect().width / parseFloat(svg.style.getPropertyValue('--width'))"
+        assert min(page.evaluate(f"[...document.querySelectorAll('.square svg, .long svg')].map({text_px})")) >= 8.9
+        shade = "getComputedStyle(document.querySelector('{}')).backgroundAttachment"
+        boxes = (".scroll", ".square", ".long")
+        assert {page.evaluate(shade.format(box)) for box in boxes} == {"local, local, scroll, scroll"}
 
 
 def test_charts_follow_the_dark_scheme_and_are_dark_on_paper(full_page, browse):

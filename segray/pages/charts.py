@@ -76,7 +76,9 @@ def to_svg(fig: Figure) -> Markup:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", out.getvalue()[out.getvalue().index("<svg") :])
     svg = re.sub("|".join(CSS), lambda found: f"var(--{CSS[found[0]]})", svg)
     svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    svg = svg.replace("<svg ", f'<svg style="max-width:{fig.get_figwidth() * 72 * PX_PER_PT:.0f}px" ', 1)
+    svg = svg.replace(
+        "<svg ", f'<svg style="--width:{fig.get_figwidth() * 72 * PX_PER_PT:.0f}px;max-width:var(--width)" ', 1
+    )
     prefix = f"c{sha256(svg.encode()).hexdigest()[:8]}-"
     return Markup(re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", svg))
 
