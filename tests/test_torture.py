@@ -22,7 +22,9 @@ def world(tmp_path_factory):
     return World.write(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module", params=["s3", "gs", "az"])
+@pytest.fixture(
+    scope="module", params=["s3", *(pytest.param(name, marks=pytest.mark.torture) for name in ("gs", "az"))]
+)
 def bucket_world(request, tmp_path_factory):
     """Inputs in a bucket too, of each store."""
     return World.write(tmp_path_factory.mktemp("world"), f"{request.getfixturevalue(request.param)}/world")

@@ -232,16 +232,18 @@ def test_labels_go_from_a_bucket_to_it_and_come_back_whole(tiny_bundle, town, bu
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_an_input_that_ends_its_process_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path, capfd):
+def test_inputs_that_end_or_hang_their_process_are_one_row_each_and_their_neighbours_are_fine(
+    plain_bundle, town, tmp_path, capfd
+):
+    """As decoders do: one by a fault of its own, one that holds Python's lock."""
     with_one_more(town, tmp_path / "in", CRASH)
+    (tmp_path / "in" / "first.jpg").write_bytes(HOLD)
+    more = {"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3, "label.input_timeout": "8s"}
     watch = Seen()
-    summary = label(
-        options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3}),
-        watch=watch,
-    )
+    summary = label(options(plain_bundle, town, tmp_path / "out", **more), watch=watch)
     assert any("labelled input by input now" in note for note in watch.notes)
     assert "(raylet)" not in "".join(capfd.readouterr())
-    assert (summary["ok"], summary["errors"]) == (11, {"worker_crash": 1})
+    assert (summary["ok"], summary["errors"]) == (11, {"worker_crash": 1, "worker_timeout": 1})
     assert problems(tmp_path / "out") == []
 
 
@@ -262,15 +264,4 @@ def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(tiny_bundle,
         r"Shard 3 failed on \S+ \(no progress in 3 s of fetch\)\. Its inputs are labelled one by one later\.", given_up
     )
     assert one_by_one == "1 shards failed or were lost with their processes: labelled input by input now."
-    assert problems(tmp_path / "out") == []
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("ray_session")
-def test_an_input_that_hangs_its_whole_process_is_one_row(tiny_bundle, town, tmp_path):
-    """As a decoder does that holds Python's lock."""
-    with_one_more(town, tmp_path / "in", HOLD)
-    more = {"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3, "label.input_timeout": "8s"}
-    summary = label(options(tiny_bundle, town, tmp_path / "out", **more))
-    assert (summary["ok"], summary["errors"]) == (11, {"worker_timeout": 1})
     assert problems(tmp_path / "out") == []

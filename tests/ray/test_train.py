@@ -52,12 +52,9 @@ def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("bucket", ["gs", "az"], indirect=True)  # test_nodes.py has S3
 @pytest.mark.usefixtures("ray_session")
-def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray_and_writes_it_to_a_bucket(
-    settings, bucket, tmp_path
-):
-    out = f"{bucket}/{tmp_path.name}/Läufe 1"
+def test_one_worker_of_ray_learns_what_the_loop_learns_without_ray_and_writes_it_to_a_bucket(settings, gs, tmp_path):
+    out = f"{gs}/{tmp_path.name}/Läufe 1"  # test_nodes.py has S3
     config = settings(cluster__workers=1, train__epochs=1)
     result = train(config.changed({"train.out": out}))
     assert read_info(result.best).epoch == 1
@@ -74,8 +71,8 @@ def test_a_finished_run_is_returned_and_not_trained_again(settings, tmp_path):
     assert (tmp_path / "run" / checkpoint.STATE).stat().st_mtime_ns == before
 
 
-def test_a_run_on_s3_goes_on_there_and_is_the_run_on_a_disk(settings, s3, tmp_path):
-    out = f"{s3}/{tmp_path.name}/run"
+def test_a_run_in_a_bucket_goes_on_there_and_is_the_run_on_a_disk(settings, bucket, tmp_path):
+    out = f"{bucket}/{tmp_path.name}/run"
     there, disk = (settings(cluster__workers=0, train__epochs=1, **more) for more in ({"train__out": out}, {}))
     train(there)
     first = read_info(f"{out}/best")
