@@ -314,17 +314,29 @@ def stopped(*args, **more):
     ("args", "stage", "line"),
     [
         (
-            ("label", "--model", "m", "--input", "x"),
-            "segray.stages.label.label",
+            ("train", "--out", "{}/begun"),
+            "segray.stages.train.train",
             "segray: stopped. The same command resumes here.\n",
+        ),
+        (
+            ("train", "--out", "{}/new"),
+            "segray.stages.train.train",
+            "segray: stopped. The same command begins anew: there is nothing to resume.\n",
+        ),
+        (
+            ("label", "--model", "m", "--input", "x", "--out", "{}/new"),
+            "segray.stages.label.label",
+            "segray: stopped. The same command begins anew: there is nothing to resume.\n",
         ),
         (("overlay", "labels", "--video", "new.mp4"), "segray.stages.show.overlay_video", "segray: stopped.\n"),
         (("evaluate", "m"), "segray.stages.evaluate.evaluate", "segray: stopped.\n"),
     ],
 )
-def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, args, stage, line):
+def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, tmp_path, args, stage, line):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "history.jsonl").touch()
     monkeypatch.setattr(stage, stopped)
-    code, _, err = run(monkeypatch, capsys, *args)
+    code, _, err = run(monkeypatch, capsys, *(arg.format(tmp_path) for arg in args))
     assert (code, err.lstrip()) == (130, line)
 
 

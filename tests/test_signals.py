@@ -9,7 +9,7 @@ import click
 import pytest
 
 from segray.cli import app
-from segray.cluster import connect
+from segray.cluster import connect, signals
 from segray.cluster.signals import held
 from segray.errors import Terminated
 from segray.sections.labelling import ClusterSection
@@ -37,6 +37,23 @@ def test_a_signal_acts_when_the_block_has_ended(sent, raised):
     with pytest.raises(raised) as told:
         block()
     assert (reached, type(told.value)) == (["the end"], raised)
+
+
+@pytest.mark.usefixtures("terminating")
+def test_that_a_signal_came_is_said_at_once_and_once(capsys):
+    signals.stopping.clear()
+    said = []
+
+    def block():
+        with held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            said.append(capsys.readouterr().err)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert said == ["segray: stopping …\n"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("terminating")
@@ -84,7 +101,7 @@ def test_a_command_that_is_stopped_ends_with_a_line_and_the_signals_code(sent, c
     with pytest.raises(SystemExit) as told:
         app.main(click.Command("wait", callback=lambda: os.kill(os.getpid(), sent)))
     assert told.value.code == code
-    assert capsys.readouterr().err.strip() == "segray: stopped."
+    assert capsys.readouterr().err.split("\n") == ["segray: stopping …", "", "segray: stopped.", ""]
 
 
 @pytest.fixture

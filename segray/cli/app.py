@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from segray import __version__
+from segray.cluster.signals import say_stopping, stopping
 from segray.core.memory import is_exhausted
 from segray.errors import SegrayError, Terminated, in_a_line
 
@@ -114,12 +115,15 @@ def cli() -> None:
 
 
 @contextmanager
-def resuming() -> Iterator[None]:
-    """Have main() say of work that is stopped that the same command resumes."""
+def resuming(began: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Have main() say of work that is stopped what the same command does. began: whether there is some to resume."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note("The same command resumes here.")
+        with suppress(SegrayError):  # the store does not answer
+            stop.add_note(
+                f"The same command {'resumes here' if began() else 'begins anew: there is nothing to resume'}."
+            )
         raise
 
 
@@ -129,7 +133,10 @@ def main(command: click.Command = cli) -> None:
     Exit codes: 0 done, 1 failed, 2 usage or settings, 3 more errors than the limit, 130 Ctrl-C, 143 SIGTERM. An error
     of ours is one line on stderr.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _terminate)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores Ctrl-C for background jobs
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
+    stopping.clear()
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
@@ -148,9 +155,16 @@ def main(command: click.Command = cli) -> None:
         click.echo(f"segray: {EXHAUSTED} ({in_a_line(error)})", err=True)
         sys.exit(1)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _interrupt(*_: Any) -> None:
+    say_stopping()
+    raise KeyboardInterrupt
 
 
 def _terminate(*_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup; SIGKILL can
+    say_stopping()
     raise Terminated

@@ -50,7 +50,7 @@ def demo(out: str = "runs/demo", *, small: bool = False, overwrite: bool = False
     """Draw, sweep, label and report, all in `out`; return the report's path. The same call again resumes."""
     started, extent = time.monotonic(), SMALL if small else WHOLE
     root = storage.local(out, "a demo")
-    with claims.held(str(root), KIND), resuming():
+    with claims.held(str(root), KIND), resuming(lambda: KIND.began(str(root))):
         claims.claim(str(root), KIND, overwrite, lambda: _other(root, extent))
         storage.replace(str(root / KIND.mark), json.dumps(asdict(extent)).encode())
         say(f"This takes about {extent.minutes} on two cores; there are {os.cpu_count()} here.")

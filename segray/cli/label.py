@@ -40,9 +40,10 @@ def label(config: Config, overwrite: bool) -> Summary:
       segray label --model runs/sweep/best --input s3://drives/2026/ --extend --out s3://labels/all
     """
     from segray.cli.terminal import labelling, show_labels
+    from segray.core.labels.folder import is_labels
     from segray.stages.label import label
 
-    with resuming(), labelling() as watch:
+    with resuming(lambda: is_labels(config.label.out)), labelling() as watch:
         summary = label(config, overwrite=overwrite, watch=watch)
     show_labels(config.label.out, summary)
     return summary
@@ -229,6 +230,7 @@ def export(
     """
     from segray.cli.terminal import counting, say, waiting
     from segray.core.formats.frame import Options
+    from segray.core.io import storage
     from segray.errors import ConfigError
     from segray.stages import export as exports
 
@@ -251,7 +253,7 @@ def export(
         say(f"The model is {out}: {'any' if check.dynamic else 'this one'} height and width, any batch.")
         say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
         return
-    with resuming(), counting("parts") as advance:
+    with resuming(lambda: exports.has_pieces(storage.absolute(out))), counting("parts") as advance:
         done = exports.export(source, to, out, Options(**given), overwrite=overwrite, progress=advance)
     there = "" if done.new else " It was there already."
     say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")

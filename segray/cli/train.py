@@ -79,7 +79,7 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     from segray.cli.terminal import epoch_line, say, stepping
     from segray.core.io import storage
     from segray.core.models.info import read_info
-    from segray.core.training.checkpoint import read_history, read_settings
+    from segray.core.training.checkpoint import has_results, read_history, read_settings
     from segray.stages.train import hardly_learnt, random_start, train
 
     out = storage.absolute(config.train.out)
@@ -93,7 +93,7 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     def epochs() -> int:  # max_steps may have set them
         return read_settings(out).train.epochs
 
-    with resuming(), stepping() as on_step:
+    with resuming(lambda: has_results(out)), stepping() as on_step:
         result = train(
             config,
             overwrite=overwrite,
@@ -141,11 +141,12 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
       segray sweep show runs/tpe
     """
     from segray.cli.terminal import say, show_sweep, sweeping
+    from segray.core.io import storage
     from segray.core.models.info import read_info
-    from segray.stages.sweep import sweep
+    from segray.stages.sweep import has_results, sweep
     from segray.stages.train import hardly_learnt
 
-    with resuming(), sweeping(config.sweep.out) as on_row:
+    with resuming(lambda: has_results(storage.absolute(config.sweep.out))), sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row, dataset=dataset)
     show_sweep(result)
     say(f"The best model is in {config.sweep.out}/best.")

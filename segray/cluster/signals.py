@@ -1,11 +1,22 @@
-"""Hold SIGTERM and Ctrl-C back while something starts in which they would be lost."""
+"""Say at once that SIGTERM or Ctrl-C came, and hold them back while something starts in which they would be lost."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+stopping = threading.Event()  # that this process stops has been said
+
+
+def say_stopping() -> None:
+    """Say once that this process stops, as the end of Ray, or of the files of an epoch, can take many seconds."""
+    if not stopping.is_set():
+        stopping.set()
+        with suppress(RuntimeError):  # the signal came amid a write to the same stream
+            print("segray: stopping …", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -18,10 +29,16 @@ def held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
+
+    def hold(number: int, _: object) -> None:
+        came.append(number)
+        if before[signal.Signals(number)] is not signal.SIG_IGN:
+            say_stopping()
+
     before = {one: handler for one in (signal.SIGINT, signal.SIGTERM) if (handler := signal.getsignal(one)) is not None}
     try:
         for one in before:
-            signal.signal(one, lambda number, _: came.append(number))
+            signal.signal(one, hold)
         yield
     finally:
         for one, handler in before.items():

@@ -136,10 +136,10 @@ def _used(made: type[Writer], options: Options) -> dict[str, Any]:
 
 def _kind(about: dict[str, Any]) -> claims.Kind:
     made = (*WRITERS[about["format"]].made, *["images"] * about["images"], STATE)
-    return claims.Kind("export", MARK, made, _has_pieces)
+    return claims.Kind("export", MARK, made, has_pieces)
 
 
-def _has_pieces(out: str) -> bool:
+def has_pieces(out: str) -> bool:
     entries = storage.iter_files(storage.join(out, STATE), deep=False)
     return any(PIECE.fullmatch(storage.name_of(entry.uri)) for entry in entries)
 

@@ -66,7 +66,7 @@ MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
 SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes the same time
 
 
-def _has_results(out: str) -> bool:
+def has_results(out: str) -> bool:
     """Say whether a trial has completed an epoch."""
     trials = storage.iter_files(storage.join(out, "trials"))
     return storage.exists(storage.join(out, ROWS)) or any(
@@ -74,7 +74,7 @@ def _has_results(out: str) -> bool:
     )
 
 
-KIND = claims.Kind("sweep", SETTINGS, MADE, _has_results, lambda out: command_of(out) == "sweep")
+KIND = claims.Kind("sweep", SETTINGS, MADE, has_results, lambda out: command_of(out) == "sweep")
 
 
 def sweep(

@@ -56,7 +56,7 @@ def _bundles_below(uri: str) -> Iterator[str]:
 
 
 def _nearly(uri: str) -> str:
-    """Return a hint at a ready model, or at the file or folder beside, of nearly the same name."""
+    """Return a hint at a ready model, or at what is beside under nearly the same name: the bundle in it, if any."""
     name = storage.name_of(uri)
     if like := difflib.get_close_matches(name, READY_MODELS, 1, cutoff=LIKE):
         return f" Did you mean the ready model {like[0]}?"
@@ -66,5 +66,8 @@ def _nearly(uri: str) -> str:
             path = path.parent
         beside = [entry.name for entry in path.parent.iterdir()]
         if like := difflib.get_close_matches(path.name, beside, 1, cutoff=LIKE):
-            return f" Did you mean {path.with_name(like[0])}?"
+            meant = path.with_name(like[0])
+            same = meant / Path(uri).relative_to(path)
+            loads = [str(same)] if (same / INFO).exists() else [*_bundles_below(str(same)), *_bundles_below(str(meant))]
+            return f" Did you mean {(loads or [str(meant)])[0]}?"
     return " Give the folder best/ of a finished run, or a ready model of `segray models`."

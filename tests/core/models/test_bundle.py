@@ -192,7 +192,13 @@ def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
             "runs",
             "{0}/runs is a folder above the bundle: the bundles in it are {0}/runs/camvid/best, {0}/runs/street/best.",
         ),
-        ("runs/streat/best", "{}/runs/streat/best does not exist. Did you mean {}/runs/street?"),
+        ("runs/streat/best", "{}/runs/streat/best does not exist. Did you mean {}/runs/street/best?"),
+        ("runs/streat", "{}/runs/streat does not exist. Did you mean {}/runs/street/best?"),
+        ("rons/street", "{}/rons/street does not exist. Did you mean {}/runs/street/best?"),
+        (
+            "runs/street/best/REAME.md",
+            "{0}/runs/street/best/REAME.md does not exist. Did you mean {0}/runs/street/best/README.md?",
+        ),
         ("deeplabv3", "{}/deeplabv3 does not exist. Did you mean the ready model deeplabv3-coco?"),
         (
             "nothing",
