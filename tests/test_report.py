@@ -584,7 +584,7 @@ def test_many_classes_keep_the_matrix_to_the_most_frequent(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ([], ConfigError, "Nothing to report: report.runs and report.labels are empty. Name a folder in one."),
+        ([], ConfigError, "Nothing to report; name the folders of runs, evaluations, comparisons or labels."),
         (["{tmp}/none"], DataError, "{tmp}/none does not exist. " + NAME_ONE),
         (
             ["{tmp}"],
@@ -631,7 +631,7 @@ def test_page_that_exists_is_kept_unless_overwrite_is_given(tmp_path):
     out.write_text("mine")
     with pytest.raises(OutputExists) as raised:
         report([run], str(out))
-    assert str(raised.value) == f"{out} exists already. Choose another report.out, or pass --overwrite."
+    assert str(raised.value) == f"{out} exists already. Choose another --out, or pass --overwrite."
     assert out.read_text() == "mine"
     assert report([run], str(out), overwrite=True) == str(out)
     assert "Segmentation report" in out.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from segray.cluster.signals import say_stopping, stopping
 from segray.core.memory import is_exhausted
 from segray.errors import SegrayError, Terminated, in_a_line
 
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 EXHAUSTED = "The machine's memory is exhausted. Lower the stage's batch_size, or end what else uses the memory."
 
 
 class _Hints(click.Command):
-    """A command that says what it calls an option that it does not know."""
+    """A command that says what it calls an option that it does not know, and names the flags that it was given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -35,6 +37,28 @@ class _Hints(click.Command):
             if flag and error.message.startswith("Got unexpected extra argument"):
                 raise click.UsageError(f"{error.message}. Did you mean {flag} before it?", ctx) from None
             raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SegrayError as error:
+            error.args = (self._with_flags(str(error), ctx),)
+            raise
+
+    def _with_flags(self, text: str, ctx: click.Context) -> str:
+        """Name the settings of an error by those flags by which they were given."""
+        from segray.cli.flags import FLAGS, Setting
+
+        for param in self.params:
+            if not isinstance(param, Setting) or ctx.get_parameter_source(str(param.name)) is not COMMANDLINE:
+                continue
+            (flag, *_), (trials, *_) = param.opts, FLAGS.get(param.opts[0], (param.setting,))
+            for key in (
+                param.setting,
+                trials,
+            ):  # --lr of a sweep gives sweep.learning_rates, and so train.learning_rate
+                text = re.sub(rf"(?:^settings: )?(?<![\w./-]){re.escape(key)}(?:\.\d+)?(?![\w=/]|\.\w)", flag, text)
+        return text
 
     def _hint(self, word: str) -> str:
         """Return the flag of the setting that has this name here or in other tools, or how --set gives it, or ''."""

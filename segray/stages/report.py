@@ -56,8 +56,8 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
     Raises ConfigError if there is no folder, DataError for one that cannot be reported, OutputExists.
     """
     if not folders:
-        raise ConfigError("Nothing to report: report.runs and report.labels are empty. Name a folder in one.")
-    taken = OutputExists(f"{out} exists already. Choose another report.out, or pass --overwrite.")
+        raise ConfigError("Nothing to report; name the folders of runs, evaluations, comparisons or labels.")
+    taken = OutputExists(f"{out} exists already. Choose another --out, or pass --overwrite.")
     there = storage.absolute(out)
     if not overwrite and storage.exists(there):
         raise taken
