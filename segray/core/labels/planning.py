@@ -246,6 +246,9 @@ def _truths(folder: str, files: Files, before: list[Plan], on_note: Callable[[st
         raise DataError(matched.notes[0] if matched.notes else none)
     for note in matched.notes:
         on_note(storage.printable(note))
+    scored = sum(name in matched.key_of for name in names)
+    if scored < len(names):
+        on_note(f"{scored:,} of {len(names):,} images have ground truth; the others are labelled without scores.")
     return {place: masks[key] for place, key in matched.key_of.items()}
 
 

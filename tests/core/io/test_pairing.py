@@ -120,7 +120,9 @@ def days(tmp_path_factory):
 
 
 def test_labelling_scores_the_frame_of_the_masks_folder_alone(days, tmp_path):
-    plan = make_plan(str(tmp_path / "out"), settings_of([days / "in"], days / "truth"), SPACE)
+    notes = []
+    plan = make_plan(str(tmp_path / "out"), settings_of([days / "in"], days / "truth"), SPACE, on_note=notes.append)
+    assert notes == ["1 of 3 images have ground truth; the others are labelled without scores."]
     assert {row["uri"]: row["truth_uri"] for row in plan_rows(plan)} == {
         f"{days}/in/day1/1.png": f"{days}/truth/day1/1.png",
         f"{days}/in/day2/1.png": None,
@@ -159,11 +161,11 @@ def test_an_image_keeps_its_mask_when_more_images_of_its_name_come_and_when_it_i
     settings = settings_of([days / "in"], tmp_path / "truth")
     second = make_plan(str(tmp_path / "out"), settings, SPACE, [first], on_note=notes.append)
     assert [row["truth_uri"] for row in plan_rows(second)] == [None, None, None]
-    assert notes == []
+    assert notes == ["0 of 3 images have ground truth; the others are labelled without scores."]
     failed = {row["input_id"]: row for row in plan_rows(first)}
     third = make_plan(str(tmp_path / "out"), first.settings, SPACE, [first, second], failed, on_note=notes.append)
     assert {row["uri"]: row["truth_uri"] for row in plan_rows(third)} == masks
-    assert notes == []
+    assert len(notes) == 1
 
 
 def test_an_evaluation_pairs_as_labelling_does(days, tiny_bundle, tmp_path):
