@@ -8,12 +8,14 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from labelled import label_all
 from PIL import Image
 
 from segray.cli import demo
 from segray.cluster import connect
 from segray.config import load
 from segray.core.data import streets
+from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
 from segray.core.io.claims import alone
 from segray.core.training import loop
@@ -201,6 +203,23 @@ def test_labelling_that_labels_nothing_keeps_its_plan_for_whoever_works_by_it(
     with pytest.raises(ClusterError, match="a node does not see it"):
         label.label(planned)
     assert (tmp_path / "planned" / "_segray" / "plan-00000.json").exists()  # of an earlier command
+
+
+def test_labels_that_are_finished_are_said_to_be(plain_bundle, town, tmp_path, monkeypatch):
+    class Watch(label.Unwatched):
+        def note(self, text):
+            noted.append(text)
+
+    config = load(None, {
+        "label.model": str(plain_bundle), "label.inputs": [str(town / "val")], "label.out": str(tmp_path / "labels"),
+        "infer.engine": "torch",
+    })  # fmt: skip
+    noted = []
+    monkeypatch.setattr(label, "_run", lambda _, section, plans, watch: label_all(plans[0], Predictor(section.model)))
+    first = label.label(config, watch=Watch())
+    assert noted == []
+    assert label.label(config, watch=Watch()) == first
+    assert noted == ["Already finished: nothing is left to label."]
 
 
 @pytest.fixture

@@ -340,6 +340,16 @@ def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, tmp_path
     assert (code, err.lstrip()) == (130, line)
 
 
+def test_labels_are_followed_by_what_to_do_with_them(monkeypatch, capsys, tmp_path):
+    labelled = {"rows": 2, "ok": 2, "errors": {}, "scores": None}
+    monkeypatch.setattr("segray.stages.label.label", lambda config, **_: labelled)
+    args = ("label", "--model", "m", "--input", "x", "--out", "labels/drive")
+    assert run(monkeypatch, capsys, *args)[1].splitlines()[-1] == (
+        "Next: segray report labels/drive --out labels/drive.html, or segray export labels/drive --to png "
+        "--out labels/drive-masks"
+    )
+
+
 def test_every_command_is_listed_by_its_stage():
     assert sorted(name for names in app.STAGES.values() for name in names) == sorted(cli.cli.commands)
 

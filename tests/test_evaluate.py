@@ -175,6 +175,7 @@ def test_the_command_prints_a_table_by_class(config, monkeypatch, capsys):
     assert "boundary" in out
     assert "bicyclist" in out
     assert "the best constant guess has mIoU" in out
+    assert out.endswith(f"Next: segray report {section.out} --out {section.out}.html\n")
 
 
 def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():

@@ -39,13 +39,15 @@ def label(config: Config, overwrite: bool) -> Summary:
       segray label --model runs/sweep/best --input s3://drives/2026/ --sample 0.01 --out s3://labels/look
       segray label --model runs/sweep/best --input s3://drives/2026/ --extend --out s3://labels/all
     """
-    from segray.cli.terminal import labelling, show_labels
+    from segray.cli.terminal import labelling, say, show_labels
     from segray.core.labels.folder import is_labels
     from segray.stages.label import label
 
     with resuming(lambda: is_labels(config.label.out)), labelling() as watch:
         summary = label(config, overwrite=overwrite, watch=watch)
-    show_labels(config.label.out, summary)
+    out = config.label.out
+    show_labels(out, summary)
+    say(f"Next: segray report {out} --out {out}.html, or segray export {out} --to png --out {out}-masks")
     return summary
 
 

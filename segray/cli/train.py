@@ -201,6 +201,7 @@ def evaluate(config: Config, overwrite: bool) -> Evaluation:
     show_scores(result)
     out = config.evaluate.out
     say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
+    say(f"Next: segray report {out} --out {out}.html")
     return result
 
 

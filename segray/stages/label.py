@@ -123,6 +123,8 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
         }
         summary = parts.finish(plans, speed)
         event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
+    else:
+        watch.note("Already finished: nothing is left to label.")
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 
