@@ -49,14 +49,11 @@ class _Hints(click.Command):
         """Name the settings of an error by those flags by which they were given."""
         from segray.cli.flags import FLAGS, Setting
 
-        for param in self.params:
-            if not isinstance(param, Setting) or ctx.get_parameter_source(str(param.name)) is not COMMANDLINE:
-                continue
-            (flag, *_), (trials, *_) = param.opts, FLAGS.get(param.opts[0], (param.setting,))
-            for key in (
-                param.setting,
-                trials,
-            ):  # --lr of a sweep gives sweep.learning_rates, and so train.learning_rate
+        settings = [param for param in self.params if isinstance(param, Setting)]
+        given = [one for one in settings if ctx.get_parameter_source(str(one.name)) is COMMANDLINE]
+        for one in given:
+            flag = one.opts[0]
+            for key in {one.setting, FLAGS.get(flag, (one.setting,))[0]}:  # a sweep's --lr is its trials', too
                 text = re.sub(rf"(?:^settings: )?(?<![\w./-]){re.escape(key)}(?:\.\d+)?(?![\w=/]|\.\w)", flag, text)
         return text
 
