@@ -195,11 +195,11 @@ BAD = [
     (("train", *CAMVID, "{}/camvid", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
     (
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
-        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+        "empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
     (
         ("evaluate", "empty", "--format", "camvid", "--data", "camvid"),
-        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+        "empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
     (("verify", "{}/empty"), "{}/empty holds no labels; give the --out of segray label."),
     (("status", "{}/empty"), "{}/empty holds no run, neither config.yaml nor _segray/; give an --out of train, sweep or label."),
@@ -338,6 +338,26 @@ def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(stage, stopped)
     code, _, err = run(monkeypatch, capsys, *(arg.format(tmp_path) for arg in args))
     assert (code, err.lstrip()) == (130, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{}/town is read as streets, '{}/a b' (data.root={}/x).", "town is read as streets, 'a b' (data.root=x)."),
+        ("scp me@host:{}/page.html .", "scp me@host:{}/page.html ."),
+        ("/mnt{}/town and {} and {}/ end", "/mnt{}/town and {} and {}/ end"),
+    ],
+)
+def test_paths_below_the_working_directory_are_relative(monkeypatch, tmp_path, text, shown):
+    monkeypatch.chdir(tmp_path)
+    assert app.as_typed(text.replace("{}", str(tmp_path))) == shown.replace("{}", str(tmp_path))
+
+
+def test_notes_and_errors_name_a_path_as_it_was_typed(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = "does not exist; give the folder that holds the labelled frames.\n"
+    assert run(monkeypatch, capsys, "train", "--data", "town") == (2, "", f"segray: town {line}")
+    assert run(monkeypatch, capsys, "train", "--data", f"{tmp_path}/town") == (2, "", f"segray: {tmp_path}/town {line}")
 
 
 def test_labels_are_followed_by_what_to_do_with_them(monkeypatch, capsys, tmp_path):

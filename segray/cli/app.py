@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -148,6 +150,25 @@ def resuming(began: Callable[[], bool] = lambda: True) -> Iterator[None]:
         raise
 
 
+def as_typed(text: str) -> str:
+    """Return a message in which paths below the working directory are relative, unless one was typed as absolute.
+
+    Settings hold absolute ones, which mean the same in every process.
+    """
+    try:
+        here = f"{Path.cwd()}/"
+    except FileNotFoundError:  # it was deleted
+        return text
+    if here == "//" or any(here in word for word in sys.argv):
+        return text
+    return re.sub(rf"(?<![^\s'\"`(=]){re.escape(here)}(?=\S)", "", text)
+
+
+def _note_as_typed(record: logging.LogRecord) -> bool:
+    record.msg, record.args = as_typed(record.getMessage()), ()
+    return True
+
+
 def main(command: click.Command = cli) -> None:
     """Run a command and end the process.
 
@@ -158,13 +179,15 @@ def main(command: click.Command = cli) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores Ctrl-C for background jobs
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     stopping.clear()
+    log = logging.getLogger("segray")
+    log.addFilter(_note_as_typed)
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except SegrayError as error:
-        click.echo(f"segray: {error}", err=True)
+        click.echo(as_typed(f"segray: {error}"), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         cause = stop.__cause__ or stop
@@ -176,6 +199,7 @@ def main(command: click.Command = cli) -> None:
         click.echo(f"segray: {EXHAUSTED} ({in_a_line(error)})", err=True)
         sys.exit(1)
     finally:
+        log.removeFilter(_note_as_typed)
         for one, handler in before.items():
             signal.signal(one, handler)
 

@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from segray.cli.app import as_typed
 from segray.core.formatting import duration, number, score
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def labelling() -> Iterator[LabelProgress]:
 
 def say(text: str) -> None:
     """Print a line as it is; bytes of names that are not UTF-8 are escaped."""
-    console.print(_encodable(text), markup=False)
+    console.print(_printable(text), markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -182,11 +183,11 @@ def text(cell: object) -> str:
     """Format a cell: three decimals for shares and scores, a dash for unknown values."""
     if cell is None or isinstance(cell, float):
         return score(cell) if cell is None or abs(cell) < 1000 else number(cell)
-    return f"{cell:,}" if isinstance(cell, int) else _encodable(str(cell))
+    return f"{cell:,}" if isinstance(cell, int) else _printable(str(cell))
 
 
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+def _printable(text: str) -> str:
+    return as_typed(text).encode(errors="backslashreplace").decode()
 
 
 def size(count: int) -> str:
