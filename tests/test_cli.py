@@ -195,7 +195,7 @@ BAD = [
     (("train", *CAMVID, "{}/camvid", "--out", "{}/full"), "{}/full holds files that are no training run; give another --out."),
     (
         ("label", "--model", "{}/empty", "--input", "{}/frame.png"),
-        "empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
+        "{}/empty is not a model bundle: it has no segray.json. Give the folder best/ of a finished run.",
     ),
     (
         ("evaluate", "empty", "--format", "camvid", "--data", "camvid"),
