@@ -9,13 +9,11 @@ video is decoded from its beginning, once to number the frames and again for eac
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
-from statistics import median
 from typing import Any, NamedTuple
 
 import av
@@ -45,6 +43,7 @@ from segray.core.io.decoding import (
 )
 from segray.core.io.hollow import BY_TABLE, Hollow
 from segray.core.io.missing_bytes import missing_bytes
+from segray.core.io.packets import Packet, held_back, jumps, name_frames, torn, with_swallowed
 from segray.core.io.video_index import Start, VideoIndex
 from segray.errors import DataError
 
@@ -88,14 +87,6 @@ class _Upright:
         return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
-class _Packet(NamedTuple):
-    pts: int | None
-    dts: int | None
-    is_keyframe: bool
-    is_corrupt: bool
-    pos: int | None
-
-
 @dataclass
 class _Listing:
     """What a file tells without being decoded, except for its first packets.
@@ -105,7 +96,7 @@ class _Listing:
     unsure: how many frames at the end of a cut file may follow a missing one, or lack a part.
     """
 
-    packets: list[_Packet]
+    packets: list[Packet]
     format: str
     time_base: float
     step_s: float
@@ -133,9 +124,9 @@ def index_video(uri: str) -> VideoIndex:
         raise DataError(f"{uri} holds no video frame.")
     starts: list[Start] = []
     in_order = listing.format in TRUSTED or (listing.format == "avi" and all(p.is_keyframe for p in listing.packets))
-    if in_order and listing.agrees and listing.rises and not listing.jumps and _name_frames(stamps):
-        torn = _torn(listing)
-        shown = [(pts, pts not in torn) for pts in sorted(pts for pts in stamps if pts is not None)]
+    if in_order and listing.agrees and listing.rises and not listing.jumps and name_frames(stamps):
+        lacking = torn(listing.packets, listing.begins_cut)
+        shown = [(pts, pts not in lacking) for pts in sorted(pts for pts in stamps if pts is not None)]
     else:
         shown, starts = _number(uri, listing.begins_cut)
         if not shown:
@@ -143,9 +134,9 @@ def index_video(uri: str) -> VideoIndex:
             raise DataError(f"{uri} holds no video frame that can be decoded.")
         in_order = listing.format in TRUSTED or (listing.format in BY_DECODING_TIME and not listing.reorders)
         sound = [pts for pts, is_sound in shown if is_sound]
-        in_order = in_order and listing.rises and _name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
+        in_order = in_order and listing.rises and name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
         if in_order:
-            shown.sort()
+            shown = with_swallowed(sorted(shown), listing.packets)
     keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
     lost = frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure)
     starts = [] if in_order else [at for at in starts if at.frame < min(lost, default=len(shown))]
@@ -161,27 +152,8 @@ def index_video(uri: str) -> VideoIndex:
     )
 
 
-def _name_frames(stamps: Sequence[int | None]) -> bool:
-    return None not in stamps and len(set(stamps)) == len(stamps)
-
-
-def _torn(listing: _Listing) -> set[int | None]:
-    """Return the stamps of packets that lack a part, and of those up to the next keyframe."""
-    torn: set[int | None] = set()
-    lost, cut, restart = False, listing.begins_cut, None
-    for packet in listing.packets:
-        if packet.is_corrupt or cut:
-            lost = True
-        elif packet.is_keyframe and lost:
-            lost, restart = False, packet.pts
-        cut = packet.is_corrupt
-        if lost or (restart is not None and packet.pts is not None and packet.pts < restart):
-            torn.add(packet.pts)
-    return torn
-
-
 def _list(uri: str) -> _Listing:
-    packets: list[_Packet] = []
+    packets: list[Packet] = []
     ends_s: list[float] = []
     probe, damage, last, hollow = _Probe(), None, None, Hollow()
     with open_video(uri, hollow) as container:
@@ -197,7 +169,7 @@ def _list(uri: str) -> _Listing:
                 if len(packets) < PROBE:
                     probe.feed(packet)
                 if not packet.is_discard:
-                    packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, packet.pos))
+                    packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, packet.pos))
                     if len(packets) == PROBE:
                         hollow.hollow_out(container, stream)
         except DAMAGE as error:  # the frames before it are good
@@ -220,46 +192,19 @@ def _list(uri: str) -> _Listing:
             step_s=step_s,
             reorders=reorders,
             rises=all(before <= after for before, after in pairwise(dts)),
-            jumps=reorders and _jumps(packets, container.format.name),
+            jumps=reorders and jumps(packets, container.format.name),
             agrees=probe.agrees(stream),
             begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
-            unsure=_held_back(packets, reorders) + in_parts if damage else 0,
+            unsure=held_back(packets, PROBE if reorders else 0) + in_parts if damage else 0,
             damage=damage,
             streams=len(video_streams(container)),
         )
 
 
-def _keyframes_by_table(packets: list[_Packet], stream: Any) -> list[_Packet]:
+def _keyframes_by_table(packets: list[Packet], stream: Any) -> list[Packet]:
     """Take what a file's table says of keyframes, which is what seeks go by; a parser of packets may find more."""
     said = {entry.pos: entry.is_keyframe for entry in stream.index_entries}
     return [packet._replace(is_keyframe=said.get(packet.pos, packet.is_keyframe)) for packet in packets]
-
-
-def _jumps(packets: list[_Packet], format_name: str) -> bool:
-    """Say whether times of decoding leap forward as those of presentation do not, which are the same numbers later.
-
-    Matroska keeps the latter alone: there each leap counts.
-    """
-    dts = [packet.dts for packet in packets if packet.dts is not None]
-    pts = sorted(packet.pts for packet in packets if packet.pts is not None)
-    if format_name == "matroska,webm":
-        steps = [after - before for before, after in pairwise(pts)]
-        return bool(steps) and max(steps) > 1.5 * median(steps)
-    steps = [after - before for before, after in pairwise(dts)]
-    if len(pts) != len(dts) or not steps or max(steps) <= 1.5 * median(steps):
-        return False
-    delay = bisect_right(dts, pts[0]) - 1
-    return dts[delay:] != pts[: len(pts) - delay]
-
-
-def _held_back(packets: list[_Packet], reorders: bool) -> int:
-    """Count how many frames at most are stored before one that is shown before them; with a B-pyramid two."""
-    if not reorders:
-        return 0
-    stamps = [packet.pts for packet in packets if packet.pts is not None]
-    in_turn = sorted(range(len(stamps)), key=stamps.__getitem__)
-    # Where the stamps of joined recordings begin again, as many as a decoder may hold back.
-    return min(PROBE, max(2, max((number - turn for turn, number in enumerate(in_turn)), default=0)))
 
 
 def _cut(uri: str, format_name: str, stream: Any, last: int | None) -> str | None:
@@ -327,11 +272,11 @@ def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[St
 
 def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:
     """Return seconds from the first frame. Where stamps repeat, go back or are absent, the usual rate is assumed."""
-    if not _name_frames(stamps):
+    if not name_frames(stamps):
         dts = [packet.dts for packet in listing.packets]
-        if _name_frames(dts) and len(dts) == len(stamps):
+        if name_frames(dts) and len(dts) == len(stamps):
             stamps = dts
-    if listing.rises and _name_frames(stamps):
+    if listing.rises and name_frames(stamps):
         given = sorted(stamp for stamp in stamps if stamp is not None)
         return [(stamp - given[0]) * listing.time_base for stamp in given]
     times: list[float] = []
@@ -351,7 +296,7 @@ def _timed(container: Any) -> list[Any]:
     return [stream for stream in container.streams if stream.type in ("video", "audio", "subtitle")]
 
 
-def _shorter(container: Any, stream: Any, packets: list[_Packet], end_s: float, step_s: float, uri: str) -> str | None:
+def _shorter(container: Any, stream: Any, packets: list[Packet], end_s: float, step_s: float, uri: str) -> str | None:
     """Return a sentence when the frames end long before the length that the file's header states.
 
     FFmpeg reads a truncated file without an error (of an mkv's 60 frames, 19 came). end_s: of the last

@@ -37,6 +37,7 @@ from segray.core.io import decoding, read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.core.io.decoding import metadata_options
 from segray.core.io.hollow import Hollow
+from segray.core.io.packets import Packet, with_swallowed
 from segray.core.io.video import index_video, read_frames
 from segray.core.labels import units
 from segray.core.labels.plan import PlanReader
@@ -317,6 +318,30 @@ def test_damage_costs_frames_up_to_the_next_keyframe_and_no_more(tmp_path, made,
     assert spared <= got.keys()
     for pts, image in got.items():
         assert np.array_equal(image, whole[pts])
+
+
+@pytest.mark.parametrize("name", ["h264 with B-frames.mp4", "h264.mkv", "hevc.mp4", "vp9.webm", "prores.mov"])
+def test_damage_to_any_packet_leaves_each_frame_its_number(tmp_path, made, name):
+    """Also where a decoder makes no frame of the packet, and among the first ones, which tell whether stamps are right."""
+    data, uri = Path(made(name)).read_bytes(), str(tmp_path / name)
+    index = index_video(made(name))
+    with av.open(made(name)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for hit in packets[:9]:
+        at = data.index(bytes(hit), hit.pos)
+        Path(uri).write_bytes(data[: at + 8] + b"\xff" * (hit.size - 8) + data[at + hit.size :])
+        damaged = index_video(uri)
+        assert damaged.keys == index.keys
+        assert damaged.times_s == index.times_s
+
+
+def test_packets_of_which_no_frame_is_made_are_damage_unless_sound_frames_follow():
+    packets = [Packet(pts, pts, pts in (0, 4), False, None) for pts in range(8)]
+    swallowed = [(0, True), (1, True), (3, False), (4, True), (6, False)]
+    lost = [(pts, pts in (0, 1, 4)) for pts in range(8)]
+    assert with_swallowed(swallowed, packets) == lost
+    fields = [(0, True), (2, True), (4, True), (6, True)]
+    assert with_swallowed(fields, packets) == fields
 
 
 @pytest.mark.slow
