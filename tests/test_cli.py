@@ -108,13 +108,23 @@ def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
 
 
 def test_the_steps_of_an_epoch_are_lines_of_a_log(monkeypatch, capsys):
-    now = iter([0.0, 4.0, 11.0, 11.0, 12.0])
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    now_s = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now_s)
     with terminal.stepping() as step:
-        step("epoch 1 of 2", 3, 90)
-        step("epoch 1 of 2", 12, 90)
-        step("validating", 1, 9)
-    assert capsys.readouterr().out == "epoch 1 of 2: step 12 of 90\n"
+        for at_s, phase, done, of in [
+            (4.0, "epoch 1 of 2", 3, 90),
+            (11.0, "epoch 1 of 2", 10, 90),
+            (20.0, "epoch 1 of 2", 19, 90),
+            (30.0, "validating", 1, 9),
+            (40.0, "epoch 2 of 2", 1, 1),
+        ]:
+            now_s = at_s
+            step(phase, done, of)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1 of 2: step 10 of 90, about 2 min 50 s left",
+        "validating: step 1 of 9",
+        "epoch 2 of 2: step 1 of 1",
+    ]
 
 
 def test_sizes_have_three_digits():

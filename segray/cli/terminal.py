@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -82,29 +83,44 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
 @contextmanager
 def stepping() -> Iterator[Callable[[str, int, int], None]]:
     """Yield the on_step of `train`: a bar of the steps of an epoch on a terminal, else a line every ten seconds."""
+    steps = steps_and_left()
     if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-            task, shown = progress.add_task("Starting", total=None), ""
-
-            def draw(phase: str, done: int, of: int) -> None:
-                nonlocal shown
-                if phase != shown:
-                    shown = phase
-                    progress.reset(task, description=phase, total=of)
-                progress.update(task, completed=done)
-
-            yield draw
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[steps]}"))
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("Starting", total=None, steps="")
+            yield lambda phase, done, of: progress.update(
+                task, description=phase, completed=done, total=of, steps=steps(phase, done, of)
+            )
         return
     last = time.monotonic()
 
     def line(phase: str, done: int, of: int) -> None:
         nonlocal last
+        said = steps(phase, done, of)
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            say(f"{phase}: step {done} of {of}")
+            say(f"{phase}: {said}")
 
     yield line
+
+
+def steps_and_left() -> Callable[[str, int, int], str]:
+    """Return what says how many steps of a phase are done and, of an epoch's, how long the whole run will still take.
+
+    The speed is that of the epoch's steps after the first one that was told, as it may have waited for the start.
+    """
+    shown, first, began_s = "", 0, 0.0
+
+    def steps(phase: str, done: int, of: int) -> str:
+        nonlocal shown, first, began_s
+        if phase != shown:
+            shown, first, began_s = phase, done, time.monotonic()
+        epochs = re.fullmatch(r"epoch (\d+) of (\d+)", phase)
+        to_go = of - done + of * (int(epochs[2]) - int(epochs[1])) if epochs and done > first else 0
+        left = f", about {duration(to_go * (time.monotonic() - began_s) / (done - first))} left" if to_go else ""
+        return f"step {done} of {of}{left}"
+
+    return steps
 
 
 class LabelProgress:
