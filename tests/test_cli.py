@@ -373,10 +373,9 @@ def test_notes_and_errors_name_a_path_as_it_was_typed(monkeypatch, capsys, tmp_p
 def test_labels_are_followed_by_what_to_do_with_them(monkeypatch, capsys, tmp_path):
     labelled = {"rows": 2, "ok": 2, "errors": {}, "scores": None}
     monkeypatch.setattr("segray.stages.label.label", lambda config, **_: labelled)
-    args = ("label", "--model", "m", "--input", "x", "--out", "labels/drive")
+    args = ("label", "--model", "m", "--input", "x", "--out", "a drive")
     assert run(monkeypatch, capsys, *args)[1].splitlines()[-1] == (
-        "Next: segray report labels/drive --out labels/drive.html, or segray export labels/drive --to png "
-        "--out labels/drive-masks"
+        "Next: segray report 'a drive' --out 'a drive'.html, or segray export 'a drive' --to png --out 'a drive'-masks"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,7 +108,7 @@ def data_classes(root: str, sets: tuple[str, ...]) -> None:
         place = write_proposal(config, advance)
     say(storage.read_bytes(place).decode().rstrip())
     say(f"These classes are in {place}: give them names there. A class called void counts nowhere.")
-    say(f"Next: segray data check {root}")
+    say(f"Next: segray data check {quote(root)}")
 
 
 @data.command("convert")
@@ -174,7 +175,7 @@ def show_conversion(done: Converted, out: str) -> None:
         say(f"Pixels that nobody annotated are {done.background}; --background void makes them void.")
     say(
         f"{done.frames} of {done.total} frames are in {out}{'' if done.new else ', as before'}. "
-        f"Next: segray data check {out}"
+        f"Next: segray data check {quote(out)}"
     )
 
 
@@ -205,7 +206,7 @@ def data_draw(root: str, train: int, val: int, size: str, seed: int) -> None:
     pixels = load(None, {"data.size": size}).data.size or (180, 240)
     with waiting("Drawing streets"):
         streets.write(storage.local(root, "a drawn town"), train=train, val=val, size=pixels, seed=seed)
-    say(f"Streets are in {root}. Next: segray train --data {root}")
+    say(f"Streets are in {root}. Next: segray train --data {quote(root)}")
 
 
 @data.command("formats")
@@ -245,7 +246,7 @@ def data_get(name: str, root: str, url: str | None) -> None:
 
     with resuming(), counting("bytes") as advance:
         get(name, storage.local(root, "a download"), url, advance)
-    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {root}")
+    say(f"{name} is in {root}: {SOURCES[name].about}. Next: segray data check --format {name} {quote(root)}")
 
 
 @cli.command()
@@ -305,7 +306,7 @@ def import_(file: str, out: str, classes: str | None, sets: tuple[str, ...], ove
         say(f"Note: {note}.")
     say(
         f"{out} is a bundle of {name_of(made.info.model)}, {made.info.space.num_classes} classes. "
-        f"Next: segray label --model {out} --input FRAMES"
+        f"Next: segray label --model {quote(out)} --input FRAMES"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,7 +48,8 @@ def label(config: Config, overwrite: bool) -> Summary:
         summary = label(config, overwrite=overwrite, watch=watch)
     out = config.label.out
     show_labels(out, summary)
-    say(f"Next: segray report {out} --out {out}.html, or segray export {out} --to png --out {out}-masks")
+    place = quote(out)
+    say(f"Next: segray report {place} --out {place}.html, or segray export {place} --to png --out {place}-masks")
     return summary
 
 

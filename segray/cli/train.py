@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -110,7 +111,7 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
     say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
     if note := hardly_learnt(read_info(result.best)):
         say(note)
-    say(f"Next: segray label --model {config.train.out}/best --input FRAMES --out labels")
+    say(f"Next: segray label --model {quote(config.train.out)}/best --input FRAMES --out labels")
     return result
 
 
@@ -152,7 +153,7 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
     say(f"The best model is in {config.sweep.out}/best.")
     if note := hardly_learnt(read_info(result.best)):
         say(note)
-    say(f"Next: segray label --model {config.sweep.out}/best --input FRAMES --out labels")
+    say(f"Next: segray label --model {quote(config.sweep.out)}/best --input FRAMES --out labels")
     return result
 
 
@@ -201,7 +202,7 @@ def evaluate(config: Config, overwrite: bool) -> Evaluation:
     show_scores(result)
     out = config.evaluate.out
     say(f"Scores are in {out}/scores.json, by frame in {out}/images.parquet, pictures in {out}/{PICTURES}.")
-    say(f"Next: segray report {out} --out {out}.html")
+    say(f"Next: segray report {quote(out)} --out {quote(out)}.html")
     return result
 
 
