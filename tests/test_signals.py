@@ -56,6 +56,15 @@ def test_that_a_signal_came_is_said_at_once_and_once(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_that_a_signal_came_is_said_also_where_the_lines_of_a_starting_ray_are_silenced(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    signals.stopping.clear()
+    with connect._silent_stderr():
+        os.write(2, b"RAY_BACKEND_LOG_LEVEL was set\n")
+        signals.say_stopping()
+    assert capfd.readouterr().err == "segray: stopping …\n"
+
+
 @pytest.mark.usefixtures("terminating")
 def test_a_start_that_fails_after_a_signal_is_a_stop():
     def start():

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -221,11 +221,16 @@ def _job() -> Any:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Silence stderr, on which Ray's C++ core says that its log level was set. Errors are raised anyway."""
+    """Silence stderr, on which Ray's C++ core says that its log level was set. Errors are raised anyway.
+
+    What Python itself says there is still heard, as that a signal came.
+    """
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
+    own = sys.stderr is sys.__stderr__  # and no progress bar's or test's
     try:
-        yield
+        with open(kept, "w", closefd=False) as heard, redirect_stderr(heard) if own else nullcontext():
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
