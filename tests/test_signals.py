@@ -41,7 +41,7 @@ def test_a_signal_acts_when_the_block_has_ended(sent, raised):
 
 @pytest.mark.usefixtures("terminating")
 def test_that_a_signal_came_is_said_at_once_and_once(capsys):
-    signals.stopping.clear()
+    signals.said.clear()
     said = []
 
     def block():
@@ -58,7 +58,7 @@ def test_that_a_signal_came_is_said_at_once_and_once(capsys):
 
 def test_that_a_signal_came_is_said_also_where_the_lines_of_a_starting_ray_are_silenced(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
-    signals.stopping.clear()
+    signals.said.clear()
     with connect._silent_stderr():
         os.write(2, b"RAY_BACKEND_LOG_LEVEL was set\n")
         signals.say_stopping()

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from segray import __version__
-from segray.cluster.signals import say_stopping, stopping
+from segray.cluster.signals import said, say_stopping
 from segray.core.memory import is_exhausted
 from segray.errors import SegrayError, Terminated, in_a_line
 
@@ -178,7 +178,7 @@ def main(command: click.Command = cli) -> None:
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _terminate)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores Ctrl-C for background jobs
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
-    stopping.clear()
+    said.clear()
     log = logging.getLogger("segray")
     log.addFilter(_note_as_typed)
     try:

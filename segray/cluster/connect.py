@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from urllib.parse import quote
 import segray
 from segray.cluster.access import check_folder, check_join, keep_token, not_started, refusal
 from segray.cluster.resources import Resources, WorkerShape, least
-from segray.cluster.signals import held
+from segray.cluster.signals import heard, held
 from segray.cluster.telemetry import Gauges, event
 from segray.core.io import storage
 from segray.core.training.checkpoint import EpochRow, plain
@@ -221,17 +221,14 @@ def _job() -> Any:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Silence stderr, on which Ray's C++ core says that its log level was set. Errors are raised anyway.
-
-    What Python itself says there is still heard, as that a signal came.
-    """
+    """Silence stderr, on which Ray's C++ core says that its log level was set. Errors are raised anyway."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    own = sys.stderr is sys.__stderr__  # and no progress bar's or test's
+    heard.append(kept)
     try:
-        with open(kept, "w", closefd=False) as heard, redirect_stderr(heard) if own else nullcontext():
-            yield
+        yield
     finally:
+        heard.remove(kept)
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-stopping = threading.Event()  # that this process stops has been said
+said: list[str] = []  # what this process has said of its end
+heard: list[int] = []  # file descriptor of stderr while Ray's start silences its own
 
 
 def say_stopping() -> None:
     """Say once that this process stops, as the end of Ray, or of the files of an epoch, can take many seconds."""
-    if not stopping.is_set():
-        stopping.set()
-        with suppress(RuntimeError):  # the signal came amid a write to the same stream
-            print("segray: stopping …", file=sys.stderr, flush=True)
+    if said:
+        return
+    said.append("segray: stopping …")
+    if heard and sys.stderr is sys.__stderr__:  # and no progress bar's, which writes to stdout
+        os.write(heard[0], f"{said[0]}\n".encode())
+        return
+    with suppress(RuntimeError):  # the signal came amid a write to the same stream
+        print(said[0], file=sys.stderr, flush=True)
 
 
 @contextmanager
