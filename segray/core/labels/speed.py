@@ -1,6 +1,6 @@
 """How quickly a run labels: it writes that beside its plans, and `segray status` reads it from anywhere.
 
-OUT/_segray/speed.json   images a second over the last ten minutes of work, by the run's own clock
+OUT/_segray/speed.json   images a second over the last ten minutes of work, ten seconds at least, by the run's own clock
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from segray.core.io import storage
 from segray.errors import StorageError
 
 RECENT_S = 600.0  # the time over which speed is measured
-EVERY_S = 10.0  # on S3, each writing is a request
+EVERY_S = 10.0  # on S3, each writing is a request; and parts that come together tell nothing of speed
 
 
 class SpeedLog:
@@ -34,7 +34,7 @@ class SpeedLog:
         while self._done[0][0] < now - RECENT_S and len(self._done) > 2:
             self._done.popleft()
         since_s, before = self._done[0]
-        if now > since_s and now - self._written_s >= EVERY_S:
+        if now - max(since_s, self._written_s) >= EVERY_S:
             self._written_s = now
             about = {"images_per_s": (self._frames - before) / (now - since_s)}
             with suppress(StorageError):  # a store that does not answer must not end the run
