@@ -481,11 +481,10 @@ def own_ray():
         yield has
 
 
-@each_device_slowly
-def test_a_worker_of_ray_has_the_device(settings, own_ray, device):
-    config = settings(cluster__workers=1, cluster__gpu=device == "cuda", cluster__cpus_per_worker=1)
-    result = train_stage.train(config)
-    assert [name_of(device) in row["device"] for row in result.history] == [True, True]
+@cuda
+def test_a_worker_of_ray_has_the_device(settings, own_ray):
+    result = train_stage.train(settings(cluster__workers=1, cluster__gpu=True, cluster__cpus_per_worker=1))
+    assert [name_of("cuda") in row["device"] for row in result.history] == [True, True]
 
 
 @each_device_slowly
