@@ -1,7 +1,8 @@
 """Files that list classes → a label space: segray's own, and those that other tools and data sets have.
 
-classes.csv, class_dict.csv   name[,id][,r,g,b][,scored], with that header; id is what masks hold, by default the row;
-                              scored: no makes the id void, and so does a name of VOID_NAMES where nothing is said
+classes.csv, class_dict.csv   name[,id][,r,g,b][,scored], with that header, or red, green and blue; id is what masks
+                              hold, by default the row; scored: no makes the id void, and so does a name of VOID_NAMES
+                              where nothing is said
 classes.yaml                  a list of names, or of {name, id, color: [r, g, b], scored}
 labelmap.txt                  CVAT's, a line a class: name:r,g,b:parts:actions
 label_colors.txt              CamVid's, a line a class: r g b, then the name
@@ -26,6 +27,7 @@ from segray.errors import DataError
 
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
 COLUMNS = ("name", "id", "r", "g", "b", "scored")
+CHANNELS = {"red": "r", "green": "g", "blue": "b"}  # as some write them
 KEYS = ("name", "id", "color", "scored")
 SCORED = {"": None, "yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 FILES = (
@@ -130,7 +132,8 @@ def _csv(text: str, uri: str) -> Rows:
     """Read rows, and the columns that are ignored; capitals and spaces in the header do not matter."""
     table = open_table(text)
     try:
-        table.fieldnames = names = [name.strip().lower() for name in table.fieldnames or ()]
+        names = [name.strip().lower() for name in table.fieldnames or ()]
+        table.fieldnames = names = [CHANNELS.get(name, name) for name in names]
         check_columns(names, uri)
         rows = [row | {"line": table.line_num} for row in table]
     except csv.Error as error:

@@ -283,6 +283,12 @@ def test_a_class_list_of_a_spreadsheet_may_have_semicolons_or_tabs(tmp_path, bet
     assert notes == ()
 
 
+def test_colours_of_a_class_list_may_be_called_by_their_names(tmp_path):
+    (tmp_path / "classes.csv").write_text("Name,ID,Red,Green,Blue\nroad,7,1,2,3\n")
+    space, notes = class_files.read_classes(str(tmp_path / "classes.csv"))
+    assert (space.colors, notes) == (((1, 2, 3),), ())
+
+
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [
