@@ -231,10 +231,12 @@ class _Bits:
         return b"\0\0\0\1" + bytes([header]) + bytes(out)
 
 
-def paff_units(count: int = 24, fps: int = 25) -> list[Unit]:
-    """Every third picture is one frame, the others are two fields, which have a time stamp each; no reordering.
+def paff_units(
+    count: int = 24, fps: int = 25, keyint: int = 8, of_fields: Callable[[int], bool] = lambda number: number % 3 < 2
+) -> list[Unit]:
+    """Some pictures are two fields, which have a time stamp each, the others one frame; no reordering.
 
-    Every eighth begins with an IDR field or frame; all others are of P slices whose macroblocks are I_PCM too.
+    Every `keyint`-th begins with an IDR field or frame; all others are of P slices whose macroblocks are I_PCM too.
     """
     wide, high = 2, 2  # macroblocks
     sps = _Bits().u(8, 77).u(8, 0).u(8, 30).ue(0, 0, 0, 4, 1).u(1, 0).ue(wide - 1, high // 2 - 1)
@@ -245,15 +247,15 @@ def paff_units(count: int = 24, fps: int = 25) -> list[Unit]:
     units = []
     for number in range(count):
         grey = picture(number, 16 * high, 16 * wide)[..., 0] | 1
-        fields = number % 3 < 2
+        fields = of_fields(number)
         for bottom, rows in enumerate([grey[0::2], grey[1::2]] if fields else [grey]):
-            idr = number % 8 == 0 and not bottom
-            bits = _Bits().ue(0, 7 if idr else 5, 0).u(4, number % 8).u(1, int(fields))
+            idr = number % keyint == 0 and not bottom
+            bits = _Bits().ue(0, 7 if idr else 5, 0).u(4, number % keyint).u(1, int(fields))
             if fields:
                 bits.u(1, bottom)
             if idr:
-                bits.ue(number // 8 % 2)
-            bits.u(8, 2 * (number % 8) + bottom).u(2, 0)  # no reordering or none of the IDR's marks
+                bits.ue(number // keyint % 2)
+            bits.u(8, 2 * (number % keyint) + bottom).u(2, 0)  # no reordering or none of the IDR's marks
             bits.u(0 if idr else 1, 0).ue(0).ue(1)
             for y in range(0, len(rows), 16):
                 for x in range(0, 16 * wide, 16):
@@ -280,6 +282,15 @@ def _old_x264(path: Path) -> None:
     data = path.read_bytes()
     at = data.index(b"x264 - core ") + len(b"x264 - core ")
     path.write_bytes(data[:at] + b"142" + data[at + 3 :])
+
+
+def hide(path: Path, number: int) -> None:
+    """Mark a frame of VP8 as one that others refer to and that is not shown; its packet keeps its time stamp."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0)][number]
+    data[data.index(packet)] &= ~0x10
+    path.write_bytes(data)
 
 
 def _latin_tag(path: Path) -> None:

@@ -7,7 +7,6 @@ counts as lost, as far as the decoder can tell, and it is the same frame in ever
 from __future__ import annotations
 
 import os
-import re
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from av.stream import Disposition
 
 from segray.core.clock import moved
 from segray.core.io import storage
+from segray.core.io.headers import stands_alone
 from segray.core.io.hollow import Hollow
 from segray.core.io.images import still_kind
 from segray.core.io.sample_table import stated_packets
@@ -311,6 +311,7 @@ def find_damage(
                 continue
             if not sound or cut:
                 damage.add(number)
+                damage.stamps.add(None if packet is None else packet.pts)
             elif packet is not None and packet.is_keyframe:
                 damage.keyframes.append(_Keyframe(number, packet.pts, _stands_alone(stream, packet)))
             for frame in frames:
@@ -337,6 +338,7 @@ class Damage:
 
     def __init__(self) -> None:
         self.hurt: list[int] = []  # numbers of packets, in order of decoding
+        self.stamps: set[int | None] = set()  # of packets at which an error was met
         self.keyframes: list[_Keyframe] = []
         self._restarts: dict[int, _Keyframe | None] = {}
         self._back: set[int] = set()
@@ -366,18 +368,8 @@ class Damage:
 
 
 def _stands_alone(stream: Any, packet: Any) -> bool:
-    """Say whether all frames after a keyframe can be decoded from it: for H.264, whether it is an IDR picture."""
-    if stream.codec_context.name != "h264":
-        return True
-    data, extra = bytes(packet), stream.codec_context.extradata or b""
-    if extra[:1] != b"\1" or len(extra) < 5:  # Annex B: start codes
-        return any(found[1][0] & 31 == 5 for found in re.finditer(b"\0\0\1(.)", data, re.DOTALL))
-    at, length = 0, (extra[4] & 3) + 1
-    while at + length < len(data):
-        if data[at + length] & 31 == 5:
-            return True
-        at += length + int.from_bytes(data[at : at + length], "big")
-    return False
+    decoder = stream.codec_context
+    return stands_alone(decoder.name, bytes(packet), decoder.extradata or b"")
 
 
 def _until_damage(packets: Iterator[Any]) -> Iterator[Any]:

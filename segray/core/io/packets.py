@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
@@ -36,19 +36,24 @@ def torn(packets: Sequence[Packet], begins_cut: bool) -> set[int | None]:
     return found
 
 
-def with_swallowed(shown: list[tuple[Any, bool]], packets: Sequence[Packet]) -> list[tuple[Any, bool]]:
+def with_swallowed(
+    shown: list[tuple[Any, bool]], packets: Sequence[Packet], damaged: Collection[int | None]
+) -> list[tuple[Any, bool]]:
     """Add what a decoder makes no frame of, as of some damaged packets: frames behind it keep their numbers.
 
-    shown: the stamp of each frame that was decoded, and whether it is sound; sorted. It is returned as it is where the
-    packets without a frame are no damage, such as second fields: sound frames follow before the next keyframe.
+    shown: the stamp of each frame that was decoded, and whether it is sound; sorted. damaged: stamps of packets at
+    which the decoder met an error. `shown` is returned as it is where a packet without a frame is no damage, such as a
+    second field: no error came before it, or sound frames follow it before the next keyframe.
     """
     is_sound = dict(shown)
     if not name_frames([packet.pts for packet in packets]):
         return shown
-    hurt = False
+    near = gone = False
     for packet in packets:
-        hurt = packet.pts not in is_sound or (hurt and not packet.is_keyframe)
-        if hurt and is_sound.get(packet.pts):
+        is_lost, has_none = is_sound.get(packet.pts) is False, packet.pts not in is_sound
+        near = is_lost or packet.pts in damaged or (near and not packet.is_keyframe)
+        gone = has_none or (gone and not packet.is_keyframe)
+        if (has_none and not near) or (gone and is_sound.get(packet.pts)):
             return shown
     return sorted(is_sound.items() | {(packet.pts, False) for packet in packets if packet.pts not in is_sound})
 

@@ -41,6 +41,7 @@ from segray.core.io.decoding import (
     video_stream,
     video_streams,
 )
+from segray.core.io.headers import is_hidden, may_hold_fields
 from segray.core.io.hollow import BY_TABLE, Hollow
 from segray.core.io.missing_bytes import missing_bytes
 from segray.core.io.packets import Packet, held_back, jumps, name_frames, torn, with_swallowed
@@ -128,7 +129,7 @@ def index_video(uri: str) -> VideoIndex:
         lacking = torn(listing.packets, listing.begins_cut)
         shown = [(pts, pts not in lacking) for pts in sorted(pts for pts in stamps if pts is not None)]
     else:
-        shown, starts = _number(uri, listing.begins_cut)
+        shown, starts, damaged = _number(uri, listing.begins_cut)
         if not shown:
             check_moves(uri)
             raise DataError(f"{uri} holds no video frame that can be decoded.")
@@ -136,7 +137,7 @@ def index_video(uri: str) -> VideoIndex:
         sound = [pts for pts, is_sound in shown if is_sound]
         in_order = in_order and listing.rises and name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
         if in_order:
-            shown = with_swallowed(sorted(shown), listing.packets)
+            shown = with_swallowed(sorted(shown), listing.packets, damaged)
     keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
     lost = frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure)
     starts = [] if in_order else [at for at in starts if at.frame < min(lost, default=len(shown))]
@@ -168,7 +169,7 @@ def _list(uri: str) -> _Listing:
                 last = packet.pos if packet.pos is not None else last
                 if len(packets) < PROBE:
                     probe.feed(packet)
-                if not packet.is_discard:
+                if _is_one(packet):
                     packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, packet.pos))
                     if len(packets) == PROBE:
                         hollow.hollow_out(container, stream)
@@ -222,18 +223,23 @@ def _begins_cut(uri: str) -> bool:
     return False
 
 
+def _is_one(packet: Any) -> bool:
+    """Say whether a packet is of a frame that is shown: an edit list may cut it off, and some are there for others."""
+    return not packet.is_discard and not is_hidden(packet.stream.codec_context.name, packet)
+
+
 class _Probe:
     """Decode the first packets: does each give the frame of its stamp, and in the order of their stamps?"""
 
     def __init__(self) -> None:
         self.stamps: list[int | None] = []
         self.shown: list[int | None] = []
-        self.interlaced = self.failed = False
+        self.failed = False
 
     def feed(self, packet: Any) -> None:
         if self.failed:
             return
-        if not packet.is_discard:
+        if _is_one(packet):
             self.stamps.append(packet.pts)
         try:
             self._see(frames_of(packet.stream, packet))
@@ -247,27 +253,29 @@ class _Probe:
             return False
         if self.failed:
             return False  # damage tells nothing of the stamps
-        if self.interlaced and stream.codec_context.name == "h264":
-            return False  # at any place two packets may be the two fields of a frame
+        decoder = stream.codec_context
+        if may_hold_fields(decoder.name, decoder.extradata or b""):
+            return False
         return None not in self.stamps and sorted(pts for pts in self.stamps if pts is not None) == self.shown
 
     def _see(self, frames: list[Any]) -> None:
         self.shown += [frame.pts for frame in frames]
-        self.interlaced |= any(frame.interlaced_frame for frame in frames)
 
 
-def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[Start]]:
-    """Return each frame's stamp and whether it is sound, by decoding from the beginning; and known starts."""
+def _number(uri: str, begins_cut: bool) -> tuple[list[tuple[Any, bool]], list[Start], set[int | None]]:
+    """Return each frame's stamp and whether it is sound, by decoding from the beginning; known starts; and the stamps
+    of packets that are damaged.
+    """
     starts: list[Start] = []
     if not begins_cut:
         stamps, starts, is_whole = number_frames(uri)
         if is_whole:
-            return [(pts, True) for pts in stamps], starts
+            return [(pts, True) for pts in stamps], starts, set()
     damage = find_damage(uri, begins_cut=begins_cut)
     with open_video(uri) as container:
         stream = video_stream(container, uri, threads="NONE", strict=False)
         shown = decode_around(stream, Run(container.demux(stream)), damage)
-        return [(pts, frame is not None) for frame, pts, _ in shown], starts
+        return [(pts, frame is not None) for frame, pts, _ in shown], starts, damage.stamps
 
 
 def _times_s(stamps: Sequence[int | None], listing: _Listing) -> list[float]:

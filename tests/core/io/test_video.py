@@ -24,6 +24,8 @@ from videos import (
     copy,
     h264_units,
     has,
+    hide,
+    paff_units,
     picture,
     straight,
     transport_stream,
@@ -97,6 +99,26 @@ def test_rows_are_the_frames_of_a_straight_decode(tmp_path, made, name):
         got = list(read_frames(uri, [index.keys[i] for i in some], by_index=index.pts is None))
         assert [frame.key for frame in got] == [index.keys[i] for i in sorted(some)]
         assert all(np.array_equal(got[k].image_hwc, frames[i]) for k, i in enumerate(sorted(some)))
+
+
+@pytest.mark.parametrize("name", ["fields alone.ts", "fields later.ts", "fields later.mkv", "hidden later.webm"])
+def test_two_packets_of_one_frame_are_one_row_wherever_they_stand(tmp_path, name):
+    """Also behind the packets that are looked at first, and where each frame is a keyframe."""
+    uri, ts = tmp_path / name, tmp_path / "fields.ts"
+    if name == "hidden later.webm":
+        if not has("libvpx"):
+            pytest.skip("this PyAV cannot write it")
+        write(uri, codec="libvpx", **{"deadline": "realtime", "cpu-used": "8"})
+        hide(uri, 20)
+    elif name == "fields alone.ts":
+        uri.write_bytes(transport_stream(paff_units(keyint=1, of_fields=lambda number: True)))
+    else:
+        ts.write_bytes(transport_stream(paff_units(of_fields=lambda number: number > 18)))
+        copy(str(ts), str(uri))
+    frames, index = straight(str(uri)), index_video(str(uri))
+    assert (len(index.keys), index.lost) == (len(frames), frozenset())
+    got = {frame.key: frame.image_hwc for frame in read_frames(str(uri), index.keys)}
+    assert all(np.array_equal(got[key], frame) for key, frame in zip(index.keys, frames, strict=True))
 
 
 @pytest.mark.slow
@@ -335,13 +357,16 @@ def test_damage_to_any_packet_leaves_each_frame_its_number(tmp_path, made, name)
         assert damaged.times_s == index.times_s
 
 
-def test_packets_of_which_no_frame_is_made_are_damage_unless_sound_frames_follow():
+def test_packets_of_which_no_frame_is_made_are_damage_unless_none_was_met_or_sound_frames_follow():
     packets = [Packet(pts, pts, pts in (0, 4), False, None) for pts in range(8)]
     swallowed = [(0, True), (1, True), (3, False), (4, True), (6, False)]
     lost = [(pts, pts in (0, 1, 4)) for pts in range(8)]
-    assert with_swallowed(swallowed, packets) == lost
+    assert with_swallowed(swallowed, packets, {2, 5}) == lost
+    assert with_swallowed(swallowed, packets, {2}) == swallowed
     fields = [(0, True), (2, True), (4, True), (6, True)]
-    assert with_swallowed(fields, packets) == fields
+    assert with_swallowed(fields, packets, {5}) == fields
+    alone = [packet._replace(is_keyframe=True) for packet in packets]
+    assert with_swallowed([*fields[:2], (4, False), *fields[3:]], alone, {4}) == [*fields[:2], (4, False), *fields[3:]]
 
 
 @pytest.mark.slow
