@@ -37,23 +37,24 @@ def torn(packets: Sequence[Packet], begins_cut: bool) -> set[int | None]:
 
 
 def with_swallowed(
-    shown: list[tuple[Any, bool]], packets: Sequence[Packet], damaged: Collection[int | None]
+    shown: list[tuple[Any, bool]], packets: Sequence[Packet], damaged: Collection[int | None] | None = None
 ) -> list[tuple[Any, bool]]:
     """Add what a decoder makes no frame of, as of some damaged packets: frames behind it keep their numbers.
 
-    shown: the stamp of each frame that was decoded, and whether it is sound; sorted. damaged: stamps of packets at
-    which the decoder met an error. `shown` is returned as it is where a packet without a frame is no damage, such as a
-    second field: no error came before it, or sound frames follow it before the next keyframe.
+    shown: the stamp of each frame that was decoded, and whether it is sound; sorted. It is returned as it is where the
+    packets without a frame are no damage: sound frames follow before the next keyframe. damaged: of a stream in which
+    packets may be second fields, stamps of those at which the decoder met an error; without one before it, a packet
+    without a frame is such a field.
     """
     is_sound = dict(shown)
     if not name_frames([packet.pts for packet in packets]):
         return shown
     near = gone = False
     for packet in packets:
-        is_lost, has_none = is_sound.get(packet.pts) is False, packet.pts not in is_sound
-        near = is_lost or packet.pts in damaged or (near and not packet.is_keyframe)
+        has_none, is_lost = packet.pts not in is_sound, is_sound.get(packet.pts) is False
+        near = is_lost or packet.pts in (damaged or ()) or (near and (has_none or not packet.is_keyframe))
         gone = has_none or (gone and not packet.is_keyframe)
-        if (has_none and not near) or (gone and is_sound.get(packet.pts)):
+        if (damaged is not None and has_none and not near) or (gone and is_sound.get(packet.pts)):
             return shown
     return sorted(is_sound.items() | {(packet.pts, False) for packet in packets if packet.pts not in is_sound})
 

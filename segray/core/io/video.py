@@ -94,6 +94,7 @@ class _Listing:
 
     rises: times of decoding never go back, as they do where one recording is appended to another.
     jumps: they leap forward, maybe between a frame and those that are shown before it, which then have later stamps.
+    of_fields: packets may be the second fields of frames.
     unsure: how many frames at the end of a cut file may follow a missing one, or lack a part.
     """
 
@@ -105,6 +106,7 @@ class _Listing:
     rises: bool
     jumps: bool
     agrees: bool
+    of_fields: bool
     begins_cut: bool
     unsure: int
     damage: str | None
@@ -137,7 +139,7 @@ def index_video(uri: str) -> VideoIndex:
         sound = [pts for pts, is_sound in shown if is_sound]
         in_order = in_order and listing.rises and name_frames([pts for pts, _ in shown]) and sound == sorted(sound)
         if in_order:
-            shown = with_swallowed(sorted(shown), listing.packets, damaged)
+            shown = with_swallowed(sorted(shown), listing.packets, damaged if listing.of_fields else None)
     keys = {packet.pts for packet in listing.packets if packet.is_keyframe}
     lost = frozenset(i for i, (_, is_sound) in enumerate(shown) if not is_sound or i >= len(shown) - listing.unsure)
     starts = [] if in_order else [at for at in starts if at.frame < min(lost, default=len(shown))]
@@ -184,6 +186,7 @@ def _list(uri: str) -> _Listing:
                 uri, container.format.name, stream, last
             )
         reorders = bool(stream.codec_context.has_b_frames)
+        of_fields = may_hold_fields(stream.codec_context.name, stream.codec_context.extradata or b"")
         in_parts = container.format.name in IN_PARTS
         dts = [packet.dts for packet in packets if packet.dts is not None]
         return _Listing(
@@ -194,7 +197,8 @@ def _list(uri: str) -> _Listing:
             reorders=reorders,
             rises=all(before <= after for before, after in pairwise(dts)),
             jumps=reorders and jumps(packets, container.format.name),
-            agrees=probe.agrees(stream),
+            agrees=probe.agrees(stream) and not of_fields,
+            of_fields=of_fields,
             begins_cut=container.format.name == "mpegts" and _begins_cut(uri),
             unsure=held_back(packets, PROBE if reorders else 0) + in_parts if damage else 0,
             damage=damage,
@@ -253,9 +257,6 @@ class _Probe:
             return False
         if self.failed:
             return False  # damage tells nothing of the stamps
-        decoder = stream.codec_context
-        if may_hold_fields(decoder.name, decoder.extradata or b""):
-            return False
         return None not in self.stamps and sorted(pts for pts in self.stamps if pts is not None) == self.shown
 
     def _see(self, frames: list[Any]) -> None:

@@ -357,16 +357,34 @@ def test_damage_to_any_packet_leaves_each_frame_its_number(tmp_path, made, name)
         assert damaged.times_s == index.times_s
 
 
-def test_packets_of_which_no_frame_is_made_are_damage_unless_none_was_met_or_sound_frames_follow():
+def test_packets_of_which_no_frame_is_made_are_damage_unless_sound_frames_follow():
     packets = [Packet(pts, pts, pts in (0, 4), False, None) for pts in range(8)]
     swallowed = [(0, True), (1, True), (3, False), (4, True), (6, False)]
     lost = [(pts, pts in (0, 1, 4)) for pts in range(8)]
-    assert with_swallowed(swallowed, packets, {2, 5}) == lost
-    assert with_swallowed(swallowed, packets, {2}) == swallowed
+    assert with_swallowed(swallowed, packets) == lost
     fields = [(0, True), (2, True), (4, True), (6, True)]
-    assert with_swallowed(fields, packets, {5}) == fields
-    alone = [packet._replace(is_keyframe=True) for packet in packets]
-    assert with_swallowed([*fields[:2], (4, False), *fields[3:]], alone, {4}) == [*fields[:2], (4, False), *fields[3:]]
+    assert with_swallowed(fields, packets) == fields
+
+
+def test_packets_of_which_no_frame_is_made_are_second_fields_unless_an_error_was_met_before():
+    packets = [Packet(pts, pts, True, False, None) for pts in range(6)]
+    fields = [(0, True), (2, False), (4, True)]
+    assert with_swallowed(fields, packets, {2}) == fields
+    frames = [(0, True), (1, True), (4, True), (5, True)]
+    assert with_swallowed(frames, packets, {2}) == sorted([*frames, (2, False), (3, False)])
+    assert with_swallowed(frames, packets, set()) == frames
+
+
+def test_packets_of_zeros_of_which_a_decoder_says_nothing_have_rows(tmp_path):
+    uri = write(tmp_path / "a.mp4", codec="mpeg4", bf="2")
+    index, data = index_video(uri), bytearray(Path(uri).read_bytes())
+    with av.open(uri) as container:
+        hits = [packet for packet in container.demux(video=0) if packet.size][3:6]
+    for hit in hits:
+        data[hit.pos : hit.pos + hit.size] = bytes(hit.size)
+    Path(uri).write_bytes(data)
+    damaged = index_video(uri)
+    assert (damaged.keys, damaged.times_s) == (index.keys, index.times_s)
 
 
 @pytest.mark.slow
