@@ -353,6 +353,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "mpeg4.avi": _written(codec="mpeg4"),
     "mpeg4 with B-frames.mp4": _written(codec="mpeg4", bf="2"),
     "mpeg4 with B-frames.avi": _written(codec="mpeg4", bf="2"),
+    "mpeg4 with B-frames.mkv": _written(codec="mpeg4", bf="2"),
+    "mpeg2.mkv": _written(codec="mpeg2video", bf="2"),
     "mpeg2.mpg": _written(codec="mpeg2video", bf="2"),
     "mpeg2.vob": _written(codec="mpeg2video", bf="2"),
     "mpeg2.mxf": _written(codec="mpeg2video", bf="2"),

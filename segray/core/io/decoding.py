@@ -20,7 +20,7 @@ from av.stream import Disposition
 
 from segray.core.clock import moved
 from segray.core.io import storage
-from segray.core.io.headers import stands_alone
+from segray.core.io.headers import lacks_picture, stands_alone
 from segray.core.io.hollow import Hollow
 from segray.core.io.images import still_kind
 from segray.core.io.sample_table import stated_packets
@@ -168,7 +168,7 @@ def decode_fast(stream: Any, run: Run) -> Iterator[Shown]:
             settled = settled or packet.pts == run.settled
         try:
             frames = frames_of(stream, packet)
-            if any(frame.is_corrupt for frame in frames) or (packet is not None and packet.is_corrupt):
+            if any(frame.is_corrupt for frame in frames) or _is_hurt(stream, packet):
                 raise _DamagedError
         except DAMAGE:
             if settled:
@@ -302,7 +302,7 @@ def find_damage(
                 packet.opaque = _Tag(number)
                 settled = settled or packet.pts == run.settled
             # Of .ts FFmpeg marks the frame before that of which a packet is lost, as it ends where the next one begins.
-            sound, cut = not cut, packet is not None and packet.is_corrupt
+            sound, cut = not cut and not _lacks_picture(stream, packet), packet is not None and packet.is_corrupt
             try:
                 frames = frames_of(stream, packet)
             except av.FFmpegError:
@@ -365,6 +365,14 @@ class Damage:
         later = [key for key in self.keyframes if key.number > hurt]
         alone = next((i for i, key in enumerate(later) if key.alone), 1)
         return later[min(alone, 1)] if len(later) > min(alone, 1) else None
+
+
+def _is_hurt(stream: Any, packet: Any) -> bool:
+    return packet is not None and (packet.is_corrupt or _lacks_picture(stream, packet))
+
+
+def _lacks_picture(stream: Any, packet: Any) -> bool:
+    return packet is not None and lacks_picture(stream.codec_context.name, packet)
 
 
 def _stands_alone(stream: Any, packet: Any) -> bool:

@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 IDR, SPS = 5, 7  # types of NAL units, ITU-T H.264, table 7-1
+# A picture in MPEG-1 and MPEG-2 begins with its header and has slices (ISO/IEC 13818-2, table 6-1), in MPEG-4 it begins
+# with that of its plane (14496-2, table 6-3).
+PICTURES = {
+    **dict.fromkeys(("mpeg1video", "mpeg2video"), re.compile(b"\0\0\1\0.+?\0\0\1[\1-\xaf]", re.DOTALL)),
+    "mpeg4": re.compile(b"\0\0\1\xb6"),
+}
+SHORT = 19  # bytes of the longest packet that FFmpeg takes for no picture of its own
 # Profiles whose parameters begin with the format of their chroma (7.3.2.1.1).
 WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 
@@ -26,8 +33,20 @@ def stands_alone(codec: str, packet: bytes, extradata: bytes) -> bool:
 
 
 def is_hidden(codec: str, packet: Any) -> bool:
-    """Say whether a frame is there for others to refer to and is not shown, as VP8's alternate ones (RFC 6386, 9.1)."""
-    return codec == "vp8" and not bytes(packet)[0] & 0x10
+    """Say whether a frame is there for others to refer to and is not shown, as VP8's alternate ones (RFC 6386, 9.1).
+
+    No keyframe is hidden, as one of zeros would be.
+    """
+    return codec == "vp8" and bytes(packet)[0] & 0x11 == 0x01
+
+
+def lacks_picture(codec: str, packet: Any) -> bool:
+    """Say whether a packet of MPEG holds no picture, of which its decoder says nothing: it is damaged.
+
+    Short ones may hold no more than the end of a sequence, or stand for the picture before them.
+    """
+    picture = PICTURES.get(codec)
+    return picture is not None and packet.size > SHORT and not picture.search(bytes(packet))
 
 
 def may_hold_fields(codec: str, extradata: bytes) -> bool:

@@ -59,6 +59,18 @@ def with_swallowed(
     return sorted(is_sound.items() | {(packet.pts, False) for packet in packets if packet.pts not in is_sound})
 
 
+def rises(packets: Sequence[Packet], format_name: str, most: int) -> bool:
+    """Say whether times of decoding never go back, as they do where one recording is appended to another.
+
+    Matroska keeps those of presentation alone, and FFmpeg guesses the others, wrongly behind damage: there no frame may
+    be shown before one that is stored `most` packets earlier.
+    """
+    if format_name == "matroska,webm":
+        pts = [packet.pts for packet in packets if packet.pts is not None]
+        return all(before <= after for before, after in zip(pts, pts[most:], strict=False))
+    return all(before <= after for before, after in pairwise(p.dts for p in packets if p.dts is not None))
+
+
 def jumps(packets: Sequence[Packet], format_name: str) -> bool:
     """Say whether times of decoding leap forward as those of presentation do not, which are the same numbers later.
 

@@ -44,7 +44,7 @@ from segray.core.io.decoding import (
 from segray.core.io.headers import is_hidden, may_hold_fields
 from segray.core.io.hollow import BY_TABLE, Hollow
 from segray.core.io.missing_bytes import missing_bytes
-from segray.core.io.packets import Packet, held_back, jumps, name_frames, torn, with_swallowed
+from segray.core.io.packets import Packet, held_back, jumps, name_frames, rises, torn, with_swallowed
 from segray.core.io.video_index import Start, VideoIndex
 from segray.errors import DataError
 
@@ -188,14 +188,13 @@ def _list(uri: str) -> _Listing:
         reorders = bool(stream.codec_context.has_b_frames)
         of_fields = may_hold_fields(stream.codec_context.name, stream.codec_context.extradata or b"")
         in_parts = container.format.name in IN_PARTS
-        dts = [packet.dts for packet in packets if packet.dts is not None]
         return _Listing(
             packets=packets,
             format=container.format.name,
             time_base=float(stream.time_base),
             step_s=step_s,
             reorders=reorders,
-            rises=all(before <= after for before, after in pairwise(dts)),
+            rises=rises(packets, container.format.name, PROBE),
             jumps=reorders and jumps(packets, container.format.name),
             agrees=probe.agrees(stream) and not of_fields,
             of_fields=of_fields,
