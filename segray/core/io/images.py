@@ -11,6 +11,7 @@ import math
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -40,9 +41,10 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientati
     8: np.rot90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # those that exchange height and width
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 # The first bytes of picture files, by which a picture under a video's suffix is recognized.
 SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF",
+    PNG_BEGIN: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF",
     b"MM\0*": "TIFF", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
 }  # fmt: skip
 # Formats that phones and programs write and Pillow cannot read, by their first bytes: ISO/IEC 23008-12, 10.2 and
@@ -238,6 +240,8 @@ def opened_in_turn(data: bytes, source: str) -> Iterator[ImageFile.ImageFile]:
     """Open an image as open_image() does, to be decoded inside: a large one when no other thread is at one."""
     with _turn(*(_webp_size(data) or (0, 0))):
         image = open_image(data, source)
+        if image.format == "PNG":
+            _check_sums(data, source)
         with _turn(*image.size):
             yield image
 
@@ -280,6 +284,20 @@ def open_image(data: bytes, source: str) -> ImageFile.ImageFile:
     if not ends:
         raise DataError(f"{source} cannot be decoded: image file is truncated (a JPEG without its end marker).")
     return image
+
+
+def _check_sums(data: bytes, source: str) -> None:
+    """Raise DataError for a PNG whose pixels are damaged, by checksums (PNG, 5.3) that Pillow does not look at."""
+    at, pixels = len(PNG_BEGIN), memoryview(data)
+    while len(head := data[at : at + 8]) == 8:
+        end = at + 8 + int.from_bytes(head[:4])
+        if head[4:] == b"IDAT":
+            if end + 4 > len(data):
+                raise DataError(f"{source} cannot be decoded: image file is truncated.")
+            if zlib.crc32(pixels[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+                told = f"its pixels are damaged, as the checksum at byte {end} says"
+                raise DataError(f"{source} cannot be decoded: {told}.")
+        at = end + 4
 
 
 def _check_size(width: int, height: int, kind: str | None, source: str) -> None:
