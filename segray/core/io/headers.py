@@ -13,6 +13,12 @@ PICTURES = {
     **dict.fromkeys(("mpeg1video", "mpeg2video"), re.compile(b"\0\0\1\0.+?\0\0\1[\1-\xaf]", re.DOTALL)),
     "mpeg4": re.compile(b"\0\0\1\xb6"),
 }
+# What begins the parameters of a sequence, which some recorders put into packets of their own, and its end.
+SETTINGS = {
+    **dict.fromkeys(("mpeg1video", "mpeg2video"), re.compile(b"\0\0\1[\xb2\xb3\xb5\xb7\xb8]")),
+    "mpeg4": re.compile(b"\0\0\1[\0-\x2f\xb0-\xb5]"),
+}
+FEW = 256  # bytes of the longest packet of parameters
 SHORT = 19  # bytes of the longest packet that FFmpeg takes for no picture of its own
 # Profiles whose parameters begin with the format of their chroma (7.3.2.1.1).
 WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
@@ -43,10 +49,12 @@ def is_hidden(codec: str, packet: Any) -> bool:
 def lacks_picture(codec: str, packet: Any) -> bool:
     """Say whether a packet of MPEG holds no picture, of which its decoder says nothing: it is damaged.
 
-    Short ones may hold no more than the end of a sequence, or stand for the picture before them.
+    Short ones may stand for the picture before them, or hold parameters alone.
     """
-    picture = PICTURES.get(codec)
-    return picture is not None and packet.size > SHORT and not picture.search(bytes(packet))
+    if codec not in PICTURES or packet.size <= SHORT:
+        return False
+    data = bytes(packet)
+    return not PICTURES[codec].search(data) and not (len(data) <= FEW and SETTINGS[codec].match(data))
 
 
 def may_hold_fields(codec: str, extradata: bytes) -> bool:

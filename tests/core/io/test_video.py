@@ -38,6 +38,7 @@ from segray.core.infer.decode import decoded
 from segray.core.io import decoding, read_ahead, storage
 from segray.core.io import s3 as s3_requests
 from segray.core.io.decoding import metadata_options
+from segray.core.io.headers import lacks_picture
 from segray.core.io.hollow import Hollow
 from segray.core.io.packets import Packet, with_swallowed
 from segray.core.io.video import index_video, read_frames
@@ -377,6 +378,22 @@ def test_packets_of_which_no_frame_is_made_are_second_fields_unless_an_error_was
     frames = [(0, True), (1, True), (4, True), (5, True)]
     assert with_swallowed(frames, packets, {2}) == sorted([*frames, (2, False), (3, False)])
     assert with_swallowed(frames, packets, set()) == frames
+
+
+@pytest.mark.parametrize(
+    ("codec", "begin", "lacks"),
+    [
+        ("mpeg4", b"\0\0\1\xb6", False),
+        ("mpeg4", b"\0\0\1\xb0\1\0\0\1\xb5", False),  # parameters
+        ("mpeg4", b"", True),
+        ("mpeg2video", b"\0\0\1\0\1\2\3\4\0\0\1\1", False),
+        ("mpeg2video", b"\0\0\1\xb3", False),
+        ("mpeg2video", b"\0\0\1\0", True),  # of which no slice is left
+        ("hevc", b"", False),
+    ],
+)
+def test_a_packet_of_mpeg_without_a_picture_is_damaged_unless_it_holds_parameters(codec, begin, lacks):
+    assert lacks_picture(codec, av.Packet(begin + b"\xff" * 50)) is lacks
 
 
 def test_packets_of_zeros_of_which_a_decoder_says_nothing_have_rows(tmp_path):
