@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = frozenset(
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 JPEGS = ("JPEG", "MPO")  # Pillow says MPO of a JPEG with a second view or a depth map behind it
 PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile")  # chunks, and keys of text chunks, that may hold a rotation
+NEW_SUBFILE_TYPE, REDUCED, SUB_IFDS = 254, 1, 330  # TIFF 6.0, section 8, and its supplement 1
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, Orientation: what puts a picture upright
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -271,6 +272,12 @@ def open_image(data: bytes, source: str) -> ImageFile.ImageFile:
         if math.prod(sides) > max(MAX_TILE_PIXELS, image.width * image.height):
             raise DataError(
                 f"{source} is {image.width}×{image.height} in tiles of {sides[0]}×{sides[1]}; it is damaged."
+            )
+        tags, page = image.tag_v2, image.tag_v2.get(NEW_SUBFILE_TYPE)  # which in a damaged file may be anything
+        if isinstance(page, int) and page & REDUCED and (SUB_IFDS in tags or image.is_animated):
+            raise DataError(
+                f"{source} is a TIFF that begins with a small copy of its picture, as cameras write raw files; convert "
+                "the picture itself to PNG or to a TIFF of one page."
             )
     if image.format == "BMP" and image.mode in (
         "1",

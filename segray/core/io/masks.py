@@ -16,6 +16,8 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 from segray.core.io.images import (
     BROKEN,
     JPEGS,
+    NEW_SUBFILE_TYPE,
+    REDUCED,
     is_lossless_webp,
     loaded_orientation,
     open_image,
@@ -27,7 +29,7 @@ from segray.core.samples import CHANNELS, COLOR, IGNORE_INDEX, MaskChannel
 from segray.errors import DataError
 
 MASK_FORMATS = ("PNG", "TIFF", "GIF", "BMP", "WEBP")
-NEW_SUBFILE_TYPE, REDUCED, MAX_COPIES = 254, 1, 32  # TIFF 6.0, section 8; of GeoTIFF's overviews, so many at most
+MAX_COPIES = 32  # of GeoTIFF's overviews, so many at most
 
 
 def decode_mask(data: bytes, source: str = "mask", channel: MaskChannel | None = None) -> np.ndarray:

@@ -445,6 +445,15 @@ def test_damaged_bytes_give_pixels_or_a_data_error():
                     continue
 
 
+@pytest.mark.parametrize("read", [decode_image, decode_mask, upright_size])
+def test_a_tiff_is_not_taken_for_the_small_copy_that_it_begins_with(read):
+    small, large = (Image.new("L", (side, side), 3) for side in (8, 64))
+    first = encoded(small, "TIFF", tiffinfo={254: 1}, save_all=True, append_images=[large])
+    with pytest.raises(DataError, match=r"a\.tif is a TIFF that begins with a small copy of its picture"):
+        read(first, "a.tif")
+    read(encoded(small, "TIFF", tiffinfo={254: 1}), "a.tif")  # which stands alone
+
+
 @pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_a_png_whose_pixels_are_damaged_is_refused_by_its_checksums(decode):
     """Pillow does not look at them: of 150 flipped bits in a mask, 17 gave other ids."""
