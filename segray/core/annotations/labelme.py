@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from segray.core.annotations.frames import Annotations, Drawn, Frame, Problems, Source, check_count, classes_of
 from segray.core.annotations.painting import EMPTY, FAR, FEW, OUTSIDE, SLACK_PX, UNREAD, UNREADABLE, WILD, canvas
+from segray.core.data.class_files import IGNORED
 from segray.core.io import storage
 from segray.core.io.images import open_image
 from segray.core.io.masks import decode_mask
@@ -24,7 +25,6 @@ from segray.core.samples import IGNORE_INDEX
 from segray.errors import DataError
 
 LABELS = "labels.txt"  # of Labelme's examples: a label a line, __ignore__ for what is void
-IGNORED = "__ignore__"
 POINTS = {
     "polygon": range(3, 1 << 20),
     "oriented_rectangle": range(4, 5),

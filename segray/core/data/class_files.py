@@ -7,7 +7,7 @@ classes.yaml                  a list of names, or of {name, id, color: [r, g, b]
 labelmap.txt                  CVAT's, a line a class: name:r,g,b:parts:actions
 label_colors.txt              CamVid's, a line a class: r g b, then the name
 config.json                   Mapillary Vistas': {"labels": [{"name", "color", "evaluate"}, …]}, ids in that order
-classes.txt, codes.txt        a name a line, ids in that order
+classes.txt, codes.txt        a name a line, ids in that order; behind a first __ignore__ from 0 on, as Labelme has it
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from segray.core.samples import IGNORE_INDEX, LabelSpace, color_id
 from segray.errors import DataError
 
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled", "dontcare"})
+IGNORED = "__ignore__"
 COLUMNS = ("name", "id", "r", "g", "b", "scored")
 CHANNELS = {"red": "r", "green": "g", "blue": "b"}  # as some write them
 KEYS = ("name", "id", "color", "scored")
@@ -181,7 +182,11 @@ def _camvid(text: str, uri: str) -> Rows:
 
 
 def _names(text: str, uri: str) -> Rows:
-    return _some([{"name": line, "line": number} for number, line in _lines(text)], uri), []
+    """Read a name a line; behind a first __ignore__ ids begin with 0, as in the masks that Labelme writes."""
+    rows: list[dict[str, Any]] = [{"name": line, "line": number} for number, line in _lines(text)]
+    if rows and rows[0]["name"] == IGNORED:
+        rows = [row | {"id": at - 1 if at else IGNORE_INDEX} for at, row in enumerate(rows)]
+    return _some(rows, uri), []
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

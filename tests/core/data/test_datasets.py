@@ -408,6 +408,13 @@ def test_a_colour_of_two_classes_is_neither(tmp_path):
     assert sorted(known) == [0, 1, 2, 255, color_id(0, 0, 9)]
 
 
+def test_labelmes_list_of_labels_begins_with_void_and_its_masks_with_the_second_label(tmp_path):
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\n")
+    space, notes = class_files.read_classes(str(tmp_path / "labels.txt"))
+    assert (space.names, space.id_map) == (("_background_", "road"), {0: 0, 1: 1, 255: 255})
+    assert "void by name: __ignore__ (id 255)" in notes[0]
+
+
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.999])
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_few_drives_are_in_train_and_in_val_and_stay_whole(share, count):
