@@ -594,6 +594,7 @@ def test_a_server_that_says_nothing_ends_in_words(proxy, bucket, soon, monkeypat
         assert time.monotonic() - start < 25  # not READ_S
 
 
+@pytest.mark.slow
 def test_a_body_that_is_always_cut_is_never_given(proxy, bucket, soon):
     uri = f"{bucket}/cut"
     storage.replace(uri, b"x" * 1_000_000)
