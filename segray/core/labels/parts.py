@@ -40,7 +40,7 @@ from segray.core.labels.folder import (
     totals_in,
 )
 from segray.core.labels.part_file import GROUP_ROWS, PartFile
-from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans
+from segray.core.labels.plan import Plan, PlanReader, PlanRow, damaged_files, load_plans
 from segray.core.labels.schema import ROW_SCHEMA, Labelled
 from segray.core.labels.totals import Speed, Summary
 from segray.core.progress import Progress, untold
@@ -168,8 +168,9 @@ class Spread(Protocol):
 def verify(plans: list[Plan], progress: Progress = untold, *, sample: float = 1.0, spread: Spread = map) -> list[str]:
     """List every violation of the promise, one line each; [] when there is none. Reads all that was written.
 
-    sample: the share of the parts whose rows are read, always the same ones; that all are there and what their footers
-    sum up to is checked all the same. progress is in parts that are read.
+    sample: the share of the parts whose rows are read, always the same ones; that all are there, what their footers
+    sum up to, and the plans are checked all the same. Parts are not read whose rows are planned in a damaged file.
+    progress is in parts that are read.
     """
     folder = LabelFolder(plans)
     problems = [
@@ -177,7 +178,9 @@ def verify(plans: list[Plan], progress: Progress = untold, *, sample: float = 1.
         for plan in plans
         for shard in np.flatnonzero(~folder.parts.is_there[plan.number]).tolist()
     ]
-    spans = _spans(folder, sample)
+    damaged = [(plan, *found) for plan in plans for found in damaged_files(plan)]
+    problems += [line for _, line, _ in damaged]
+    spans = _spans(folder, sample, [(plan, shards) for plan, _, shards in damaged])
     of = sum(len(span.shards) for span in spans)
     for span, found in zip(spans, spread(verify_span, spans), strict=True):
         problems += found
@@ -199,7 +202,7 @@ def verify(plans: list[Plan], progress: Progress = untold, *, sample: float = 1.
     return problems
 
 
-def _spans(folder: LabelFolder, sample: float) -> list[Span]:
+def _spans(folder: LabelFolder, sample: float, without: list[tuple[Plan, range]]) -> list[Span]:
     """Cut the parts that are there, or the share of them with the lowest hashes, into spans of about SPAN_ROWS rows."""
 
     def rank(part: Part) -> bytes:
@@ -209,6 +212,7 @@ def _spans(folder: LabelFolder, sample: float) -> list[Span]:
     if sample < 1:
         chosen = heapq.nsmallest(math.ceil(sample * len(parts)), parts, key=rank)
         parts = sorted(chosen, key=lambda part: (part.plan.number, part.shard))
+    parts = [part for part in parts if not any(part.plan is plan and part.shard in shards for plan, shards in without)]
     spans: list[Span] = []
     for plan, group in groupby(parts, key=attrgetter("plan")):
         shards = [part.shard for part in group]

@@ -10,6 +10,7 @@ plan-00001. Files of rows have a part of their hash in their names, so that a pl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from segray.core.io import storage
 from segray.core.io.video_index import Start
 from segray.core.samples import LabelSpace
-from segray.errors import OutputExists
+from segray.errors import OutputExists, StorageError
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -205,7 +206,7 @@ def check_same(plan: Plan, settings: dict[str, Any], ignoring: Iterable[str] = (
 
 
 def load_plan(out: str, number: int, uri: str) -> Plan:
-    data = json.loads(storage.read_bytes(uri))
+    data = storage.read_json(uri)
     if (version := data.pop("schema_version")) not in (ONE_FILE, SCHEMA_VERSION):
         raise OutputExists(
             f"{out} was made by a segray whose plans have version {version}, this one's {SCHEMA_VERSION}; "
@@ -216,6 +217,21 @@ def load_plan(out: str, number: int, uri: str) -> Plan:
     data.pop("shard_rows", None)
     data |= {"files": tuple(RowsFile(**file) for file in data["files"])}
     return Plan(out=out, number=number, **{**data, "label_space": LabelSpace.from_dict(data["label_space"])})
+
+
+def damaged_files(plan: Plan) -> Iterator[tuple[str, range]]:
+    """Say of each file of rows that is not as it was written what is wrong, and which shards are planned in it."""
+    end = 0
+    for file in plan.files:
+        first, end = end, end + file.shards
+        try:
+            data = storage.read_bytes(storage.join(plan.out, "_segray", file.name))
+        except StorageError as error:
+            yield str(error).rstrip("."), range(first, end)
+            continue
+        if file.sha256 and hashlib.sha256(data).hexdigest() != file.sha256:  # one of ONE_FILE has none
+            told = storage.name_of(plan.json_uri)
+            yield f"{file.name} is damaged: its hash is not the one in {told}", range(first, end)
 
 
 def rows_name(number: int, file: int, sha256: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import datasets
 import duckdb
@@ -408,6 +409,40 @@ def test_a_sample_of_the_parts_is_always_the_same_and_what_is_missing_is_found_a
     assert parts.verify([plan], sample=0.01) == [
         f"{storage.name_of(plan.part_uri(min(set(range(6)) - set(read))))} is missing"
     ]
+
+
+def test_verify_names_a_damaged_or_missing_file_of_a_plan_and_reads_the_parts_of_the_others(
+    town, predictor, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "FILE_ROWS", 2)
+    plan = planned(tmp_path, town / "val", shard_size=1)
+    label_all(plan, predictor)
+    parts.finish([plan], {})
+    first, _, last = [tmp_path / "_segray" / file.name for file in plan.files]
+    whole, read, verify_part = first.read_bytes(), [], parts._verify_part
+    monkeypatch.setattr(parts, "_verify_part", lambda *given: read.append(given[2]) or verify_part(*given))
+    damaged = f"{first.name} is damaged: its hash is not the one in plan-00000.json"
+    for at in (9, len(whole) // 2, len(whole) - 9):
+        first.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert parts.verify([plan]) == [damaged]
+    first.write_bytes(b"")
+    last.unlink()
+    read.clear()
+    (tmp_path / "labels" / storage.name_of(plan.part_uri(2))).unlink()
+    assert parts.verify([plan]) == [
+        f"{storage.name_of(plan.part_uri(2))} is missing",
+        damaged,
+        f"{last} cannot be read: No such file or directory",
+    ]
+    assert read == [3]
+
+
+def test_a_plan_that_is_no_json_is_one_line(town, tmp_path):
+    plan = planned(tmp_path, town / "val")
+    place = tmp_path / "_segray" / "plan-00000.json"
+    place.write_bytes(place.read_bytes()[:-9])
+    with pytest.raises(DataError, match=rf"^{re.escape(plan.json_uri)} is not JSON: .*Restore it"):
+        load_plans(plan.out)
 
 
 def test_verify_survives_any_flipped_byte(town, predictor, tmp_path):
