@@ -8,8 +8,10 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from hanging import leased
 from labelled import label_all
 from PIL import Image
+from videos import write
 
 from segray.cli import demo
 from segray.cluster import connect
@@ -220,6 +222,19 @@ def test_labels_that_are_finished_are_said_to_be(plain_bundle, town, tmp_path, m
     assert noted == []
     assert label.label(config, watch=Watch()) == first
     assert noted == ["Already finished: nothing is left to label."]
+
+
+def test_a_video_that_hangs_while_the_plan_is_made_is_given_up_after_the_input_timeout(
+    plain_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(label, "_run", lambda _, section, plans, watch: label_all(plans[0], Predictor(section.model)))
+    (tmp_path / "in").mkdir()
+    with leased(write(tmp_path / "in" / "a.mp4", pts=range(3))):
+        label.label(load(None, {
+            "label.model": str(plain_bundle), "label.inputs": [str(tmp_path / "in")],
+            "label.out": str(tmp_path / "labels"), "label.input_timeout": "1s", "infer.engine": "torch",
+        }))  # fmt: skip
+    assert json.loads((tmp_path / "labels" / "_SUCCESS").read_text())["errors"] == {"worker_timeout": 1}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -195,6 +196,7 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
         return tasks.spread(config.cluster, [section.model, place])
 
     spread: Spread = over_cluster if connect.is_named(config.cluster) else in_threads
+    make = partial(make_plan, section.out, on_note=watch.note, spread=spread, hang_s=section.input_timeout)
     if plans and (section.retry_errors or section.extend):
         ignoring = ("inputs", "truth")
         check_same(plans[0], settings, ignoring)
@@ -202,16 +204,16 @@ def _plans(config: Config, section: GivenLabelSection, watch: Watch) -> list[Pla
         parts.check_empty(section.out)
         _check_store(section, watch)
         connect.check_address(config.cluster)  # a plan would be left behind otherwise
-        make_plan(section.out, settings, space, on_found=watch.found, on_note=watch.note, spread=spread)
+        make(settings, space, on_found=watch.found)
     elif section.retry_errors:
         if read_summary(plans) is None:
             watch.note("The run before is not finished: that is done first. The same command then retries errors.")
         elif failed := LabelFolder(plans).failed_rows():
-            make_plan(section.out, plans[0].settings, space, plans, failed, on_note=watch.note, spread=spread)
+            make(plans[0].settings, space, plans, failed)
     elif section.extend:
         if section.limit:
             raise ConfigError(f"label.limit is {section.limit}, and an output with a limit cannot be extended.")
-        made = make_plan(section.out, settings, space, plans, on_found=watch.found, on_note=watch.note, spread=spread)
+        made = make(settings, space, plans, on_found=watch.found)
         if made is None:
             watch.note("No new input was found.")
     plans = load_plans(section.out)

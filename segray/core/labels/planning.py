@@ -28,7 +28,7 @@ from segray.core.labels.plan import (
     place_of,
     rows_name,
 )
-from segray.core.labels.units import Block, Spread, blocks, damage_id, file_id, in_threads, printable
+from segray.core.labels.units import HANG_S, Block, Spread, blocks, damage_id, file_id, in_threads, printable
 from segray.core.samples import LabelSpace
 from segray.errors import DataError
 
@@ -50,13 +50,14 @@ def make_plan(
     on_found: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda text: None,
     spread: Spread = in_threads,
+    hang_s: float = HANG_S,
 ) -> Plan | None:
     """List the inputs, cut them into shards, and freeze both; a plan that another run froze meanwhile wins.
 
     before: the output's plans so far; their files are not planned again, and None is returned when there are no
     others. failed: plan rows by id; they alone are planned, anew from their files as these are now.
     on_found gets the number of files found so far, on_note what a user should know, in a sentence. spread: where many
-    videos are looked into.
+    videos are looked into; hang_s: as long may one of them make no progress before it is an error row.
     Raises DataError when nothing is found, and StorageError for a place that cannot be listed.
     """
     before = before or []
@@ -71,7 +72,7 @@ def make_plan(
         truths = {row["uri"]: mask for row in failed.values() if (mask := row["truth_uri"])}
     else:
         truths = _truths(settings["truth"], files, before, on_note) if settings["truth"] else {}
-    found = blocks(files, settings, truths, on_note, spread)
+    found = blocks(files, settings, truths, on_note, spread, hang_s)
     if failed is not None:
         found = _repeating(found, failed, _known_ids(before, failed))
     elif settings["limit"] is not None:
@@ -88,7 +89,8 @@ def make_plan(
     # The .json is created last: it says that the rows are there, and names the files that hold them.
     created = storage.create(plan.json_uri, plan.to_json(frozen.shard_rows))
     if not created and before and failed is None:  # another run was faster: what it did not plan is left
-        return make_plan(out, settings, label_space, load_plans(out), on_found=on_found, on_note=on_note, spread=spread)
+        known = load_plans(out)
+        return make_plan(out, settings, label_space, known, None, on_found, on_note, spread, hang_s)
     return load_plan(out, plan.number, plan.json_uri)
 
 

@@ -30,7 +30,7 @@ from segray.core.prefetch import ahead
 from segray.errors import DataError, InputUnreadable
 
 LOOKUPS = 8  # videos and Parquet files that are looked into at once
-HANG_S = 600.0  # how long one of them may make no progress; each packet is some
+HANG_S = 600.0  # how long one of them may make no progress, as of label.input_timeout; each packet is some
 MANY = 100  # of them, for which other machines are asked
 
 
@@ -67,10 +67,11 @@ def blocks(
     truths: Mapping[str, str],
     on_note: Callable[[str], None],
     spread: Spread = in_threads,
+    hang_s: float = HANG_S,
 ) -> Iterator[Block]:
     """Give the rows of all files in order, those of a video in one block; of `settings["sample"]` that share.
 
-    spread: where MANY videos and Parquet files or more are looked into.
+    spread: where MANY videos and Parquet files or more are looked into. hang_s: as long may one make no progress.
     """
     for batch in files.batches(IMAGE):
         yield _sampled(_images(batch, truths), settings["sample"])
@@ -81,7 +82,8 @@ def blocks(
     others = (file for kind in (TABLE, VIDEO) for batch in files.batches(kind) for file in _found(batch))
     first = next(others)
     with (spread if count >= MANY else in_threads)(os.fsdecode(first.name)) as look:
-        for file, seen in look(_looked_into, chain([first], others)):
+        # No partial(), which Ray does not take.
+        for file, seen in look(lambda file: _looked_into(file, hang_s), chain([first], others)):
             if seen is None:
                 found = iter([_unit(_error_row(file))])
             elif isinstance(seen, VideoIndex):
@@ -103,7 +105,7 @@ def _found(batch: pa.RecordBatch) -> Iterator[Found]:
     return map(Found._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _looked_into(file: Found) -> Looked:
+def _looked_into(file: Found, hang_s: float) -> Looked:
     """Return what a video or Parquet file holds: its frames, or the rows of each row group; None, and why."""
     if file.error is not None:
         return file, None
@@ -111,7 +113,7 @@ def _looked_into(file: Found) -> Looked:
     look: Callable[[str], VideoIndex | list[int]] = _row_groups if file.kind == TABLE else _index
     try:
         with storage.reading_input(place):
-            return file, within(HANG_S, Clock(), partial(look, place))
+            return file, within(hang_s, Clock(), partial(look, place))
     except Standstill as error:
         text = f"{place} made {error} when it was looked into; look at the file."
         return file._replace(error_code="worker_timeout", error=printable(text.encode(errors="surrogateescape"))), None

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from videos import (
     write,
 )
 
-from segray.core.clock import Clock
+from segray.core.clock import Clock, moved
 from segray.core.data import streets
 from segray.core.infer.decode import decoded
 from segray.core.io import decoding, read_ahead, storage
@@ -605,15 +606,27 @@ def test_a_video_that_states_more_packets_than_it_has_bytes_is_refused_before_it
     assert str(error.value) == f"{uri} states more packets than its {size} bytes can hold; it is damaged or hostile."
 
 
-def test_a_video_that_hangs_while_it_is_looked_into_is_a_row_and_its_neighbours_are_planned(tmp_path, monkeypatch):
-    monkeypatch.setattr(units, "HANG_S", 1.0)
+def test_a_video_that_hangs_while_it_is_looked_into_is_a_row_and_its_neighbours_are_planned(tmp_path):
     write(tmp_path / "a.mp4", pts=range(3))
     with leased(write(tmp_path / "b.mp4", pts=range(3))) as hanging:
-        rows = plan_rows(make_plan(str(tmp_path / "out"), settings_of([tmp_path]), streets.LABEL_SPACE))
+        rows = plan_rows(make_plan(str(tmp_path / "out"), settings_of([tmp_path]), streets.LABEL_SPACE, hang_s=1.0))
     assert [(row["frame_index"], row["error_code"]) for row in rows] == [
         (0, None), (1, None), (2, None), (None, "worker_timeout"),
     ]  # fmt: skip
     assert rows[3]["error"] == f"{hanging} made no progress in 1 s when it was looked into; look at the file."
+
+
+def test_looking_into_videos_may_take_long_as_long_as_it_moves_on(tmp_path, monkeypatch):
+    def slowly(place):
+        for _ in range(20):
+            time.sleep(0.1)
+            moved()
+        return index_video(place)
+
+    monkeypatch.setattr(units, "_index", slowly)
+    write(tmp_path / "a.mp4", pts=range(3))
+    plan = make_plan(str(tmp_path / "out"), settings_of([tmp_path]), streets.LABEL_SPACE, hang_s=1.0)
+    assert [row["error_code"] for row in plan_rows(plan)] == [None] * 3
 
 
 def test_decoding_moves_the_clock_packet_by_packet(tmp_path):
