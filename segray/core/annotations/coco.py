@@ -45,6 +45,7 @@ from segray.errors import ConfigError, DataError
 
 OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_")  # of COCO's own archive, beside the instances
 BOXES = "Annotations without a segmentation (boxes alone), left out"
+SHARED = "Images with the id of another one, whose annotations cannot be told apart, left out"
 UNKNOWN = "Annotations with a category id that is not in the file, left out"
 
 
@@ -97,7 +98,7 @@ def _read(source: Source, draw: Any, *, panoptic: bool) -> Annotations:
             raise ConfigError(f"{source.files.place(name)} is of another kind; --from {kind} reads it.")
     classes, label_of = _classes(documents, source)
     splits = {name: split_of(name) for name in documents}
-    if len(set(splits.values())) < len(splits) or len(splits) == 1:
+    if len(set(splits.values())) == 1:
         splits = dict.fromkeys(splits, None)
     frames: list[Frame] = []
     for name, data in documents.items():
@@ -140,11 +141,18 @@ def _frames(source: Source, file: str, data: dict[str, Any], split: str | None, 
             )
         else:
             annotations[one["image_id"]].append(one)
+    names: dict[Any, set[str]] = defaultdict(set)
+    for one in data["images"]:
+        if isinstance(one, dict):
+            names[_key(one, "id")].add(str(one.get("file_name")))
     for one in data["images"]:
         try:
             name, size = str(one["file_name"]), (int(one["height"]), int(one["width"]))
         except UNREADABLE:
             source.problems.add("Images without a file_name, height or width, left out", file)
+            continue
+        if annotations[_key(one, "id")] and len(names[_key(one, "id")]) > 1:
+            source.problems.add(SHARED, f"{name}, id {one['id']}")
             continue
         if found := source.images.find(name, source.problems, split_of(file), storage.folder_of(file)):
             yield Frame(found, partial(draw, annotations[_key(one, "id")], name), size, split)

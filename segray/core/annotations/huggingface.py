@@ -52,7 +52,7 @@ def read(source: Source) -> Annotations:
     else:
         colors = _palette(source, files[0], columns[1])
     classes = tuple(Class(name, colors.get(raw)) for raw, name in names.items())
-    label_of = {raw: i for i, raw in enumerate(names)} | {IGNORE_INDEX: IGNORE_INDEX}
+    label_of = {IGNORE_INDEX: IGNORE_INDEX} | {raw: i for i, raw in enumerate(names)}
     frames = _frames(source, splits, columns, label_of)
     return Annotations(check_count(classes, source.files.uri), frames, total, source.problems, tuple(notes))
 

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from segray.core.annotations.files import Files
-from segray.core.annotations.frames import SPLITS, Annotations, Class, Drawn, Frame, Source, check_count
+from segray.core.annotations.frames import SPLITS, Annotations, Class, Drawn, Frame, Problems, Source, check_count
 from segray.core.annotations.painting import UNREAD, UNREADABLE, Shape, fill, largest_first, paint
+from segray.core.io.pairing import folders_above
 from segray.errors import DataError
 
 BOX = 5  # numbers of a line that is a box: class, centre, size
@@ -34,16 +35,17 @@ def read(source: Source) -> Annotations:
     classes = _classes(data["names"], files.place(found[0]))
     label_of = {key: i for i, key in enumerate(_ids(data["names"]))}
     texts = {name.rpartition(".")[0]: name for name in _labels(files)}
-    of_split = _splits(data, files)
+    images = source.images.files.images
+    of_split = _splits(data, files, images, source.problems)
     frames = []
-    for image in files.images if source.images.files is files else source.images.files.images:
-        label = texts.pop(_label_of(image), None)
-        split = of_split.get(image) or next(
-            (s for folder, s in of_split.items() if image.startswith(f"{folder}/")), None
-        )
+    for image in images:
+        label = texts.get(_label_of(image))
+        split = next((of_split[place] for place in (image, *folders_above(image)) if place in of_split), None)
         frames.append(Frame(image, partial(_draw, files, label, label_of), split=split))
-    for name in texts.values():
-        source.problems.add("Labels whose image is not there, left out", files.place(name))
+    labelled = set(map(_label_of, images))
+    for stem, name in texts.items():
+        if stem not in labelled:
+            source.problems.add("Labels whose image is not there, left out", files.place(name))
     return Annotations(check_count(classes, files.place(found[0])), frames, len(frames), source.problems)
 
 
@@ -91,18 +93,20 @@ def _classes(names: Any, place: str) -> tuple[Class, ...]:
     return tuple(map(Class, listed))
 
 
-def _splits(data: dict[str, Any], files: Files) -> dict[str, str]:
+def _splits(data: dict[str, Any], files: Files, images: list[str], problems: Problems) -> dict[str, str]:
     """Return the split of each folder of images that the YAML names, or of each image of its lists."""
-    steps = [name.split("/") for name in files.names]
-    there = {"/".join(parts[:i]) for parts in steps for i in range(1, len(parts) + 1)}
+    there, folders = set(images), {*files.names, *(folder for image in images for folder in folders_above(image))}
     found: dict[str, str] = {}
     for key, split in SPLITS.items():
         given = data.get(key)
         for place in given if isinstance(given, list) else [given]:
-            name = _below(place, there) if isinstance(place, str) else ""
+            name = _below(place, folders) if isinstance(place, str) else ""
             if name.endswith(".txt"):
-                lines = files.text(name).splitlines()
-                found |= {image: split for line in lines if (image := _below(line, there))}
+                for line in filter(str.strip, files.text(name).splitlines()):
+                    if image := _below(line, there):
+                        found[image] = split
+                    else:
+                        problems.add("Lines of a list that name no image, left out", f"{line} in {files.place(name)}")
             elif name:
                 found[name] = split
     return found

@@ -191,7 +191,7 @@ def own_folder(path: str, folders: Collection[str]) -> str:
     >>> own_folder("/in/day1/cam/0001", {"day1", "day2"}), own_folder("/in/0001", {"day1", "day2"})
     ('day1', '')
     """
-    above = _folders_above(path) if folders else []
+    above = folders_above(path) if folders else []
     return next((end for folder in above for end in ends(folder) if end in folders), "")
 
 
@@ -211,7 +211,7 @@ def is_elsewhere(path: str, other: str, shared: Collection[str]) -> bool:
     return one != two
 
 
-def _folders_above(path: str) -> list[str]:
+def folders_above(path: str) -> list[str]:
     """List the folders above a path, deepest first: 'a/b/c' → 'a/b', 'a'."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]

@@ -148,6 +148,32 @@ def test_two_coco_files_are_splits_and_their_folders_go(tmp_path):
     assert sorted(dataset.splits) == ["train", "val"]
 
 
+def test_several_coco_files_of_one_split_keep_the_others_apart(tmp_path):
+    """Three files of two splits: no frame of val may be trained on."""
+    for split in ("train_day", "train_night", "val"):
+        pictures = [{"id": 1, "file_name": f"{split}.jpg", "height": 6, "width": 8}]
+        coco(tmp_path / "in", FULL, name=f"annotations/instances_{split}.json", images=pictures)
+    convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    splits = masks(tmp_path / "out")[1].splits
+    names = {split: [ref.sample_id for ref in refs] for split, refs in splits.items()}
+    assert names == {"train": ["train/train_day", "train/train_night"], "val": ["val/val"]}
+
+
+def test_images_that_share_an_id_do_not_get_each_others_annotations(tmp_path):
+    """As where the lists of two files, each with ids from 1 on, were put one behind the other."""
+    pictures = [
+        {"id": i, "file_name": f"{n}.jpg", "height": 6, "width": 8} for n, i in {"a": 1, "b": 1, "c": 2}.items()
+    ]
+    pictures.append(pictures[-1])
+    annotations = [FULL[0], FULL[0] | {"id": 2, "category_id": 90}, FULL[0] | {"id": 3, "image_id": 2}]
+    done = convert(str(coco(tmp_path / "in", annotations, images=pictures)), str(tmp_path / "out"))
+    assert {name: mask.tolist() for name, mask in masks(tmp_path / "out")[0].items()} == {"c": whole(0)}
+    assert done.left_out == [
+        "Images with the id of another one, whose annotations cannot be told apart, left out: 2, such as a.jpg, id 1",
+        "Images that are annotated twice, of which the first annotation is taken: 1, such as images/c.jpg",
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "image"), [("annotations/instances_{}.json", "{}/1.jpg"), ("{}/_annotations.coco.json", "{}/1.jpg")]
 )
@@ -606,6 +632,45 @@ def test_yolo_polygons_are_shares_of_the_image(tmp_path, layout, listed):
     ]
 
 
+def yolo(root, names, **splits):
+    for name in names:
+        jpeg(root / "images" / name)
+        text = root / "labels" / f"{name.rpartition('.')[0]}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("0 0 0 1 0 1 1 0 1\n")
+    lines = [f"{split}: {place}\n" for split, place in splits.items()]
+    (root / "data.yaml").write_text("".join(["names: [road]\n", *lines]))
+    return root
+
+
+def names_of(dataset):
+    return {split: [ref.sample_id for ref in refs] for split, refs in dataset.splits.items()}
+
+
+def test_yolos_lists_hold_for_images_that_lie_elsewhere(tmp_path):
+    root = yolo(tmp_path / "in", [f"{name}.jpg" for name in "abcd"], train="train.txt", val="val.txt")
+    (root / "train.txt").write_text("./images/a.jpg\n\n./images/b.jpg\n./images/gone.jpg\n")
+    (root / "val.txt").write_text("./images/c.jpg\n./images/d.jpg\n")
+    (root / "images").rename(tmp_path / "images")
+    done = convert(str(root), str(tmp_path / "out"), images=str(tmp_path / "images"))
+    assert names_of(masks(tmp_path / "out")[1]) == {"train": ["train/a", "train/b"], "val": ["val/c", "val/d"]}
+    assert done.left_out == [
+        f"Lines of a list that name no image, left out: 1, such as ./images/gone.jpg in {root}/train.txt"
+    ]
+
+
+def test_a_yolo_folder_in_another_ones_is_a_split_of_its_own(tmp_path):
+    convert(str(yolo(tmp_path / "in", ["a.jpg", "v/b.jpg"], train="images", val="images/v")), str(tmp_path / "out"))
+    assert names_of(masks(tmp_path / "out")[1]) == {"train": ["train/a"], "val": ["val/v/b"]}
+
+
+def test_two_yolo_images_of_one_name_have_the_same_label(tmp_path):
+    """Otherwise one of them would be all background."""
+    convert(str(yolo(tmp_path / "in", ["a.jpg", "a.jpeg"])), str(tmp_path / "out"), background="class")
+    found = {name: mask.tolist() for name, mask in masks(tmp_path / "out")[0].items()}
+    assert found == {"a": whole(1), "a_jpg": whole(1)}
+
+
 # --- Hugging Face
 
 
@@ -640,6 +705,20 @@ def test_a_dataset_of_the_hub_is_read_as_its_library_reads_it(tmp_path, named):
     assert all(one.tolist() == mask.tolist() for one in found.values())
     assert dataset.label_space.names == (("road", "car", "sky") if named else ("class 0", "class 1"))
     assert bool(done.notes) != named
+
+
+def test_an_id_of_255_that_has_a_name_is_a_class(tmp_path):
+    import datasets
+
+    mask = np.zeros(SIZE, np.uint8)
+    mask[0] = 255
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = {"image": [Image.new("RGB", SIZE[::-1])], "mask": [Image.fromarray(mask)]}
+    (tmp_path / "in").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "in/data.parquet"))
+    (tmp_path / "in/id2label.json").write_text('{"0": "road", "255": "crack"}')
+    convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert [one.tolist() for one in masks(tmp_path / "out")[0].values()] == [(mask > 0).astype(int).tolist()]
 
 
 def test_names_of_images_in_parquet_cannot_leave_the_folder(tmp_path):
