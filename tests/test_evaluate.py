@@ -127,6 +127,9 @@ def test_a_threshold_turns_pixels_into_misses(config):
     assert strict["undecided_share"] > 0
     assert np.sum(strict["confusion"]) == np.sum(plain["confusion"])
     assert strict["scores"]["pixel_accuracy"] < plain["scores"]["pixel_accuracy"]
+    assert strict["baseline_miou"] == plain["baseline_miou"]  # which is of the ground truth alone
+    nothing = evaluate(config.changed({"infer.threshold": 0.999}), overwrite=True)
+    assert (nothing["undecided_share"], nothing["baseline_miou"]) == (1, plain["baseline_miou"])
 
 
 def test_classes_are_matched_by_name(config):

@@ -186,7 +186,7 @@ def _evaluate(
         "rule": protocol.rule,
         "classes": list(protocol.names),
         "scores": _scores(protocol, confusion, boundary[kept], rows, curve),
-        "baseline_miou": metrics.majority_baseline(confusion[:, :-1]).miou,
+        "baseline_miou": metrics.majority_baseline(confusion).miou,
         "undecided_share": float(confusion[:, -1].sum() / confusion.sum()),
         "confusion": confusion.tolist(),
         "not_covered": source.not_covered,
