@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -343,7 +343,7 @@ def open_preset(name: str, config: DataSection) -> Dataset:
     """List the frames of a published data set by its row. DataError where its folder holds none."""
     row = PRESETS[name]
     root = check_root(config.root, " and ".join((row.images[0], row.masks[0])))
-    images, masks = (dict(_found(root, patterns)) for patterns in (row.images, row.masks))
+    images, masks = (_found(root, patterns) for patterns in (row.images, row.masks))
     if not images and not masks:
         account = ", which asks for an account" if row.account else ""
         raise DataError(f"{root} holds no {row.images[0]} and {row.masks[0]}. The data is from {row.home}{account}.")
@@ -357,11 +357,16 @@ def open_preset(name: str, config: DataSection) -> Dataset:
     return Dataset(name, row.space(root), splits, tuple(lonely), (*notes, *listed))
 
 
-def _found(root: str, patterns: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Give (what stands for the groups, place) of every image file that a pattern fits; the split comes first."""
+def _found(root: str, patterns: tuple[str, ...]) -> dict[tuple[str, ...], str]:
+    """Map what stands for the groups, the split first, to the image file there; of several patterns the first counts.
+
+    DataError where two files of one pattern are of one frame.
+    """
+    found: dict[tuple[str, ...], str] = {}
     for pattern in patterns:
         fits = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(pattern)))
         prefix = pattern.split("{")[0].rpartition("/")[0]
+        here: dict[tuple[str, ...], str] = {}
         for entry in storage.list_files(storage.join(root, prefix) if prefix else root, storage.not_hidden):
             path, _, suffix = entry.uri[len(root) + 1 :].rpartition(".")
             match = fits.fullmatch(path)
@@ -369,7 +374,11 @@ def _found(root: str, patterns: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
                 continue
             groups = match.groupdict()
             split = groups.pop("split", None)
-            yield (*([] if split is None else [SPLITS.get(split.lower(), split)]), *groups.values()), entry.uri
+            key = (*([] if split is None else [SPLITS.get(split.lower(), split)]), *groups.values())
+            if (other := here.setdefault(key, entry.uri)) != entry.uri:
+                raise DataError(f"{entry.uri} and {other} are of one frame; keep one of them.")
+        found = here | found
+    return found
 
 
 def _splits(

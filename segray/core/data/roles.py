@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from segray.core.io import storage
@@ -105,14 +105,19 @@ def find(root: str, images: str | None = None, masks: str | None = None, mask_su
         if others:
             found.notes.append(f"{len(others)} files are in no folder of images or masks, such as {others[0].path}")
         files = [file for file in files if file.is_mask is not None]
-    ends = (mask_suffix,) if mask_suffix else MASK_ENDS
+    image_ends: Collection[str] = IMAGE_ENDS
+    ends: Collection[str] = (mask_suffix,) if mask_suffix else MASK_ENDS
     imaged = [file for file in files if not file.is_mask]
     masked = [file for file in files if file.is_mask]
-    found.images = _keyed(root, imaged, IMAGE_ENDS, "data.images")
-    found.masks = _keyed(root, masked, ends, "data.masks")
-    if not mask_suffix and not found.images.keys() & found.masks.keys() and (end := _common_end(masked, found.images)):
-        found.masks = _keyed(root, masked, (end,), "data.masks")
+    names = _names(imaged, IMAGE_ENDS)
+    pairs = len(names & _names(masked, ends))
+    if not mask_suffix and not pairs and (end := _common_end(masked, names)):
+        ends = (end,)
         found.notes.append(f"masks are taken to end in {end}, as their images' names without it do")
+    elif not mask_suffix and pairs < len(_names(imaged, ()) & _names(masked, ())):
+        image_ends = ends = ()  # names end so themselves, as 0001_L of a left camera
+    found.images = _keyed(root, imaged, image_ends, "data.images")
+    found.masks = _keyed(root, masked, ends, "data.masks")
     _pass_over_unlabelled(found)
     return found
 
@@ -176,6 +181,10 @@ def _by_name(files: list[_File], mask_suffix: str | None) -> None:
             file.is_mask = file.key(()) in photos or None
 
 
+def _names(files: list[_File], ends: Collection[str]) -> set[str]:
+    return {file.key(ends) for file in files}
+
+
 def _keyed(root: str, files: list[_File], ends: Iterable[str], setting: str) -> dict[str, str]:
     keyed: dict[str, _File] = {}
     for file in files:
@@ -188,7 +197,7 @@ def _keyed(root: str, files: list[_File], ends: Iterable[str], setting: str) -> 
     return {key: storage.join(root, file.path) for key, file in keyed.items()}
 
 
-def _common_end(masks: list[_File], images: dict[str, str]) -> str | None:
+def _common_end(masks: list[_File], images: Collection[str]) -> str | None:
     """Return the end without which the names of most masks are those of images; None where there is none."""
     found: Counter[str] = Counter()
     for file in masks:

@@ -75,6 +75,17 @@ def test_names_pair_whether_accents_are_composed_or_not(tmp_path):
     assert roles.find(str(tmp_path)).paired()[1] == []
 
 
+def test_names_that_end_as_masks_do_are_whole_where_images_have_them_too(tmp_path):
+    """A left camera's frames, and one with seg in its name, as segray itself exports and converts them."""
+    frames = ["train/1_L", "train/1_rgb", "train/b-seg", "val/2_P", "val/b"]
+    put(tmp_path, *(f"images/{name}.jpg" for name in frames), *(f"masks/{name}.png" for name in frames))
+    (tmp_path / "classes.csv").write_text(TWO)
+    for unpaired in ("refuse", "drop"):
+        found = pairs(DataSection(root=str(tmp_path), format="folder", unpaired=unpaired))
+        assert found == {name: (f"images/{name}.jpg", f"masks/{name}.png") for name in frames}
+    assert roles.find(str(tmp_path)).paired()[1] == []
+
+
 def test_folders_can_be_named(tmp_path):
     put(tmp_path, "camera/train/a.jpg", "camera/val/b.jpg", "ids/train/a.png", "ids/val/b.png", "color/train/a.png")
     (tmp_path / "classes.csv").write_text(TWO)

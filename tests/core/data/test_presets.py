@@ -244,6 +244,15 @@ def test_the_first_edition_of_mapillary_vistas_is_read_too(tmp_path):
     assert (dataset.label_space.names, list(dataset.splits)) == (("animal--bird",), ["train"])
 
 
+@pytest.mark.parametrize("again", ["images/10k/train/a.png", "labels/sem_seg/masks/train/a.tif"])
+def test_two_files_of_one_frame_are_refused(tmp_path, again):
+    image(tmp_path / "images/10k/train/a.jpg")
+    image(tmp_path / "labels/sem_seg/masks/train/a.png", 1)
+    image(tmp_path / again, 2)
+    with pytest.raises(DataError, match=r"are of one frame; keep one of them\.$"):
+        open_dataset(DataSection(format="bdd100k", root=str(tmp_path)))
+
+
 def test_without_lists_whole_drives_are_held_out(tmp_path):
     for i in range(12):
         for name, pixel in (("camera", (1, 2, 3)), ("label", (255, 0, 0))):
