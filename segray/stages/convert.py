@@ -246,9 +246,9 @@ def _mask(frame: Frame, data: bytes, problems: Problems) -> np.ndarray | None:
         shown = f"{frame.image} is {upright[0]}×{upright[1]}, annotated as {height}×{width} (height × width)"
         problems.add("Images of another size than was annotated, left out", shown)
         return None
-    if turned in images.TURNS and turned not in images.SIDEWAYS:
+    if turned in images.TURNS and upright == stored:
         problems.add(
-            "Images that EXIF mirrors or turns by 180°, whose annotations are taken as of the upright picture",
+            "Images that EXIF turns or mirrors to the same size, whose annotations are taken as of the upright picture",
             frame.image,
         )
     size = upright if frame.size is None else frame.size

@@ -67,7 +67,8 @@ def _config(files: Files) -> list[Class]:
     labels = [
         one for tag in ("BrushLabels", "PolygonLabels") for group in root.iter(tag) for one in group.iter("Label")
     ]
-    return [Class(one.get("value", ""), color_of(one.get("background"))) for one in labels if one.get("value")]
+    named = [((one.get("alias") or one.get("value") or "").strip(), one) for one in labels]  # results have the alias
+    return [Class(name, color_of(one.get("background"))) for name, one in named if name]
 
 
 def _tasks(tasks: list[Any], source: Source) -> Iterator[tuple[str, list[Any], Any]]:

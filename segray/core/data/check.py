@@ -12,6 +12,7 @@ import numpy as np
 
 from segray.core.data import likeness
 from segray.core.io import storage
+from segray.core.io.images import SIDEWAYS, TURNS
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
 from segray.core.progress import Progress, untold
 from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_color, id_text, ids_text
@@ -21,7 +22,6 @@ KEPT_IDS = 256  # unknown ids of one mask that are counted one by one: a mask th
 LISTED_IDS = 20  # unknown ids that get a line of their own
 BLENDED = 0.25  # share of boundaries with a pixel between two ids; drawn masks have few such pixels, at thin objects
 LEAST_BOUNDARIES = 50
-SAME_SIZE = (2, 3, 4)  # EXIF's rotations and mirrors after which an image is as large as before
 ROWS = 256  # rows of a mask that are looked at together: the differences of a whole mask may not fit into memory
 MOSTLY = 0.5  # share of a frame that is void, above which it teaches little
 NEAR = 6  # of each channel: how far JPEG moves the colours of flat areas; blends of two colours are further off
@@ -128,7 +128,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     try:
         image_hwc = read_image(ref.image, notes.append, ref.stamp)
         raw_hw, palette = read_mask_and_palette(ref.mask, space.mask_channel)
-        turned = orientation(ref.image) in SAME_SIZE and orientation(ref.mask) == 1
+        turn, upright_mask = orientation(ref.image), orientation(ref.mask) == 1
     except SegrayError as error:
         return _Finding(ref, error=str(error))
     ids, counts = np.unique(raw_hw, return_counts=True)
@@ -137,6 +137,7 @@ def _look(ref: SampleRef, space: LabelSpace) -> _Finding:
     kept = known + [i for i in order.tolist() if int(ids[i]) not in space.id_map][:KEPT_IDS]
     found = {int(ids[i]): int(counts[i]) for i in kept}
     height, width = image_hwc.shape[:2]
+    turned = upright_mask and turn in TURNS and (turn not in SIDEWAYS or height == width)
     problem = None
     if raw_hw.shape != (height, width):
         problem = f"{ref.mask} is {raw_hw.shape[0]}×{raw_hw.shape[1]}, its image {height}×{width} (height × width)"
@@ -359,7 +360,7 @@ def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
         notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size, by data.resize")
     if result.turned:
         notes.append(
-            f"EXIF turns {len(result.turned)} images by 180° or mirrors them, such as {result.turned[0]}, and not "
+            f"EXIF turns or mirrors {len(result.turned)} images to the same size, such as {result.turned[0]}, and not "
             "their masks: these have to be drawn on the picture as a viewer shows it"
         )
     if result.pixels.keys() == {0, 255}:

@@ -291,6 +291,20 @@ def test_masks_stand_as_their_image_does_after_exif(tmp_path, upright):
     assert mask.tolist() == ([[0] * 6] * 2 + [[255] * 6] * 6 if upright else [[255] * 4 + [0] * 2] * 8)
 
 
+@pytest.mark.parametrize(
+    ("turn", "size", "unclear"), [(3, SIZE, True), (6, (6, 6), True), (6, SIZE, False), (1, (6, 6), False)]
+)
+def test_images_whose_size_does_not_tell_how_they_were_annotated_are_said(tmp_path, turn, size, unclear):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    images = [{"id": 1, "file_name": "a.jpg", "height": size[0], "width": size[1]}]
+    file = coco(tmp_path / "in", FULL, images=images)
+    jpeg(tmp_path / "in/images/a.jpg", size, exif)
+    left_out = [line for line in convert(str(file), str(tmp_path / "out")).left_out if "EXIF" in line]
+    said = "Images that EXIF turns or mirrors to the same size, whose annotations are taken as of the upright picture"
+    assert left_out == [f"{said}: 1, such as images/a.jpg"] * unclear
+
+
 def test_images_of_one_stem_get_masks_of_their_own(tmp_path):
     images = [
         {"id": i, "file_name": name, "height": 6, "width": 8}
@@ -539,6 +553,19 @@ def test_label_studio_polygons_are_in_per_cent_and_later_ones_lie_above(tmp_path
         "Tasks with several annotations, of which the last is taken: 1, such as task 7",
         "Tasks without an annotation, of which a prediction is taken: 1, such as task 8",
     ]
+
+
+def test_label_studios_results_have_the_alias_of_a_label(tmp_path):
+    square = {"points": [[0, 0], [100, 0], [100, 100], [0, 100]], "polygonlabels": ["road"]}
+    task = {"data": {"image": "a.jpg"}, "annotations": [{"result": [region("polygonlabels", square)]}]}
+    jpeg(tmp_path / "in/a.jpg")
+    (tmp_path / "in/tasks.json").write_text(json.dumps([task]))
+    labels = '<Label value="Car " background="#00008E"/><Label value="The road" alias="road" background="#804080"/>'
+    (tmp_path / "in/label_config.xml").write_text(f"<View><PolygonLabels>{labels}</PolygonLabels></View>")
+    convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    found, dataset = masks(tmp_path / "out")
+    assert found["a"].tolist() == whole(1)
+    assert (dataset.label_space.names, dataset.label_space.colors) == (("Car", "road"), ((0, 0, 142), (128, 64, 128)))
 
 
 # --- Labelme (labelme/_utils/shape.py)

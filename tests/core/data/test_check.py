@@ -136,10 +136,11 @@ def test_ids_in_shades_of_grey_of_colour_masks_are_recognised(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tif"])
-def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind):
-    """By 180°, a mask has its image's size either way. That which is turned with its image is right."""
-    exif, mask = Image.Exif(), Image.new("L", (8, 6))
-    exif[274] = 3
+@pytest.mark.parametrize(("turn", "size"), [(3, (8, 6)), (6, (6, 6))])
+def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind, turn, size):
+    """By 180°, or where it is square, a mask has its image's size either way. One that is turned as well is right."""
+    exif, mask = Image.Exif(), Image.new("L", size)
+    exif[274] = turn
     for name, masks_exif in (("a", None), ("b", exif)):
         for folder in ("images", "masks"):
             (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
@@ -148,8 +149,8 @@ def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind):
     (tmp_path / "classes.csv").write_text("name\nroad\n")
     dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
     assert check(dataset, ()).notes == [
-        f"EXIF turns 1 images by 180° or mirrors them, such as {tmp_path}/images/train/a.{kind}, and not their masks: "
-        "these have to be drawn on the picture as a viewer shows it"
+        f"EXIF turns or mirrors 1 images to the same size, such as {tmp_path}/images/train/a.{kind}, and not their "
+        "masks: these have to be drawn on the picture as a viewer shows it"
     ]
 
 
