@@ -216,17 +216,15 @@ def _write_frame(job: _Job, frame: Frame, name: str, problems: Problems) -> np.n
     files = job.source.images.files
     try:
         data = files.read(frame.image) if frame.picture is None else frame.picture()
-        mask_hw = _mask(frame, data, problems)
+        mask_hw = _mask(job, frame, data, problems)
     except DataError as error:
         problems.add("Images that cannot be opened, left out", str(error).rstrip("."))
         return None
     if mask_hw is None:
         return None
-    nothing = mask_hw == IGNORE_INDEX
-    if job.fill == IGNORE_INDEX and nothing.all():
+    if (mask_hw == IGNORE_INDEX).all():
         problems.add("Frames in which nothing is annotated, left out", frame.image)
         return None
-    mask_hw = np.where(nothing, job.fill, mask_hw + job.first).astype(np.uint8)
     target = job.out / "images" / name
     if frame.picture is not None or files.zip is not None or storage.in_bucket(files.uri):
         storage.replace(str(target), data)
@@ -237,8 +235,8 @@ def _write_frame(job: _Job, frame: Frame, name: str, problems: Problems) -> np.n
     return mask_hw
 
 
-def _mask(frame: Frame, data: bytes, problems: Problems) -> np.ndarray | None:
-    """Draw a frame's mask upright, like its image as segray reads it."""
+def _mask(job: _Job, frame: Frame, data: bytes, problems: Problems) -> np.ndarray | None:
+    """Draw a frame's mask upright, like its image as segray reads it, and fill it where nothing is annotated."""
     upright, turned = images.upright_size(data, frame.image), images.orientation(data, frame.image) or 1
     stored = upright[::-1] if turned in images.SIDEWAYS else upright
     if frame.size not in (None, upright, stored):
@@ -255,7 +253,13 @@ def _mask(frame: Frame, data: bytes, problems: Problems) -> np.ndarray | None:
     drawn = frame.draw(*size)
     for what, which in drawn.problems:
         problems.add(what, which)
-    return drawn.mask_hw if size == upright else images.turn_upright(drawn.mask_hw, turned)
+    if drawn.mask_hw is None:
+        return None
+    nothing = drawn.mask_hw == IGNORE_INDEX
+    mask_hw = np.where(nothing, job.fill, drawn.mask_hw + job.first).astype(np.uint8)
+    if drawn.void_hw is not None:
+        mask_hw[drawn.void_hw & nothing] = IGNORE_INDEX
+    return mask_hw if size == upright else images.turn_upright(mask_hw, turned)
 
 
 def _link(place: str, target: Path, *, symbolic: bool) -> None:

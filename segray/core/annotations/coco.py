@@ -222,18 +222,18 @@ class _Segments:
                 else:
                     problems.append((UNKNOWN, f"segment {one['id']} of {name}: {one['category_id']}"))
         except UNREADABLE:
-            return Drawn(canvas(height, width), [(UNREAD, name)])
+            return Drawn(None, [(UNREAD, name)])
         segments_hw = self._segments(json, file, problems)
         if segments_hw is None or segments_hw.shape != (height, width):
             problems += [("Panoptic PNGs of another size than their image, left out", file)] * (segments_hw is not None)
-            return Drawn(canvas(height, width), problems)
+            return Drawn(None, problems)
         ids, at = np.unique(segments_hw, return_inverse=True)
         unknown = [i for i in ids.tolist() if i and i not in label]
         problems += [
             ("Segments of a panoptic PNG that its JSON does not know, void", f"{i} of {file}") for i in unknown
         ]
-        table = np.array([label.get(i, 255) for i in ids.tolist()], np.uint8)
-        return Drawn(table[at].reshape(height, width), problems)
+        table, at = np.array([label.get(i, 255) for i in ids.tolist()], np.uint8), at.reshape(height, width)
+        return Drawn(table[at], problems, np.isin(ids, unknown)[at])
 
     def _segments(self, json: str, file: str, problems: list[tuple[str, str]]) -> np.ndarray | None:
         said = Problems()

@@ -33,10 +33,14 @@ class Class(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """mask_hw: positions of classes, uint8 [H, W]; 255 where nothing is drawn. problems: (what, which)."""
+    """mask_hw: positions of classes, uint8 [H, W]; 255 where nothing is drawn; None where it cannot be read.
 
-    mask_hw: np.ndarray
+    problems: (what, which). void_hw: bool [H, W], which pixels without a class are void, and of no background.
+    """
+
+    mask_hw: np.ndarray | None
     problems: list[tuple[str, str]]
+    void_hw: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def read(source: Source) -> Annotations:
     else:
         colors = _palette(source, files[0], columns[1])
     classes = tuple(Class(name, colors.get(raw)) for raw, name in names.items())
-    label_of = {IGNORE_INDEX: IGNORE_INDEX} | {raw: i for i, raw in enumerate(names)}
+    label_of = {raw: i for i, raw in enumerate(names)}
     frames = _frames(source, splits, columns, label_of)
     return Annotations(check_count(classes, source.files.uri), frames, total, source.problems, tuple(notes))
 
@@ -186,4 +186,5 @@ def _name(path: str, data: bytes, number: int) -> str | None:
 
 
 def _draw(data: bytes, which: str, label_of: dict[int, int], height: int, width: int) -> Drawn:
-    return drawn_ids(data, f"the mask of {which}", label_of, "Ids that have no name, void", height, width)
+    unknown = "Ids that have no name, void"
+    return drawn_ids(data, f"the mask of {which}", label_of, unknown, height, width, {IGNORE_INDEX})

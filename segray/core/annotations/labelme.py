@@ -93,7 +93,7 @@ def _draw(shapes: list[Any], name: str, names: list[str], height: int, width: in
     def say(text: str) -> None:
         problems.append((text, name))
 
-    mask_hw = canvas(height, width)
+    mask_hw, void_hw = canvas(height, width), np.zeros((height, width), bool)
     for one in shapes:
         label = _label(one)
         try:
@@ -107,7 +107,8 @@ def _draw(shapes: list[Any], name: str, names: list[str], height: int, width: in
             if not marked_hw.any():
                 say(EMPTY)
             mask_hw[marked_hw] = IGNORE_INDEX if label == IGNORED else names.index(label)
-    return Drawn(mask_hw, problems)
+            void_hw[marked_hw] = label == IGNORED
+    return Drawn(mask_hw, problems, void_hw)
 
 
 def _label(one: Any) -> str:

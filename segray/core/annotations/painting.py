@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -86,18 +86,30 @@ def _paint_box(mask_hw: np.ndarray, label: int, box: Box, inside: np.ndarray, sa
     seen_hw[: cut_hw.shape[0], : cut_hw.shape[1]][cut_hw] = label
 
 
-def drawn_ids(data: bytes, which: str, label_of: Mapping[int, int], unknown: str, height: int, width: int) -> Drawn:
-    """Read a mask file, and map its ids or colours to classes. unknown: what is said of those that are not known."""
+def drawn_ids(
+    data: bytes,
+    which: str,
+    label_of: Mapping[int, int],
+    unknown: str,
+    height: int,
+    width: int,
+    void: Collection[int] = (),
+) -> Drawn:
+    """Read a mask file, and map its ids or colours to classes; those in `void`, and unknown ones, are void.
+
+    unknown: what is said of those that are not known.
+    """
     try:
         raw_hw = decode_mask(data, which)
     except DataError as error:
-        return Drawn(canvas(height, width), [("Masks that cannot be read, left out", str(error).rstrip("."))])
+        return Drawn(None, [("Masks that cannot be read, left out", str(error).rstrip("."))])
     if raw_hw.shape != (height, width):
-        return Drawn(canvas(height, width), [("Masks of another size than their image, left out", which)])
+        return Drawn(None, [("Masks of another size than their image, left out", which)])
     ids, at = np.unique(raw_hw, return_inverse=True)
-    problems = [(unknown, f"{id_text(raw)} in {which}") for raw in ids.tolist() if raw not in label_of]
-    table = np.array([label_of.get(raw, IGNORE_INDEX) for raw in ids.tolist()], np.uint8)
-    return Drawn(table[at].reshape(height, width), problems)
+    found, at = ids.tolist(), at.reshape(height, width)
+    problems = [(unknown, f"{id_text(raw)} in {which}") for raw in found if raw not in label_of and raw not in void]
+    table = np.array([label_of.get(raw, IGNORE_INDEX) for raw in found], np.uint8)
+    return Drawn(table[at], problems, np.array([raw not in label_of for raw in found])[at])
 
 
 def largest_first(shapes: Iterable[Shape]) -> list[Shape]:

@@ -241,6 +241,22 @@ def test_panoptic_pngs_become_classes(tmp_path):
     ]
 
 
+def test_panoptic_segments_that_are_unknown_and_pngs_that_are_gone_are_no_background(tmp_path):
+    pictures = [{"id": i, "file_name": f"{i}.jpg", "height": 6, "width": 8} for i in (1, 2)]
+    annotations = [
+        {"image_id": i, "file_name": f"{i}.png", "segments_info": [{"id": 1, "category_id": 3}]} for i in (1, 2)
+    ]
+    file = coco(tmp_path / "in", annotations, images=pictures, name="annotations/panoptic_val.json")
+    segments = np.zeros((*SIZE, 3), np.uint8)
+    segments[:, 0], segments[:, 1] = (1, 0, 0), (9, 0, 0)  # 9 is unknown
+    (tmp_path / "in/annotations/panoptic_val").mkdir()
+    (tmp_path / "in/annotations/panoptic_val/1.png").write_bytes(png(segments))
+    done = convert(str(file), str(tmp_path / "out"), background="class")
+    found = {name: mask.tolist() for name, mask in masks(tmp_path / "out")[0].items()}
+    assert found == {"1": [[1, 255, *[0] * 6]] * 6}
+    assert "Panoptic PNGs that are not there, left out: 1, such as 2.png" in done.left_out
+
+
 # --- what holds for all
 
 
@@ -613,7 +629,11 @@ def test_labelme_shapes_are_drawn_in_their_order(tmp_path):
 
 
 def test_labelmes_list_of_labels_gives_the_order_and_the_background(tmp_path):
-    shapes = [{"label": "car", "shape_type": "rectangle", "points": [[0, 0], [7, 2]]}]
+    shapes = [
+        {"label": "car", "shape_type": "rectangle", "points": [[0, 0], [7, 2]]},
+        {"label": "__ignore__", "shape_type": "rectangle", "points": [[0, 0], [1, 5]]},
+        {"label": "road", "shape_type": "rectangle", "points": [[0, 5], [0, 5]]},
+    ]
     jpeg(tmp_path / "in/a.jpg")
     (tmp_path / "in/a.json").write_text(
         json.dumps({"imagePath": "a.jpg", "shapes": shapes, "imageHeight": 6, "imageWidth": 8})
@@ -622,7 +642,8 @@ def test_labelmes_list_of_labels_gives_the_order_and_the_background(tmp_path):
     convert(str(tmp_path / "in"), str(tmp_path / "out"))
     found, dataset = masks(tmp_path / "out")
     assert dataset.label_space.names == ("_background_", "road", "car")
-    assert found["a"].tolist() == [[2] * 8] * 3 + [[0] * 8] * 3
+    void = [255, 255]  # __ignore__ is no background
+    assert found["a"].tolist() == [[*void, *[2] * 6]] * 3 + [[*void, *[0] * 6]] * 2 + [[1, 255, *[0] * 6]]
 
 
 # --- YOLO (docs.ultralytics.com/datasets/segment)
@@ -746,6 +767,29 @@ def test_an_id_of_255_that_has_a_name_is_a_class(tmp_path):
     (tmp_path / "in/id2label.json").write_text('{"0": "road", "255": "crack"}')
     convert(str(tmp_path / "in"), str(tmp_path / "out"))
     assert [one.tolist() for one in masks(tmp_path / "out")[0].values()] == [(mask > 0).astype(int).tolist()]
+
+
+def test_void_of_a_dataset_of_the_hub_is_no_background(tmp_path):
+    """As VOC's borders of objects, beside its class background; a mask of another size is no frame of background."""
+    import datasets
+
+    mask = np.zeros(SIZE, np.uint8)
+    mask[0], mask[1], mask[2] = 1, 255, 77  # 77 has no name
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = {
+        "image": [Image.new("RGB", SIZE[::-1])] * 2,
+        "mask": [Image.fromarray(mask), Image.fromarray(mask[:2])],
+    }
+    (tmp_path / "in").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "in/data.parquet"))
+    (tmp_path / "in/id2label.json").write_text('{"0": "background", "1": "car"}')
+    done = convert(str(tmp_path / "in"), str(tmp_path / "out"))
+    wanted = np.where(mask > 1, 255, mask).tolist()
+    assert [one.tolist() for one in masks(tmp_path / "out")[0].values()] == [wanted]
+    assert [line.partition(":")[0] for line in done.left_out] == [
+        "Ids that have no name, void",
+        "Masks of another size than their image, left out",
+    ]
 
 
 def test_names_of_images_in_parquet_cannot_leave_the_folder(tmp_path):
