@@ -107,6 +107,20 @@ def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
     assert told[1:] == [(4, "1 errors, bottleneck: decode", 8), (4, "1 errors, bottleneck: model", 8)]
 
 
+def test_the_start_of_processes_is_no_part_of_the_speed_of_labelling(monkeypatch, capsys):
+    now_s = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now_s)
+    with terminal.labelling() as watch:
+        watch.planned(16)
+        for shard, at_s in enumerate((40.0, 48.0, 56.0)):  # the first began after 32 s
+            now_s = at_s
+            watch.done(Receipt(shard, rows=4, errors=0, created=True, seconds={"decode": 1.0, "model": 7.0}))
+    assert capsys.readouterr().out.splitlines() == [
+        "frames 4 of 16  0.5 frames/s, 0 errors, bottleneck: model",
+        "frames 12 of 16  0.5 frames/s, 0 errors, bottleneck: model, 8 s left",
+    ]
+
+
 def test_the_steps_of_an_epoch_are_lines_of_a_log(monkeypatch, capsys):
     now_s = 0.0
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now_s)

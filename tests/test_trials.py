@@ -49,6 +49,12 @@ def test_a_grid_is_every_combination_of_any_settings():
     assert trials[3].settings["train.seed"] == 8
 
 
+def test_an_encoder_is_named_where_the_architecture_has_one():
+    rates = {"sweep__learning_rates": [1e-3]}
+    assert names(model__arch="unet-plain", **rates) == ["unet-plain-lr1.0e-03"]
+    assert names(model__arch="danet", **rates) == ["danet-resnet18-lr1.0e-03"]
+
+
 def test_trials_of_models_in_deep_folders_have_short_names_of_their_own():
     deep = [f"/{'projects/' * 40}{name}/best" for name in "ab"]
     config = load(None, {"sweep.learning_rates": [1e-3], "sweep.space": {"train.teacher": deep}})

@@ -72,8 +72,9 @@ def counting(what: str, total: int | None = None) -> Iterator[Advance]:
         nonlocal done, before, last
         done += more
         if (seconds := time.monotonic() - last) >= LINE_EVERY_S:
-            # the speed since the line before, as frames of an earlier run took no time now
-            left = f", {duration(seconds * (total - done) / (done - before))} left" if total and done > before else ""
+            # The speed since the line before: until the first, processes started and an earlier run's frames came.
+            left_s = total and done > before > 0 and seconds * (total - done) / (done - before)
+            left = f", {duration(left_s)} left" if left_s else ""
             before, last = done, time.monotonic()
             say(f"{what} {done}{f' of {total}' if total else ''}  {note}{left}".rstrip())
 
@@ -129,14 +130,14 @@ class LabelProgress:
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
         self._new = self._errors = self._total = 0
-        self._started = 0.0
+        self._planned = self._started = 0.0
         self._seconds: Counter[str] = Counter()
 
     def found(self, files: int) -> None:
         self._advance(0, note=f"{files} files found")
 
     def planned(self, rows: int) -> None:
-        self._total, self._started = rows, time.monotonic()
+        self._total, self._planned = rows, time.monotonic()
         self._advance(0, rows)
 
     def there(self, rows: int) -> None:
@@ -146,7 +147,10 @@ class LabelProgress:
         self._errors += receipt.errors
         self._new += receipt.rows * receipt.created
         self._seconds.update(receipt.seconds)
-        speed = self._new / max(1e-9, time.monotonic() - self._started)
+        now = time.monotonic()
+        if not self._started:  # when the first shard began, as processes started before that
+            self._started = max(self._planned, now - sum(receipt.seconds.values()))
+        speed = self._new / max(1e-9, now - self._started)
         note = f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}"
         self._advance(receipt.rows, self._total, note)
 

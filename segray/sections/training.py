@@ -138,6 +138,11 @@ class ModelSection(Section):
         description="Further arguments of the architecture in segmentation-models-pytorch.",
     )
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether `encoder` says anything about the model."""
+        return self.arch != "unet-plain"
+
 
 class AugmentSection(Section):
     """Random changes to the frames of a training batch. Values are drawn uniformly from their ranges."""

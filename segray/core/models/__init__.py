@@ -127,8 +127,7 @@ def name_of(config: ModelSection) -> str:
     """Name a model for people: 'unet over resnet18', 'segformer (hf)', or an architecture that has no encoder."""
     if config.arch in FROM_ELSEWHERE:
         return f"{config.encoder} ({config.arch})"
-    has_encoder = ARCHITECTURES[config.arch].encoders != NO_ENCODER if config.arch in ARCHITECTURES else True
-    return f"{config.arch} over {config.encoder}" if has_encoder else config.arch
+    return f"{config.arch} over {config.encoder}" if config.has_encoder else config.arch
 
 
 def build(config: ModelSection, num_classes: int) -> torch.nn.Module:

@@ -46,8 +46,8 @@ def encoder_weights(config: ModelSection) -> Weights | None:
     name = config.encoder_weights
     if name == "none":
         return None
-    if config.arch == "unet-plain":
-        raise ModelError(f"unet-plain has no encoder for {name} weights; it trains from scratch: leave them out.")
+    if not config.has_encoder:
+        raise ModelError(f"{config.arch} has no encoder for {name} weights; it trains from scratch: leave them out.")
     if name.endswith(WEIGHT_FILES):
         uri = storage.absolute(name)
     elif config.weights_dir is not None:
@@ -59,7 +59,7 @@ def encoder_weights(config: ModelSection) -> Weights | None:
 
 def has_imagenet(config: ModelSection) -> bool:
     """Say whether ImageNet weights are published for the encoder; nothing is downloaded."""
-    if config.arch == "unet-plain":
+    if not config.has_encoder:
         return False
     if config.encoder.startswith("tu-"):
         import timm

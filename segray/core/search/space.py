@@ -197,10 +197,11 @@ def _rounded(value: float) -> float:
 
 
 def _name(config: Config, settings: dict[str, Any]) -> str:
-    """Return a trial's folder name: unet-resnet18-lr3.2e-04, then the other settings that differ."""
+    """Return a trial's folder name: unet-resnet18-lr3.2e-04, unet-plain-lr3.2e-04, then what else differs."""
     there = config.changed(settings)
     more = {key: value for key, value in settings.items() if key not in NAMED}
-    parts = [there.model.arch, there.model.encoder, f"lr{there.train.learning_rate:.1e}"]
+    parts = [there.model.arch, *([there.model.encoder] if there.model.has_encoder else [])]
+    parts += [f"lr{there.train.learning_rate:.1e}"]
     parts += [f"{key.rpartition('.')[2]}{_told_apart(key, value)}" for key, value in more.items()]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
 
