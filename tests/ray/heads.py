@@ -1,5 +1,6 @@
 """A real Ray head with token auth, on ports and in a folder of its own; and further nodes for it."""
 
+import json
 import os
 import shutil
 import signal
@@ -78,12 +79,20 @@ class Head:
             assert time.monotonic() < end, [path.read_text() for path in self.folder.glob("start-*.log")]
             time.sleep(0.2)
 
+    def get(self, path):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return urllib.request.urlopen(urllib.request.Request(f"{self.jobs}/{path}", headers=headers), timeout=5)
+
     def answers(self):
-        request = urllib.request.Request(f"{self.jobs}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
         try:
-            return urllib.request.urlopen(request, timeout=5).status == 200
+            return self.get("api/version").status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+    def nodes(self):
+        """Count those that are alive."""
+        found = json.load(self.get("api/v0/nodes"))["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in found)
 
     def stop(self):
         """End what was started here, and nothing else."""

@@ -75,8 +75,8 @@ def settings(bundle, drive, out):
 
 
 @pytest.fixture(scope="module")
-def totals(ray_session, tiny_bundle, drive, tmp_path_factory):
-    return totals_of(label(load(None, settings(tiny_bundle, drive, tmp_path_factory.mktemp("quiet")))))
+def totals(ray_session, plain_bundle, drive, tmp_path_factory):
+    return totals_of(label(load(None, settings(plain_bundle, drive, tmp_path_factory.mktemp("quiet")))))
 
 
 def totals_of(summary):
@@ -177,7 +177,7 @@ def cluster_round(bundle, drive, out, env, seed, strikes):
 
 
 @pytest.mark.long
-def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tiny_bundle, drive, tmp_path, totals):
+def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(plain_bundle, drive, tmp_path, totals):
     """SIGTERM, as on a machine that is reclaimed."""
     struck = []
 
@@ -188,21 +188,21 @@ def test_actors_that_are_told_to_end_drop_their_shards_and_others_label_them(tin
                 for pid in struck:
                     os.kill(pid, signal.SIGTERM)
 
-    label(load(None, settings(tiny_bundle, drive, tmp_path / "out")), watch=Strike())
+    label(load(None, settings(plain_bundle, drive, tmp_path / "out")), watch=Strike())
     assert struck
     check(tmp_path / "out", totals)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(0)
-def test_many_strikes_on_a_cluster_and_its_driver(tiny_bundle, drive, tmp_path, env, totals, capsys, pytestconfig):
+def test_many_strikes_on_a_cluster_and_its_driver(plain_bundle, drive, tmp_path, env, totals, capsys, pytestconfig):
     chance = random.Random(0)
     for seed in range(max(1, pytestconfig.getoption("rounds") // 10)):
         out = tmp_path / f"cluster-{seed}"
-        struck = cluster_round(tiny_bundle, drive, out, env | {"SLOW_S": "3"}, seed, strikes=4)
+        struck = cluster_round(plain_bundle, drive, out, env | {"SLOW_S": "3"}, seed, strikes=4)
         check(out, totals)
         out = tmp_path / f"driver-{seed}"
-        killed = driver_round(command(tiny_bundle, drive, out), out, env, chance)
+        killed = driver_round(command(plain_bundle, drive, out), out, env, chance)
         check(out, totals)
         with capsys.disabled():
             print(f"round {seed}: {struck}, then {killed}")
@@ -249,10 +249,10 @@ def run_here(line, monkeypatch, capsys):
 
 @pytest.mark.long
 def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_later(
-    tiny_bundle, drive, small_disk, totals, monkeypatch, capsys
+    plain_bundle, drive, small_disk, totals, monkeypatch, capsys
 ):
     out = small_disk / "out"
-    line = command(tiny_bundle, drive, out)
+    line = command(plain_bundle, drive, out)
     for options, reason in (
         (None, "No space left on device"),
         ("remount,ro", "Read-only file system"),
@@ -276,12 +276,12 @@ def test_a_full_disk_and_one_that_may_not_be_written_end_a_run_that_goes_on_late
 
 @pytest.mark.long
 def test_a_store_that_goes_ends_a_run_that_goes_on_later_and_no_secret_is_written(
-    tiny_bundle, drive, env, s3, tmp_path, totals
+    plain_bundle, drive, env, s3, tmp_path, totals
 ):
     place, told = f"{s3}/{tmp_path.name}", []
     for path in [*(drive / "val").iterdir(), *(drive / "valannot").iterdir()]:
         storage.create(f"{place}/in/{path.parent.name}/{path.name}", path.read_bytes())
-    line = command(tiny_bundle, f"{place}/in", f"{place}/out")
+    line = command(plain_bundle, f"{place}/in", f"{place}/out")
     with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
         env |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_ENDPOINT_URL_S3": proxy.url, "SEGRAY_RETRY_S": "2"}
         run = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -81,8 +81,8 @@ def test_images_and_video_frames_become_one_row_each(tiny_bundle, town, tmp_path
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_path, monkeypatch):
-    watch, config = Seen(), options(tiny_bundle, town, tmp_path / "out", **{"infer.engine": "auto"})
+def test_an_engine_is_picked_once_and_kept_by_the_output(plain_bundle, town, tmp_path, monkeypatch):
+    watch, config = Seen(), options(plain_bundle, town, tmp_path / "out", **{"infer.engine": "auto"})
     label(config, watch=watch)
     (said,) = watch.notes
     picked = load_plans(str(tmp_path / "out"))[0].settings["engine"]
@@ -96,8 +96,8 @@ def test_an_engine_is_picked_once_and_kept_by_the_output(tiny_bundle, town, tmp_
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, tmp_path, monkeypatch, capsys):
-    command = ["segray", "label", "--model", str(tiny_bundle), "--input", str(town / "train")]
+def test_what_an_actor_refuses_is_one_line_and_its_exit_code(plain_bundle, town, tmp_path, monkeypatch, capsys):
+    command = ["segray", "label", "--model", str(plain_bundle), "--input", str(town / "train")]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out"), "--set", "infer.precision=fp16"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -106,12 +106,12 @@ def test_what_an_actor_refuses_is_one_line_and_its_exit_code(tiny_bundle, town, 
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tmp_path):
+def test_errors_are_rows_and_too_many_of_them_fail_the_run(plain_bundle, town, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "good.jpg").write_bytes(next((town / "train").iterdir()).read_bytes())
     (tmp_path / "in" / "text.mp4").write_text("no video")
-    config = options(tiny_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")]})
+    config = options(plain_bundle, town, tmp_path / "out", **{"label.inputs": [str(tmp_path / "in")]})
     assert label(config)["errors"] == {"decode_error": 2}
     assert pq.read_table(tmp_path / "out" / "errors.parquet").num_rows == 2
     with pytest.raises(TooManyErrors, match=r"^2 of 3 rows are errors, more than 50%"):
@@ -137,9 +137,9 @@ def test_errors_are_rows_and_too_many_of_them_fail_the_run(tiny_bundle, town, tm
     ],
 )
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, tmp_path, sent, code):
+def test_a_run_that_is_stopped_goes_on_with_the_same_command(plain_bundle, town, tmp_path, sent, code):
     command = [
-        *(sys.executable, "-m", "segray.cli", "label", "--model", tiny_bundle, "--input", town / "train"),
+        *(sys.executable, "-m", "segray.cli", "label", "--model", plain_bundle, "--input", town / "train"),
         *("--out", tmp_path / "out", "--set", "label.shard_size=1"),
     ]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -155,7 +155,9 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
     assert len(there) >= 1
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
-    config = load(None, {"label.model": str(tiny_bundle), "label.inputs": [str(town / "train")], "label.shard_size": 1})
+    config = load(
+        None, {"label.model": str(plain_bundle), "label.inputs": [str(town / "train")], "label.shard_size": 1}
+    )
     summary = label(config.changed({"label.out": str(tmp_path / "out")}))
     assert (summary["rows"], summary["ok"]) == (11, 11)
     assert problems(tmp_path / "out") == []
@@ -164,7 +166,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(tiny_bundle, town, 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundle, town, tmp_path, monkeypatch):
+def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(plain_bundle, town, tmp_path, monkeypatch):
     """Its device fails from the third frame on, and again whenever Ray has started its process anew."""
     marker = tmp_path / "sick"
 
@@ -190,7 +192,7 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
 
     monkeypatch.setattr("segray.stages.label.Labeller", Sick)
     watch = Seen()
-    config = options(tiny_bundle, town, tmp_path / "out", **{"label.actors": 2, "label.shard_size": 1})
+    config = options(plain_bundle, town, tmp_path / "out", **{"label.actors": 2, "label.shard_size": 1})
     assert label(config, watch=watch)["ok"] == 21
     assert problems(tmp_path / "out") == []
     (said,) = watch.notes  # and no word of shards that are labelled input by input
@@ -201,9 +203,9 @@ def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(tiny_bundl
     )
 
 
-def test_a_store_that_overwrites_is_told_or_refused_before_anything_is_written(tiny_bundle, town, s3, s3_proxy):
+def test_a_store_that_overwrites_is_told_or_refused_before_anything_is_written(plain_bundle, town, s3, s3_proxy):
     s3_proxy.set(ignore_if_none_match=1)
-    config = options(tiny_bundle, town, f"{s3}/careless").changed({"label.strict": True})
+    config = options(plain_bundle, town, f"{s3}/careless").changed({"label.strict": True})
     with pytest.raises(StorageError, match=r"careless overwrites files that must be created once; write to another"):
         label(config)
     assert storage.list_files(f"{s3}/careless") == []
@@ -212,21 +214,21 @@ def test_a_store_that_overwrites_is_told_or_refused_before_anything_is_written(t
     assert watch.notes[0].startswith(f"The store of {s3}/careless overwrites files that must be created once: of two")
 
 
-def test_an_environment_in_which_parquet_runs_code_is_refused(tiny_bundle, town, tmp_path, monkeypatch):
+def test_an_environment_in_which_parquet_runs_code_is_refused(plain_bundle, town, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1")
     with pytest.raises(ClusterError, match=r"^RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA is set, which lets"):
-        label(options(tiny_bundle, town, tmp_path / "out"))
+        label(options(plain_bundle, town, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     "bucket", ["s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gs", "az"))], indirect=True
 )
 @pytest.mark.usefixtures("ray_session")
-def test_labels_go_from_a_bucket_to_it_and_come_back_whole(tiny_bundle, town, bucket):
+def test_labels_go_from_a_bucket_to_it_and_come_back_whole(plain_bundle, town, bucket):
     out = f"{bucket}/Straße 1/labels"
     for path in (town / "val").iterdir():
         storage.replace(f"{bucket}/Straße 1/frames/{path.name}", path.read_bytes())
-    label(options(tiny_bundle, town, out, **{"label.inputs": [f"{bucket}/Straße 1/frames"]}))
+    label(options(plain_bundle, town, out, **{"label.inputs": [f"{bucket}/Straße 1/frames"]}))
     assert parts.verify(load_plans(out)) == []
     assert read_summary(load_plans(out))["ok"] == 5
 
@@ -250,11 +252,11 @@ def test_inputs_that_end_or_hang_their_process_are_one_row_each_and_their_neighb
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(tiny_bundle, town, tmp_path):
+def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(plain_bundle, town, tmp_path):
     watch, hanging = Seen(), with_one_more(town, tmp_path / "in", b"whatever")
     more = {"label.inputs": [str(tmp_path / "in")], "label.shard_size": 3, "label.input_timeout": "3s"}
     with leased(hanging):
-        summary = label(options(tiny_bundle, town, tmp_path / "out", **more), watch=watch)
+        summary = label(options(plain_bundle, town, tmp_path / "out", **more), watch=watch)
     assert (summary["ok"], summary["errors"]) == (11, {"worker_timeout": 1})
     (row,) = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
     assert row["error_message"] == (

@@ -2,7 +2,7 @@
 
 Data and outputs are on S3, so that no node needs another's disk.
 
-python tests/ray/test_nodes.py STAGE CONFIG CHANGE    train, sweep or label on a head without CPUs and its nodes
+python tests/ray/test_nodes.py CHANGE CONFIG …    train, sweep or label on a head without CPUs and its nodes
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.config import Config
+from segray.config import Config, load
 from segray.core.io import storage
 from segray.core.labels import parts
 from segray.core.labels.folder import read_summary
@@ -44,26 +44,26 @@ def on_s3(town, s3, tmp_path):
     return place
 
 
-def run(stage, config, change):
-    """STAGE on a cluster of its own; what changed: nodes that were taken away, or came."""
+def run(**configs):
+    """One run after the other on a cluster of their own, each with its change; what was seen of each."""
+    given = [word for change, config in configs.items() for word in (change, config.model_dump_json())]
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short, as paths of sockets must be
         done = subprocess.run(
-            [sys.executable, __file__, stage, config.model_dump_json(), change],
+            [sys.executable, __file__, *given],
             env=os.environ | {"RAY_TMPDIR": folder},
             capture_output=True,
             text=True,
         )
     assert done.returncode == 0, done.stderr
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # Ray prints more
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # Ray prints more
 
 
 def test_training_goes_on_from_the_checkpoint_on_s3_when_a_node_dies(settings, on_s3, tmp_path):
     # Batches' statistics, and flips, would differ from those of one worker without a cluster.
-    model = {"model__arch": "unet-plain", "model__batch_norm": False, "model__options": {"channels": 8}}
-    model |= {"augment__flip": 0, "train__precision": "fp32"}
+    model = {"model__batch_norm": False, "augment__flip": 0, "train__precision": "fp32"}
     options = {"data__format": "camvid", "data__root": f"{on_s3}/town", "train__epochs": 3, "cluster__gpu": False}
     config = settings(cluster__workers=2, train__out=f"{on_s3}/run", **model, **options)
-    assert run("train", config, "kill") == {"killed": 1}
+    assert run(kill=config) == [{"killed": 1}]
     rows = read_history(config.train.out)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert not storage.exists(f"{config.train.out}/.ray")
@@ -75,7 +75,7 @@ def test_a_sweep_on_nodes_of_which_one_comes_later_is_the_sweep_of_one_node(sett
     options = {"data__format": "camvid", "data__root": f"{on_s3}/town", "cluster__gpu": False}
     options |= {"sweep__learning_rates": [1e-3, 2e-3, 5e-3], "sweep__grace_epochs": 2}
     there = settings(sweep__out=f"{on_s3}/sweep", **options)
-    assert run("sweep", there, "add") == {"added": 1, "trials at once": [1, 2]}
+    assert run(add=there) == [{"added": 1, "trials at once": [1, 2]}]
     found = read_sweep(f"{on_s3}/sweep")
     assert [(row.status, row.error) for row in found.leaderboard] == [("finished", None)] * 3
     assert found.state == "Complete: 3 finished."
@@ -96,9 +96,17 @@ def frames(town, tmp_path_factory):
     return folder
 
 
-def labelling(settings, bundle, frames, out, **more):
-    given = {"label__model": str(bundle), "label__inputs": [str(frames)], "label__out": str(out)}
-    return settings(cluster__gpu=False, **given, **more)
+@pytest.fixture(scope="module")
+def labelled(plain_bundle, frames, tmp_path_factory):
+    """Two runs on one cluster: their outputs, and what was seen of each."""
+    outs = {change: tmp_path_factory.mktemp(change) / "out" for change in ("sick", "change")}
+    given = {"label.model": str(plain_bundle), "label.inputs": [str(frames)], "cluster.gpu": False}
+    more = {
+        "sick": {"label.actors": 3, "label.limit": 100, "label.shard_size": 2},
+        "change": {"label.actors": 4, "label.shard_size": 4},
+    }
+    configs = {change: load(None, given | more[change] | {"label.out": str(out)}) for change, out in outs.items()}
+    return {change: (outs[change], seen) for change, seen in zip(configs, run(**configs), strict=True)}
 
 
 def check(out, rows):
@@ -106,21 +114,8 @@ def check(out, rows):
     assert (read_summary(load_plans(str(out)))["ok"], read_summary(load_plans(str(out)))["errors"]) == (rows, {})
 
 
-def test_of_four_actors_three_have_room_a_node_is_lost_one_joins_and_every_row_is_there_once(
-    settings, tiny_bundle, frames, tmp_path
-):
-    config = labelling(settings, tiny_bundle, frames, tmp_path / "out", label__actors=4, label__shard_size=4)
-    seen = run("label", config, "change")
-    assert seen["notes"] == [
-        "The cluster has room for 3 of the 4 labelling processes asked (3 × 1 CPU). The others start when nodes come."
-    ]
-    assert (seen["killed"], seen["added"], seen["the new node works"]) == (1, 1, True)
-    check(tmp_path / "out", FRAMES)
-
-
-def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(settings, tiny_bundle, frames, tmp_path):
-    config = labelling(settings, tiny_bundle, frames, tmp_path / "out", label__actors=3, label__limit=100)
-    seen = run("label", config.changed({"label.shard_size": 2}), "sick")
+def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(labelled):
+    out, seen = labelled["sick"]
     address = seen["address"]
     failed = f"A labelling process failed on {address} (RuntimeError: CUDA error: the bus is gone). "
     left_out = f"Node {address} is left out for the rest of this run"
@@ -130,54 +125,66 @@ def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(setti
     }
     after_three_failures = f"{left_out} (RuntimeError: CUDA error: the bus is gone). The others go on."
     assert always <= {*seen["notes"]} <= always | {after_three_failures}  # the third node may be done before
-    check(tmp_path / "out", 100)
+    check(out, 100)
+
+
+def test_of_four_actors_three_have_room_a_node_is_lost_one_joins_and_every_row_is_there_once(labelled):
+    out, seen = labelled["change"]
+    assert seen["notes"] == [
+        "The cluster has room for 3 of the 4 labelling processes asked (3 × 1 CPU). The others start when nodes come."
+    ]
+    assert (seen["killed"], seen["added"], seen["the new node works"]) == (1, 1, True)
+    check(out, FRAMES)
 
 
 # A run on a cluster: this file as a program, as a process has one driver only.
 
 
-def on_cluster(stage, config, change):
+def on_cluster(configs):
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
     from ray.cluster_utils import Cluster
 
     from segray.cluster.connect import QUIET
-    from segray.stages import sweep, train
 
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for cpus in {"none": [NODES], "add": [1]}.get(change, [1] * NODES):  # "none": one, which stays
-        cluster.add_node(num_cpus=cpus)
+    for _ in range(1 if "add" in configs else NODES):
+        cluster.add_node(num_cpus=1)
     ray.init(cluster.address, log_to_driver=False)
-    if stage == "label":
-        print(json.dumps(label_on(cluster, config, change)))
-        ray.shutdown()
-        cluster.shutdown()
-        return
-    work = {"train": train.train, "sweep": sweep.sweep}[stage]
-    changed, at_once = {}, set()
-    with ThreadPoolExecutor(1) as pool:  # a node can be added by the main thread alone, as it sets a signal's handler
-        running = pool.submit(work, config)
-        while not running.done():
-            time.sleep(0.1)
-            if stage == "sweep":
-                at_once.add(sum(entry.state == "running" for entry in read_entries(config.sweep.out)))
-            if change != "none" and not changed and begun(stage, config):
-                if change == "kill":
-                    cluster.remove_node(busiest(cluster), allow_graceful=False)
-                    changed["killed"] = 1
-                else:
-                    cluster.add_node(num_cpus=1)
-                    changed |= {"added": 1, "trials at once": at_once}
-        running.result()
-    print(json.dumps(changed, default=lambda seen: sorted(seen - {0})))
+    for change, config in configs.items():
+        on = train_on if change in ("kill", "add") else label_on
+        print(json.dumps(on(cluster, config, change)))
     ray.shutdown()
     cluster.shutdown()
 
 
+def train_on(cluster, config, change):
+    """Train until a node is killed, or sweep until one is added: when something is done; and go on to the end."""
+    from segray.stages import sweep, train
+
+    work = {"kill": train.train, "add": sweep.sweep}[change]
+    seen, at_once = {}, set()
+    with ThreadPoolExecutor(1) as pool:  # a node can be added by the main thread alone, as it sets a signal's handler
+        running = pool.submit(work, config)
+        while not running.done():
+            time.sleep(0.1)
+            if change == "kill" and not seen and read_history(config.train.out):
+                cluster.remove_node(busiest(cluster), allow_graceful=False)
+                seen = {"killed": 1}
+            if change == "add":
+                at_once.add(sum(entry.state == "running" for entry in read_entries(config.sweep.out)))
+                files = storage.list_files(config.sweep.out)
+                if not seen and any(entry.uri.endswith("history.jsonl") for entry in files):
+                    cluster.add_node(num_cpus=1)
+                    seen = {"added": 1}
+        running.result()
+    return seen | ({"trials at once": sorted(at_once - {0})} if at_once else {})
+
+
 def label_on(cluster, config, change):
-    """Label; after 50 parts, one node is killed and a larger one added."""
+    """Label, with sick nodes; or label until one node is killed after 50 parts and a larger one is added, and go on."""
     import ray
 
     from segray.stages import label
@@ -188,6 +195,7 @@ def label_on(cluster, config, change):
         def note(self, text):
             seen["notes"].append(text)
 
+    sound = label.Labeller
     if change == "sick":
         label.Labeller = sick(config)
     with ThreadPoolExecutor(1) as pool:
@@ -205,6 +213,7 @@ def label_on(cluster, config, change):
             if "added" in seen:
                 seen["the new node works"] |= new.node_id in busy()
         running.result()
+    label.Labeller = sound
     return seen
 
 
@@ -238,13 +247,6 @@ def sick(config):
     return Sick
 
 
-def begun(stage, config):
-    """Whether something of the work is done."""
-    if stage == "train":
-        return read_history(config.train.out)
-    return any(entry.uri.endswith("history.jsonl") for entry in storage.list_files(config.sweep.out))
-
-
 def busiest(cluster):
     """A node whose CPUs are taken."""
     taken = busy()
@@ -265,4 +267,4 @@ def busy():
 
 
 if __name__ == "__main__":
-    on_cluster(sys.argv[1], Config.model_validate_json(sys.argv[2]), sys.argv[3])
+    on_cluster(dict(zip(sys.argv[1::2], map(Config.model_validate_json, sys.argv[2::2]), strict=True)))

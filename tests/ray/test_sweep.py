@@ -30,7 +30,9 @@ from segray.trials.queue import Turns
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_training(settings, tmp_path):
-    config = settings(sweep__encoders=["mobilenet_v2"], sweep__learning_rates=[1e-3, 1e30])
+    config = settings(
+        model__encoder="mobilenet_v2", sweep__encoders=["mobilenet_v2"], sweep__learning_rates=[1e-3, 1e30]
+    )
     seen = []
     result = sweep(config, on_row=lambda trial, row: seen.append(trial))
     board = result.leaderboard

@@ -72,8 +72,8 @@ def with_an_error(bundle, town, folder):
 
 
 @pytest.mark.long
-def test_what_the_dashboard_draws_is_what_real_runs_export(prometheus, tiny_bundle, town, tmp_path, settings):
-    config = with_an_error(tiny_bundle, town, tmp_path)
+def test_what_the_dashboard_draws_is_what_real_runs_export(prometheus, plain_bundle, town, tmp_path, settings):
+    config = with_an_error(plain_bundle, town, tmp_path)
     kept = Gauges("kept")
     kept.set("segray_frames_left", 3)
     label(config)
@@ -118,8 +118,8 @@ def test_the_dashboards_panels_are_whole():
 
 
 @pytest.mark.long
-def test_log_lines_are_json_with_run_and_shard(tiny_bundle, town, tmp_path):
-    config = with_an_error(tiny_bundle, town, tmp_path)
+def test_log_lines_are_json_with_run_and_shard(plain_bundle, town, tmp_path):
+    config = with_an_error(plain_bundle, town, tmp_path)
     (tmp_path / "label.yaml").write_text(config.to_yaml())
     with tempfile.TemporaryDirectory(dir="/tmp") as session:  # Ray's sockets have names of 107 characters at most
         env = os.environ | {"RAY_LOGGING_CONFIG_ENCODING": "JSON", "RAY_TMPDIR": session}

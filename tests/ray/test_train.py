@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_stopped(settings):
-    config = settings(cluster__workers=2, train__epochs=1)
+    config = settings(model__encoder="mobilenet_v2", cluster__workers=2, train__epochs=1)
     seen, devices, steps = [], [], []
     first = train(config, on_row=seen.append, on_start=devices.append, on_step=lambda *step: steps.append(step))
     assert {phase for phase, _, _ in steps} <= {"epoch 1 of 1", "validating", "checking the saved model"}
@@ -181,7 +181,7 @@ def test_the_driver_fetches_pretrained_weights_and_every_worker_starts_from_them
         torch.nn.init.constant_(parameter, 0.01)
     save_file(encoder.state_dict(), tmp_path / "mobilenet_v2.imagenet.safetensors")
     more = {"model.encoder_weights": "imagenet", "model.weights_dir": str(tmp_path), "train.freeze_encoder": True}
-    result = train(settings(cluster__workers=2, train__epochs=1).changed(more))
+    result = train(settings(model__encoder="mobilenet_v2", cluster__workers=2, train__epochs=1).changed(more))
     model, _ = bundle.load(str(result.best))
     assert all((parameter == 0.01).all() for parameter in encoder_of(model).parameters())
 
@@ -197,7 +197,7 @@ def test_more_than_can_be_is_said_before_anything_starts(settings):
             "train.batch_size 4 leaves some of 5 workers without an image; take 5 or more, or lower cluster.workers.",
         ),
         (
-            {"model__arch": "pspnet", "model__options": {}, "train__batch_size": 1},
+            {"model__arch": "pspnet", "model__encoder": "resnet18", "model__options": {}, "train__batch_size": 1},
             "pspnet normalises pooled features, which takes 2 images a worker;",
         ),
         ({"data__val_split": "vall"}, "streets has no split 'vall'. Did you mean val?"),
