@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError
 
 from segray.cluster import pool
-from segray.cluster.pool import Register, _rows
+from segray.cluster.pool import Pool, Register, _rows
+from segray.errors import ClusterError
 
 
 class Clock:
@@ -83,3 +85,15 @@ def test_the_register_knows_what_each_thread_began_last_and_where_actors_are():
     register.begin("a", 2, 1, "node 8", 0.0, (0, 2))  # its process died, and was started again elsewhere
     assert (register.actors_on("node 7"), register.actors_on("node 8")) == (set(), {"a", "b"})
     assert ("node 7", (0, 3)) in register.last()
+
+
+def test_what_ray_raises_while_shards_are_labelled_is_one_line(monkeypatch):
+    def rows():
+        yield {"receipt": "one\ntwo"}
+        raise ActorDiedError
+
+    monkeypatch.setattr(Pool, "_dataset", lambda self: SimpleNamespace(iter_rows=rows))
+    answers = Pool.__new__(Pool).answers()
+    assert [next(answers), next(answers)] == ["one", "two"]
+    with pytest.raises(ClusterError, match=r"^ActorDiedError: [^\n]+$"):
+        next(answers)

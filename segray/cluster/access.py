@@ -73,8 +73,27 @@ def check_join(address: str) -> None:
         raise ClusterError(
             f"{address} takes jobs, and no drivers: send it this command with segray submit, or give HEAD:6379."
         )
-    if address != "auto":
-        check_answers(address, AT_HEAD)
+    if address == "auto":
+        return
+    check_answers(address, AT_HEAD)
+    if os.environ.get("RAY_AUTH_MODE") != "disabled" and "://" not in address and _is_open(address):
+        raise ClusterError(
+            f"{address} asks for no token, and a process that has one cannot work with it. Start the cluster with "
+            "token auth, which is Ray's default, or set RAY_AUTH_MODE=disabled here, too: whoever reaches it can run "
+            "code there."
+        )
+
+
+def _is_open(address: str) -> bool:
+    """Say whether the Ray there answers without a token."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=ANSWER_S)
+        except grpc.RpcError:  # it asks for one; or for TLS
+            return False
+    return True
 
 
 def check_folder(path: str, setting: str) -> None:

@@ -32,6 +32,7 @@ GROUP_S, MOST = 1.0, 100  # the work of a call where a shard is less, and its sh
 PACE = 50  # shards over which it is seen how long they take
 POLL_S = 0.05  # between looks whether fewer wait
 STUCK_S = 600.0  # after which those that wait are taken for lost
+FALSE_STARTS = 10  # actors in a row that may end before they are up, as on a node that lacks something
 NODE = "ray.io/node-id"  # the label that Ray gives each node
 
 Shard = tuple[int, int]  # the number of a plan, and of a shard of it
@@ -138,11 +139,17 @@ class Pool:
         self._register: Any = ray.remote(num_cpus=0, label_selector=self._here)(Register).remote()
 
     def answers(self) -> Generator[str]:
-        """Yield the answer for each shard as soon as it is known; none for a shard whose process died twice."""
+        """Yield the answer for each shard as soon as it is known; none for a shard whose process died twice.
+
+        Raises ClusterError in one line when Ray cannot go on.
+        """
         found: Any = self._dataset().iter_rows()
-        with closing(iter(found)) as rows:
-            for row in rows:
-                yield from row["receipt"].splitlines()
+        try:
+            with closing(iter(found)) as rows:
+                for row in rows:
+                    yield from row["receipt"].splitlines()
+        except RayError as error:
+            raise connect.explain(error) from error
 
     def close(self) -> None:
         """End the register, which Ray Data's references would keep until this process leaves its Ray."""
@@ -155,6 +162,7 @@ class Pool:
         context.print_on_execution_start = False
         context.max_errored_blocks = -1  # a shard whose actor died is found by listing, and tried again
         context.execution_no_progress_timeout_s = -1  # a shard may take long
+        context.max_consecutive_actor_init_deaths = FALSE_STARTS  # the first would end the run
         context.target_max_block_size = 1  # a block is a shard: larger ones would hold several
         # Grow as long as all actors have work, as one more waiting shard each shows; let none go before the end.
         context.autoscaling_config = AutoscalingConfig(1.0, 0.0)

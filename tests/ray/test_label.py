@@ -167,13 +167,15 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(plain_bundle, town,
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_one_sick_actor_of_two_takes_no_shard_from_the_other_for_good(plain_bundle, town, tmp_path, monkeypatch):
-    """Its device fails from the third frame on, and again whenever Ray has started its process anew."""
+    """One never is up. Another's device fails from the third frame on, and again whenever Ray has started it anew."""
     marker = tmp_path / "sick"
 
     class Sick(Labeller):
         def __init__(self, *given):
             from segray.cluster import labeller
 
+            with suppress(FileExistsError), (tmp_path / "first").open("x"):
+                raise RuntimeError("This node has no disk left.")
             labeller.REST_S = 1.0
             super().__init__(*given)
 

@@ -7,6 +7,7 @@ python tests/ray/test_nodes.py CHANGE CONFIG …    train, sweep or label on a h
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from segray.core.labels.folder import read_summary
 from segray.core.labels.plan import load_plans
 from segray.core.models import bundle
 from segray.core.training.checkpoint import read_history
-from segray.errors import AccessDenied
+from segray.errors import AccessDenied, ClusterError
 from segray.stages.train import train
 from segray.trials.leaderboard import read_entries, read_sweep
 
@@ -114,6 +115,14 @@ def check(out, rows):
     assert (read_summary(load_plans(str(out)))["ok"], read_summary(load_plans(str(out)))["errors"]) == (rows, {})
 
 
+def test_a_cluster_without_tokens_is_refused_where_they_are_on(labelled):
+    for _, seen in labelled.values():
+        assert re.fullmatch(
+            r"[\d.]+:\d+ asks for no token, and a process that has one cannot work with it\. .* RAY_AUTH_MODE=disabled .*",
+            seen["refused"],
+        )
+
+
 def test_nodes_whose_device_fails_or_that_have_no_credentials_are_left_out(labelled):
     out, seen = labelled["sick"]
     address = seen["address"]
@@ -187,6 +196,7 @@ def label_on(cluster, config, change):
     """Label, with sick nodes; or label until one node is killed after 50 parts and a larger one is added, and go on."""
     import ray
 
+    from segray.cluster import access
     from segray.stages import label
 
     seen = {"notes": [], "the new node works": False, "address": ray.util.get_node_ip_address()}
@@ -195,6 +205,12 @@ def label_on(cluster, config, change):
         def note(self, text):
             seen["notes"].append(text)
 
+    access.check_join(cluster.address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE")
+        with pytest.raises(ClusterError) as refused:
+            access.check_join(cluster.address)
+    seen["refused"] = str(refused.value)
     sound = label.Labeller
     if change == "sick":
         label.Labeller = sick(config)
