@@ -86,7 +86,7 @@ def test_an_engine_is_picked_once_and_kept_by_the_output(plain_bundle, town, tmp
     label(config, watch=watch)
     (said,) = watch.notes
     picked = load_plans(str(tmp_path / "out"))[0].settings["engine"]
-    assert re.fullmatch(rf"Engine: {picked} \(torch [\d.]+, onnx [\d.]+ images/s here\)\.", said)
+    assert re.fullmatch(rf"Engine: {picked} \(torch [\d.,]+, onnx [\d.,]+ images/s here\)\.", said)
     monkeypatch.setattr("segray.stages.label.engine_speeds", None)  # nobody asks again
     assert label(config)["ok"] == 21
     other = "torch" if picked == "onnx" else "onnx"

@@ -66,7 +66,7 @@ def test_tpe_stops_in_time_goes_on_with_the_same_command_and_outlives_a_driver(s
     epochs = 12  # some may end before a trial is stopped
     config = settings(
         sweep__search="tpe", sweep__trials=2, sweep__time="0.1s", sweep__concurrent=1, sweep__grace_epochs=epochs,
-        train__epochs=epochs,
+        train__epochs=epochs, model__encoder="mobilenet_v2",
     )  # fmt: skip
     first = sweep(config.changed({"sweep.price": 3.6}))
     (row,) = first.leaderboard
