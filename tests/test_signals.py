@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 
-import click
 import pytest
 
 from segray.cli import app
@@ -105,12 +104,12 @@ def test_a_signal_that_is_ignored_stays_ignored_and_handlers_come_back():
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_that_is_stopped_ends_with_a_line_and_the_signals_code(sent, code, capsys, monkeypatch):
-    """click makes another exception of it, which is no error of a command."""
+    """click makes another exception of it and prints an empty line, unless the command itself ends with click's."""
     monkeypatch.setattr(sys, "argv", ["segray"])
     with pytest.raises(SystemExit) as told:
-        app.main(click.Command("wait", callback=lambda: os.kill(os.getpid(), sent)))
+        app.main(app.Example("wait", callback=lambda: os.kill(os.getpid(), sent)))
     assert told.value.code == code
-    assert capsys.readouterr().err.split("\n") == ["segray: stopping …", "", "segray: stopped.", ""]
+    assert capsys.readouterr().err.split("\n") == ["segray: stopping …", "segray: stopped.", ""]
 
 
 @pytest.fixture

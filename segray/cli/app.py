@@ -46,6 +46,8 @@ class _Hints(click.Command):
         except SegrayError as error:
             error.args = (self._with_flags(str(error), ctx),)
             raise
+        except KeyboardInterrupt as stop:
+            raise click.Abort from stop  # of any other exception click makes this one after an empty line
 
     def _with_flags(self, text: str, ctx: click.Context) -> str:
         """Name the settings of an error by those flags by which they were given."""

@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(plain_bundle, town,
     run.send_signal(sent)
     assert run.wait(60) == code
     if sent != signal.SIGKILL:
-        said = "segray: stopping …\n\nsegray: stopped. The same command resumes here.\n"
+        said = "segray: stopping …\nsegray: stopped. The same command resumes here.\n"
         assert run.stderr.read() == said
     there = {path: path.read_bytes() for path in tmp_path.glob("out/labels/*.parquet")}
     assert len(there) >= 1

@@ -165,7 +165,7 @@ def test_sigterm_leaves_the_last_whole_epoch_from_which_the_same_command_goes_on
         assert run.poll() is None, run.stderr.read()
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=60)
-    said = "segray: stopping …\n\nsegray: stopped. The same command resumes here.\n"
+    said = "segray: stopping …\nsegray: stopped. The same command resumes here.\n"
     assert (run.returncode, err) == (143, said)
     epochs = len(checkpoint.read_history(str(tmp_path / "run")))
     assert epochs >= 3
