@@ -113,7 +113,8 @@ def curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
     """A PNG of loss (dotted: training), pixel accuracy and mIoU by epoch, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+
+    from segray.pages.charts import axis_of_epochs
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -126,8 +127,8 @@ def curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
             axis.plot(epochs, [row[key] for row in rows], "o-", markersize=3, color=f"C{i}", label=name)
             if key == "val_loss":
                 axis.plot(epochs, [row["loss"] for row in rows], ":", color=f"C{i}")
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_title(title)
+        axis_of_epochs(axis)
         axis.grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
     data = io.BytesIO()

@@ -574,6 +574,14 @@ def test_ten_thousand_frames_stay_a_small_page(tmp_path):
     assert "The 600 frames of lowest mIoU, of 10,000" in page
 
 
+@pytest.mark.parametrize(("epochs", "ticks"), [([1], ["1"]), ([7], ["7"]), ([1, 2], ["1", "2"])])
+def test_curves_have_ticks_at_whole_epochs(epochs, ticks):
+    rows = [{"epoch": epoch, "loss": 1.5, "val_loss": 1.5, "miou": 0.25, "pixel_accuracy": 0.5} for epoch in epochs]
+    chart = charts.learning_curves({"run": rows}, None)["mIoU"]
+    below, _ = chart.split(">epoch<")
+    assert re.findall(r">([\d.]+)</text>", below) == ticks
+
+
 def test_many_classes_keep_the_matrix_to_the_most_frequent(tmp_path):
     counts = np.diag(np.arange(150))
     chart = charts.confusion_chart(counts, [f"class {i}" for i in range(150)])

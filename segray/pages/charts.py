@@ -26,6 +26,8 @@ from segray.core.scoring import reliability
 from segray.core.training.checkpoint import is_evaluated
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from segray.core.training.checkpoint import EpochRow, History
     from segray.stages.compare import Compared
     from segray.trials.leaderboard import LeaderboardRow
@@ -95,8 +97,6 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
         fig = Figure(figsize=(3.6, 2.35))
         ax = fig.subplots()
         ax.grid(axis="y")
-        ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         for i, rows in enumerate(list(histories.values())[:CURVES]):
             epochs, color = [row["epoch"] for row in rows], TRIALS[min(i, SERIES - 1)]
             if len(histories) == 1:
@@ -110,7 +110,17 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
             ax.set_ylim(bottom=0)
             if baseline:
                 ax.axhline(getattr(baseline, key), color=MUTED, linewidth=1, linestyle="--")
+        axis_of_epochs(ax)
         return to_svg(fig)
+
+
+def axis_of_epochs(ax: Axes) -> None:
+    """Put ticks at whole epochs of what is drawn, and room beside an epoch that is the only one."""
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    low, high = ax.get_xlim()
+    if high - low < 1:
+        ax.set_xlim(low - 0.5, high + 0.5)
 
 
 def _values(rows: Sequence[EpochRow], key: str) -> np.ndarray:
