@@ -16,6 +16,7 @@ from videos import write
 from segray.cli import demo
 from segray.cluster import connect
 from segray.config import load
+from segray.core import metrics
 from segray.core.data import streets
 from segray.core.infer.predictor import Predictor
 from segray.core.io import storage
@@ -263,7 +264,7 @@ def test_a_run_over_frames_of_several_ratios_keeps_them_and_measures_what_labell
     scored = mixed.changed({"evaluate.model": str(run / "best")})
     source = evaluate.open_source(scored)
     evaluate.start(source, scored)
-    counts = [evaluate.confusion_of(one.truth_hw, one.pred_hw, 11) for one in source.frames(source.refs)]
+    counts = [metrics.confusion_with_undecided(one.truth_hw, one.pred_hw, 11) for one in source.frames(source.refs)]
     assert np.sum(counts, 0)[:, :-1].tolist() == info["confusion"]  # at 48×48, and at the frames' own sizes
     assert np.array(info["confusion"]).sum() <= 4 * 32 * 48  # no padding
     text = (

@@ -34,7 +34,7 @@ FROZEN = {
     "sweep": STAGE | {
         *("format", "data", "size", "arch", "encoder", "epochs", "batch-size", "lr", "seed", "workers", "address"),
         *("estimate", "trials", "weights", "weights-dir", "vary", "search", "seeds", "time", "gpu-hours", "objective", "price"),
-        "resume", "recipe",
+        "resume", "recipe", "against",
     },
     "sweep show": {"help"},
     "evaluate": STAGE | {
@@ -157,6 +157,24 @@ def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_
     (tmp_path / "c.yaml").write_text(out)
     config = load(str(tmp_path / "c.yaml"))
     assert (code, config.data.size, config.train.learning_rate, config.augment.flip) == (0, (180, 240), 0.01, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "missing"),
+    [
+        (("train", "--data", "nowhere", "--weights", "imagenet"), ["data.root: nowhere"]),
+        (
+            ("label", "--model", "m", "--input", "{there}", "--input", "v.mp4"),
+            ["label.model: m", "label.inputs: v.mp4"],
+        ),
+        (("label", "--model", "deeplabv3-coco", "--input", "s3://b/a", "--truth", "t"), ["label.truth: t"]),
+        (("evaluate", "hf:o/n", "--data", "{there}", "--out", "new"), []),
+    ],
+)
+def test_a_dry_run_names_what_is_to_be_read_and_does_not_exist(monkeypatch, capsys, caplog, tmp_path, args, missing):
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = run(monkeypatch, capsys, *(arg.format(there=tmp_path) for arg in args), "--dry-run")
+    assert (code, caplog.messages) == (0, [f"{one} does not exist here." for one in missing])
 
 
 @pytest.mark.parametrize("args", [("--lr", "1e-3,1e-2"), ("--lr", "1e-3", "--lr", "1e-2")])

@@ -33,6 +33,7 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "cluster",
     "stages.batch_size stages.run_data stages.resume stages.train stages.trackers stages.label stages.evaluate stages.compare stages.export stages.convert stages.select stages.show stages.verify",
     "trials",
+    "stages.against",
     "stages.sweep",
     "pages",
     "stages.report stages.status settings_reference",

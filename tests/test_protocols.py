@@ -9,6 +9,7 @@ from labelled import label_all, settings_of
 from PIL import Image
 
 from segray.config import load
+from segray.core import metrics
 from segray.core.data import camvid, carvana, cityscapes, voc
 from segray.core.infer.predictor import Prediction
 from segray.core.labels import parts
@@ -17,7 +18,7 @@ from segray.core.labels.planning import make_plan
 from segray.core.samples import LabelSpace
 from segray.core.scoring.protocols import more_scores, protocol_of, scored_counts
 from segray.errors import ConfigError, DataError
-from segray.stages.evaluate import confusion_of, evaluate
+from segray.stages.evaluate import evaluate
 
 SIZE = (24, 40)
 FRAMES = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000019")
@@ -188,7 +189,9 @@ def test_each_data_set_has_its_protocol():
 
 def test_a_class_that_is_not_scored_is_a_miss_and_no_false_alarm():
     truth, pred = np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 2, 1, 2]], np.uint8)
-    counts = scored_counts(confusion_of(truth, pred, 3), ("road", "car", "parking"), ("road", "car"))
+    counts = scored_counts(
+        metrics.confusion_with_undecided(truth, pred, 3), ("road", "car", "parking"), ("road", "car")
+    )
     assert counts.tolist() == [[1, 0, 1], [0, 1, 0]]
 
 

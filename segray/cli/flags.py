@@ -43,6 +43,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--gpu-hours": ("sweep.gpu_hours", {"type": float}),
     "--objective": ("sweep.objective", {}),
     "--price": ("sweep.price", {"type": float}),
+    "--against": ("sweep.against", {"multiple": True, "metavar": "MODEL"}),
     "--model": ("label.model", {}),
     "--input": ("label.inputs", {"multiple": True}),
     "--truth": ("label.truth", {}),
@@ -64,6 +65,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--flip": ("infer.flip", SWITCH),
     "--labels": ("report.labels", {"multiple": True}),
 }
+MADE = ("train.out", "sweep.out", "evaluate.out", "label.out", "report.out", "train.mlflow", "cluster.spill_dir")
 RENAMED = {"--encoders": "--encoder", "--lrs": "--lr", "--masks": "--truth"}  # shared with other commands' flags
 
 
@@ -117,6 +119,7 @@ def stage(
                 estimate(config)
             elif dry_run:
                 check(config)
+                _tell_missing(config, sections)
                 shown = config if "sweep" in sections else config.resolved()  # each trial of a sweep has defaults
                 click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
@@ -128,7 +131,7 @@ def stage(
             click.option("--out", out.replace(".", "__"), cls=Setting, setting=out),
             click.option("--config", "file", help="YAML file of settings, local or in a bucket. Flags override it."),
             click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SET),
-            click.option("--dry-run", is_flag=True, help="Print the resolved settings and exit."),
+            click.option("--dry-run", is_flag=True, help="Check and print the resolved settings, and exit."),
             click.option("--overwrite", is_flag=True, help="Delete the results of an earlier run in --out first."),
         ]
         if estimate:
@@ -155,6 +158,25 @@ def stage(
         return decorated
 
     return decorate
+
+
+def _tell_missing(config: Config, sections: tuple[str, ...]) -> None:
+    """Log the local paths to be read that do not exist. They may exist where the command will run."""
+    import logging
+
+    from segray.config import PLACES
+    from segray.core.io import storage
+
+    data = config.model_dump()
+    for key, place in PLACES.items():
+        section, name = key.split(".")
+        if section not in sections or key in MADE:
+            continue
+        value = data[section][name]
+        for text in value if isinstance(value, list) else [value]:
+            there = place.absolute(text) if text else None
+            if there and not place.is_name(text) and not storage.in_bucket(there) and not storage.exists(there):
+                logging.getLogger("segray").warning(f"{key}: {text} does not exist here.")
 
 
 def settings(

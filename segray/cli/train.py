@@ -118,8 +118,8 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
 @cli.group(cls=Examples, invoke_without_command=True)
 @stage(
     "--format", "--data", "--size", "--arch", "--encoders", "--weights", "--weights-dir", "--lrs", "--vary", "--search",
-    "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--epochs", "--batch-size", "--seed",
-    "--workers", "--address",
+    "--trials", "--seeds", "--time", "--gpu-hours", "--objective", "--price", "--against", "--epochs", "--batch-size",
+    "--seed", "--workers", "--address",
     out="sweep.out", sections=("data", "model", "augment", "train", "sweep", "cluster"), check=check_sweep,
     preview=list_sweep, estimate=estimate_sweep, recipe=True, resume=True,
 )  # fmt: skip
@@ -137,6 +137,8 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
                    --vary train.loss=cross_entropy,dice --seeds 3 --time 8h --price 1.20 --objective pareto:0.9
       segray sweep --format camvid --data camvid/ --search tpe --trials 30 --lr 1e-4..1e-1 \\
                    --vary train.loss=dice,ohem --out runs/tpe
+      segray sweep --format camvid --data camvid/ --encoder resnet18 --encoder mobilenet_v2 \\
+                   --against runs/camvid/best --against hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024
       segray sweep --config camvid.yaml --estimate
       segray sweep --resume --out runs/tpe
       segray sweep show runs/tpe

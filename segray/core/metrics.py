@@ -72,6 +72,13 @@ def confusion_matrix(truth: Any, pred: Any, num_classes: int, ignore_index: int 
     return counts.reshape(num_classes, num_classes)
 
 
+def confusion_with_undecided(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.ndarray:
+    """Count the (true, predicted) pairs, int64 [C, C + 1]; ids that are no class, 255 above all, in the last column."""
+    decided = np.minimum(pred_hw.astype(np.int64), classes)
+    counts: np.ndarray = confusion_matrix(truth_hw, decided, classes + 1)[:classes]
+    return counts
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of one confusion matrix. Per-class lists hold nan where a class is undefined."""

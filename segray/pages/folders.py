@@ -25,7 +25,7 @@ from segray.core.training.checkpoint import History, read_history
 from segray.errors import DataError
 from segray.pages import charts, gallery
 from segray.sections.values import parse_size
-from segray.trials.leaderboard import LeaderboardRow, advice, ranked
+from segray.trials.leaderboard import GIVEN, LeaderboardRow, advice, ranked
 
 if TYPE_CHECKING:
     from segray.core.labels.totals import Summary
@@ -125,7 +125,11 @@ def read_run(place: str) -> Run:
     leaderboard = ranked(place)
     best, config = (storage.join(place, name) for name in ("best/segray.json", "config.yaml"))
     # Only the last part of a trial's name is used, as one with .. in it would lead out of the folder.
-    trials = {row.trial: storage.join(place, "trials", storage.name_of(row.trial)) for row in leaderboard}
+    trials = {
+        row.trial: storage.join(place, "trials", storage.name_of(row.trial))
+        for row in leaderboard
+        if row.status != GIVEN
+    }
     folders = trials or {storage.name_of(place): place}
     histories = {trial: read_history(folder) for trial, folder in folders.items()}
     text = storage.read_bytes(config).decode(errors="replace") if storage.exists(config) else ""

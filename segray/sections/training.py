@@ -383,6 +383,11 @@ class SweepSection(Section):
     price: float | None = Field(
         None, gt=0, description="Price of this device per hour, for the cost of labelling a million frames."
     )
+    against: list[ModelPlace] = Field(
+        default_factory=list,
+        description="Models to compare the trials with, by folder or name. They are not trained, but scored on the "
+        "same frames at the same size, and measured as labellers.",
+    )
     grace_epochs: Epochs = Field(1, ge=1, description="ASHA stops no trial before it has had this many epochs.")
     reduction_factor: int = Field(2, ge=2, description="ASHA lets the best 1/N of the trials continue at each rung.")
     concurrent: int | None = Field(

@@ -168,7 +168,7 @@ def _evaluate(
     rows: list[ImageRow] = []
     drawn: list[Drawn] = []
     for frame in source.frames(source.refs):
-        counts = confusion_of(frame.truth_hw, frame.pred_hw, len(predicted))
+        counts = metrics.confusion_with_undecided(frame.truth_hw, frame.pred_hw, len(predicted))
         counts = scored_counts(counts, predicted, protocol.names)
         confusion += counts
         boundary += metrics.boundary_counts(frame.truth_hw, frame.pred_hw, len(predicted))
@@ -254,13 +254,6 @@ def start(source: ModelFrames | LabelFrames, config: Config) -> None:
     if isinstance(source, ModelFrames):
         device = local_device(config.cluster)
         source.predictor = Predictor(source.model, device, config.infer, threshold=config.infer.threshold)
-
-
-def confusion_of(truth_hw: np.ndarray, pred_hw: np.ndarray, classes: int) -> np.ndarray:
-    """Count the (true, predicted) pairs, int64 [C, C + 1]; 255 in the prediction counts in the last column."""
-    decided = np.minimum(pred_hw.astype(np.int64), classes)
-    counts: np.ndarray = metrics.confusion_matrix(truth_hw, decided, classes + 1)[:classes]
-    return counts
 
 
 def _calibration(

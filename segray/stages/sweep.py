@@ -41,11 +41,13 @@ from segray.core.training.checkpoint import (
 )
 from segray.core.training.workers import local_device
 from segray.errors import ConfigError, SegrayError, TrainingDiverged
+from segray.stages import against
 from segray.stages.batch_size import in_epochs, with_batch
 from segray.stages.resume import as_begun, before, begun_settings, changed_frames, claim, different
 from segray.stages.run_data import DataPlan, check_model, plan_data, read_places, stored
 from segray.stages.train import run
 from segray.trials.leaderboard import (
+    AGAINST,
     ROWS,
     TABLE,
     TRIALS,
@@ -62,7 +64,7 @@ from segray.trials.leaderboard import (
 from segray.trials.queue import OnRow, Turns
 
 SECTIONS = ("data", "model", "augment", "train", "sweep", "cluster")
-MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, ".tune")
+MADE = (SETTINGS, FRAMES, TRIALS, "trials", BEST, ROWS, TABLE, AGAINST, ".tune")
 SAME_STEP = {"out": "", "seed": 0, "epochs": 1, "learning_rate": 1.0, "weight_decay": 0.0}  # a step takes the same time
 
 
@@ -101,7 +103,7 @@ def sweep(
         with connect.connected(config.cluster, config.cluster.workers, sweeps=True) as has:
             at_once = concurrent(config, has, planned(config))
             worker = resources.shape(config.cluster, has, at_once, config.sweep.trials_per_gpu)
-            check_places(read_places(config), [storage.join(out, SETTINGS)])
+            check_places([*read_places(config), *against.places(config)], [storage.join(out, SETTINGS)])
             worker.tell_if_busy()
             with ExitStack() as stack:
                 turns = Turns(config, on_row, stack)
@@ -109,9 +111,10 @@ def sweep(
                     data = stored(config, plan, has)
                     stack.enter_context(data.kept)
                     connect.wait_for(lambda: _tune(config, turns, data, worker), [turns.poll])
-            names = [entry.trial for entry in turns.entries.values()]
-            costs = connect.wait_for(lambda: _costs(config, names, resources.shape(config.cluster, has)), [])
-        board = leaderboard(config, list(turns.entries.values()), costs)
+            names, alone = [entry.trial for entry in turns.entries.values()], resources.shape(config.cluster, has)
+            costs = connect.wait_for(lambda: _costs(config, names, alone), [])
+            given = connect.wait_for(lambda: against.measure(config, plan, alone), [])
+        board = leaderboard(config, list(turns.entries.values()), costs, given)
         if not board or board[0].miou is None:
             first = board[0].error or board[0].status if board else "not run"
             raise SegrayError(f"No trial of {len(board)} has a score; the first: {first}")
@@ -149,6 +152,7 @@ def _check(config: Config, dataset: Dataset | None) -> DataPlan:
     plan = plan_data(distinct[0], dataset)
     for one in distinct:
         check_model(one, plan.label_space.num_classes)
+    against.check(config, plan.label_space)
     return plan
 
 

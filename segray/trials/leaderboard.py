@@ -2,6 +2,7 @@
 
 trials.json         each trial, its state and why it failed; written by the sweep alone
 trials/NAME/        its training run, whose history has the scores
+against.json        models that are not trained here, which the trials are compared with (sweep.against)
 leaderboard.json    the rows below, also in leaderboard.parquet; costs are measured when all trials have ended
 
 No Ray and no torch: `segray sweep show` reads a sweep while it runs.
@@ -14,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from segray.config import Config
 from segray.core.formatting import number
@@ -33,7 +34,8 @@ from segray.core.training.checkpoint import (
 )
 from segray.errors import DataError
 
-TRIALS, ROWS, TABLE = "trials.json", "leaderboard.json", "leaderboard.parquet"
+TRIALS, ROWS, TABLE, AGAINST = "trials.json", "leaderboard.json", "leaderboard.parquet", "against.json"
+GIVEN = "given"  # status of a model that is not trained here
 PRACTICAL = 0.9  # share of the best mIoU above which a much cheaper model is recommended
 
 
@@ -50,7 +52,9 @@ class Entry:
 class LeaderboardRow:
     """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
 
-    status: finished, stopped (by ASHA), failed, running, interrupted (the same command resumes) or not run.
+    status: finished, stopped (by ASHA), failed, running, interrupted (the same command resumes) or not run; given: not
+    a trial but a model of sweep.against, by its name, without a learning rate.
+    encoder: "" where the architecture takes none.
     miou_mean, miou_spread: mean and standard deviation over the seeds of one combination.
     label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the training size; images_per_s is
     training's. cost_per_million: of labelling a million frames, by sweep.price.
@@ -61,7 +65,7 @@ class LeaderboardRow:
     trial: str
     arch: str
     encoder: str
-    learning_rate: float
+    learning_rate: float | None
     settings: str
     miou: float | None
     miou_mean: float | None
@@ -79,6 +83,23 @@ class LeaderboardRow:
     pareto: bool
     chosen: bool
     error: str | None
+
+
+class Given(NamedTuple):
+    """A line of against.json: a model of sweep.against, and its scores on the sweep's validation frames.
+
+    cost: None, as are the scores, where the model failed, with the error.
+    """
+
+    name: str
+    model_id: str
+    data_id: str
+    arch: str
+    encoder: str
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    cost: Cost | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,14 +120,17 @@ def read_sweep(out: str) -> SweepResult:
         raise DataError(f"{out} holds no sweep (no {TRIALS}); give the --out of segray sweep.")
     config = read_settings(out).changed({"sweep.out": out})
     entries, live = read_entries(out), is_live(out)
-    board = leaderboard(config, entries, known_costs(out), live)
+    board = leaderboard(config, entries, known_costs(out), read_given(out), live)
     return SweepResult(out, storage.join(out, BEST), board, advice(board), _state(config, board, live))
 
 
 def leaderboard(
-    config: Config, entries: Sequence[Entry], costs: Mapping[str, Cost], live: bool = False
+    config: Config, entries: Sequence[Entry], costs: Mapping[str, Cost], given: Sequence[Given] = (), live: bool = False
 ) -> list[LeaderboardRow]:
-    """Make rows from the trials' folders, best mean mIoU first, those without a score last. live: the sweep runs."""
+    """Make rows from the trials' folders and the given models, best mean mIoU first, those without a score last.
+
+    live: the sweep runs.
+    """
     rows = [_row(config, entry, costs.get(entry.trial.name), live) for entry in entries]
     scores = defaultdict(list)
     for entry, row in zip(entries, rows, strict=True):
@@ -116,6 +140,7 @@ def leaderboard(
         if found := scores[entry.trial.point]:
             spread = stdev(found) if len(found) > 1 else None
             rows[i] = replace(rows[i], miou_mean=mean(found), miou_spread=spread)
+    rows += [_given_row(config, one) for one in given]
     rows.sort(key=lambda row: (row.miou is not None, _score(row), row.miou or 0), reverse=True)
     both = {
         row.trial: (row.miou_mean, 1 / row.label_images_per_s)
@@ -132,6 +157,7 @@ def leaderboard(
 
 
 def _chosen(config: Config, rows: Sequence[LeaderboardRow]) -> str | None:
+    rows = [row for row in rows if row.status != GIVEN]
     if not rows or rows[0].miou is None:
         return None
     kind, _, share = config.sweep.objective.partition(":")
@@ -173,7 +199,7 @@ def planned(config: Config) -> int:
 def _state(config: Config, board: Sequence[LeaderboardRow], live: bool) -> str:
     """Say how far the sweep is: 'Running: 3 finished, 1 running, 4 not run.'"""
     counts = Counter(row.status for row in board)
-    counts["not run"] += max(0, planned(config) - len(board))
+    counts["not run"] += max(0, planned(config) - len(board) + counts[GIVEN])
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     if live:
         return f"Running: {told}."
@@ -222,6 +248,16 @@ def write_entries(out: str, entries: Sequence[Entry]) -> None:
     storage.replace(storage.join(out, TRIALS), json.dumps([asdict(entry) for entry in entries], indent=1).encode())
 
 
+def read_given(out: str) -> list[Given]:
+    """Read against.json; [] where the sweep is compared with no model, or has not come to it yet."""
+    return [Given(**{**line, "cost": line["cost"] and Cost(**line["cost"])}) for line in _read(out, AGAINST)]
+
+
+def write_given(out: str, rows: Sequence[Given]) -> None:
+    lines = [{**row._asdict(), "cost": row.cost and asdict(row.cost)} for row in rows]
+    storage.replace(storage.join(out, AGAINST), json.dumps(lines, indent=1).encode())
+
+
 def ranked(out: str) -> list[LeaderboardRow]:
     """Read the leaderboard that the sweep wrote at its end; [] before. Columns that an older one lacks are None."""
     nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(LeaderboardRow))
@@ -258,31 +294,57 @@ def _row(config: Config, entry: Entry, cost: Cost | None, live: bool) -> Leaderb
     settings = trial_config(config, entry.trial)
     history = read_history(settings.train.out)
     best = history[best_epoch(history) - 1] if scores_of(history) else None
-    hours = 1e6 / cost.images_per_s / 3600 if cost else None
     return LeaderboardRow(
-        rank=0,
         trial=entry.trial.name,
         arch=settings.model.arch,
-        encoder=settings.model.encoder,
+        encoder=settings.model.encoder if settings.model.has_encoder else "",
         learning_rate=settings.train.peak_rate,
         settings=json.dumps(entry.trial.settings),
         miou=best["miou"] if best else None,
         miou_mean=None,
-        miou_spread=None,
         pixel_accuracy=best.get("pixel_accuracy") if best else None,
         epochs=len(history),
         status=_status(entry, history, is_finished(settings.train, history), live),
-        parameters=cost.parameters if cost else None,
         images_per_s=best.get("images_per_s") if best else None,
         seconds=sum(row["seconds"] for row in history),
-        label_images_per_s=cost.images_per_s if cost else None,
-        peak_memory_mib=cost.peak_memory_mib if cost else None,
-        gmacs=cost.gmacs if cost else None,
-        cost_per_million=hours * config.sweep.price if hours and config.sweep.price else None,
-        pareto=False,
-        chosen=False,
         error=entry.error,
+        **_costs(config, cost),
     )
+
+
+def _given_row(config: Config, given: Given) -> LeaderboardRow:
+    return LeaderboardRow(
+        trial=given.name,
+        arch=given.arch,
+        encoder=given.encoder,
+        learning_rate=None,
+        settings="",
+        miou=given.miou,
+        miou_mean=given.miou,
+        pixel_accuracy=given.pixel_accuracy,
+        epochs=0,
+        status=GIVEN,
+        images_per_s=None,
+        seconds=0,
+        error=given.error,
+        **_costs(config, given.cost),
+    )
+
+
+def _costs(config: Config, cost: Cost | None) -> dict[str, Any]:
+    """Return a row's columns of costs, and those that its place among the others fills."""
+    hours = 1e6 / cost.images_per_s / 3600 if cost else None
+    return {
+        "rank": 0,
+        "miou_spread": None,
+        "pareto": False,
+        "chosen": False,
+        "parameters": cost.parameters if cost else None,
+        "label_images_per_s": cost.images_per_s if cost else None,
+        "peak_memory_mib": cost.peak_memory_mib if cost else None,
+        "gmacs": cost.gmacs if cost else None,
+        "cost_per_million": hours * config.sweep.price if hours and config.sweep.price else None,
+    }
 
 
 def _status(entry: Entry, history: Sequence[EpochRow], finished: bool, live: bool) -> str:

@@ -29,10 +29,8 @@ from segray.trials.queue import Turns
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_training(settings, tmp_path):
-    config = settings(
-        model__encoder="mobilenet_v2", sweep__encoders=["mobilenet_v2"], sweep__learning_rates=[1e-3, 1e30]
-    )
+def test_a_sweep_ranks_its_trials_and_given_models_and_runs_again_without_training(settings, tmp_path):
+    config = settings(sweep__learning_rates=[1e-3, 1e30])
     seen = []
     result = sweep(config, on_row=lambda trial, row: seen.append(trial))
     board = result.leaderboard
@@ -58,6 +56,18 @@ def test_a_sweep_ranks_its_trials_marks_the_failed_one_and_runs_again_without_tr
 
     with pytest.raises(OutputExists, match="holds a sweep with other settings"):
         sweep(config.changed({"train.batch_size": 2}))
+
+    # Given as a model, its own best scores as it did while it trained.
+    own = f"{tmp_path}/sweep/trials/{board[0].trial}/best"
+    against = config.changed({"sweep.against": [own], "sweep.price": 1.0})
+    ranked = sweep(against).leaderboard
+    (given,) = (row for row in ranked if row.status == "given")
+    assert given.trial == own
+    assert given.miou == pytest.approx(board[0].miou, abs=0.01)
+    assert given.label_images_per_s > 0 < given.cost_per_million
+    assert [row.trial for row in ranked if row.chosen] == [board[0].trial]
+    assert sweep(against).leaderboard == ranked  # it is not measured twice
+    assert read_sweep(str(tmp_path / "sweep")).leaderboard == ranked
 
 
 @pytest.mark.long

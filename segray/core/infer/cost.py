@@ -44,7 +44,7 @@ def labelling_cost(uri: str, device: str, threads: int) -> Cost:
     grown = None if peak_mib is None or before_mib is None else peak_mib - before_mib
     with autocast(predictor.infer, predictor.device):
         gmacs = multiply_adds(predictor.model, predictor.info.input_size) / 1e9
-    return Cost(rate, grown, gmacs, bundle.count_parameters(uri))
+    return Cost(rate, grown, gmacs or None, bundle.count_parameters(uri) or None)  # both are inside an ONNX file
 
 
 def engine_speeds(uri: str, infer: InferSection, threads: int) -> dict[str, float]:

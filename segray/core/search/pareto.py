@@ -13,12 +13,13 @@ class Cost:
     images_per_s: with frames in memory, class ids and metrics back; no decoding, no writing.
     peak_memory_mib: of a GPU by PyTorch's allocator; else the growth of the process, None without /proc.
     gmacs: 1e9 multiply-adds a frame, of convolutions and matrix products. parameters: with batch norm's statistics.
+    Both are None for an ONNX file, which does not tell them.
     """
 
     images_per_s: float
     peak_memory_mib: float | None
-    gmacs: float
-    parameters: int
+    gmacs: float | None
+    parameters: int | None
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from segray.cli import cli
 from segray.config import load
 from segray.core.data import streets
-from segray.core.infer.cost import engine_speeds
+from segray.core.infer.cost import engine_speeds, labelling_cost
 from segray.core.infer.predictor import Predictor
 from segray.core.models import build, bundle, coarse, forward
 from segray.core.models.imported import import_model
@@ -175,6 +175,8 @@ def test_an_onnx_file_runs_behind_the_predictor(tmp_path, more):
     assert all(np.array_equal(a.mask_hw, b.mask_hw) for a, b in zip(*found, strict=True))
     assert bundle.count_parameters(str(tmp_path / "bundle")) == 0
     assert [*engine_speeds(str(tmp_path / "bundle"), InferSection(), 1)] == ["torch"]
+    cost = labelling_cost(str(tmp_path / "bundle"), "cpu", 1)
+    assert (cost.gmacs, cost.parameters, cost.images_per_s > 0) == (None, None, True)
 
 
 def test_ids_of_an_onnx_file_are_labels_and_a_file_of_any_size_has_sides_of_32(tmp_path):
