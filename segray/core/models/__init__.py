@@ -166,7 +166,14 @@ def coarse(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     A model from elsewhere may leave it to its user to interpolate them to the frame, which is exact in one step alone.
     """
     own: Callable[[torch.Tensor], torch.Tensor] | None = getattr(model, "coarse", None)
-    return forward(model, images) if own is None else own(images)
+    return forward(model, images) if own is None else _two_of_one(model, own(images))
+
+
+def _two_of_one(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Turn the one logit z of a model that has one into the two logits (0, z), whose softmax is z's sigmoid."""
+    if not getattr(model, "one_logit", False):
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -179,8 +186,7 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
 
     Images are padded to the stride with zeros, the mean colour, on the right and below, and the logits cropped back; a
     model from elsewhere sees them as they are.
-    One logit z becomes the two logits (0, z), whose softmax is z's sigmoid, so that losses, scores and labelling need
-    no special case.
+    One logit becomes two, so that losses, scores and labelling need no special case.
     """
     height, width = images.shape[-2:]
     built = getattr(model, "module", model)  # inside DistributedDataParallel
@@ -195,10 +201,7 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
     if isinstance(outputs, dict):  # torchvision's models return a dict
         outputs = tuple(outputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    outputs = tuple(output[..., :height, :width] for output in outputs)
-    if getattr(built, "one_logit", False):
-        outputs = tuple(torch.cat([torch.zeros_like(output), output], 1) for output in outputs)
-    return outputs
+    return tuple(_two_of_one(built, output[..., :height, :width]) for output in outputs)
 
 
 def _not_taken(model: torch.nn.Module, images: torch.Tensor, text: str) -> str:

@@ -65,7 +65,10 @@ def import_model(
     elif is_pretrained(there):
         model, info = pretrained.read(there)
         notes = ["size, normalisation and classes are those of its files"]
-        info = info if space is None else info.model_copy(update={"label_space": _as_many(space, info.space).to_dict()})
+        if info.model.one_logit:
+            space = _with_background(space or info.space, notes)
+        if space is not None:
+            info.label_space = _as_many(space, info.space.num_classes).to_dict()
     elif storage.exists(storage.join(there, CONFIG)):
         model, info, notes = _of_smp(there, config, space)
     else:
@@ -82,11 +85,26 @@ def label_space(classes: str) -> LabelSpace:
     if classes.lower().endswith(LISTS):
         return read_classes(storage.absolute(classes))[0]
     if classes.strip().isdigit():
-        return pretrained.spaced(tuple(f"class {i}" for i in range(int(classes))))
+        return _numbered(int(classes))
     names = tuple(name.strip() for name in classes.split(","))
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"--classes {classes}: every class needs a name of its own.")
     return pretrained.spaced(names)
+
+
+def _numbered(count: int) -> LabelSpace:
+    return pretrained.spaced((pretrained.FOREGROUND,) if count == 1 else tuple(f"class {i}" for i in range(count)))
+
+
+def _with_background(space: LabelSpace, notes: list[str]) -> LabelSpace:
+    """Put `background` before the class that a single output tells from it, unless both are named."""
+    if space.num_classes == 1:
+        space = pretrained.spaced((pretrained.BACKGROUND, space.names[0]))
+    notes.append(
+        f"one output tells {space.names[-1]} from {space.names[0]}: a pixel is {space.names[-1]} where its logit is "
+        "above 0"
+    )
+    return space
 
 
 def _needed(space: LabelSpace | None, file: str) -> LabelSpace:
@@ -98,9 +116,9 @@ def _needed(space: LabelSpace | None, file: str) -> LabelSpace:
     return space
 
 
-def _as_many(space: LabelSpace, own: LabelSpace) -> LabelSpace:
-    if space.num_classes != own.num_classes:
-        raise ConfigError(f"--classes names {space.num_classes} classes, and the model has {own.num_classes}.")
+def _as_many(space: LabelSpace, count: int) -> LabelSpace:
+    if space.num_classes != count:
+        raise ConfigError(f"--classes names {space.num_classes} classes, and the model has {count}.")
     return space
 
 
@@ -137,14 +155,27 @@ def _section(config: Config, **changes: Any) -> ModelSection:
 def _of_state(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
     _refuse_torchscript(there)
     notes: list[str] = []
-    section = _section(config)
+    state, section = weights.read(there), _section(config)
+    if section.one_logit or space.num_classes == 1 or _has_one_output(section, space.num_classes, state):
+        section, space = section.model_copy(update={"one_logit": True}), _with_background(space, notes)
     model = build(section, space.num_classes)
-    fit(model, weights.read(there), f"{name_of(section)} with {space.num_classes} classes", notes)
+    fit(model, state, f"{name_of(section)} with {space.num_classes} classes", notes)
     usual = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
     info = BundleInfo(
         model=section, label_space=space.to_dict(), **_shape(config, notes), **_pixels(config, notes, usual)
     )
     return model, info, notes
+
+
+def _has_one_output(section: ModelSection, classes: int, state: weights.Weights) -> bool:
+    """Say whether the weights are of two classes that one logit tells apart."""
+    if classes != 2:
+        return False
+    try:
+        fit(build(section.model_copy(update={"one_logit": True}), 2), state, "", [])
+    except ModelError:
+        return False
+    return True
 
 
 def _refuse_torchscript(there: str) -> None:
@@ -205,9 +236,11 @@ def _of_smp(there: str, config: Config, space: LabelSpace | None) -> tuple[torch
     if "_model_class" not in described:
         raise ModelError(f"{there}/{CONFIG} is neither smp's (_model_class) nor transformers' (architectures).")
     section, count = pretrained.smp_section(described)
-    own = pretrained.spaced(tuple(f"class {i}" for i in range(count)))
-    space = own if space is None else _as_many(space, own)
-    model = build(section, count)
+    space = space or _numbered(count)
+    if count == 1:
+        section, space = section.model_copy(update={"one_logit": True}), _with_background(space, notes)
+    space = _as_many(space, max(count, 2))
+    model = build(section, space.num_classes)
     fit(model, weights.read(storage.join(there, WEIGHTS)), name_of(section), notes)
     usual = weights.preprocessing(section.model_copy(update={"encoder_weights": "imagenet"}))
     info = BundleInfo(
@@ -219,6 +252,8 @@ def _of_smp(there: str, config: Config, space: LabelSpace | None) -> tuple[torch
 def _of_onnx(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
     extra("onnx")
     notes: list[str] = []
+    if space.num_classes == 1:
+        space = _with_background(space, notes)
     data = storage.read_bytes(there)
     try:
         onnx_model.check_alone(data)

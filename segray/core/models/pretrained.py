@@ -35,6 +35,7 @@ PROCESSORS = (
 )  # fmt: skip
 RESAMPLES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 TASK, TASK_TOKENS = "the task is semantic", 77
+BACKGROUND, FOREGROUND = "background", "foreground"  # what a single logit tells apart
 MASK2FORMER_PX = (384, 384)  # what its post-processing interpolates every mask to
 
 Setting = Callable[[str], Any]
@@ -116,7 +117,8 @@ def _read(folder: Path, source: dict[str, str]) -> tuple[torch.nn.Module, Bundle
     made = transformers_model.class_of(config)
     if made.__name__ not in (named := described.get("architectures") or [made.__name__]):
         raise ModelError(f"it is a {named[0]}, without the head of a {made.__name__}.")
-    space = _label_space(config.id2label)
+    one_logit = len(config.id2label) == 1 and config.model_type not in transformers_model.UNIVERSAL
+    space = _label_space({0: BACKGROUND, 1: config.id2label[0]} if one_logit else config.id2label)
     setting = _settings(folder, config.model_type)
     plain = {key: value for key, value in described.items() if key not in ("id2label", "label2id", "architectures")}
     options: dict[str, Any] = {"config": plain}
@@ -129,7 +131,7 @@ def _read(folder: Path, source: dict[str, str]) -> tuple[torch.nn.Module, Bundle
     options |= _universal_options(config, setting, folder, (mean, std))
     model = transformers_model.TransformersModel(transformers_model.loaded(made, folder, config), options)
     info = BundleInfo(
-        model=ModelSection(arch="hf", encoder=config.model_type, options=options),
+        model=ModelSection(arch="hf", encoder=config.model_type, one_logit=one_logit, options=options),
         label_space=space.to_dict(),
         mean=mean,
         std=std,
@@ -158,7 +160,13 @@ def smp_section(described: Mapping[str, Any]) -> tuple[ModelSection, int]:
     """Return the settings and the number of classes of a config.json that smp's save_pretrained wrote."""
     options = {key: value for key, value in described.items() if value is not None and key[0] != "_"}
     classes, encoder = options.pop("classes"), options.pop("encoder_name")
-    for key in ("encoder_weights", "in_channels", "dynamic_img_size"):  # the last: build() sets it itself
+    if (channels := options.get("in_channels", 3)) != 3:
+        raise ModelError(
+            f"smp's in_channels is {channels}, and a model takes RGB. Export it to ONNX behind a layer that makes its "
+            "channels of red, green and blue."
+        )
+    # build() sets dynamic_img_size; an activation comes after the logits, and aux_params are of a classifier.
+    for key in ("encoder_weights", "in_channels", "dynamic_img_size", "activation", "aux_params"):
         options.pop(key, None)
     return ModelSection(arch=described["_model_class"].lower(), encoder=encoder, options=options), classes
 

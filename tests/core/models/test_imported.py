@@ -212,3 +212,38 @@ def test_an_onnx_file_that_cannot_be_used_is_a_line(tmp_path):
     onnx_file(tmp_path, size=(32, 48))
     with pytest.raises(ConfigError, match=r"^The file takes frames of 32×48 alone; leave --size out\.$"):
         made(tmp_path / "net.onnx", tmp_path, **{"data.size": "64x64"})
+
+
+def one_class(folder, kind):
+    """A model of one class in a file of some kind, and a function of an image that is above 0 where the class is."""
+    torch.manual_seed(0)
+    if kind == "onnx":
+        weight = onnx_file(folder, classes=1, size=(32, 64), batch=1)
+        return folder / "net.onnx", lambda image: torch.nn.functional.conv2d(image, weight, stride=2)
+    model = smp.Unet("resnet18", encoder_weights=None, classes=1, activation="sigmoid").eval()
+    torch.save(model.state_dict(), folder / "one.pth")
+    model.save_pretrained(str(folder / "smp"))
+    return folder / ("smp" if kind == "smp" else "one.pth"), lambda image: model(image) - 0.5  # which is a sigmoid
+
+
+@pytest.mark.parametrize("kind", ["onnx", "smp", "state"])
+@pytest.mark.parametrize("classes", ["road", "background,road", "1"])
+def test_one_output_is_the_logit_of_a_class_before_its_background(tmp_path, kind, classes):
+    file, logit = one_class(tmp_path, kind)
+    info, notes = import_model(str(file), str(tmp_path / "bundle"), load(None, {"data.size": "32x64"}), classes)
+    assert info.space.names == ("background", "foreground" if classes == "1" else "road")
+    name = info.space.names[1]
+    assert f"one output tells {name} from background: a pixel is {name} where its logit is above 0" in notes or (
+        kind == "onnx" and classes == "background,road"
+    )
+    image = torch.randn(1, 3, 32, 64)
+    with torch.inference_mode():
+        given, wanted = coarse(bundle.load(str(tmp_path / "bundle"))[0], image), logit(image)
+    assert torch.equal(given.argmax(1), (wanted[:, 0] > 0).long())
+    assert 0 < given.argmax(1).float().mean() < 1
+
+
+def test_a_folder_of_smp_for_other_images_than_rgb_is_a_line(tmp_path):
+    smp.Unet("resnet18", encoder_weights=None, in_channels=1).save_pretrained(str(tmp_path / "grey"))
+    with pytest.raises(ModelError, match=r"^smp's in_channels is 1, and a model takes RGB\. Export it to ONNX behind "):
+        import_model(str(tmp_path / "grey"), str(tmp_path / "bundle"), load())

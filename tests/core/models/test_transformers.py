@@ -223,6 +223,23 @@ def test_a_bundle_of_it_is_loaded_by_transformers_too_and_says_what_it_is(tmp_pa
     assert ready.resolve(f"hf:{tmp_path}/theirs") != place  # its files may be others
 
 
+def test_one_label_is_told_from_background_by_its_logit(tmp_path):
+    model, processor = saved(segformer, tmp_path / "theirs")
+    model = type(model)(transformers.SegformerConfig(**model.config.to_dict() | {"id2label": {0: "road"}})).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    predictor = Predictor(ready.resolve(str(tmp_path / "theirs")))
+    assert predictor.label_space.names == ("background", "road")
+    frame = streets.draw(1, (64, 96)).image_hwc
+    with torch.inference_mode():
+        logits = model(**processor(frame, return_tensors="pt")).logits
+    wanted = functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)[0, 0] > 0
+    assert (predictor.predict([predictor.prepare(frame)], [(64, 96)])[0].mask_hw == wanted.numpy()).all()
+    assert import_model(str(tmp_path / "theirs"), str(tmp_path / "out"), load(), "lane").info.space.names == (
+        "background",
+        "lane",
+    )
+
+
 def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch):
     saved(segformer, tmp_path / "0123abc")
     asked = []
