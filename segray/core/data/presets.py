@@ -62,6 +62,11 @@ def _ids(*rows: tuple[str, str, tuple[int, ...]], void: tuple[int, ...] = (IGNOR
     return lambda root: space
 
 
+def _in_red(spaces: Spaces) -> Spaces:
+    """Read the ids of masks from their red channel."""
+    return lambda root: replace(spaces(root), mask_channel="red")
+
+
 def _colors(*rows: tuple[str, str], void: tuple[str, ...] = ()) -> Spaces:
     """Make classes of (name, colour in masks)."""
     colors = [_rgb(color) for _, color in rows]
@@ -325,6 +330,23 @@ PRESETS = {
         "synthia-dataset.net",
         account=False,
         signs=("RGB", "GT/LABELS"),
+    ),
+    # Frames of CARLA's cameras, with tags in the first channel, as Lyft's and Udacity's Perception Challenge of 2018 has
+    # them, on Kaggle in folders of two levels; tags and colours: guangwei.wang/posts/2018/lyft-challenge
+    "carla": Preset(
+        ("{drive}/{again}/CameraRGB/{name}", "{drive}/CameraRGB/{name}"),
+        ("{drive}/{again}/CameraSeg/{name}", "{drive}/CameraSeg/{name}"),
+        _in_red(
+            _ids(
+                ("building", "464646", (1,)), ("fence", "be9999", (2,)), ("other", "48005a", (3,)),
+                ("pedestrian", "dc143c", (4,)), ("pole", "999999", (5,)), ("road line", "9dea32", (6,)),
+                ("road", "804080", (7,)), ("sidewalk", "f423e8", (8,)), ("vegetation", "6b8e23", (9,)),
+                ("vehicle", "0000ff", (10,)), ("wall", "66669c", (11,)), ("traffic sign", "dcdc00", (12,)), void=(0,),
+            ),
+        ),
+        "Lyft's and Udacity's challenge; 12 classes, tags of CARLA 0.8",
+        "kaggle.com/datasets/kumaresanmanickavelu/lyft-udacity-challenge",
+        signs=("dataA/dataA/CameraRGB",),
     ),
     # Richter et al. 2016, download.visinf.tu-darmstadt.de/data/from_games: Cityscapes' label ids
     "gta5": Preset(

@@ -150,6 +150,13 @@ CASES = {
         ],
     ),
     "synthia": ({}, [("RGB/0000000.png", "GT/LABELS/0000000.png", (17, 3, 0), None, "rider")]),
+    "carla": (
+        {},
+        [
+            ("dataA/dataA/CameraRGB/02_00_000.png", "dataA/dataA/CameraSeg/02_00_000.png", (7, 0, 0), None, "road"),
+            ("dataE/CameraRGB/F1-0.png", "dataE/CameraSeg/F1-0.png", (0, 0, 0), None, None),
+        ],
+    ),
     "gta5": (
         {},
         [
