@@ -331,8 +331,8 @@ PRESETS = {
         account=False,
         signs=("RGB", "GT/LABELS"),
     ),
-    # Frames of CARLA's cameras, with tags in the first channel, as Lyft's and Udacity's Perception Challenge of 2018 has
-    # them, on Kaggle in folders of two levels; tags and colours: guangwei.wang/posts/2018/lyft-challenge
+    # Frames of CARLA's cameras, with tags in the first channel, as Lyft's and Udacity's challenge of 2018 has them, on
+    # Kaggle in folders of two levels; tags and colours: guangwei.wang/posts/2018/lyft-challenge
     "carla": Preset(
         ("{drive}/{again}/CameraRGB/{name}", "{drive}/CameraRGB/{name}"),
         ("{drive}/{again}/CameraSeg/{name}", "{drive}/CameraSeg/{name}"),
