@@ -608,6 +608,14 @@ def test_folder_that_cannot_be_reported_says_why(tmp_path, given, error, text):
     assert str(raised.value) == text.format(tmp=tmp_path)
 
 
+def test_a_folder_of_several_names_them(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"compare or label wrote: {tmp_path}/a, {tmp_path}/b\.$"):
+        report([str(tmp_path)], str(tmp_path / "page.html"))
+
+
 def test_evaluation_without_masks_says_what_to_do(tmp_path):
     place = write_evaluation(tmp_path / "old", labelled_images(tmp_path / "frames"))
     rows = pq.read_table(tmp_path / "old" / "images.parquet")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -114,7 +115,12 @@ def view_of(place: str, share: Share) -> dict[str, Any]:
         if storage.exists(storage.join(there, mark)):
             return {"place": place, "name": storage.name_of(there)} | read(there, share)
     why = f"holds none of {', '.join(KINDS)}" if storage.exists(there) else "does not exist"
-    raise DataError(f"{place} {why}. Name a folder that segray train, sweep, evaluate, compare or label wrote.")
+    next_step = "Name a folder that segray train, sweep, evaluate, compare or label wrote"
+    if not storage.in_bucket(there):
+        below = sorted({file.relative_to(there).parts[0] for mark in KINDS for file in Path(there).glob(f"*/{mark}")})
+        if below:
+            next_step += f": {', '.join(storage.join(place, name) for name in below)}"
+    raise DataError(f"{place} {why}. {next_step}.")
 
 
 # Training runs and sweeps
