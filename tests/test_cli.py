@@ -104,7 +104,7 @@ def test_labelling_tells_its_speed_its_errors_and_the_bottleneck():
     watch.planned(8)
     watch.done(Receipt(shard=0, rows=4, errors=1, created=True, seconds={"decode": 3.0, "model": 1.0, "wait": 1.0}))
     watch.done(Receipt(shard=1, rows=4, errors=0, created=True, seconds={"decode": 0.5, "model": 1.0, "wait": 2.0}))
-    assert told[1:] == [(4, "1 errors, bottleneck: decode", 8), (4, "1 errors, bottleneck: model", 8)]
+    assert told[1:] == [(4, "1 error, bottleneck: decode", 8), (4, "1 error, bottleneck: model", 8)]
 
 
 def test_the_start_of_processes_is_no_part_of_the_speed_of_labelling(monkeypatch, capsys):

@@ -107,7 +107,7 @@ def test_five_hundred_images_of_nineteen_classes_take_seconds():
 def test_other_frames_classes_or_truth_are_one_line(tmp_path):
     a = run(tmp_path / "a", 0.8)
     for name, more, words in (
-        ("frames", {"frames": 39}, "1 frames are in one alone, such as val/039"),
+        ("frames", {"frames": 39}, "1 frame is in one alone, such as val/039"),
         ("classes", {"classes": ("road", "car", "van")}, r"their classes differ \(3 and 3; sky, van\)"),
         ("truth", {"pixels": 903}, r"val/000 has other ground truth \(900 labelled pixels and 903\)"),
     ):

@@ -147,7 +147,7 @@ def test_both_splits_share_the_room(monkeypatch):
         (
             WorkerShape(2, 2, 1),
             ((8, 0), (1, 1), (1, 1)),
-            "2 × 2 CPUs and 1 GPU asked, which do not fit on nodes of 1 CPUs and 1 GPUs, 8 CPUs and 0 GPUs.",
+            "2 × 2 CPUs and 1 GPU asked, which do not fit on nodes of 1 CPU and 1 GPU, 8 CPUs and 0 GPUs.",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_labelling_starts_as_many_actors_as_have_room(given, nodes, shape):
 
 def test_labelling_needs_room_for_one_actor():
     config = load(None, {"label.actors": 3, "cluster.gpu": True})
-    with pytest.raises(ClusterError, match=r"^1 GPUs asked, 0 in the cluster\."):
+    with pytest.raises(ClusterError, match=r"^1 GPU asked, 0 in the cluster\."):
         _shape(config, config.label, has((2, 0)))
 
 

@@ -36,7 +36,7 @@ def test_data_a_run_its_scores_and_the_report_may_all_be_in_a_bucket(segray, tow
     steps = [
         (("data", "check", "--format", "streets", town), "Training can start."),
         (train, f"Next: segray label --model {out}/a/best --input FRAMES --out labels"),
-        (("status", f"{out}/a"), f"{out}/a: train, finished: 1 of 1 epochs"),
+        (("status", f"{out}/a"), f"{out}/a: train, finished: 1 of 1 epoch"),
         (("evaluate", f"{out}/a/best", *data, "--out", f"{out}/scores"), f"Scores are in {out}/scores/scores.json"),
         (
             ("show", f"{town}/val/street_050000.jpg", "--model", f"{out}/a/best", "--out", out),

@@ -330,7 +330,7 @@ def test_masks_that_cannot_be_scored_are_refused(pred, true, said):
 
 
 def test_a_data_set_of_pairs_is_checked(here):
-    with pytest.raises(DataError, match=r"^1 images and 0 masks were given; give one mask for each image\.$"):
+    with pytest.raises(DataError, match=r"^1 image and 0 masks were given; give one mask for each image\.$"):
         segray.Dataset.from_pairs(["a.png"], [], ["road"])
     with pytest.raises(DataError, match=r"a\.png was given twice; name each image once\.$"):
         segray.Dataset.from_pairs(["a.png", "./a.png"], ["b.png", "c.png"], ["road"])

@@ -664,6 +664,9 @@ def test_folders_and_the_page_may_be_in_ones_home_and_the_page_has_them_as_given
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
+        (formatting.counted(1, "frame"), "1 frame"),
+        (formatting.counted(0, "frame"), "0 frames"),
+        (formatting.counted(12_000, "frame is", "frames are"), "12,000 frames are"),
         (formatting.pct(0.4123), "41.2%"),
         (formatting.score(0.4123), "0.412"),
         (formatting.change(0.1), "+0.100"),

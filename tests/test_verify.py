@@ -37,7 +37,7 @@ def said(*args):
 
 
 def test_what_was_not_read_is_said(labels):
-    assert said(labels.out) == (0, "All 6 rows are there exactly once, in 6 undamaged parts.\n")
+    assert said(labels.out) == (0, "Every row is there exactly once: 6 rows in 6 undamaged parts.\n")
     some = "All 6 parts are there, and 2 of them are undamaged. The rows of 4 parts were not read.\n"
     assert said(labels.out, "--sample", "0.2") == (0, some)
     Path(labels.part_uri(3)).unlink()
@@ -56,7 +56,7 @@ def test_many_rows_are_read_by_all_processors(labels, monkeypatch):
     )
     found = stage.verify(labels.out)
     assert used == [False]
-    assert found.problems == [f"{Path(labels.part_uri(3)).name} holds 1 rows that are not the plan's 1"]
+    assert found.problems == [f"{Path(labels.part_uri(3)).name} holds 1 row that are not the plan's 1"]
 
 
 def test_processes_give_their_results_in_order():

@@ -11,6 +11,7 @@ import numpy as np
 from segray.api.results import Place
 from segray.core import samples
 from segray.core.data.class_names import colored
+from segray.core.formatting import counted
 from segray.core.io import pairing, storage
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
 from segray.errors import DataError
@@ -49,7 +50,10 @@ class Dataset(samples.Dataset):
             raise DataError("Images and masks are lists of paths, as sorted(glob('images/*.png')).")
         images, masks = list(images), list(masks)
         if len(images) != len(masks):
-            raise DataError(f"{len(images)} images and {len(masks)} masks were given; give one mask for each image.")
+            raise DataError(
+                f"{counted(len(images), 'image')} and {counted(len(masks), 'mask')} were given; "
+                "give one mask for each image."
+            )
         if not images:
             raise DataError("No images were given; name some, as sorted(glob('images/*.png')).")
         places = [storage.absolute(os.fspath(image)) for image in images]

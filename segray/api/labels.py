@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.api.results import Place, Result, in_unit_range
+from segray.core.formatting import counted
 from segray.core.io import locators
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.schema import ROW_SCHEMA
@@ -128,4 +129,4 @@ class Labels:
         return pa.concat_tables([EMPTY, *names])
 
     def __repr__(self) -> str:
-        return f"<Labels {self._folder.place}: {self._folder.planned} rows, {len(self.names)} classes>"
+        return f"<Labels {self._folder.place}: {counted(self._folder.planned, 'row')}, {len(self.names)} classes>"

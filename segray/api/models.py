@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from segray.api.results import Place, Result, in_unit_range
+from segray.core.formatting import counted
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators, storage
 from segray.core.io.video_index import VIDEO_SUFFIXES
@@ -169,7 +170,8 @@ def _device(name: str) -> str:
         raise ConfigError(f"device is {name!r}; give cpu, cuda, or one of several GPUs, as cuda:1.")
     if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device is {name!r}, and torch can use {torch.cuda.device_count()} GPUs here; give cpu or another."
+            f"device is {name!r}, and torch can use {counted(torch.cuda.device_count(), 'GPU')} here; "
+            "give cpu or another."
         )
     return name
 

@@ -10,6 +10,7 @@ import click
 
 from segray.cli.app import cli
 from segray.cli.flags import settings
+from segray.core.formatting import counted
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -60,7 +61,7 @@ def submit(
         return
     client = jobs.connect(address)
     sent = jobs.submit(client, command, config, flags, python=python, pip=pip, shown=shlex.join([command, *args]))
-    say(f"Sent {sent.files} files, {size(sent.size)}. The job is {sent.job}.")
+    say(f"Sent {counted(sent.files, 'file')}, {size(sent.size)}. The job is {sent.job}.")
     if no_wait:
         say(f"Follow it: segray logs {sent.job} -f")
         return
@@ -123,7 +124,7 @@ def jobs(address: str | None) -> None:
     if not rows:
         say("No job was sent to this cluster yet.")
         return
-    table(f"{len(rows)} jobs", ("job", "status", "started", "took", "command"), rows)
+    table(counted(len(rows), "job"), ("job", "status", "started", "took", "command"), rows)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ import click
 
 from segray.cli.app import Examples, cli, resuming
 from segray.cli.flags import Setting, flag
+from segray.core.formatting import counted
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -51,7 +52,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
         result = check(dataset, (config.train_split, config.val_split), advance, config.root)
     show_check(result, dataset.label_space)
     if not result.ok:
-        say(f"Training cannot start: {len(result.problems)} problem{'s' * (len(result.problems) > 1)}.")
+        say(f"Training cannot start: {counted(len(result.problems), 'problem')}.")
         raise SystemExit(1)
     say("Training can start.")
 
@@ -72,14 +73,14 @@ def show_check(result: CheckResult, space: LabelSpace) -> None:
     splits = ", ".join(f"{split} {count}" for split, count in result.frames.items())
     table(f"Frames: {splits}", ("id", "class", "pixels", "share", "in frames"), rows)
     if others := sum(result.pixels[raw] for raw in unknown[20:]) + result.other_pixels:
-        say(f"… and {len(unknown[20:])} more unknown ids, in {others / total:.2%} of the pixels.")
+        say(f"… and {counted(len(unknown[20:]), 'more unknown id')}, in {others / total:.2%} of the pixels.")
     for height, width in list(result.sizes)[:1]:
         if len(result.sizes) == 1:
             say(f"Every frame is {height}×{width} (height × width).")
     for note in result.notes[:20]:
         say(f"Note: {note}.")
     if len(result.notes) > 20:
-        say(f"… and {len(result.notes) - 20} more notes.")
+        say(f"… and {counted(len(result.notes) - 20, 'more note')}.")
     for problem in result.problems[:20]:
         say(f"Problem: {problem.rstrip('.')}.")
     if len(result.problems) > 20:
@@ -173,10 +174,8 @@ def show_conversion(done: Converted, out: str) -> None:
         say("Pixels that nobody annotated are void, and count nowhere; --background class makes them a class.")
     else:
         say(f"Pixels that nobody annotated are {done.background}; --background void makes them void.")
-    say(
-        f"{done.frames} of {done.total} frames are in {out}{'' if done.new else ', as before'}. "
-        f"Next: segray data check {quote(out)}"
-    )
+    there = counted(done.total, "frame is", "frames are")
+    say(f"{done.frames:,} of {there} in {out}{'' if done.new else ', as before'}. Next: segray data check {quote(out)}")
 
 
 @data.command("draw")

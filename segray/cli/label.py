@@ -9,6 +9,7 @@ import click
 
 from segray.cli.app import cli, resuming
 from segray.cli.flags import Setting, flag, stage
+from segray.core.formatting import counted
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -77,14 +78,16 @@ def verify(out: str, sample: float, **given: Any) -> None:
         found = verify(out, sample, cluster, advance)
     for problem in found.problems[:20]:
         say(f"Problem: {problem}.")
-    left = "" if found.read == found.parts else f" The rows of {found.parts - found.read} parts were not read."
+    unread = counted(found.parts - found.read, "part was", "parts were")
+    left = "" if found.read == found.parts else f" The rows of {unread} not read."
     if found.problems:
-        say(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)} in {found.parts} parts.{left}")
+        say(f"{counted(len(found.problems), 'problem')} in {counted(found.parts, 'part')}.{left}")
         raise SystemExit(1)
     if left:
         say(f"All {found.parts} parts are there, and {found.read} of them are undamaged.{left}")
     else:
-        say(f"All {found.rows} rows are there exactly once, in {found.parts} undamaged parts.")
+        rows, parts = counted(found.rows, "row"), counted(found.parts, "undamaged part")
+        say(f"Every row is there exactly once: {rows} in {parts}.")
 
 
 def note_unfinished(labels: str) -> None:
@@ -137,7 +140,7 @@ def select(
         rows = select(labels, by, count, apart, advance)
     note_unfinished(labels)
     cells = [(i, row["score"], row["uri"], row["frame_index"], row["time_s"]) for i, row in enumerate(rows, 1)]
-    table(f"{len(rows)} frames by {by}", ("rank", "score", "file", "frame", "time s"), cells)
+    table(f"{counted(len(rows), 'frame')} by {by}", ("rank", "score", "file", "frame", "time s"), cells)
     if out is not None:
         write(rows, out)
         say(f"They are listed in {out}.")
@@ -193,7 +196,7 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
     with counting("frames") as advance:
         count = overlay_video(labels, out, name, advance)
     note_unfinished(labels)
-    say(f"{count} frames are in {out}.")
+    say(f"{counted(count, 'frame is', 'frames are')} in {out}.")
 
 
 @cli.command()
@@ -260,10 +263,12 @@ def export(
     with resuming(lambda: exports.has_pieces(storage.absolute(out))), counting("parts") as advance:
         done = exports.export(source, to, out, Options(**given), overwrite=overwrite, progress=advance)
     there = "" if done.new else " It was there already."
-    say(f"{done.frames} frames are in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
+    frames = counted(done.frames, "frame is", "frames are")
+    say(f"{frames} in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")
     if done.parts < done.of:
-        say(f"{done.parts} of {done.of} parts are labelled so far; when more are, the same command exports them.")
+        parts = counted(done.of, "part is", "parts are")
+        say(f"{done.parts:,} of {parts} labelled so far; when more are, the same command exports them.")
     for reason in done.lost[:20]:
         say(f"Left out: {reason}")
     if len(done.lost) > 20:
-        say(f"… and {len(done.lost) - 20} more frames whose images cannot be read.")
+        say(f"… and {counted(len(done.lost) - 20, 'more frame')} whose images cannot be read.")

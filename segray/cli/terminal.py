@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segray.cli.app import as_typed
-from segray.core.formatting import duration, number, score
+from segray.core.formatting import counted, duration, number, score
 
 if TYPE_CHECKING:
     from segray.core.labels.parts import Receipt
@@ -134,7 +134,7 @@ class LabelProgress:
         self._seconds: Counter[str] = Counter()
 
     def found(self, files: int) -> None:
-        self._advance(0, note=f"{files} files found")
+        self._advance(0, note=f"{counted(files, 'file')} found")
 
     def planned(self, rows: int) -> None:
         self._total, self._planned = rows, time.monotonic()
@@ -151,7 +151,7 @@ class LabelProgress:
         if not self._started:  # when the first shard began, as processes started before that
             self._started = max(self._planned, now - sum(receipt.seconds.values()))
         speed = self._new / max(1e-9, now - self._started)
-        note = f"{speed:.1f} frames/s, {self._errors} errors{self._bottleneck()}"
+        note = f"{speed:.1f} frames/s, {counted(self._errors, 'error')}{self._bottleneck()}"
         self._advance(receipt.rows, self._total, note)
 
     def note(self, text: str) -> None:
@@ -353,19 +353,21 @@ def show_labels(out: str, summary: Summary) -> None:
             [*rows, ("mIoU of the majority class", summary["baseline_miou"])],
         )
     codes = f" ({', '.join(f'{code} {count}' for code, count in summary['errors'].items())})" if errors else ""
-    say(f"{summary['ok']} frames labelled, {errors} errors{codes}. Masks and metrics are in {out}/labels/*.parquet")
+    done = f"{counted(summary['ok'], 'frame')} labelled, {counted(errors, 'error')}{codes}"
+    say(f"{done}. Masks and metrics are in {out}/labels/*.parquet")
     for code, count in summary.get("notes", {}).items():
-        say(f"Labelled, with a note in their rows: {count} frames ({code}).")
+        say(f"Labelled, with a note in their rows: {counted(count, 'frame')} ({code}).")
 
 
 def show_status(out: str, found: Status) -> None:
     """Print the progress of a run as one sentence."""
-    facts = [f"{found.done:,} of {found.of:,} {found.unit}"]
-    facts += [f"{found.frames:,} frames"] if found.frames is not None else []
-    facts += [f"{found.errors:,} errors"] if found.errors else []
+    facts = [f"{found.done:,} of {counted(found.of, found.unit[:-1])}"]
+    facts += [counted(found.frames, "frame")] if found.frames is not None else []
+    facts += [counted(found.errors, "error")] if found.errors else []
     facts += [f"{found.images_per_s:.1f} images/s"] if found.images_per_s else []
     facts += [f"best mIoU {found.miou:.3f}"] if found.miou is not None else []
-    facts += [f"the last {duration(found.age_s)} ago"] if found.age_s is not None else []
+    newest = "part" if found.kind == "label" else "epoch"
+    facts += [f"the last {newest} {duration(found.age_s)} ago"] if found.age_s is not None else []
     say(f"{out}: {found.kind}, {'finished' if found.finished else 'not finished'}: {', '.join(facts)}.")
 
 
@@ -387,7 +389,7 @@ def show_scores(result: Evaluation) -> None:
     }
     rows = [[name, *(values[i] for values, _ in columns.values())] for i, name in enumerate(result["classes"])]
     table(
-        f"{result['frames']} frames of {result['scored']}; protocol {result['protocol']}: {result['rule']}",
+        f"{counted(result['frames'], 'frame')} of {result['scored']}; protocol {result['protocol']}: {result['rule']}",
         ("class", *columns),
         [*rows, ["mean", *(mean for _, mean in columns.values())]],
     )
@@ -419,10 +421,8 @@ def show_scores(result: Evaluation) -> None:
     for note in result["notes"]:
         say(note)
     if result["missing"]:
-        say(
-            f"Ground truth without a label, not scored: {len(result['missing'])} frames, "
-            f"such as {result['missing'][0]}."
-        )
+        frames = counted(len(result["missing"]), "frame")
+        say(f"Ground truth without a label, not scored: {frames}, such as {result['missing'][0]}.")
     if result["not_covered"]:
         say(f"Classes that this model does not know, not scored: {', '.join(result['not_covered'])}.")
 
@@ -437,7 +437,7 @@ def show_comparison(result: Comparison) -> None:
 
     rows = [cells(name, one) for name, one in result["classes"].items()]
     columns = ("class", "A", "B", "B − A", "95 % interval", "draws: B better", "")
-    table(f"{result['frames']} frames, IoU", columns, [*rows, cells("mean", result["miou"])])
+    table(f"{counted(result['frames'], 'frame')}, IoU", columns, [*rows, cells("mean", result["miou"])])
     changed = [(one["sample_id"], one["a"], one["b"], one["difference"]) for one in result["images"]]
     if changed:
         table("The images that changed most, mIoU", ("image", "A", "B", "B − A"), changed)

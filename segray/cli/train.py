@@ -9,6 +9,7 @@ import click
 
 from segray.cli.app import Examples, cli, resuming
 from segray.cli.flags import stage
+from segray.core.formatting import counted
 
 if TYPE_CHECKING:
     from segray.config import Config
@@ -39,11 +40,7 @@ def list_sweep(config: Config) -> None:
 
     trials = list_trials(config)
     about = "; TPE chooses its own as scores come in, these are random ones" if config.sweep.search == "tpe" else ""
-    say(
-        "\n".join(
-            [f"# {len(trials)} trial{'s' * (len(trials) != 1)}{about}:", *(f"#   {trial.name}" for trial in trials)]
-        )
-    )
+    say("\n".join([f"# {counted(len(trials), 'trial')}{about}:", *(f"#   {trial.name}" for trial in trials)]))
 
 
 def estimate_sweep(config: Config) -> None:
@@ -55,7 +52,7 @@ def estimate_sweep(config: Config) -> None:
     with counting("models") as advance:
         seconds = estimate(config, advance)
     rows = [(name, duration(each)) for name, each in seconds.items()]
-    table(f"{len(rows)} trials", ("trial", "time on this device"), rows)
+    table(counted(len(rows), "trial"), ("trial", "time on this device"), rows)
     say(f"At most {duration(sum(seconds.values()))} of one worker on this device; poor trials stop early.")
 
 
@@ -105,8 +102,8 @@ def train(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Tr
             dataset=dataset,
         )
     best = result.best_row
-    if len(result.history) < epochs():
-        say(f"Stopped early: no better mIoU in {config.train.patience} epochs.")
+    if (patience := config.train.patience) and len(result.history) < epochs():
+        say(f"Stopped early: no better mIoU in {counted(patience, 'epoch')}.")
     miou = "undefined" if best["miou"] is None else f"{best['miou']:.3f}"
     say(f"Best: mIoU {miou} in epoch {best['epoch']}. The model is in {config.train.out}/best.")
     if note := hardly_learnt(read_info(result.best)):

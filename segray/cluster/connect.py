@@ -25,6 +25,7 @@ from segray.cluster.access import check_folder, check_join, keep_token, not_star
 from segray.cluster.resources import Resources, WorkerShape, least
 from segray.cluster.signals import heard, held
 from segray.cluster.telemetry import Gauges, event
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.training.checkpoint import EpochRow, plain
 from segray.errors import ClusterError, SegrayError, StorageError, shortened
@@ -185,7 +186,7 @@ def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources
     try:
         while not (wanted := least(config, processes, has)).fits(has) and (left_s := end - time.monotonic()) > 0:
             if wanted != asked:
-                there = f"{has.cpus} CPUs and {has.gpus} GPUs are there"
+                there = f"{counted(has.cpus, 'CPU')} and {counted(has.gpus, 'GPU')} are there"
                 log.warning(f"Waiting up to {left_s / 60:.3g} min for nodes: {wanted} asked, {there}.")
                 request_resources(bundles=[{"CPU": wanted.cpus, "GPU": wanted.gpus}] * wanted.count)
                 asked = wanted

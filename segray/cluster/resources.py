@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from segray.core.formatting import counted
 from segray.errors import ClusterError
 from segray.sections.labelling import ClusterSection
 
@@ -54,7 +55,7 @@ class WorkerShape:
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus > 1)}" if self.gpus else ""
-        return f"{self.count} × {self.cpus} CPU{'s' * (self.cpus > 1)}{gpus}"
+        return f"{self.count} × {counted(self.cpus, 'CPU')}{gpus}"
 
     def fits(self, has: Resources) -> bool:
         return has.fits(self.cpus, self.gpus) >= self.count
@@ -67,9 +68,12 @@ class WorkerShape:
         ):
             if asked > there:
                 without = " To do without GPUs: --set cluster.gpu=false." * (name == "GPU")
-                raise ClusterError(f"{asked:g} {name}s asked, {there} in the cluster. {NEXT_STEP}{without}")
+                needed = f"{asked:g} {name}{'s' * (asked != 1)}"  # asked may be a share of a GPU
+                raise ClusterError(f"{needed} asked, {there} in the cluster. {NEXT_STEP}{without}")
         if not self.fits(has):
-            nodes = ", ".join(f"{cpus} CPUs and {gpus} GPUs" for cpus, gpus in sorted(set(has.nodes)))
+            nodes = ", ".join(
+                f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}" for cpus, gpus in sorted(set(has.nodes))
+            )
             raise ClusterError(f"{self} asked, which do not fit on nodes of {nodes}. {NEXT_STEP}")
 
     def tell_if_busy(self) -> None:

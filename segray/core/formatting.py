@@ -15,6 +15,15 @@ def clean(value: Any) -> str:
     return "–" if value is None else "".join(kept)
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Count in words: `several`, by default `one` with an s, stands beside all numbers but one.
+
+    >>> counted(1, "frame"), counted(2000, "frame"), counted(1, "frame is", "frames are")
+    ('1 frame', '2,000 frames', '1 frame is')
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def _or_dash(text: Callable[[float], str]) -> Callable[[float | None], str]:
     """Make a formatter that shows an undefined number as a dash."""
     return lambda value: "–" if value is None or not math.isfinite(value) else text(value)

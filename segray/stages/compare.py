@@ -13,6 +13,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from segray.core import metrics
+from segray.core.formatting import counted
 from segray.core.io import claims, parquet, storage
 from segray.core.io.masks import colorize
 from segray.core.scoring import bootstrap, pictures
@@ -147,7 +148,7 @@ def _check_same(a: Run, b: Run) -> None:
         differing = sorted(set(classes) ^ set(others)) or ["their order"]
         refuse(f"their classes differ ({len(classes)} and {len(others)}; {', '.join(differing[:3])})")
     if alone := sorted(a.rows.keys() ^ b.rows.keys()):
-        refuse(f"{len(alone)} frames are in one alone, such as {alone[0]}")
+        refuse(f"{counted(len(alone), 'frame is', 'frames are')} in one alone, such as {alone[0]}")
     for name in a.rows:
         one, other = (_counts(run.rows[name], len(classes))[:, 1] for run in (a, b))
         if not np.array_equal(one, other):

@@ -23,7 +23,7 @@ from segray.cluster.signals import held
 from segray.cluster.telemetry import Gauges, event
 from segray.config import Config
 from segray.core.extras import extra
-from segray.core.formatting import number
+from segray.core.formatting import counted, number
 from segray.core.infer.cost import engine_speeds
 from segray.core.infer.predictor import side_by_side
 from segray.core.io import storage
@@ -115,7 +115,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
             stages.update(receipt.seconds)
         seconds = time.perf_counter() - started
         if lost:
-            watch.note(f"{lost} parts were made by another run meanwhile.")
+            watch.note(f"{counted(lost, 'part was', 'parts were')} made by another run meanwhile.")
         speed: Speed = {
             "seconds": seconds,
             "images_per_s": rows / seconds if rows else None,
@@ -256,8 +256,9 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
             plain = todo & ~suspects
             careful = not plain.any()
             if careful:
-                lost = "failed or were lost with their processes"
-                watch.note(f"{todo.sum()} shards {lost}: labelled input by input now.")
+                one = "shard that failed or was lost with its process is"
+                several = "shards that failed or were lost with their processes are"
+                watch.note(f"{counted(todo.sum(), one, several)} labelled input by input now.")
             before, back = sickness.left_out, list[Lost]()
             with closing(_pool(config, section, plans, todo if careful else plain, careful, before)) as pool:
                 with closing(_receipts(pool, sickness, back)) as receipts:
@@ -281,7 +282,8 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                 todo = undone
     first = int(todo.argmax())
     raise ClusterError(
-        f"{todo.sum()} shards could not be labelled, the first {first - folder.starts[folder.starts <= first][-1]}: "
+        f"{counted(todo.sum(), 'shard')} could not be labelled, "
+        f"the first {first - folder.starts[folder.starts <= first][-1]}: "
         f"{sickness.last or 'their processes died'}. "
         "The same command tries again; Ray's session folder holds the logs."
     )

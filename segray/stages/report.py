@@ -79,7 +79,7 @@ def render(folders: Sequence[str]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup | int | float) else formatting.clean(value),
     )
-    names = ("pct", "score", "change", "short", "number", "count", "duration")
+    names = ("pct", "score", "change", "short", "number", "count", "counted", "duration")
     env.filters |= {name: getattr(formatting, name) for name in names}
     env.globals |= {"averages": AVERAGES, "matrix_classes": charts.MATRIX_CLASSES, "series": charts.SERIES}
     views = [view_of(place, share_of(len(folders))) | {"at": f"part-{i}"} for i, place in enumerate(folders, 1)]

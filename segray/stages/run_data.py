@@ -12,6 +12,7 @@ from segray.config import Config
 from segray.core.data import FileSamples, MemorySamples, input_shape, open_dataset, split_refs, with_classes
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import frame_list
+from segray.core.formatting import counted
 from segray.core.models import build, check_names, ready
 from segray.core.models.info import read_info
 from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
@@ -87,7 +88,7 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
             f"train.batch_size is {batch} for {workers}: take {2 * workers} or more."
         )
     if len(train_refs) < workers:
-        raise DataError(f"{len(train_refs)} training frames for {workers} workers; lower cluster.workers.")
+        raise DataError(f"{counted(len(train_refs), 'training frame')} for {workers} workers; lower cluster.workers.")
     if config.train.teacher:
         check_teacher(config.train.teacher, dataset.label_space, config.model.weights_dir)
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))

@@ -17,6 +17,7 @@ from segray.cluster import connect, object_store, resources
 from segray.cluster.access import check_places
 from segray.config import Config
 from segray.core import metrics
+from segray.core.formatting import counted
 from segray.core.io import claims, storage
 from segray.core.models import encoder_weights, has_imagenet, name_of
 from segray.core.models.info import BundleInfo
@@ -105,7 +106,7 @@ def about(config: Config, plan: DataPlan, epochs: int) -> str:
     resumed = f" It resumes after epoch {epochs} of {config.train.epochs}." if epochs else ""
     return (
         f"{name_of(config.model)}, {plan.parameters / 1e6:.1f} million parameters, trains on "
-        f"{len(plan.train)} frames of {height}×{width} and is validated on {len(plan.val)}.{resumed}"
+        f"{counted(len(plan.train), 'frame')} of {height}×{width} and is validated on {len(plan.val)}.{resumed}"
     )
 
 
@@ -114,7 +115,7 @@ def finished(config: Config, epochs: int) -> str:
     length = "--epochs" if config.train.max_steps is None else "train.max_steps"
     higher = "train.patience" if epochs < config.train.epochs else length
     return (
-        f"Already finished, after {epochs} epoch{'s' * (epochs != 1)}. A higher {higher} trains on from there; "
+        f"Already finished, after {counted(epochs, 'epoch')}. A higher {higher} trains on from there; "
         "--overwrite begins anew."
     )
 

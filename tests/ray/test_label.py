@@ -268,5 +268,5 @@ def test_an_input_that_hangs_is_one_row_and_its_neighbours_are_fine(plain_bundle
     assert re.fullmatch(
         r"Shard 3 failed on \S+ \(no progress in 3 s of fetch\)\. Its inputs are labelled one by one later\.", given_up
     )
-    assert one_by_one == "1 shards failed or were lost with their processes: labelled input by input now."
+    assert one_by_one == "1 shard that failed or was lost with its process is labelled input by input now."
     assert problems(tmp_path / "out") == []

@@ -77,7 +77,7 @@ def test_a_job_is_followed_to_its_own_exit_code_and_found_again(head, plain_bund
     code, out, err = segray(head, "submit", "--address", head.jobs, *flags)
     assert (code, err) == (0, "")
     job = re.search(r"^Sent \d+ files, [\d.]+ [KM]iB\. The job is (segray-label-\w{8})\.$", out, re.MULTILINE)[1]
-    assert "2 frames labelled, 1 errors (decode_error 1)." in out
+    assert "2 frames labelled, 1 error (decode_error 1)." in out
     assert out.endswith(f"The job {job} ended with exit code 0.\n")
     assert parts.verify(load_plans(str(tmp_path / "out"))) == []
 

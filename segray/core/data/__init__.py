@@ -18,6 +18,7 @@ import numpy as np
 
 from segray.core.data import ade20k, camvid, carvana, cityscapes, class_files, folder, labels, presets, roles, voc
 from segray.core.data.frame_cache import FrameCache
+from segray.core.formatting import counted
 from segray.core.io import locators, storage
 from segray.core.io.locators import read_image, read_mask
 from segray.core.io.masks import resize_mask
@@ -134,14 +135,15 @@ def kept(dataset: Dataset, config: DataSection) -> Dataset:
 
     splits = {split: tuple(ref for ref in refs if not excluded(ref.image)) for split, refs in dataset.splits.items()}
     if count := sum(map(len, dataset.splits.values())) - sum(map(len, splits.values())):
-        notes.append(f"{count} frames are left out, as data.exclude says")
+        notes.append(f"{counted(count, 'frame is', 'frames are')} left out, as data.exclude says")
     if unused:
         notes.append(
             f"data.exclude: no frame is called {', '.join(sorted(unused))}; patterns are of paths below {root}"
         )
     unpaired = tuple(place for place in dataset.unpaired if not excluded(place))
     if unpaired and config.unpaired == "drop":
-        notes.append(f"{len(unpaired)} files without a partner are left out, such as {unpaired[0]}")
+        files = counted(len(unpaired), "file without a partner is", "files without a partner are")
+        notes.append(f"{files} left out, such as {unpaired[0]}")
         unpaired = ()
     return replace(
         dataset, splits={name: refs for name, refs in splits.items() if refs}, unpaired=unpaired, notes=tuple(notes)
@@ -262,7 +264,7 @@ def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
         raise DataError(f"{dataset.name} has no split {split!r}.{nearest(split, dataset.splits)}")
     if dataset.unpaired:
         raise DataError(
-            f"{dataset.unpaired[0]} has no partner ({len(dataset.unpaired)} such files); "
+            f"{dataset.unpaired[0]} has no partner ({counted(len(dataset.unpaired), 'such file')}); "
             "every image needs a mask of the same stem. `segray data check` lists them; "
             "--set data.unpaired=drop leaves them out."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, drive_of, find_images, pair, pair_found, split_by_lists
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace, SampleRef, color_id
@@ -53,7 +54,8 @@ def _lists_that_differ(root: str, splits: Mapping[str, Sequence[SampleRef]]) -> 
             listed = sum(bool(line.strip()) for line in storage.read_bytes(uri).splitlines())
             there = len(splits.get(name, ()))
             if listed != there:
-                yield f"{uri} has {listed} lines, {name}/ {there} frames; the folders say which frames are of a split"
+                lines, frames = counted(listed, "line"), counted(there, "frame")
+                yield f"{uri} has {lines}, {name}/ {frames}; the folders say which frames are of a split"
 
 
 def read_splits(root: str) -> tuple[dict[str, tuple[SampleRef, ...]], tuple[str, ...]]:

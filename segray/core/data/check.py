@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from segray.core.data import likeness
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.images import SIDEWAYS, TURNS
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
@@ -110,11 +111,9 @@ def check(
     result.notes += [*dataset.notes, *_shared(dataset, needed), *_alike(result, dataset, needed)]
     result.notes += [*_notes(result, dataset), *_lacking(result, dataset, needed)]
     if result.broken:
-        result.notes.append(_left_out("cannot be read; without them", result.broken, root))
+        result.notes.append(_left_out("that cannot be read", result.broken, root))
     if result.mostly_void:
-        result.notes.append(
-            _left_out("are void in more than half of their pixels; without them", result.mostly_void, root)
-        )
+        result.notes.append(_left_out("with more than half of the pixels void", result.mostly_void, root))
     return result
 
 
@@ -299,13 +298,14 @@ def _shared(dataset: Dataset, needed: tuple[str, ...]) -> list[str]:
     trained = {storage.real(ref.image) for ref in splits[0]}
     if both := [ref for ref in splits[1] if storage.real(ref.image) in trained]:
         first = min(ref.sample_id for ref in both)
-        return [f"{len(both)} frames are in {where}, such as {first}: their scores are those of training"]
+        frames = counted(len(both), "frame is", "frames are")
+        return [f"{frames} in {where}, such as {first}: their scores are those of training"]
     train, val = ({ref.sample_id.rpartition("/")[0] for ref in refs} for refs in splits)
     if not (folders := sorted(train & val - {""})):
         return []
     return [
-        f"frames of {len(folders)} folders are in {where}, such as {folders[0]}: where a folder is a drive, its frames "
-        "look alike, and scores are better than on another drive; keep each folder in one split"
+        f"frames of {counted(len(folders), 'folder')} are in {where}, such as {folders[0]}: where a folder is a drive, "
+        "its frames look alike, and scores are better than on another drive; keep each folder in one split"
     ]
 
 
@@ -319,8 +319,9 @@ def _alike(result: CheckResult, dataset: Dataset, needed: tuple[str, ...]) -> li
     if not pairs:
         return []
     one, other = pairs[0]
+    said = counted(len(pairs), f"frame of {needed[1]} looks", f"frames of {needed[1]} look")
     return [
-        f"{len(pairs)} frames of {needed[1]} look like one of {needed[0]}, such as {one.sample_id} and "
+        f"{said} like one of {needed[0]}, such as {one.sample_id} and "
         f"{other.sample_id}: scores are better than on new frames; keep each drive in one split, by folders or lists "
         f"({needed[0]}.txt, {needed[1]}.txt)"
     ]
@@ -348,7 +349,8 @@ def _left_out(why: str, places: list[str], root: str | None) -> str:
     top = f"{storage.absolute(root)}/" if root else ""
     names = [place.removeprefix(top) for place in places]
     listed = ", ".join(f'"{name}"' for name in names[:LISTED_IDS])
-    return f"{len(places)} frames {why}: --set 'data.exclude=[{listed}{', …' * (len(names) > LISTED_IDS)}]'"
+    more = ", …" * (len(names) > LISTED_IDS)
+    return f"{counted(len(places), 'frame')} {why}; to leave out: --set 'data.exclude=[{listed}{more}]'"
 
 
 def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
@@ -360,8 +362,8 @@ def _notes(result: CheckResult, dataset: Dataset) -> list[str]:
         notes.append(f"frames of {len(result.sizes)} sizes: {sizes}; all are resized to data.size, by data.resize")
     if result.turned:
         notes.append(
-            f"EXIF turns or mirrors {len(result.turned)} images to the same size, such as {result.turned[0]}, and not "
-            "their masks: these have to be drawn on the picture as a viewer shows it"
+            f"EXIF turns or mirrors {counted(len(result.turned), 'image')} to the same size, such as "
+            f"{result.turned[0]}, and not their masks: these have to be drawn on the picture as a viewer shows it"
         )
     if result.pixels.keys() == {0, 255}:
         notes.append("every mask holds 0 and 255 alone: a binary mask, 255 may be meant as class 1, not void")

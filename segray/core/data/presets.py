@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from segray.core.data.cityscapes import LABEL_SPACE
 from segray.core.data.class_files import read_classes
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.images import IMAGE_SUFFIXES
 from segray.core.io.pairing import check_root, drive_of, split
@@ -374,7 +375,7 @@ def open_preset(name: str, config: DataSection) -> Dataset:
     missing = images.keys() - masks.keys()
     with_masks = {key[0] for key in masks} if "{split}" in row.images[0] else {key[0] for key in missing}
     bare = missing if row.sparse else {key for key in missing if key[0] not in with_masks}
-    notes = [f"{len(bare)} images without a mask are passed over, as {name} has them"] if bare else []
+    notes = [f"{counted(len(bare), 'image')} without a mask: passed over, as {name} has them"] if bare else []
     lonely = sorted([images[key] for key in missing - bare] + [masks[key] for key in masks.keys() - images.keys()])
     return Dataset(name, row.space(root), splits, tuple(lonely), (*notes, *listed))
 
@@ -429,7 +430,9 @@ def _splits(
     listed = {name: members for name, members in listed.items() if members}
     if listed:
         notes = (
-            [f"{len(unknown)} frames of the lists are not there with a mask, such as {unknown[0]}"] if unknown else []
+            [f"not there with a mask: {counted(len(unknown), 'frame')} of the lists, such as {unknown[0]}"]
+            if unknown
+            else []
         )
         return listed, notes
     return split(list(refs.values()), config, drive_of), []

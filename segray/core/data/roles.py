@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.pairing import image_paths, pair_found
 from segray.core.samples import SampleRef
@@ -103,7 +104,8 @@ def find(root: str, images: str | None = None, masks: str | None = None, mask_su
     elif False in roles:  # with folders of images and of masks, others are neither
         others = [file for file in files if file.is_mask is None]
         if others:
-            found.notes.append(f"{len(others)} files are in no folder of images or masks, such as {others[0].path}")
+            several = counted(len(others), "file is", "files are")
+            found.notes.append(f"{several} in no folder of images or masks, such as {others[0].path}")
         files = [file for file in files if file.is_mask is not None]
     image_ends: Collection[str] = IMAGE_ENDS
     ends: Collection[str] = (mask_suffix,) if mask_suffix else MASK_ENDS
@@ -217,4 +219,4 @@ def _pass_over_unlabelled(found: Found) -> None:
     if found.images.keys() & found.masks.keys():
         found.bare = frozenset(name for name in found.images if storage.folder_of(name) not in labelled)
     for folder, count in sorted(Counter(map(storage.folder_of, found.bare)).items()):
-        found.notes.append(f"none of the {count} images of {folder or 'no folder'} has a mask; they are left out")
+        found.notes.append(f"{counted(count, 'image')} of {folder or 'no folder'}: left out, as none has a mask")

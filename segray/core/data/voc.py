@@ -5,6 +5,7 @@ The root is VOC2012, or a folder that holds it, such as VOCdevkit. Palette masks
 
 from __future__ import annotations
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.pairing import check_root, find_images, pair_found, read_lists, split
 from segray.core.samples import IGNORE_INDEX, Dataset, LabelSpace
@@ -44,7 +45,7 @@ def open_dataset(config: DataSection) -> Dataset:
         return Dataset("voc", LABEL_SPACE, splits, notes=tuple(notes))
     # Most images have no mask: the set is much larger than its segmentation part.
     if more := len(images.keys() - masks.keys()):
-        notes.append(f"{more} images in {root}/JPEGImages have no mask, and are left out")
+        notes.append(f"{counted(more, 'image')} in {root}/JPEGImages without a mask: left out")
     unpaired = tuple(masks[name] for name in sorted(masks.keys() - images.keys()))
     return Dataset("voc", LABEL_SPACE, split(refs, config), unpaired, tuple(notes))
 

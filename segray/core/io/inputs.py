@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.files import CHUNK, IMAGE, TABLE, VIDEO, Files, Found
 from segray.core.io.images import IMAGE_SUFFIXES
@@ -111,12 +112,16 @@ class Untaken:
             counts.append(f"{rest} with other suffixes")
         counts += [f"{count} {what}" for what, count in self.others.items()]
         if self.hidden:
-            counts.append(f"{self.hidden.total()} folders of systems and tools ({_some(self.hidden)})")
+            counts.append(f"{counted(self.hidden.total(), 'folder')} of systems and tools ({_some(self.hidden)})")
         notes = [f"Skipped: {', '.join(counts)}."] if counts else []
         if self.written:
             notes.append(f"Skipped, as segray wrote them: {_some(self.written)}.")
         if self.unlisted:
-            more = f" So are {len(self.unlisted) - 1} more folders." if len(self.unlisted) > 1 else ""
+            more = (
+                f" The same holds of {counted(len(self.unlisted) - 1, 'more folder')}."
+                if len(self.unlisted) > 1
+                else ""
+            )
             notes.append(f"{self.unlisted[0]} What is in it is not labelled.{more}")
         return notes
 

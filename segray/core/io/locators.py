@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
+from segray.core.formatting import counted
 from segray.core.io import images, parquet, storage
 from segray.core.io.cells import read_images
 from segray.core.io.masks import decode_mask, palette_of
@@ -94,7 +95,9 @@ def read_image(place: str, note: Callable[[str], None] | None = None, stamp: str
 
         index, number = _index(found[1]), int(found[2])
         if number >= len(index.keys):
-            raise DataError(f"{place} is past the end of the video, which has {len(index.keys)} frames, from 0 on.")
+            raise DataError(
+                f"{place} is past the end of the video, which has {counted(len(index.keys), 'frame')}, from 0 on."
+            )
         keys = index.keys[number : number + 1] if number not in index.lost else ()
         for frame in read_frames(found[1], keys, by_index=index.pts is None, begin=index.start_of(number)):
             return frame.image_hwc

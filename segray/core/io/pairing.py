@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain, islice
 from typing import NamedTuple
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.io.images import IMAGE_SUFFIXES
 from segray.core.io.texts import read_text
@@ -255,8 +256,8 @@ def split(
     has_folders = any(name.lower() in SPLIT_NAMES or name in (config.train_split, config.val_split) for name in folders)
     if has_folders and (beside := [ref for ref in refs if "/" not in ref.sample_id]):
         raise DataError(
-            f"{beside[0].image} lies beside the folders {', '.join(sorted(folders))} ({len(beside)} such frames), and "
-            "so belongs to no split; move it into one of them."
+            f"{beside[0].image} lies beside the folders {', '.join(sorted(folders))} "
+            f"({counted(len(beside), 'such frame')}), and so belongs to no split; move it into one of them."
         )
     if not has_folders:
         train, val = split_by_hash(refs, config.val_share, group)
@@ -341,7 +342,7 @@ def read_lists(
                 notes.append(f"{error} So {listed} is no split here")
             continue
         if repeated := len(lines) - len(members):
-            notes.append(f"{entry.uri} repeats {repeated} lines; each frame is taken once")
+            notes.append(f"{entry.uri} repeats {counted(repeated, 'line')}; each frame is taken once")
         if members:
             splits[listed] = tuple(members)
         elif needed:
@@ -382,7 +383,7 @@ class _Frames:
             if line_of.setdefault(ref, line) != line:
                 raise DataError(f"{source} lists {line_of[ref]} and {line}, which are one frame, {ref.image}.")
         if missing:
-            raise DataError(f"{missing[0]} ({len(missing)} such lines).")
+            raise DataError(f"{missing[0]} ({counted(len(missing), 'such line')}).")
         return list(line_of)
 
     def knows_any(self, lines: Iterable[str]) -> bool:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segray.core.formatting import counted
 from segray.core.io import parquet, storage
 from segray.core.labels.plan import Plan, PlanReader, PlanRow, load_plans, repeated_ids
 from segray.core.labels.schema import ROW_SCHEMA
@@ -142,7 +143,8 @@ class LabelFolder:
         missing = self.shards - len(self.parts)
         if self.summary is not None and not missing:
             return None
-        left = f"{missing} of its {self.shards} parts are {'gone' if self.summary else 'not labelled yet'}"
+        parts = counted(self.shards, "part is", "parts are")
+        left = f"{missing:,} of its {parts} {'gone' if self.summary else 'not labelled yet'}"
         if not missing:
             left = "its totals are not written yet"
         return f"{left}. The segray label command that wrote it resumes there."

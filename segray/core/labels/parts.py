@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.core import metrics
+from segray.core import formatting, metrics
 from segray.core.clock import Clock
 from segray.core.io import claims, parquet, storage
 from segray.core.io.locators import mask_of
@@ -247,7 +247,7 @@ def _verify_part(plan: Plan, planned: list[PlanRow], shard: int) -> list[str]:
     except (OSError, ValueError, pa.ArrowException, SegrayError) as error:
         return [f"{name} cannot be read: {storage.reason(error)}"]
     if ids != [row["input_id"] for row in planned]:
-        return [f"{name} holds {len(ids)} rows that are not the plan's {len(planned)}"]
+        return [f"{name} holds {formatting.counted(len(ids), 'row')} that are not the plan's {len(planned)}"]
     if not np.array_equal(seen, counted.class_pixels):
         problems.append(f"{name}: its totals are not those of its rows")
     return problems

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segray.core.formatting import counted
 from segray.core.io import inputs, storage
 from segray.core.io.files import IMAGE, Files
 from segray.core.io.pairing import find_images, frame_path, match_masks
@@ -83,7 +84,7 @@ def make_plan(
     if not frozen.shard_rows:
         if before:
             return None
-        raise DataError(f"Nothing is left of {len(files)} files; raise label.sample or label.limit.")
+        raise DataError(f"Nothing is left of {counted(len(files), 'file')}; raise label.sample or label.limit.")
     counts = len(frozen.shard_rows), sum(frozen.shard_rows)
     plan = Plan(out, len(before), frozen.plan_id, *counts, frozen.files, settings["model_id"], label_space, settings)
     # The .json is created last: it says that the rows are there, and names the files that hold them.

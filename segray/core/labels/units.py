@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.core.clock import Clock, Standstill, within
+from segray.core.formatting import counted
 from segray.core.io import inputs, storage
 from segray.core.io.files import CHUNK, IMAGE, TABLE, VIDEO, Files, Found
 from segray.core.io.video_index import LOST_FRAME, VideoIndex
@@ -95,8 +96,9 @@ def blocks(
             for block in found:
                 yield _with_lead(_sampled(block, settings["sample"]))
     if several:
+        videos = counted(len(several), "video holds", "videos hold")
         on_note(
-            f"{len(several)} videos hold several video streams ({min(several)}{', …' * (len(several) > 1)}); "
+            f"{videos} several video streams ({min(several)}{', …' * (len(several) > 1)}); "
             "of each, the one that FFmpeg takes for the best is labelled."
         )
 

@@ -20,6 +20,7 @@ import torch
 
 from segray.config import Config
 from segray.core import metrics
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.memory import is_exhausted
 from segray.core.models import ARCHITECTURES, build, bundle, forward, forward_all, load_encoder, name_of, preprocessing
@@ -298,7 +299,7 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
     share = share_of(worker, config).train.batch
     text = (
         f"{name_of(config.model)} does not fit into the memory of {worker.device} with "
-        f"{share} frame{'s' * (share > 1)} of {height}×{width} (height × width) a worker. "
+        f"{counted(share, 'frame')} of {height}×{width} (height × width) a worker. "
     )
     if batch // 2 < least_batch(config, worker.world_size):
         return f"{text}Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from segray.config import Config
+from segray.core.formatting import counted
 from segray.core.models import bundle, forward, preprocessing, ready
 from segray.core.precision import autocast
 from segray.core.prefetch import ahead
@@ -33,7 +34,9 @@ def make_objective(worker: Worker, config: Config, data: TrainData) -> Objective
         weights = median_weights(worker, data)
     classes = data.label_space.num_classes
     if weights != "none" and len(weights) != classes:
-        raise ConfigError(f"train.class_weights holds {len(weights)} numbers for {classes} classes; give one each.")
+        raise ConfigError(
+            f"train.class_weights holds {counted(len(weights), 'number')} for {classes} classes; give one each."
+        )
     loss = losses.combine(train, None if weights == "none" else torch.tensor(weights, device=worker.device))
     teach = make_teacher(worker, config, train.teacher) if train.teacher else None
 

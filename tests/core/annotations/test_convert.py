@@ -817,6 +817,6 @@ def test_the_command_says_what_it_did_and_what_comes_next(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Classes, from coco" in out
     assert "Pixels that nobody annotated are void, and count nowhere; --background class makes them a class." in out
-    assert f"1 of 1 frames are in {tmp_path}/out. Next: segray data check {tmp_path}/out" in out
+    assert f"1 of 1 frame is in {tmp_path}/out. Next: segray data check {tmp_path}/out" in out
     with pytest.raises(ConfigError, match=r"'coko' is not a format to convert from. Did you mean coco"):
         cli.main(["data", "convert", str(file), str(tmp_path / "out"), "--from", "coko"], standalone_mode=False)

@@ -149,7 +149,7 @@ def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind, tu
     (tmp_path / "classes.csv").write_text("name\nroad\n")
     dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
     assert check(dataset, ()).notes == [
-        f"EXIF turns or mirrors 1 images to the same size, such as {tmp_path}/images/train/a.{kind}, and not their "
+        f"EXIF turns or mirrors 1 image to the same size, such as {tmp_path}/images/train/a.{kind}, and not their "
         "masks: these have to be drawn on the picture as a viewer shows it"
     ]
 
@@ -179,9 +179,9 @@ def test_frames_of_both_splits_that_look_alike_are_named_with_what_helps(tmp_pat
         tmp_path,
         {"train/a": scene(1), "train/b": scene(2), "train/dark": dark, "val/c": (again, small), "val/d": scene(3), "val/dark": dark},
     )  # fmt: skip
-    (said,) = [note for note in result.notes if "look like" in note]
+    (said,) = [note for note in result.notes if "looks like" in note]
     assert said == (
-        "1 frames of val look like one of train, such as val/c and train/a: scores are better than on new frames; keep "
+        "1 frame of val looks like one of train, such as val/c and train/a: scores are better than on new frames; keep "
         "each drive in one split, by folders or lists (train.txt, val.txt)"
     )
 
@@ -196,14 +196,14 @@ def test_frames_that_teach_little_or_cannot_be_read_come_with_the_setting_that_l
     frames = {"train/a": scene(1), "train/b": scene(2), "train/c": scene(4, (0, 255, 255, 255)), "val/d": scene(3)}
     result = town(tmp_path, frames)
     assert result.notes[-1] == (
-        "1 frames are void in more than half of their pixels; without them: "
-        "--set 'data.exclude=[\"images/train/c.png\"]'"
+        "1 frame with more than half of the pixels void; to leave out: --set 'data.exclude=[\"images/train/c.png\"]'"
     )
     (tmp_path / "images" / "train" / "b.png").write_bytes(b"no picture")
     again = check(open_dataset(DataSection(root=str(tmp_path))), ("train", "val"), root=str(tmp_path))
     assert not again.ok
     assert any(
-        "cannot be read; without them: --set 'data.exclude=[\"images/train/b.png\"]'" in note for note in again.notes
+        "1 frame that cannot be read; to leave out: --set 'data.exclude=[\"images/train/b.png\"]'" in note
+        for note in again.notes
     )
     config = load(
         None, dict([parse_override('data.exclude=["images/train/b.png"]')]) | {"data.root": str(tmp_path)}

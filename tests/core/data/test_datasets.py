@@ -88,7 +88,7 @@ def test_lists_of_camvid_that_differ_from_its_folders_are_noted(camvid):
     assert open_dataset(camvid).notes == ()
     (root / "train.txt").write_text("a.png\n" * 9)
     assert open_dataset(camvid).notes == (
-        f"{root}/train.txt has 9 lines, train/ {counts['train']} frames; the folders say which frames are of a split",
+        f"{root}/train.txt has 9 lines, train/ 1 frame; the folders say which frames are of a split",
     )
 
 
@@ -120,7 +120,7 @@ def test_an_image_without_a_mask_stops_training(camvid, tmp_path):
     with pytest.raises(DataError) as error:
         split_refs(open_dataset(camvid), "train")
     assert str(error.value) == (
-        f"{tmp_path}/train/b.jpg has no partner (1 such files); every image needs a mask of the same stem. "
+        f"{tmp_path}/train/b.jpg has no partner (1 such file); every image needs a mask of the same stem. "
         "`segray data check` lists them; --set data.unpaired=drop leaves them out."
     )
     assert problems(camvid) == [f"{tmp_path}/train/b.jpg has no partner"]
@@ -222,7 +222,7 @@ def test_a_frame_beside_the_folders_of_splits_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         open_dataset(DataSection(format="folder", root=str(tmp_path)))
     assert str(error.value) == (
-        f"{tmp_path}/images/b.png lies beside the folders train, val (1 such frames), and so belongs to no split; "
+        f"{tmp_path}/images/b.png lies beside the folders train, val (1 such frame), and so belongs to no split; "
         "move it into one of them."
     )
 

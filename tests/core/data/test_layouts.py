@@ -172,7 +172,7 @@ def test_voc_reads_palette_masks_by_its_lists(tmp_path, inside):
     assert check(open_dataset(config), ()).pixels == {0: 2, 15: 2, 255: 2}  # trainval's are not counted again
     (lists / "val.txt").write_text("2007_000039\n2008_000008\n")
     with pytest.raises(
-        DataError, match=r"val\.txt line 2 lists 2008_000008, whose image has no mask \(1 such lines\)\.$"
+        DataError, match=r"val\.txt line 2 lists 2008_000008, whose image has no mask \(1 such line\)\.$"
     ):
         open_dataset(config)
 
@@ -235,7 +235,7 @@ def test_a_listed_name_that_several_frames_have_is_refused(drives):
 
 def test_a_listed_frame_of_another_folder_is_not_taken_for_one_of_its_name(drives):
     with pytest.raises(
-        DataError, match=r"train\.txt line 1 lists day4/0000, of which there is no image \(1 such lines\)\.$"
+        DataError, match=r"train\.txt line 1 lists day4/0000, of which there is no image \(1 such line\)\.$"
     ):
         listed(drives, "day4/0000\n", "day3/0001\n")
 
@@ -256,7 +256,7 @@ def test_a_listed_frame_of_a_folder_that_is_there_is_not_taken_for_one_at_the_ro
         with pytest.raises(DataError) as error:
             voc_listed(drives, f"day1/0000\n\n{line}\n")
         where = f"{drives}/ImageSets/Segmentation/train.txt line 3"
-        assert str(error.value) == f"{where} lists {line}, {says} (1 such lines)."
+        assert str(error.value) == f"{where} lists {line}, {says} (1 such line)."
     assert voc_listed(drives, "/old/disk/0003.jpg\n0002\n") == ["0003", "0002"]
 
 
@@ -293,7 +293,7 @@ def test_a_line_that_names_another_frames_mask_is_refused_by_its_number(drives, 
 
 @pytest.mark.parametrize("line", ["gone.jpg,day1/0000.png", "gone.jpg day1/0000.png", "x/gone,day1/0000.png"])
 def test_a_line_of_an_image_that_is_gone_does_not_mean_that_of_its_mask(drives, line):
-    with pytest.raises(DataError, match=r"train\.txt line 1 lists .*, of which there is no image \(1 such lines\)\.$"):
+    with pytest.raises(DataError, match=r"train\.txt line 1 lists .*, of which there is no image \(1 such line\)\.$"):
         voc_listed(drives, f"{line}\n")
 
 
@@ -306,7 +306,7 @@ def test_lists_that_are_passed_over_are_said(drives):
     dataset = open_dataset(DataSection(format="voc", root=str(drives)))
     assert sorted(dataset.splits) == ["train"]
     assert dataset.notes == (
-        f"{lists}/test.txt line 2 lists day9/0000, of which there is no image (1 such lines). So test is no split here",
+        f"{lists}/test.txt line 2 lists day9/0000, of which there is no image (1 such line). So test is no split here",
         f"{lists}/val.csv is not read: a list of a split is a .txt with a frame a line",
     )
 
@@ -314,7 +314,7 @@ def test_lists_that_are_passed_over_are_said(drives):
 def test_without_lists_vocs_masks_need_an_image(drives):
     jpeg(drives / "JPEGImages" / "0009.jpg")
     config = DataSection(format="voc", root=str(drives))
-    assert open_dataset(config).notes == (f"1 images in {drives}/JPEGImages have no mask, and are left out",)
+    assert open_dataset(config).notes == (f"1 image in {drives}/JPEGImages without a mask: left out",)
     (drives / "JPEGImages" / "day1" / "0001.jpg").unlink()
     dataset = open_dataset(config)
     assert dataset.unpaired == (f"{drives}/SegmentationClass/day1/0001.png",)
@@ -341,8 +341,8 @@ def test_two_lines_for_one_frame_are_refused_and_a_repeated_line_counts_once(tmp
         "val": ["b"],
     }
     assert check(dataset, ("train", "val")).notes[:2] == [
-        f"{tmp_path}/train.txt repeats 1 lines; each frame is taken once",
-        "1 frames are in train and in val, such as b: their scores are those of training",
+        f"{tmp_path}/train.txt repeats 1 line; each frame is taken once",
+        "1 frame is in train and in val, such as b: their scores are those of training",
     ]
 
 

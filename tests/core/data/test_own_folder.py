@@ -112,13 +112,13 @@ def test_a_folder_without_any_mask_is_left_out_and_a_frame_without_one_is_not(tm
     config = DataSection(root=str(tmp_path), format="folder")
     dataset = open_dataset(config)
     assert dataset.unpaired == ()
-    assert "none of the 2 images of test has a mask; they are left out" in dataset.notes
+    assert "2 images of test: left out, as none has a mask" in dataset.notes
     put(tmp_path, "train/e.jpg")
     with pytest.raises(DataError, match=r"e\.jpg has no partner.*--set data\.unpaired=drop leaves them out"):
         split_refs(open_dataset(config), "train")
     dropped = open_dataset(config.model_copy(update={"unpaired": "drop"}))
     assert [ref.sample_id for ref in split_refs(dropped, "train")] == ["train/a"]
-    assert f"1 files without a partner are left out, such as {tmp_path}/train/e.jpg" in dropped.notes
+    assert f"1 file without a partner is left out, such as {tmp_path}/train/e.jpg" in dropped.notes
 
 
 def test_frames_are_left_out_by_patterns(tmp_path):

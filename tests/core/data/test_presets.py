@@ -232,7 +232,7 @@ def test_images_of_a_test_split_and_those_of_a_sparse_data_set_need_no_mask(tmp_
         image(tmp_path / f"images/10k/{split}/a.jpg")
     image(tmp_path / "labels/sem_seg/masks/train/a.png", 1)
     dataset = open_dataset(DataSection(format="bdd100k", root=str(tmp_path)))
-    assert (dataset.unpaired, dataset.notes) == ((), ("1 images without a mask are passed over, as bdd100k has them",))
+    assert (dataset.unpaired, dataset.notes) == ((), ("1 image without a mask: passed over, as bdd100k has them",))
     image(tmp_path / "images/10k/train/b.jpg")
     image(tmp_path / "labels/sem_seg/masks/train/c.png", 1)
     dataset = open_dataset(DataSection(format="bdd100k", root=str(tmp_path)))

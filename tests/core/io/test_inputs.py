@@ -219,7 +219,7 @@ def test_what_is_said_can_be_printed(tmp_path):
     assert [note.replace(str(tmp_path), "") for note in notes] == [
         "/in holds nothing to label.",
         r"/in/\udcff holds nothing to label.",
-        r"Skipped: 2 without suffix, 1 folders of systems and tools (.\udcff).",
+        r"Skipped: 2 without suffix, 1 folder of systems and tools (.\udcff).",
         r"Skipped, as segray wrote them: /in/\udcffout.",
     ]
 
@@ -261,7 +261,7 @@ def test_links_to_nothing_pipes_and_links_to_what_is_listed_anyway_are_counted(t
     ]
     counts = "1 pipes, sockets or devices, 2 links to nothing, 1 links to folders that are listed anyway"
     assert sorted(notes[0].removeprefix("Skipped: ").removesuffix(".").split(", ")) == sorted(
-        [*counts.split(", "), "1 folders of systems and tools (.store)"]
+        [*counts.split(", "), "1 folder of systems and tools (.store)"]
     )
 
 

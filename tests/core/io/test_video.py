@@ -207,7 +207,7 @@ def test_the_best_video_of_several_is_labelled_and_it_is_said(tmp_path):
     notes = []
     make_plan(str(tmp_path / "out"), settings_of([uri]), streets.LABEL_SPACE, on_note=notes.append)
     assert notes == [
-        f"1 videos hold several video streams ({uri}); of each, the one that FFmpeg takes for the best is labelled."
+        f"1 video holds several video streams ({uri}); of each, the one that FFmpeg takes for the best is labelled."
     ]
     assert len(index_video(str(uri)).keys) == 8
 
