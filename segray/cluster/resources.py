@@ -68,7 +68,7 @@ class WorkerShape:
         ):
             if asked > there:
                 without = " To do without GPUs: --set cluster.gpu=false." * (name == "GPU")
-                needed = f"{asked:g} {name}{'s' * (asked != 1)}"  # asked may be a share of a GPU
+                needed = f"{asked:g} {name}{'s' * (asked != 1)}"
                 raise ClusterError(f"{needed} asked, {there} in the cluster. {NEXT_STEP}{without}")
         if not self.fits(has):
             nodes = ", ".join(
