@@ -1,5 +1,7 @@
 """The command line from outside: its flags, its help, and one clear line for each kind of bad input."""
 
+from contextlib import contextmanager
+
 import click
 import pytest
 import yaml
@@ -380,6 +382,20 @@ def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(stage, stopped)
     code, _, err = run(monkeypatch, capsys, *(arg.format(tmp_path) for arg in args))
     assert (code, err.lstrip()) == (130, line)
+
+
+@pytest.mark.parametrize("args", [("train",), ("label", "--model", "m", "--input", "x"), ("show", "x", "--model", "m")])
+def test_a_command_says_that_it_starts_while_it_loads_what_takes_seconds(monkeypatch, capsys, tmp_path, args):
+    told = []
+
+    @contextmanager
+    def waiting(what):
+        told.append(what)
+        yield
+
+    monkeypatch.setattr(terminal, "waiting", waiting)
+    assert run(monkeypatch, capsys, *args, "--out", tmp_path / "out")[0] > 0
+    assert told == ["Starting"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,6 +125,10 @@ def stage(
                 click.echo(shown.to_yaml(sections), nl=False)
                 preview(config)
             else:
+                from segray.cli.terminal import waiting
+
+                with waiting("Starting"):
+                    import_module(f"segray.stages.{out.partition('.')[0]}")  # loads torch and ray: seconds
                 function(config, overwrite)
 
         options: list[Callable[[Run], Run]] = [

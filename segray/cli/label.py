@@ -164,12 +164,15 @@ def show(place: str, model: str, out: str, sets: tuple[str, ...], overwrite: boo
       segray show frame.png --model runs/sweep/best --out look/
       segray show 'drive.mp4#frame=120' --model deeplabv3-coco
     """
-    from segray.cli.terminal import say
+    from segray.cli.terminal import say, waiting
     from segray.config import load, parse_override
-    from segray.stages.show import show
 
     config = load(None, {"label.model": model, **dict(map(parse_override, sets))})
-    for picture in show(place, config, out, overwrite=overwrite):
+    with waiting("Starting"):
+        from segray.stages.show import show
+
+        pictures = show(place, config, out, overwrite=overwrite)
+    for picture in pictures:
         say(picture)
 
 
