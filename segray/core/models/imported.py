@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from segray.core.extras import extra
 from segray.core.io import storage
 from segray.core.models import build, bundle, name_of, onnx_model, pretrained, ready, weights
 from segray.core.models.info import CONFIG, WEIGHTS, BundleInfo, read_info
-from segray.core.models.places import is_pretrained
+from segray.core.models.places import kind_of, models_below, nearly
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ConfigError, ModelError, OutputExists
@@ -25,6 +26,7 @@ from segray.sections.training import ModelSection
 from segray.sections.values import HF, is_ready_model
 
 STATES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+SAVED = (CONFIG, WEIGHTS, "pytorch_model.bin")  # files of a folder that save_pretrained wrote
 LISTS = (".csv", ".yaml", ".yml", ".txt", ".json")  # suffixes of files that list classes
 SHORT_SIDE_PX = 512  # of frames where no size is given
 FREE_STRIDE_PX = 32  # of an ONNX file that takes any size: what most networks need, and none minds
@@ -56,13 +58,19 @@ def import_model(
         return Imported(read_info(place), [])
     there = storage.absolute(file.removeprefix(HF))
     if not storage.exists(there):
-        raise ModelError(f"{file} does not exist; give a file of weights, an ONNX file, or a folder of smp.")
+        raise ModelError(f"{file} does not exist.{nearly(there)}")
+    if storage.name_of(there) in SAVED and kind_of(above := storage.folder_of(there)):
+        there = above  # which says what the file alone does not
+    if kind_of(there) == "bundle":
+        raise ModelError(f"{there} is a bundle already, which every command takes: segray label --model {quote(there)}")
     space = None if classes is None else label_space(classes)
     if there.endswith(".onnx"):
         model, info, notes = _of_onnx(there, config, _needed(space, file))
     elif there.endswith(STATES):
-        model, info, notes = _of_state(there, config, _needed(space, file))
-    elif is_pretrained(there):
+        model, info, notes = _of_state(there, config, space, file)
+    elif kind_of(there) == "transformers":
+        if config.data.size or config.data.resize or config.model.mean or config.model.std:
+            raise ConfigError(f"{file} says itself how frames are resized and normalised; leave --size and --set out.")
         model, info = pretrained.read(there)
         notes = ["size, normalisation and classes are those of its files"]
         if info.model.one_logit:
@@ -71,10 +79,13 @@ def import_model(
             info.label_space = _as_many(space, info.space.num_classes).to_dict()
     elif storage.exists(storage.join(there, CONFIG)):
         model, info, notes = _of_smp(there, config, space)
+    elif there.endswith(".zip"):
+        raise ModelError(f"{file} is a zip; unpack it, and give the folder or the file of weights in it.")
     else:
+        found = models_below(there)
         raise ModelError(
             f"{file} is neither a file of weights ({', '.join(STATES)}), nor an ONNX file (.onnx), nor a folder that "
-            "save_pretrained wrote (config.json)."
+            f"save_pretrained wrote (config.json).{f' In it are {found}.' if found else ''}"
         )
     info.source = {"name": storage.name_of(there)}
     return Imported(bundle.save(place, model, info), notes)
@@ -152,10 +163,15 @@ def _section(config: Config, **changes: Any) -> ModelSection:
     return config.model.model_copy(update=plain | changes)
 
 
-def _of_state(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+def _of_state(
+    there: str, config: Config, space: LabelSpace | None, file: str
+) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
     _refuse_torchscript(there)
     notes: list[str] = []
-    state, section = weights.read(there), _section(config)
+    saved = weights.read_file(there)
+    state, section = weights.state_of(saved, there), _section(config)
+    _refuse_mmsegmentation(state, file)
+    space = space or _named(saved, notes) or _needed(None, file)
     if section.one_logit or space.num_classes == 1 or _has_one_output(section, space.num_classes, state):
         section, space = section.model_copy(update={"one_logit": True}), _with_background(space, notes)
     model = build(section, space.num_classes)
@@ -165,6 +181,29 @@ def _of_state(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.M
         model=section, label_space=space.to_dict(), **_shape(config, notes), **_pixels(config, notes, usual)
     )
     return model, info, notes
+
+
+def _named(saved: Any, notes: list[str]) -> LabelSpace | None:
+    """Return the classes that mmsegmentation wrote into a checkpoint, with their colours; None where there are none."""
+    meta = saved.get("meta") if isinstance(saved, dict) else None
+    if not isinstance(meta, dict):
+        return None
+    about = {str(key).lower(): value for key, value in {**meta, **(meta.get("dataset_meta") or {})}.items()}
+    names, palette = about.get("classes"), about.get("palette")
+    if not isinstance(names, list | tuple) or not names:
+        return None
+    notes.append("classes are those that its meta names")
+    colors = [tuple(color) for color in palette] if palette and len(palette) == len(names) else ()
+    return pretrained.spaced(tuple(map(str, names)), colors)
+
+
+def _refuse_mmsegmentation(state: weights.Weights, file: str) -> None:
+    parts = {part for key in state for part in key.split(".")[:3]}
+    if {"backbone", "decode_head"} <= parts:
+        raise ModelError(
+            f"{file} is of a network of mmsegmentation's own (backbone, decode_head), which segray does not have. "
+            "Export it to ONNX by mmdeploy and import that file; or name the same network on the Hub, hf:OWNER/NAME."
+        )
 
 
 def _has_one_output(section: ModelSection, classes: int, state: weights.Weights) -> bool:
@@ -205,7 +244,7 @@ def fit(model: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, no
         parts.append(f"{len(more)} of the file's {len(state)} are not the model's{weights.such_as(more)}")
         raise ModelError(
             f"The weights do not fit {what}: {'; '.join(parts)}. Give the --arch, --encoder, --classes and --set "
-            "model.options.… that they were trained with."
+            "model.options.… that they were trained with; a network that `segray models` does not list comes as ONNX."
         )
     if prefix:
         notes.append(f"{prefix} before its names was left out")

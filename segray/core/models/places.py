@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from segray.core.io import storage
 from segray.sections.values import READY_MODELS
@@ -19,19 +20,23 @@ LIKE = 0.6  # share of a name's characters, as difflib counts them, from which a
 def why_no_bundle(uri: str) -> str:
     """Say in a line or two what is at an absolute path or URI that holds no segray.json, and the next step."""
     if not storage.exists(uri):
-        return f"{uri} does not exist.{_nearly(uri)}"
+        return f"{uri} does not exist.{nearly(uri)}"
     if found := list(_bundles_below(uri)):
         more = ", …" if len(found) > SHOWN else ""
         several = "the bundle is" if len(found) == 1 else "the bundles in it are"
         return f"{uri} is a folder above the bundle: {several} {', '.join(found[:SHOWN])}{more}."
     if uri.endswith(IMPORTED):
-        return f"{uri} is a file of weights, and a model is a bundle. Make one of it: segray import {uri} --out BUNDLE"
+        made = f"segray import {quote(uri)} --out BUNDLE"
+        return f"{uri} is a file of weights, and a model is a bundle. Make one of it: {made}"
     if not storage.in_bucket(uri) and Path(uri).is_file():
         return f"{uri} is a file, and a model is a folder: give the folder best/ of a finished run."
     if storage.exists(storage.join(uri, CONFIG)):
         return (
-            f"{uri} is not a model bundle: save_pretrained wrote it. Make one of it: segray import {uri} --out BUNDLE"
+            f"{uri} is not a model bundle: save_pretrained wrote it. Make one of it: segray import {quote(uri)} --out "
+            "BUNDLE"
         )
+    if models := models_below(uri):
+        return f"{uri} is not a model bundle: it has no {INFO}. In it are {models}: give one, or segray import it."
     return f"{uri} is not a model bundle: it has no {INFO}. Give the folder best/ of a finished run."
 
 
@@ -55,7 +60,27 @@ def _bundles_below(uri: str) -> Iterator[str]:
             return
 
 
-def _nearly(uri: str) -> str:
+def kind_of(uri: str) -> str:
+    """Say what a folder is: 'bundle', 'transformers' or 'smp', by which save_pretrained wrote it; '' for all else."""
+    if storage.exists(storage.join(uri, INFO)):
+        return "bundle"
+    if is_pretrained(uri):
+        return "transformers"
+    config = storage.join(uri, CONFIG)
+    described = storage.read_json(config) if storage.exists(config) else None
+    return "smp" if isinstance(described, dict) and "_model_class" in described else ""
+
+
+def models_below(uri: str) -> str:
+    """Name the first models that lie in a local folder: folders that save_pretrained wrote, else files of weights."""
+    if storage.in_bucket(uri) or not Path(uri).is_dir():
+        return ""
+    folders = [file.parent for file in sorted(Path(uri).glob(f"*/{CONFIG}")) if kind_of(str(file.parent))]
+    found = folders or sorted(file for file in Path(uri).iterdir() if file.name.endswith(IMPORTED))
+    return ", ".join(map(str, found[:SHOWN])) + ", …" * (len(found) > SHOWN)
+
+
+def nearly(uri: str) -> str:
     """Return a hint at a ready model, or at what is beside under nearly the same name: the bundle in it, if any."""
     name = storage.name_of(uri)
     if like := difflib.get_close_matches(name, READY_MODELS, 1, cutoff=LIKE):
@@ -70,4 +95,7 @@ def _nearly(uri: str) -> str:
             same = meant / Path(uri).relative_to(path)
             loads = [str(same)] if (same / INFO).exists() else [*_bundles_below(str(same)), *_bundles_below(str(meant))]
             return f" Did you mean {(loads or [str(meant)])[0]}?"
-    return " Give the folder best/ of a finished run, or a ready model of `segray models`."
+    return (
+        " Give the folder best/ of a finished run, a ready model of `segray models`, or hf:OWNER/NAME for a model of "
+        "the Hugging Face Hub."
+    )

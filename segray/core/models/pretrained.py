@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _read(folder: Path, source: dict[str, str]) -> tuple[torch.nn.Module, Bundle
     made = transformers_model.class_of(config)
     if made.__name__ not in (named := described.get("architectures") or [made.__name__]):
         raise ModelError(f"it is a {named[0]}, without the head of a {made.__name__}.")
-    one_logit = len(config.id2label) == 1 and config.model_type not in transformers_model.UNIVERSAL
+    one_logit = [*config.id2label] == [0] and config.model_type not in transformers_model.UNIVERSAL
     space = _label_space({0: BACKGROUND, 1: config.id2label[0]} if one_logit else config.id2label)
     setting = _settings(folder, config.model_type)
     plain = {key: value for key, value in described.items() if key not in ("id2label", "label2id", "architectures")}
@@ -142,18 +142,23 @@ def _read(folder: Path, source: dict[str, str]) -> tuple[torch.nn.Module, Bundle
 
 
 def _label_space(id2label: Mapping[int, str]) -> LabelSpace:
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ModelError(
+            f"id2label of {CONFIG} names the ids {', '.join(map(str, sorted(id2label)))}, and a model of "
+            f"{len(id2label)} classes gives 0 to {len(id2label) - 1}; name each of these there."
+        )
     names = tuple(str(id2label[i]) for i in range(len(id2label)))
     if len(names) > IGNORE_INDEX:
         raise ModelError(f"it has {len(names)} classes, and masks hold up to {IGNORE_INDEX}.")
     return spaced(names)
 
 
-def spaced(names: tuple[str, ...]) -> LabelSpace:
-    """Give classes their colours, and equal names a number; Cityscapes' classes know its ids as well."""
+def spaced(names: tuple[str, ...], colors: Sequence[tuple[int, int, int]] = ()) -> LabelSpace:
+    """Give classes their colours, unless they have some, and equal names a number; Cityscapes' know its ids as well."""
     if names == cityscapes.LABEL_SPACE.names:
         return cityscapes.LABEL_SPACE
     names = tuple(name if name not in names[:i] else f"{name} {i}" for i, name in enumerate(names))
-    return LabelSpace(names, colored(names))
+    return LabelSpace(names, colored(names, colors))
 
 
 def smp_section(described: Mapping[str, Any]) -> tuple[ModelSection, int]:
@@ -182,7 +187,11 @@ def _settings(folder: Path, kind: str) -> Setting:
     elif (folder / WHOLE_PROCESSOR).exists():
         given = json.loads((folder / WHOLE_PROCESSOR).read_text()).get("image_processor") or {}
     if not given:
-        raise ModelError(f"it has no {PROCESSOR}, which says how frames are resized and normalised; fetch it as well.")
+        raise ModelError(
+            f"it has no {PROCESSOR}, which says how frames are resized and normalised; fetch it as well. One of your "
+            "own training is written by AutoImageProcessor.from_pretrained(BASE).save_pretrained(FOLDER), BASE being "
+            "the model that it began with."
+        )
     usual = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind, {}).get("torchvision", "")
     name = given.get("image_processor_type") or given.get("feature_extractor_type") or usual
     name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,12 @@ OTHER_PIXELS = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": (HALF, HALF),
 }
-SAFE = " Save its tensors alone where it was made: torch.save(model.state_dict(), FILE)."
+SAFE = (
+    " Save its tensors alone where it was made: torch.save(model.state_dict(), FILE), or of a checkpoint "
+    'torch.save(checkpoint["state_dict"], FILE).'
+)
+OBJECT = re.compile(r"GLOBAL ([\w.]+)")  # in torch's text: what it would have to unpickle
+CUT = ("PytorchStreamReader", "central directory", "Ran out of input", "header", "unexpected EOF", "truncated")
 PREFIXES = ("module.", "model.", "encoder.", "backbone.", "features.")
 ANSWER_S = 10.0  # as the hub's client waits for an answer
 OF_TORCHVISION = "mobilenet_v3_large"  # an encoder of deeplabv3-torchvision that smp does not have
@@ -177,27 +183,59 @@ def first_words(error: BaseException) -> str:
 
 def read(uri: str) -> Weights:
     """Read a state dict of tensors: .safetensors, or what torch.save wrote, of which nothing else is unpickled."""
+    return state_of(read_file(uri), uri)
+
+
+def read_file(uri: str) -> Any:
+    """Read what a file of weights holds: tensors, and plain data around them. ModelError for anything else."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         data = storage.read_bytes(uri)
-        state: Any = (
-            load(data) if uri.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-        )
+        return load(data) if uri.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
     except StorageError as error:
         raise ModelError(
             f"{error} Put the weights there; `segray models` lists which there are for encoders."
         ) from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        text = [*str(error).splitlines(), type(error).__name__][0]
-        raise ModelError(f"{uri} holds no weights that can be read safely: {text.rstrip('.')}.{SAFE}") from None
+        raise ModelError(_why_unread(uri, str(error) or type(error).__name__)) from None
+
+
+def _why_unread(uri: str, text: str) -> str:
+    if isinstance(found := OBJECT.search(text), re.Match):
+        return (
+            f"{uri} holds no weights that can be read safely: it has an object of {found[1]} beside or around its "
+            f"tensors, which could run code.{SAFE}"
+        )
+    first = text.splitlines()[0].rstrip(".")
+    if any(word in first for word in CUT):
+        return f"{uri} is no whole file of weights ({first.split('. ')[0]}). Copy it again."
+    return f"{uri} holds no weights that can be read safely: {first}.{SAFE}"
+
+
+def state_of(state: Any, uri: str) -> Weights:
+    """Return the state dict in what read_file() gave: itself, or the one that a training program put into it."""
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{uri} holds {type(state).__name__}, not a state dict of tensors.")
-    return state
+    if _is_state(state):
+        found: Weights = state
+        return found
+    inside = [key for key, value in state.items() if _is_state(value)] if isinstance(state, dict) else []
+    if len(inside) == 1:
+        return state_of(state[inside[0]], uri)
+    if inside:
+        raise ModelError(
+            f"{uri} holds several state dicts: {', '.join(map(str, inside))}. Save one of them alone: torch.save("
+            f"torch.load(FILE)[{inside[0]!r}], NEW)."
+        )
+    holds = f" with {', '.join(list(map(str, state))[:6])}" if isinstance(state, dict) else ""
+    raise ModelError(f"{uri} holds {type(state).__name__}{holds}, not a state dict of tensors.{SAFE}")
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _without_prefix(weights: dict[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:

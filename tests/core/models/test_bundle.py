@@ -202,7 +202,8 @@ def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
         ("deeplabv3", "{}/deeplabv3 does not exist. Did you mean the ready model deeplabv3-coco?"),
         (
             "nothing",
-            "{}/nothing does not exist. Give the folder best/ of a finished run, or a ready model of `segray models`.",
+            "{}/nothing does not exist. Give the folder best/ of a finished run, a ready model of `segray models`, or "
+            "hf:OWNER/NAME for a model of the Hugging Face Hub.",
         ),
         (
             "runs/street/best/README.md",

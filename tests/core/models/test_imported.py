@@ -247,3 +247,80 @@ def test_a_folder_of_smp_for_other_images_than_rgb_is_a_line(tmp_path):
     smp.Unet("resnet18", encoder_weights=None, in_channels=1).save_pretrained(str(tmp_path / "grey"))
     with pytest.raises(ModelError, match=r"^smp's in_channels is 1, and a model takes RGB\. Export it to ONNX behind "):
         import_model(str(tmp_path / "grey"), str(tmp_path / "bundle"), load())
+
+
+CITY = ["road", "lane", "sky"]
+
+
+def test_a_checkpoint_of_mmsegmentation_names_its_classes_unless_the_network_is_its_own(unet, tmp_path):
+    for name, meta in {
+        "old.pth": {"CLASSES": tuple(CITY), "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]},
+        "new.pth": {"dataset_meta": {"classes": CITY, "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}},
+    }.items():
+        torch.save({"meta": meta, "state_dict": unet.state_dict()}, tmp_path / name)
+        info, notes = made(tmp_path / name, tmp_path / name[:3], None)
+        assert (info.space.names, info.space.colors[1]) == (tuple(CITY), (4, 5, 6))
+        assert "classes are those that its meta names" in notes
+    own = {"backbone.stem.weight": torch.ones(1), "decode_head.conv_seg.weight": torch.ones(1)}
+    torch.save({"meta": {}, "state_dict": own}, tmp_path / "own.pth")
+    with pytest.raises(
+        ModelError, match=r"own\.pth is of a network of mmsegmentation's own \(backbone, decode_head\), "
+    ):
+        made(tmp_path / "own.pth", tmp_path, None)
+
+
+def test_a_state_dict_is_found_under_any_name_where_it_is_the_only_one(unet, tmp_path):
+    state = unet.state_dict()
+    torch.save({"net": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 1.0}]}}, tmp_path / "a.pt")
+    assert made(tmp_path / "a.pt", tmp_path).info.space.num_classes == 3
+    torch.save({"net": state, "ema": state}, tmp_path / "b.pt")
+    with pytest.raises(
+        ModelError, match=r"b\.pt holds several state dicts: net, ema\. Save one of them alone: torch\.save"
+    ):
+        made(tmp_path / "b.pt", tmp_path / "two")
+    torch.save({"epoch": 3}, tmp_path / "c.pt")
+    with pytest.raises(
+        ModelError, match=r"c\.pt holds dict with epoch, not a state dict of tensors\. Save its tensors "
+    ):
+        made(tmp_path / "c.pt", tmp_path / "two")
+
+
+def test_a_pickled_model_and_a_file_that_was_cut_are_told_apart(unet, tmp_path):
+    torch.save(unet, tmp_path / "whole.pth")
+    with pytest.raises(ModelError, match=r"whole\.pth holds no weights that can be read safely: it has an object of segray\."
+                       r"core\.models\.unet_plain\.\w+ beside or around its tensors, which could run code\. Save "):  # fmt: skip
+        made(tmp_path / "whole.pth", tmp_path)
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    save_file(unet.state_dict(), tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / f"cut-{name}").write_bytes((tmp_path / name).read_bytes()[:3000])
+        with pytest.raises(ModelError, match=rf"cut-{name} is no whole file of weights \(.*\)\. Copy it again\.$"):
+            made(tmp_path / f"cut-{name}", tmp_path)
+
+
+def test_what_lies_around_a_model_leads_to_it(unet, tmp_path):
+    smp.Unet("resnet18", encoder_weights=None, classes=3).save_pretrained(str(tmp_path / "all" / "my net"))
+    inside = tmp_path / "all" / "my net" / "model.safetensors"
+    info, _ = import_model(str(inside), str(tmp_path / "bundle"), load())
+    assert (info.model.encoder, info.space.num_classes) == ("resnet18", 3)
+    with pytest.raises(
+        ModelError, match=r"/bundle is a bundle already, which every command takes: segray label --model "
+    ):
+        import_model(str(tmp_path / "bundle"), str(tmp_path / "again"), load())
+    with pytest.raises(ModelError, match=rf" In it are {tmp_path}/all/my net\.$"):
+        import_model(str(tmp_path / "all"), str(tmp_path / "again"), load())
+    with pytest.raises(ModelError, match=rf"it has no segray\.json\. In it are {tmp_path}/all/my net: give one, or "):
+        read_info(str(tmp_path / "all"))
+    with pytest.raises(ModelError, match=rf"Make one of it: segray import '{tmp_path}/all/my net' --out BUNDLE$"):
+        read_info(str(tmp_path / "all" / "my net"))
+    with pytest.raises(ModelError, match=r"^deeplabv3 does not exist\. Did you mean the ready model deeplabv3-coco\?"):
+        import_model("deeplabv3", str(tmp_path / "again"), load())
+    with pytest.raises(
+        ModelError, match=r"^nvidia/segformer does not exist\. Give .*, or hf:OWNER/NAME for a model of "
+    ):
+        import_model("nvidia/segformer", str(tmp_path / "again"), load())
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(
+        ModelError, match=r"a\.zip is a zip; unpack it, and give the folder or the file of weights in it"
+    ):
+        import_model(str(tmp_path / "a.zip"), str(tmp_path / "again"), load())

@@ -308,6 +308,11 @@ def spoilt(folder, **changes):
             "as well.",
         ),
         (
+            lambda folder: spoilt(folder, id2label={"0": "road", "2": "car", "7": "sky"}),
+            "is not used: id2label of config.json names the ids 0, 2, 7, and a model of 3 classes gives 0 to 2; name each "
+            "of these there.",
+        ),
+        (
             lambda folder: spoilt(folder, architectures=["SegformerForImageClassification"]),
             "is not used: it is a SegformerForImageClassification, without the head of a "
             "SegformerForSemanticSegmentation.",
