@@ -51,7 +51,7 @@ FROZEN = {
     "select": {"by", "count", "apart", "out", "pictures", "overwrite", "help"},
     "show": {"model", "out", "set", "overwrite", "help"},
     "overlay": {"video", "input", "overwrite", "help"},
-    "export": {"to", "out", "images", "grey", "min-area", "image-root", "repo", "dry-run", "overwrite", "help"},
+    "export": {"to", "out", "images", "grey", "min-area", "image-root", "repo", "address", "dry-run", "overwrite", "help"},
     "report": STAGE | {"labels"},
     "submit": {"address", "no-wait", "python", "pip", "help"},
     "jobs": {"address", "help"},

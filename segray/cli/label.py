@@ -214,9 +214,17 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
 )
 @click.option("--repo", help="Repository OWNER/NAME, for hub. A new one is private.")
 @click.option("--dry-run", is_flag=True, help="Say what would be uploaded and exit, for hub.")
+@flag("--address")
 @click.option("--overwrite", is_flag=True, help="Delete the results of an earlier export in --out first.")
 def export(
-    source: str, to: str, out: str | None, repo: str | None, dry_run: bool, overwrite: bool, **given: Any
+    source: str,
+    to: str,
+    out: str | None,
+    repo: str | None,
+    cluster__address: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    **given: Any,
 ) -> None:
     """Export labels or a model bundle to the formats of other tools. The same command again resumes.
 
@@ -235,9 +243,11 @@ def export(
     Example:
       segray export labels/drives --to cvat --out for-cvat
       segray export labels/drives --to png --images --out corrected
+      segray export s3://labels/drives --to png --out s3://labels/masks --address 10.0.0.1:6379
       segray export runs/sweep/best --to onnx --out model.onnx
       segray export runs/sweep/best --to hub --repo OWNER/NAME --dry-run
     """
+    from segray.cli.flags import settings
     from segray.cli.terminal import counting, say, waiting
     from segray.core.formats.frame import Options
     from segray.core.io import storage
@@ -263,8 +273,9 @@ def export(
         say(f"The model is {out}: {'any' if check.dynamic else 'this one'} height and width, any batch.")
         say(f"Its logits go up to {check.largest:.3g} and differ by at most {check.difference:.2g} from the model's.")
         return
+    cluster = settings(None, (), cluster__address=cluster__address).cluster
     with resuming(lambda: exports.has_pieces(storage.absolute(out))), counting("parts") as advance:
-        done = exports.export(source, to, out, Options(**given), overwrite=overwrite, progress=advance)
+        done = exports.export(source, to, out, Options(**given), overwrite=overwrite, cluster=cluster, progress=advance)
     there = "" if done.new else " It was there already."
     frames = counted(done.frames, "frame is", "frames are")
     say(f"{frames} in {out}/{done.result}; error rows left out: {done.errors}.{there} {done.note}")

@@ -27,14 +27,17 @@ class Map(Protocol):
 
 
 @contextmanager
-def spread(config: ClusterSection, places: Iterable[str], *, is_little: bool = False) -> Iterator[Map]:
+def spread(
+    config: ClusterSection, places: Iterable[str], written: Iterable[str] = (), *, is_little: bool = False
+) -> Iterator[Map]:
     """Give a map over the cluster that is named, or else over the processors of this machine.
 
-    places: what the tasks read. is_little: the work is done before processes would have started.
+    places: what the tasks read. written: files beside which they write. is_little: the work is done before processes
+    would have started.
     """
     if connect.is_named(config):
         with connect.connected(config) as has:
-            check_places(places)
+            check_places(places, written)
             yield lambda work, items: _over_cluster(work, items, EACH * max(1, has.cpus))
     elif is_little:
         yield map
@@ -47,7 +50,10 @@ def spread(config: ClusterSection, places: Iterable[str], *, is_little: bool = F
 def _over_cluster(work: Callable[[Any], Any], items: Iterable[Any], at_once: int) -> Iterator[Any]:
     import ray
 
-    task, waiting = ray.remote(num_cpus=1)(work), deque[Any]()
+    def call(item: Any) -> Any:  # Ray takes functions alone, and work may be a partial one
+        return work(item)
+
+    task, waiting = ray.remote(num_cpus=1)(call), deque[Any]()
     try:
         for item in items:
             waiting.append(task.remote(item))

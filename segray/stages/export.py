@@ -15,13 +15,16 @@ import posixpath
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import groupby, repeat
+from itertools import compress, groupby, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segray.cluster import connect
+from segray.cluster.tasks import Map, spread
 from segray.core.formats import WRITERS
 from segray.core.formats.frame import PIECE, STATE, TOTALS, Job, LabelledFrame, Options, Writer
 from segray.core.formats.names import Names
@@ -35,6 +38,7 @@ from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
 from segray.core.prefetch import ahead
 from segray.core.progress import Progress, untold
 from segray.errors import ConfigError, DataError, OutputExists, StorageError, nearest
+from segray.sections.labelling import ClusterSection
 
 MARK = f"{STATE}/export.json"
 MODEL_FORMATS = ("onnx", "hub")
@@ -64,10 +68,11 @@ class Exported(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A part to export, its plan rows, and the ids of those that a later plan repeats."""
+    """A part to export, its plan rows, and the ids that a later plan repeats. named: each row's name, and its path."""
 
     part: Part
     rows: list[PlanRow]
+    named: list[tuple[str, str]]
     repeated: frozenset[str]
 
 
@@ -84,12 +89,13 @@ def export(
     options: Options | None = None,
     *,
     overwrite: bool = False,
+    cluster: ClusterSection | None = None,
     progress: Progress = untold,
 ) -> Exported:
     """Write the labels' frames in the format below `out`; the same call resumes an interrupted one.
 
-    progress is in parts. Raises DataError for labels without masks or with classes
-    that the format cannot hold, OutputExists if `out` holds something else.
+    cluster: where parts are written as tasks; else threads write them here. progress is in parts. Raises DataError for
+    labels without masks or with classes that the format cannot hold, OutputExists if `out` holds something else.
     """
     check_format(to)
     folder = storage.absolute(out)
@@ -105,16 +111,21 @@ def export(
     about = {"labels": first.plan_id, "format": to, "inputs below": names.root, **_used(made, options)}
     with claims.held(folder, _kind(about)):
         _claim(folder, about, overwrite)
-        return _export(job, made, writer, names, labelled, progress)
+        return _export(job, made, writer, names, labelled, cluster, progress)
 
 
 def _export(
-    job: Job, made: type[Writer], writer: Writer, names: Names, labelled: LabelFolder, progress: Progress
+    job: Job,
+    made: type[Writer],
+    writer: Writer,
+    names: Names,
+    labelled: LabelFolder,
+    cluster: ClusterSection | None,
+    progress: Progress,
 ) -> Exported:
-    of, before, threads = labelled.shards, len(job.pieces), S3_THREADS if storage.in_bucket(job.out) else THREADS
-    with ThreadPoolExecutor(threads) as pool:
-        written = ahead(pool, partial(_write_part, job, made, writer, names), _open(labelled, job), threads)
-        for _ in written:
+    of, before = labelled.shards, len(job.pieces)
+    with _several(cluster, job, labelled) as run:
+        for _ in run(partial(_write_part, job, made, writer), _open(labelled, job, names)):
             progress(1, of)
     there = len(job.pieces)
     finished, count = f"{STATE}/finished", f"{there} parts".encode()
@@ -123,6 +134,18 @@ def _export(
         job.put(finished, count)
     frames, errors, lost = _totals(job, labelled)
     return Exported(frames, errors, lost, there, of, there > before, made.result, writer.note)
+
+
+@contextmanager
+def _several(cluster: ClusterSection | None, job: Job, labelled: LabelFolder) -> Iterator[Map]:
+    """Give a map over the tasks of a cluster, or over threads of this process."""
+    if cluster is not None and connect.is_named(cluster):
+        with spread(cluster, [labelled.plans[-1].json_uri], [storage.join(job.out, MARK)]) as run:
+            yield run
+        return
+    threads = S3_THREADS if storage.in_bucket(job.out) else THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda work, tasks: ahead(pool, work, tasks, threads)
 
 
 def _used(made: type[Writer], options: Options) -> dict[str, Any]:
@@ -155,14 +178,16 @@ def _claim(out: str, about: dict[str, Any], overwrite: bool) -> None:
     storage.replace(mark, json.dumps(about, indent=2).encode())
 
 
-def _open(labelled: LabelFolder, job: Job) -> Iterator[_Task]:
+def _open(labelled: LabelFolder, job: Job, names: Names) -> Iterator[_Task]:
     """Yield the parts that are labelled and not exported yet."""
     there = set(job.pieces)
     for plan, parts in groupby(labelled.parts, key=attrgetter("plan")):
         reader, repeated = PlanReader(plan), labelled.repeated_after[plan.number]
         for part in parts:
             if _piece(part) not in there:
-                yield _Task(part, reader.shard(part.shard), repeated)
+                rows = reader.shard(part.shard)
+                named = [(names.name(row["uri"], row["frame_index"]), names.below(row["uri"])) for row in rows]
+                yield _Task(part, rows, named, repeated)
 
 
 def _piece(part: Part) -> str:
@@ -170,25 +195,25 @@ def _piece(part: Part) -> str:
     return f"{STATE}/{part.plan.number:05}-{part.shard:05}.jsonl"
 
 
-def _write_part(job: Job, made: type[Writer], writer: Writer, names: Names, task: _Task) -> None:
+def _write_part(job: Job, made: type[Writer], writer: Writer, task: _Task) -> None:
     """Write the files of a part's frames, then its piece: the records of its frames, and a last line of counts."""
     status = parquet.read(task.part.uri, ["input_id", "status"]).to_pylist()
     wanted = [row["status"] == "ok" and row["input_id"] not in task.repeated for row in status]
     errors = [row["input_id"] for row in status if row["status"] == "error"]
     with job.writing(_piece(task.part)) as piece:
-        rows = (row for row, want in zip(_rows(task.part.uri), wanted, strict=True) if want)
-        planned = [row for row, want in zip(task.rows, wanted, strict=True) if want]
+        rows = compress(_rows(task.part.uri), wanted)
+        planned, named = list(compress(task.rows, wanted)), compress(task.named, wanted)
         pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
         lost: list[str] = []
 
         def frames() -> Iterator[LabelledFrame]:
-            for row, picture in zip(rows, pictures, strict=True):
+            for row, picture, (name, below) in zip(rows, pictures, named, strict=True):
                 try:
                     picture = _upright(picture, row["uri"])
                 except DataError as error:
                     lost.append(str(error))
                     continue
-                frame = _frame(names, row, picture, job.options.images)
+                frame = _frame(name, below, row, picture, job.options.images)
                 if job.options.images and picture is not None:
                     job.put(f"images/{frame.picture}", picture)
                 yield frame
@@ -214,10 +239,8 @@ def _rows(uri: str) -> Iterator[LabelRow]:
         yield from batch.to_pylist()
 
 
-def _frame(names: Names, row: LabelRow, image: bytes | None, written: bool) -> LabelledFrame:
+def _frame(name: str, below: str, row: LabelRow, image: bytes | None, written: bool) -> LabelledFrame:
     """Make the format's frame. written: its image is written under the frame's name; else the source's name is used."""
-    name = names.name(row["uri"], row["frame_index"])
-    below = names.below(row["uri"])
     if row["frame_index"] is not None:
         picture = f"{name}.{images.kind(image) if image else 'png'}"
     else:
