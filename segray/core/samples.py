@@ -67,6 +67,11 @@ class LabelSpace:
         """The end of a message about an id that no class has."""
         return f", or add a line for it to {self.listed_in}" if self.listed_in else ""
 
+    def known_like(self, raw: int) -> str:
+        """Write the known ids of the kind of `raw`, numbers or colours; all of them if there is none of that kind."""
+        alike = [one for one in self.id_map if (one < COLOR) == (raw < COLOR)]
+        return ids_text(alike or self.id_map)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, from which `from_dict` makes the same label space."""
         return {
@@ -96,9 +101,10 @@ class LabelSpace:
             ids = raw_hw[at : at + ROWS]
             found = self._table.take(ids, mode="clip")
             if not found.all():
+                unknown = int(ids[found == 0].min())
                 raise DataError(
-                    f"{source} has class id {id_text(int(ids[found == 0].min()))}; the label space knows "
-                    f"{ids_text(self.id_map)}. Map it in data.id_map, to a class or to 255 for void{self.or_list_it}."
+                    f"{source} has class id {id_text(unknown)}; the label space knows {self.known_like(unknown)}. "
+                    f"Map it in data.id_map, to a class or to 255 for void{self.or_list_it}."
                 )
             found -= 1
             classes_hw[at : at + ROWS] = found

@@ -16,7 +16,7 @@ from segray.core.io import storage
 from segray.core.io.images import SIDEWAYS, TURNS
 from segray.core.io.locators import orientation, read_image, read_mask_and_palette
 from segray.core.progress import Progress, untold
-from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_color, id_text, ids_text
+from segray.core.samples import CHANNELS, COLOR, Dataset, LabelSpace, SampleRef, color_id, id_color, id_text
 from segray.errors import SegrayError
 
 KEPT_IDS = 256  # unknown ids of one mask that are counted one by one: a mask that was a JPEG has ten thousand
@@ -219,13 +219,13 @@ def _unknown_ids(result: CheckResult, unknown: dict[int, _Unknown], space: Label
         )
         return [
             f"{len(unknown)}{more} ids are unknown, in {share:.1%} of the pixels, such as {id_text(first)} in "
-            f"{unknown[first].file}; the label space knows {ids_text(space.id_map)}. {_cause(result, unknown, space)}"
+            f"{unknown[first].file}; the label space knows {space.known_like(first)}. {_cause(result, unknown, space)}"
         ]
     problems = []
     for raw, found in sorted(unknown.items()):
         more = f" and {found.masks - 1} more" if found.masks > 1 else ""
         problems.append(
-            f"id {id_text(raw)} is unknown; the label space knows {ids_text(space.id_map)}. In {found.file}{more}. "
+            f"id {id_text(raw)} is unknown; the label space knows {space.known_like(raw)}. In {found.file}{more}. "
             f"Map it: --set data.id_map.{id_text(raw)}=CLASS, or 255 for void{space.or_list_it}"
         )
     if unknown.keys() >= {255} and len(unknown) == 1:

@@ -92,7 +92,7 @@ def test_grey_ids_that_no_class_has_are_one_line(tmp_path, how):
     result, _ = checked(tmp_path, [spoilt(mask * 20, how).convert("L") for mask in MASKS])
     if how == "drawn":
         assert 5 < len(result.problems) <= 20
-        assert result.problems[0].startswith("id 20 is unknown; the label space knows 0–10, 255, #0080C0, ")
+        assert result.problems[0].startswith("id 20 is unknown; the label space knows 0–10, 255. In ")
     else:
         assert len(result.problems) == 1
         assert "Resize them with nearest neighbour, and draw them without anti-aliasing" in result.problems[0]
