@@ -49,6 +49,12 @@ def test_one_frame_gives_its_map_and_its_overlay(town, tiny_bundle, tmp_path):
     assert str(error.value) == f"{map_} exists already. Choose another --out, or pass --overwrite."
 
 
+def test_a_frame_of_a_video_is_named_by_its_number(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        show("drive.mp4", load(None, {"label.model": "none"}), str(tmp_path))
+    assert str(error.value) == "drive.mp4 is a video; name one of its frames, such as 'drive.mp4#frame=0'."
+
+
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
     label_all(planned(tmp_path / "labels", town / "video.mp4", every=2, shard_size=2), Predictor(str(tiny_bundle)))
     out, totals = tmp_path / "deep" / "over.mp4", []

@@ -18,6 +18,7 @@ from segray.core.io import images, locators, storage
 from segray.core.io.drawing import beside, enlarged, legend_for
 from segray.core.io.masks import encode_mask, overlay
 from segray.core.io.video import read_frames
+from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.labels.folder import LabelFolder, mask_place
 from segray.core.labels.plan import frame_key
 from segray.core.progress import Progress, untold
@@ -36,8 +37,10 @@ def show(place: str, config: Config, out: str, *, overwrite: bool = False) -> li
     """Write the segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
 
     place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read,
-    OutputExists where one of the pictures is there.
+    ConfigError for a video without a frame's number, OutputExists where one of the pictures is there.
     """
+    if Path(place).suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"{place} is a video; name one of its frames, such as '{place}#frame=0'.")
     from segray.core.infer.predictor import Predictor
     from segray.core.models import ready
     from segray.core.training.workers import local_device
