@@ -74,8 +74,8 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     for note in dataset.notes:
         log.warning(f"{note}.")
     parameters = check_model(config, dataset.label_space.num_classes)
-    train_refs = split_refs(dataset, config.data.train_split)
-    val_refs = split_refs(dataset, config.data.val_split)
+    train_refs = split_refs(dataset, config.data.train_split, "data.train_split")
+    val_refs = split_refs(dataset, config.data.val_split, "data.val_split")
     workers, batch = max(1, config.cluster.workers), with_batch(config).train.batch
     if batch < workers:
         raise ConfigError(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,7 +196,7 @@ def found_format(root: str) -> str:
     holds, has_annotations = _holds(place)
     raise ConfigError(
         f"{root} is of no known layout; it holds {holds}. The simplest one is {LAYOUTS['folder'].layout}. "
-        + (f"Annotations of other tools become it: segray data convert {root} OUT. " if has_annotations else "")
+        + (f"Annotations of other tools become it: segray data convert {quote(root)} OUT. " if has_annotations else "")
         + "segray data formats lists all."
     )
 
@@ -257,11 +258,15 @@ def map_classes(space: LabelSpace, class_map: dict[str, str | None]) -> LabelSpa
     return replace(space, names=names, colors=tuple(space.colors[renamed.index(name)] for name in names), id_map=id_map)
 
 
-def split_refs(dataset: Dataset, split: str) -> tuple[SampleRef, ...]:
-    """Return the frames of one split. DataError when there is none, or when images and masks do not pair."""
+def split_refs(dataset: Dataset, split: str, setting: str = "") -> tuple[SampleRef, ...]:
+    """Return the frames of one split. DataError when there is none, or when images and masks do not pair.
+
+    setting: what names the split, for the error.
+    """
     refs = dataset.splits.get(split, ())
     if not refs:
-        raise DataError(f"{dataset.name} has no split {split!r}.{nearest(split, dataset.splits)}")
+        step = f" Name it by --set {setting}=…, or give lists, train.txt and val.txt." if setting else ""
+        raise DataError(f"{dataset.name} has no split {split!r}.{nearest(split, dataset.splits)}{step}")
     if dataset.unpaired:
         raise DataError(
             f"{dataset.unpaired[0]} has no partner ({counted(len(dataset.unpaired), 'such file')}); "

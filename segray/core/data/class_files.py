@@ -80,6 +80,11 @@ def read_classes(uri: str) -> tuple[LabelSpace, tuple[str, ...]]:
     space = LabelSpace(scored_names, colored(scored_names, [given[i] for i in kept]), id_map)
     void = [f"{name} (id {ids[row]})" for row, name in enumerate(names) if row not in kept and scored[row] is None]
     notes = []
+    if storage.name_of(uri) == "labelmap.txt" and "background" in scored_names:
+        notes.append(
+            f"{uri}: background is a class; where CVAT wrote it for what nobody drew, --set "
+            "'data.class_map={background: null}' makes it void, as segray data convert does"
+        )
     if void:
         notes.append(f"{uri}: void by name: {', '.join(void)}; a column `scored` with yes keeps such a class")
     if unread:

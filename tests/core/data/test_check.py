@@ -148,7 +148,7 @@ def test_images_that_exif_turns_without_their_masks_are_noted(tmp_path, kind, tu
         mask.save(tmp_path / "masks" / "train" / f"{name}.png", exif=masks_exif)
     (tmp_path / "classes.csv").write_text("name\nroad\n")
     dataset = open_dataset(DataSection(format="folder", root=str(tmp_path)))
-    assert check(dataset, ()).notes == [
+    assert check(dataset, ()).notes[1:] == [
         f"EXIF turns or mirrors 1 image to the same size, such as {tmp_path}/images/train/a.{kind}, and not their "
         "masks: these have to be drawn on the picture as a viewer shows it"
     ]

@@ -466,3 +466,39 @@ def test_colours_become_classes_and_the_table_does_not_travel():
         space.apply(mask - np.uint32(1) * (mask == mask.max()), "a.png")
     assert len(pickle.dumps(space)) < 1000
     assert pickle.loads(pickle.dumps(space)) == space
+
+
+def test_a_share_of_train_is_held_out_where_no_split_is_there_to_validate_on(tmp_path):
+    (tmp_path / "classes.csv").write_text("name\nroad\n")
+    for name in ("train/a", "train/b", "train/c", "test/d"):
+        put(tmp_path / "images" / f"{name}.png", mode="RGB")
+        put(tmp_path / "masks" / f"{name}.png")
+    config = DataSection(format="folder", root=str(tmp_path))
+    dataset = open_dataset(config)
+    assert {split: len(refs) for split, refs in dataset.splits.items()} == {"train": 1, "test": 1, "val": 2}
+    assert "there is no split val: 2 of 3 frames of train are held out for it (data.val_share)" in dataset.notes
+    (tmp_path / "images" / "test").rename(tmp_path / "images" / "valid")
+    (tmp_path / "masks" / "test").rename(tmp_path / "masks" / "valid")
+    with pytest.raises(DataError) as error:
+        plan_data(Config(data=config))
+    assert str(error.value) == (
+        "folder has no split 'val'. Did you mean valid? Name it by --set data.val_split=…, or give lists, train.txt and "
+        "val.txt."
+    )
+
+
+def test_a_command_in_a_message_quotes_a_folder_with_spaces(tmp_path):
+    (tmp_path / "my zip").mkdir()
+    (tmp_path / "my zip" / "annotations.xml").write_text("<annotations/>")
+    with pytest.raises(ConfigError, match=rf"segray data convert '{tmp_path}/my zip' OUT\."):
+        open_dataset(DataSection(root=str(tmp_path / "my zip")))
+
+
+def test_cvats_background_is_noted_where_it_is_read_as_a_class(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:1,2,3::\n")
+    space, notes = class_files.read_classes(str(tmp_path / "labelmap.txt"))
+    assert space.names == ("background", "road")
+    assert notes == (
+        f"{tmp_path}/labelmap.txt: background is a class; where CVAT wrote it for what nobody drew, --set "
+        "'data.class_map={background: null}' makes it void, as segray data convert does",
+    )
