@@ -65,7 +65,7 @@ def import_model(
         raise ModelError(f"{there} is a bundle already, which every command takes: segray label --model {quote(there)}")
     space = None if classes is None else label_space(classes)
     if there.endswith(".onnx"):
-        model, info, notes = _of_onnx(there, config, _needed(space, file))
+        model, info, notes = _of_onnx(there, config, space, file)
     elif there.endswith(STATES):
         model, info, notes = _of_state(there, config, space, file)
     elif kind_of(there) == "transformers":
@@ -288,21 +288,29 @@ def _of_smp(there: str, config: Config, space: LabelSpace | None) -> tuple[torch
     return model, info, notes
 
 
-def _of_onnx(there: str, config: Config, space: LabelSpace) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+def _of_onnx(
+    there: str, config: Config, space: LabelSpace | None, file: str
+) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
     extra("onnx")
     notes: list[str] = []
-    if space.num_classes == 1:
-        space = _with_background(space, notes)
     data = storage.read_bytes(there)
     try:
         onnx_model.check_alone(data)
         session = onnx_model.session_of(data, torch.device("cpu"))
+        own = onnx_model.segrays_facts(session)
+        if own is not None:
+            space = _as_many(space, own["label_space"].num_classes) if space else own["label_space"]
+        elif (space := _needed(space, file)).num_classes == 1:
+            space = _with_background(space, notes)
         facts = onnx_model.facts_of(session)
-        shape = _shape(config, notes, facts.size, FREE_STRIDE_PX)
+        shape = own["shape"] if own else _shape(config, notes, facts.size, FREE_STRIDE_PX)
         options = onnx_model.options_of(session, shape["input_size"], space.num_classes)
     except ModelError as error:
         raise ModelError(f"{there} is not used: {error}") from error
     notes.append(f"its output {options['output']} holds {options['kind']}")
     section = ModelSection(arch="onnx", encoder=Path(there).stem, options=options)
-    info = BundleInfo(model=section, label_space=space.to_dict(), **shape, **_pixels(config, notes))
+    pixels = own["pixels"] if own else _pixels(config, notes)
+    if own:
+        notes.append("size, normalisation and classes are those that segray export wrote into it")
+    info = BundleInfo(model=section, label_space=space.to_dict(), **shape, **pixels)
     return onnx_model.OnnxModel(options, space.num_classes, data), info, notes

@@ -6,6 +6,7 @@ The file's bytes are the one weight of the model, so that its bundle is saved, c
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from segray.core.extras import extra
+from segray.core.samples import LabelSpace
 from segray.errors import ModelError
 from segray.sections.training import ModelSection
 
@@ -162,6 +164,26 @@ def facts_of(session: Any) -> Facts:
     )
     size = (height, width) if height and width else None
     return Facts(given[0].name, DTYPES[given[0].type], last, size, batch)
+
+
+def segrays_facts(session: Any) -> dict[str, Any] | None:
+    """Return the label space, and the fields of BundleInfo, that segray export wrote into a file; None for others'.
+
+    Such a file takes RGB in 0..255 and normalises inside: a bundle's pixels, (x / 255 - 0) / (1 / 255), are these.
+    """
+    told = session.get_modelmeta().custom_metadata_map
+    if not {"segray.classes", "segray.colors", "segray.input_size", "segray.resize"} <= told.keys():
+        return None
+    names, colors = json.loads(told["segray.classes"]), json.loads(told["segray.colors"])
+    shape = {
+        "input_size": json.loads(told["segray.input_size"]),
+        "resize": told["segray.resize"],
+        "longest_px": int(told["segray.longest_px"]) if "segray.longest_px" in told else None,
+        "multiple_of": int(told.get("segray.multiple_of", 1)),
+        "resample": told.get("segray.resample", "bilinear"),
+    }
+    pixels = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    return {"label_space": LabelSpace(tuple(names), tuple(map(tuple, colors))), "shape": shape, "pixels": pixels}
 
 
 def options_of(session: Any, size: tuple[int, int], classes: int) -> dict[str, str]:

@@ -324,3 +324,23 @@ def test_what_lies_around_a_model_leads_to_it(unet, tmp_path):
         ModelError, match=r"a\.zip is a zip; unpack it, and give the folder or the file of weights in it"
     ):
         import_model(str(tmp_path / "a.zip"), str(tmp_path / "again"), load())
+
+
+def test_a_file_that_segray_exported_says_all_itself(unet, tmp_path):
+    onnx_file(tmp_path)
+    import onnx
+
+    from segray.core.models.onnx_file import facts
+
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    info, _ = made(tmp_path / "a.pth", tmp_path, **{"data.size": "32x48", "data.resize": "keep"})
+    model = onnx.load(tmp_path / "net.onnx")
+    for key, value in facts(info).items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, tmp_path / "net.onnx")
+    again, notes = import_model(str(tmp_path / "net.onnx"), str(tmp_path / "again"), load())
+    assert (again.space, again.input_size, again.resize) == (info.space, (32, 48), "keep")
+    assert (again.mean, again.std) == ((0, 0, 0), (1 / 255,) * 3)  # it normalises inside, pixels in 0..255
+    assert notes[-1] == "size, normalisation and classes are those that segray export wrote into it"
+    with pytest.raises(ConfigError, match=r"^--classes names 5 classes, and the model has 3\.$"):
+        import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(), "5")
