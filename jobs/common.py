@@ -126,7 +126,7 @@ def curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
             epochs = [row["epoch"] for row in rows]
             axis.plot(epochs, [row[key] for row in rows], "o-", markersize=3, color=f"C{i}", label=name)
             if key == "val_loss":
-                axis.plot(epochs, [row["loss"] for row in rows], ":", color=f"C{i}")
+                axis.plot(epochs, [row["loss"] for row in rows], ".:" if len(rows) == 1 else ":", color=f"C{i}")
         axis.set_title(title)
         axis_of_epochs(axis)
         axis.grid(alpha=0.3)

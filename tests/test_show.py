@@ -55,6 +55,11 @@ def test_a_frame_of_a_video_is_named_by_its_number(tmp_path):
     assert str(error.value) == "drive.mp4 is a video; name one of its frames, such as 'drive.mp4#frame=0'."
 
 
+def test_a_folder_is_answered_with_what_can_be_shown(tmp_path):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path} is a folder; name one of its images. Pictures of labels are "):
+        show(str(tmp_path), load(None, {"label.model": "none"}), str(tmp_path))
+
+
 def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_path):
     label_all(planned(tmp_path / "labels", town / "video.mp4", every=2, shard_size=2), Predictor(str(tiny_bundle)))
     out, totals = tmp_path / "deep" / "over.mp4", []

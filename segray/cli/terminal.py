@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segray.cli.app import as_typed
-from segray.core.formatting import counted, duration, number, score
+from segray.core.formatting import counted, duration, number, rate, score
 
 if TYPE_CHECKING:
     from segray.core.labels.parts import Receipt
@@ -151,7 +151,7 @@ class LabelProgress:
         if not self._started:  # when the first shard began, as processes started before that
             self._started = max(self._planned, now - sum(receipt.seconds.values()))
         speed = self._new / max(1e-9, now - self._started)
-        note = f"{speed:.1f} frames/s, {counted(self._errors, 'error')}{self._bottleneck()}"
+        note = f"{rate(speed)} frames/s, {counted(self._errors, 'error')}{self._bottleneck()}"
         self._advance(receipt.rows, self._total, note)
 
     def note(self, text: str) -> None:
@@ -236,7 +236,7 @@ def epoch_line(row: EpochRow, epochs: int) -> str:
         miou = "undefined" if row["miou"] is None else f"{row['miou']:.3f}"
         loss = "undefined" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
         scores = f"val loss {loss}  mIoU {miou}  "
-    return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {scores}{row['images_per_s']:.1f} images/s" + (
+    return f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {scores}{rate(row['images_per_s'])} images/s" + (
         f"  {duration(left)} left" if left else ""
     )
 
@@ -364,7 +364,7 @@ def show_status(out: str, found: Status) -> None:
     facts = [f"{found.done:,} of {counted(found.of, found.unit[:-1])}"]
     facts += [counted(found.frames, "frame")] if found.frames is not None else []
     facts += [counted(found.errors, "error")] if found.errors else []
-    facts += [f"{found.images_per_s:.1f} images/s"] if found.images_per_s else []
+    facts += [f"{rate(found.images_per_s)} images/s"] if found.images_per_s else []
     facts += [f"best mIoU {found.miou:.3f}"] if found.miou is not None else []
     newest = "part" if found.kind == "label" else "epoch"
     facts += [f"the last {newest} {duration(found.age_s)} ago"] if found.age_s is not None else []

@@ -140,11 +140,16 @@ def sweep(config: Config, overwrite: bool, dataset: Dataset | None = None) -> Sw
       segray sweep --resume --out runs/tpe
       segray sweep show runs/tpe
     """
-    from segray.cli.terminal import say, show_sweep, sweeping
+    from segray.cli.terminal import console, say, show_sweep, sweeping
+    from segray.core.formatting import counted
     from segray.core.io import storage
     from segray.core.models.info import read_info
     from segray.stages.sweep import has_results, sweep
     from segray.stages.train import hardly_learnt
+    from segray.trials.leaderboard import planned
+
+    if not console.is_terminal:  # which has a board
+        say(f"The sweep has {counted(planned(config), 'trial')}; each epoch that ends is a line.")
 
     with resuming(lambda: has_results(storage.absolute(config.sweep.out))), sweeping(config.sweep.out) as on_row:
         result = sweep(config, overwrite=overwrite, on_row=on_row, dataset=dataset)

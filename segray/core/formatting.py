@@ -52,5 +52,6 @@ change = _or_dash(lambda value: f"{value:+.3f}")  # 0.1 → +0.100
 pct = _or_dash(lambda share: f"{share * 100:.1f}%")  # 0.4123 → 41.2%
 count = _or_dash(lambda value: f"{value:,}")  # 14328354 → 14,328,354
 number = _or_dash(_number)  # three digits that matter, and all of whole numbers: 12.1, 0.001, 14,328
+rate = _or_dash(lambda value: f"{value:.1f}" if value >= 1 else _number(value))  # 90.46 → 90.5, 0.0412 → 0.0412
 short = _or_dash(_short)  # 14328354 → 14.3 million
 duration = _or_dash(_duration)  # 4.21 → 4.2 s, 45.3 → 45 s, 200 → 3 min 20 s, 3725 → 1 h 2 min

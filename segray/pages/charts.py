@@ -100,7 +100,7 @@ def _curve(histories: Mapping[str, History], key: str, train_key: str, baseline:
         for i, rows in enumerate(list(histories.values())[:CURVES]):
             epochs, color = [row["epoch"] for row in rows], TRIALS[min(i, SERIES - 1)]
             if len(histories) == 1:
-                ax.plot(epochs, _values(rows, train_key), ":", color=color)
+                ax.plot(epochs, _values(rows, train_key), ".:" if len(rows) == 1 else ":", color=color)
             known = [row for row in rows if is_evaluated(row)]
             line = "o-" if len(known) <= DOTS else "-"
             ax.plot(

@@ -37,10 +37,15 @@ def show(place: str, config: Config, out: str, *, overwrite: bool = False) -> li
     """Write the segmentation map and the overlay of one frame, as OUT/<name>-map.png and -overlay.png.
 
     place: an image file, VIDEO#frame=N or PARQUET#image=N. Raises DataError for a frame that cannot be read,
-    ConfigError for a video without a frame's number, OutputExists where one of the pictures is there.
+    ConfigError for a folder, or a video without a frame's number, OutputExists where one of the pictures is there.
     """
     if Path(place).suffix.lower() in VIDEO_SUFFIXES:
         raise ConfigError(f"{place} is a video; name one of its frames, such as '{place}#frame=0'.")
+    if not storage.in_bucket(place) and Path(place).is_dir():
+        raise ConfigError(
+            f"{place} is a folder; name one of its images. Pictures of labels are written by segray report, and by "
+            "segray select with --pictures."
+        )
     from segray.core.infer.predictor import Predictor
     from segray.core.models import ready
     from segray.core.training.workers import local_device
