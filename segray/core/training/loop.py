@@ -302,10 +302,10 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
         f"{counted(share, 'frame')} of {height}×{width} (height × width) a worker. "
     )
     if batch // 2 < least_batch(config, worker.world_size):
-        return f"{text}Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."
+        return f"{text}Set a smaller augment.crop, or take a smaller encoder. Epochs that ended are kept."
     return (
         f"{text}--batch-size auto halves train.batch_size ({batch}) and doubles train.accumulate "
-        f"({config.train.accumulate}) until it fits; or set a smaller augment.crop. What was trained before is kept."
+        f"({config.train.accumulate}) until it fits; or set a smaller augment.crop. Epochs that ended are kept."
     )
 
 
@@ -317,7 +317,7 @@ def least_batch(config: Config, workers: int) -> int:
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:
     return (
         f"The {what} is {value} in epoch {epoch}{where}; lower train.learning_rate "
-        f"({config.train.peak_rate:g}). What was trained before is kept."
+        f"({config.train.peak_rate:g}). Epochs that ended are kept."
     )
 
 

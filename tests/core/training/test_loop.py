@@ -341,7 +341,7 @@ def test_a_loss_that_is_not_finite_keeps_what_was_trained(settings, data):
     frames = ", ".join(data.train_ids[i] for i in order[2:4])  # the first step's weights make the second's loss
     assert str(error.value) in [
         f"The loss is {value} in epoch 2, step 2, frames {frames}; lower train.learning_rate (1e+38). "
-        "What was trained before is kept."
+        "Epochs that ended are kept."
         for value in ("nan", "inf")
     ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(good).items())
@@ -450,13 +450,13 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(sett
     assert str(error.value) == (
         "unet-plain does not fit into the memory of cpu with 2 frames of 24×16 (height × width) a worker. "
         "--batch-size auto halves train.batch_size (2) and doubles train.accumulate (1) until it fits; or set a smaller "
-        "augment.crop. What was trained before is kept."
+        "augment.crop. Epochs that ended are kept."
     )
     with pytest.raises(ModelError) as error:
         loop.fit(LocalWorker(), settings(augment__crop="24x16", train__batch_size=1), data)
     assert str(error.value) == (
         "unet-plain does not fit into the memory of cpu with 1 frame of 24×16 (height × width) a worker. "
-        "Set a smaller augment.crop, or take a smaller encoder. What was trained before is kept."
+        "Set a smaller augment.crop, or take a smaller encoder. Epochs that ended are kept."
     )
 
 
