@@ -153,7 +153,9 @@ def resume_once(job: str) -> None:
 
 
 @scale.command()
-@click.option("--rows", default="500,1000,2000,20000", show_default=True, help="Rows a shard.")
+@click.option(
+    "--rows", default="planned,500,1000,20000", show_default=True, help="Rows a shard; planned: as of images."
+)
 @click.option("--actors", default=200, show_default=True)
 @click.option("--frames", default=100_000_000, show_default=True)
 @click.option("--at-once", default="6,10,18", show_default=True, help="Shards that an actor works on at a time.")
@@ -168,13 +170,13 @@ def tail(rows: str, actors: int, frames: int, at_once: str, queued: str, tries: 
         ((30.0,) * actors, LOST_AN_HOUR),
     )
     found = []
-    for size, most, waiting in itertools.product(rows.split(","), at_once.split(","), queued.split(",")):
-        queue = int(most if waiting == "at-once" else waiting)
+    for text, most, waiting in itertools.product(rows.split(","), at_once.split(","), queued.split(",")):
+        queue, size = int(most if waiting == "at-once" else waiting), None if text == "planned" else int(text)
         over = [
-            max(overrun(Fleet(speeds, int(most), queue), frames, int(size), lost, seed) for seed in range(tries))
+            max(overrun(Fleet(speeds, int(most), queue), frames, size, lost, seed) for seed in range(tries))
             for speeds, lost in fleets
         ]
-        found.append((int(size), int(most), queue, *(f"{share:.1%}" for share in over)))
+        found.append((text, int(most), queue, *(f"{share:.1%}" for share in over)))
     columns = ("rows a shard", "shards at once", "queued", "150 frames/s", "30 % at 60 frames/s", "30 frames/s, losses")
     table(f"{frames:,} frames, {actors} actors: longer than the work, computed", columns, found)
 

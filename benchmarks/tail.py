@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segray.core.labels.planning import SHARD_ROWS, shard_rows
+
 SPREAD = 0.25  # standard deviation of the logarithm of a shard's seconds
 PER_NODE = 8  # processes that are lost together
 BACK_S = 600.0  # until a lost node is replaced and its processes have loaded the model
@@ -31,7 +33,7 @@ class Fleet:
     per_node: int = PER_NODE
 
 
-def overrun(fleet: Fleet, frames: int, rows: int, lost_an_hour: float, seed: int) -> float:
+def overrun(fleet: Fleet, frames: int, rows: int | None, lost_an_hour: float, seed: int) -> float:
     """Return by which share a run is longer than its work. lost_an_hour: share of the nodes."""
     chance = np.random.default_rng(seed)
     shards = shards_of(frames, rows, chance)
@@ -43,10 +45,21 @@ def ideal_s(fleet: Fleet, frames: float) -> float:
     return frames / sum(fleet.speeds)
 
 
-def shards_of(frames: int, rows: int, chance: np.random.Generator) -> list[float]:
-    """Return the work in each shard, in frames of mean difficulty."""
-    work = chance.lognormal(-(SPREAD**2) / 2, SPREAD, -(-frames // rows))
+def shards_of(frames: int, rows: int | None, chance: np.random.Generator) -> list[float]:
+    """Return the work in each shard, in frames of mean difficulty. rows: of each; None: as a plan of images has."""
+    sizes = [rows] * -(-frames // rows) if rows else planned(frames)
+    work = chance.lognormal(-(SPREAD**2) / 2, SPREAD, len(sizes)) * sizes
     return list(work * (frames / work.sum()))
+
+
+def planned(frames: int) -> list[int]:
+    """List the rows of the shards that a plan of so many images has."""
+    sizes: list[int] = []
+    done = 0
+    while done < frames:
+        sizes.append(min(shard_rows(done, frames, SHARD_ROWS), frames - done))
+        done += sizes[-1]
+    return sizes
 
 
 def losses(fleet: Fleet, share_an_hour: float, chance: np.random.Generator) -> Iterator[Loss]:

@@ -95,6 +95,14 @@ def test_what_a_lost_node_had_in_work_is_done_anew_when_it_is_back():
     assert tail.Run(fleet, [10.0, 10.0, 10.0], [(15.0, 0)], back_s=5.0).seconds() == 30
 
 
+def test_the_shards_of_a_plan_are_small_at_both_ends_and_hold_every_frame():
+    sizes = tail.planned(10_000_000)
+    assert sum(sizes) == 10_000_000
+    assert (sizes[0], max(sizes), sizes[-2]) == (64, 500, 64)
+    fleet = tail.Fleet((30.0,) * 20, at_once=18)
+    assert tail.overrun(fleet, 3_000_000, None, 0.0, 0) < tail.overrun(fleet, 3_000_000, 500, 0.0, 0) / 3
+
+
 def test_a_deeper_queue_lets_a_slow_actor_keep_shards_that_others_could_do():
     """Of ten shards, the slow one does two with one queued, and five with four."""
     shards = [10.0] * 10

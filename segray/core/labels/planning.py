@@ -35,8 +35,10 @@ from segray.errors import DataError
 
 LEAST_ROWS, SHARD_ROWS = 8, 64
 SPREAD = 16  # shards that a run with few images is divided into
-GROWTH = 5000  # a shard has a 5000th of the rows before it: few shards in large plans, small ones first
-MOST_ROWS = 500  # a minute or less of work: what a process loses with its end, and what others wait for in the end
+GROWTH = (
+    5000  # a shard has a 5000th of the rows before it, and of those after it: few in large plans, small at the ends
+)
+MOST_ROWS = 500  # a minute or less of work: what a process loses with its end
 FILE_ROWS, FILE_SHARDS = 250_000, 2000  # of a file of a plan: some 15 MB, and 2 MB of its footer
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
 LONGEST_UNSEEKABLE = 16  # the same for a video each of whose shards is decoded from the beginning
@@ -79,7 +81,9 @@ def make_plan(
     elif settings["limit"] is not None:
         found = _first(found, settings["limit"])
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
-    shards = _shards(found, settings["shard_size"], _least_rows(files))
+    shards = _shards(
+        found, settings["shard_size"], _least_rows(files), None if failed else _rows_ahead(files, settings)
+    )
     frozen = _write_rows(out, len(before), shards, json.dumps(about, sort_keys=True).encode())
     if not frozen.shard_rows:
         if before:
@@ -102,18 +106,32 @@ def _least_rows(files: Files) -> int:
     return max(LEAST_ROWS, min(SHARD_ROWS, math.ceil(len(files) / SPREAD)))
 
 
-def _shards(found: Iterator[Block], given: int | None, least: int) -> Iterator[pa.Table]:
-    """Pack units into shards: of `given` rows or a few more; without it of `least`, and later of more.
+def _rows_ahead(files: Files, settings: dict[str, Any]) -> int | None:
+    """Return how many rows there will be, at most; None where videos or tables tell it only as they are read."""
+    return len(files) if settings["limit"] is None and files.count(IMAGE) == len(files) else settings["limit"]
+
+
+def shard_rows(done: int, of: int | None, least: int) -> int:
+    """Choose the rows of a shard after `done` rows `of` all: `least` at first, more later, and fewer towards the end.
+
+    So the first parts are there soon, and no process works on for long when there are no more shards for the others.
+    """
+    ends = done if of is None else max(0, min(done, of - done))
+    return max(least, min(MOST_ROWS, ends // GROWTH))
+
+
+def _shards(found: Iterator[Block], given: int | None, least: int, of: int | None) -> Iterator[pa.Table]:
+    """Pack units into shards: of `given` rows or a few more; without it of shard_rows().
 
     Only a unit of many times that size is cut.
     """
     waiting: list[pa.Table] = []
     count = total = 0
     for block in found:
-        size = given or max(least, min(MOST_ROWS, total // GROWTH))
+        size = given or shard_rows(total, of, least)
         ends, at = _cut(block, size), 0
         while at < len(block.rows):
-            size = given or max(least, min(MOST_ROWS, total // GROWTH))
+            size = given or shard_rows(total, of, least)
             first = int(np.searchsorted(ends, at + size - count))  # the first end at which a shard is full
             end = int(ends[min(first, len(ends) - 1)])
             waiting.append(block.rows.slice(at, end - at))
