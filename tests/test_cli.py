@@ -170,6 +170,10 @@ def test_dry_run_prints_settings_that_can_be_read_back(monkeypatch, capsys, tmp_
             ["label.model: m", "label.inputs: v.mp4"],
         ),
         (("label", "--model", "deeplabv3-coco", "--input", "s3://b/a", "--truth", "t"), ["label.truth: t"]),
+        (
+            ("label", "--model", "deeplabv3-coco", "--input", "{there}/**/a*.jpg", "--input", "v/*.jpg"),
+            ["label.inputs: v/*.jpg"],
+        ),
         (("evaluate", "hf:o/n", "--data", "{there}", "--out", "new"), []),
     ],
 )

@@ -408,6 +408,8 @@ def test_paths_and_numbers_of_any_kind_are_settings():
     assert resolved("sweep", lr=np.float32(0.5)).sweep.learning_rates == [0.5]
     assert resolved("sweep", lr="1e-4..1e-2", encoder="a,b").sweep.learning_rates == "1e-4..1e-2"
     assert resolved("sweep", lr=iter((1e-3, 1e-2))).sweep.learning_rates == [1e-3, 1e-2]
+    assert resolved("sweep", against=Path("a,b/best")).sweep.against == ["a,b/best"]
+    assert resolved("sweep", against=[Path("a"), "hf:o/n"]).sweep.against == ["a", "hf:o/n"]
     with pytest.raises(ConfigError, match=r"^settings is 'train\.loss=dice'; give a dict by key"):
         segray.train(settings="train.loss=dice")
 

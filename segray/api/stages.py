@@ -52,7 +52,8 @@ def train(*, data: Place | Dataset | None = None, show_progress: bool = True, **
 def sweep(*, data: Place | Dataset | None = None, show_progress: bool = True, **flags: Any) -> SweepResult:
     """Search over encoders, learning rates and other settings as `segray sweep` does; resumes as train() does.
 
-    data, flags: as for train(); encoder, lr and vary take lists, as lr=[1e-3, 1e-2], vary={"train.loss": ["dice"]}.
+    data, flags: as for train(); encoder, lr, vary and against take lists, as lr=[1e-3, 1e-2], vary={"train.loss":
+        ["dice"]}, against=["runs/old/best"].
     """
     from segray.cli.train import sweep as command
     from segray.stages.sweep import sweep as stage
@@ -135,7 +136,7 @@ def _mask(given: Any) -> np.ndarray:
 def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None) -> tuple[Config, bool, Dataset | None]:
     """Return the settings that a command's flags mean, whether to overwrite, and the data set that was given."""
     from segray.cli import cli
-    from segray.config import load
+    from segray.config import PLACES, load
     from segray.recipes import named
 
     command = cli.commands[name]
@@ -152,9 +153,9 @@ def _resolved(name: str, given: Mapping[str, Any], data: Place | Dataset | None)
         values["data.format"] = dataset.name
     elif data is not None:
         values["data.root"] = str(data)
-    for key in ("label.inputs", "sweep.encoders", "sweep.learning_rates"):
+    for key in ("label.inputs", "sweep.against", "sweep.encoders", "sweep.learning_rates"):
         if key in values:
-            values[key] = _listed(values[key], key == "label.inputs")
+            values[key] = _listed(values[key], key in PLACES)
     recipe, settings = given.get("recipe"), given.get("settings") or {}
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"settings is {settings!r}; give a dict by key, as {{'train.loss': 'dice'}}.")
@@ -180,9 +181,9 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _listed(value: Any, is_input: bool) -> str | list[str]:
-    """Return what a flag takes once or several times; only the text of a setting, as 'a,b', is split there."""
-    if isinstance(value, str) and not is_input:
+def _listed(value: Any, is_place: bool) -> str | list[str]:
+    """Return what a flag takes once or several times; only the text of other settings, as 'a,b', is split there."""
+    if isinstance(value, str) and not is_place:
         return value
     return [str(value)] if isinstance(value, str) or not isinstance(value, Iterable) else list(map(str, value))
 

@@ -179,8 +179,10 @@ def _tell_missing(config: Config, sections: tuple[str, ...]) -> None:
             continue
         value = data[section][name]
         for text in value if isinstance(value, list) else [value]:
-            there = place.absolute(text) if text else None
-            if there and not place.is_name(text) and not storage.in_bucket(there) and not storage.exists(there):
+            if not text or place.is_name(text) or storage.in_bucket(there := place.absolute(text)):
+                continue
+            begins = storage.above_glob(there) if key == "label.inputs" else there
+            if not storage.exists(there) and not storage.exists(begins):
                 logging.getLogger("segray").warning(f"{key}: {text} does not exist here.")
 
 

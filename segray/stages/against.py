@@ -6,6 +6,7 @@ OUT/against.json    a line a model, so that a resumed sweep measures none twice
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from segray.cluster import connect, resources
 from segray.config import Config
@@ -16,7 +17,7 @@ from segray.core.models import ready
 from segray.core.models.info import read_info
 from segray.core.samples import LabelSpace
 from segray.core.scoring.at_size import classes_for, confusion_at
-from segray.errors import ModelError
+from segray.errors import ModelError, SegrayError
 from segray.sections.values import is_ready_model
 from segray.stages.run_data import DataPlan
 from segray.trials.leaderboard import Given, read_given, write_given
@@ -26,10 +27,9 @@ log = logging.getLogger("segray")
 
 def check(config: Config, space: LabelSpace) -> None:
     """Find the models of `sweep.against`, and say which classes they lack. Raises ModelError for one of no use."""
-    for name in config.sweep.against:
-        info = read_info(ready.resolve(name, config.model.weights_dir))
+    for name in dict.fromkeys(config.sweep.against):
         try:
-            _, missing = classes_for(info.space, space)
+            _, missing = classes_for(read_info(ready.resolve(name, config.model.weights_dir)).space, space)
         except ModelError as error:
             raise ModelError(f"{name} cannot be compared with (sweep.against). {error}") from error
         if missing:
@@ -43,15 +43,25 @@ def places(config: Config) -> list[str]:
 
 def measure(config: Config, plan: DataPlan, worker: resources.WorkerShape) -> list[Given]:
     """Score and time each model of `sweep.against`, in a process of its own, and write OUT/against.json."""
-    known = {row[:3]: row for row in read_given(config.sweep.out) if row.error is None}
-    rows = []
-    for name in config.sweep.against:
+    out = config.sweep.out
+    known = {row[:3]: row for row in read_given(out) if row.error is None}
+    found: dict[tuple[Any, ...], Given] = {}
+    for name in dict.fromkeys(config.sweep.against):
+        row = _unmeasured(name, config, plan)
+        found[row[:3]] = known.get(row[:3]) or (row if row.error else _measured(row, config, plan, worker))
+        write_given(out, list((known | found).values()))  # at once, as measuring the next one may take long
+    write_given(out, list(found.values()))
+    return list(found.values())
+
+
+def _unmeasured(name: str, config: Config, plan: DataPlan) -> Given:
+    """Return the row of a model without its scores; with an error if it was deleted while the trials ran."""
+    try:
         info = read_info(ready.resolve(name, config.model.weights_dir))
-        encoder = info.model.encoder if info.model.has_encoder else ""
-        row = Given(name, info.model_id, plan.data_id, info.model.arch, encoder)
-        rows.append(known.get(row[:3]) or _measured(row, config, plan, worker))
-    write_given(config.sweep.out, rows)
-    return rows
+    except SegrayError as error:
+        return Given(name, "", plan.data_id, "", "", error=str(error))
+    encoder = info.model.encoder if info.model.has_encoder else ""
+    return Given(name, info.model_id, plan.data_id, info.model.arch, encoder)
 
 
 def _measured(row: Given, config: Config, plan: DataPlan, worker: resources.WorkerShape) -> Given:
@@ -69,5 +79,5 @@ def _look(row: Given, weights_dir: str | None, plan: DataPlan, worker: resources
     place, device = ready.resolve(row.name, weights_dir), "cuda" if worker.gpus else "cpu"
     cost = labelling_cost(place, device, int(worker.cpus))
     confusion = confusion_at(Predictor(place, device), plan.val, plan.label_space, plan.size, plan.resize)
-    scores = metrics.scores(confusion)
-    return row._replace(miou=scores.miou, pixel_accuracy=scores.pixel_accuracy, cost=cost)
+    scores = metrics.scores(confusion).to_dict()
+    return row._replace(miou=scores["miou"], pixel_accuracy=scores["pixel_accuracy"], cost=cost)

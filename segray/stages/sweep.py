@@ -48,6 +48,7 @@ from segray.stages.run_data import DataPlan, check_model, plan_data, read_places
 from segray.stages.train import run
 from segray.trials.leaderboard import (
     AGAINST,
+    GIVEN,
     ROWS,
     TABLE,
     TRIALS,
@@ -115,9 +116,10 @@ def sweep(
             costs = connect.wait_for(lambda: _costs(config, names, alone), [])
             given = connect.wait_for(lambda: against.measure(config, plan, alone), [])
         board = leaderboard(config, list(turns.entries.values()), costs, given)
-        if not board or board[0].miou is None:
-            first = board[0].error or board[0].status if board else "not run"
-            raise SegrayError(f"No trial of {len(board)} has a score; the first: {first}")
+        if not any(row.chosen for row in board):
+            trials = [row for row in board if row.status != GIVEN]
+            first = trials[0].error or trials[0].status if trials else "not run"
+            raise SegrayError(f"No trial of {len(trials)} has a score; the first: {first}")
         _publish(out, board)
     return read_sweep(out)
 

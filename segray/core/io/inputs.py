@@ -241,7 +241,7 @@ def _find(root: str, untaken: Untaken) -> Iterator[Found]:
         yield from untaken.taken(iter_inventory(root, untaken.enter))
     elif not is_folder and (_suffix(root) in LISTS or (_suffix(root) == PARQUET and _is_list(root))):
         yield from _listed(root, untaken)
-    elif _is_glob(root):
+    elif storage.is_glob(root) and not storage.exists(root):
         yield from _matching(root, untaken)
     elif not is_folder and not storage.exists(root):
         raise DataError(f"{root} does not exist; give an image, a video, a folder or glob of them, or a list.")
@@ -280,7 +280,7 @@ def _is_inventory(root: str) -> bool:
 def _matching(pattern: str, untaken: Untaken) -> Iterator[Found]:
     """List files that match a glob, from the folders that can hold some."""
     parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if _signs(part))
+    fixed = next(i for i, part in enumerate(parts) if storage.is_glob(part))
     deep = parts.index("**") if "**" in parts else len(parts)
     hidden = any(part.startswith(".") for part in parts[fixed:])  # as the pattern says
     try:
@@ -318,14 +318,6 @@ def _kind(uri: str) -> int | None:
 def _suffix(uri: str) -> str:
     _, dot, end = storage.name_of(uri).rpartition(".")
     return f".{end.lower()}" if dot else ""
-
-
-def _is_glob(root: str) -> bool:
-    return _signs(root) and not storage.exists(root)
-
-
-def _signs(text: str) -> bool:
-    return any(sign in text for sign in "*?[")
 
 
 def _some(names: Iterable[str]) -> str:

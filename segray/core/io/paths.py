@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from segray.errors import ConfigError, StorageError
@@ -110,6 +111,20 @@ def folder_of(uri: str) -> str:
 def stem_of(uri: str) -> str:
     """Return the last part without its suffix."""
     return name_of(uri).rsplit(".", 1)[0]
+
+
+def is_glob(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def above_glob(place: str) -> str:
+    """Return the folder in which a glob begins; a place without a glob as it is.
+
+    >>> above_glob("/drives/**/front_*.jpg"), above_glob("/drives/a.jpg"), above_glob("/*.jpg")
+    ('/drives', '/drives/a.jpg', '/')
+    """
+    parts = place.split("/")
+    return "/".join(takewhile(lambda part: not is_glob(part), parts)) or "/"
 
 
 def is_hidden(name: str) -> bool:

@@ -22,10 +22,12 @@ from segray.core.io.disk import temporary_beside
 from segray.core.io.failures import OWN_ERRNOS, StoreFailure, http_status, one_line, printable, reason
 from segray.core.io.paths import (
     Entry,
+    above_glob,
     absolute,
     check_uri,
     folder_of,
     in_bucket,
+    is_glob,
     is_hidden,
     join,
     local,
@@ -40,12 +42,14 @@ from segray.errors import DataError, InputChanged, InputMissing, InputUnreadable
 
 __all__ = [
     "Entry",
+    "above_glob",
     "absolute",
     "check_unchanged",
     "create",
     "exists",
     "folder_of",
     "in_bucket",
+    "is_glob",
     "is_hidden",
     "iter_files",
     "join",
