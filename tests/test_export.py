@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -43,6 +44,8 @@ from segray.core.labels.schema import ROW_SCHEMA
 from segray.core.models import bundle
 from segray.core.samples import LabelSpace
 from segray.errors import ConfigError, DataError, ModelError, OutputExists, StorageError
+from segray.sections.labelling import ClusterSection
+from segray.stages import export as stage
 from segray.stages.convert import convert
 from segray.stages.export import export, push, to_onnx
 
@@ -660,6 +663,29 @@ def test_error_rows_are_left_out_and_retried_ones_come_once(tiny_bundle, tmp_pat
     assert (done.frames, done.errors, done.parts, done.of) == (3, 0, 3, 3)
     files = [image["file_name"] for image in json.loads((tmp_path / "out" / INSTANCES).read_text())["images"]]
     assert sorted(files) == [f"street_05000{i}.jpg" for i in range(3)]
+
+
+def test_tasks_of_a_cluster_must_see_the_frames_and_get_only_their_own_repeated_rows(
+    plain_bundle, tmp_path, monkeypatch
+):
+    frames, labels, seen, given = tmp_path / "in", str(tmp_path / "labels"), [], []
+    frames.mkdir()
+    for i in range(4):
+        (frames / f"{i}.png").write_bytes(b"broken")
+    plan = make_plan(labels, settings_of([frames], shard_size=2), SPACE)
+    label_all(plan, Predictor(str(plain_bundle)))
+    make_plan(labels, plan.settings, SPACE, [plan], LabelFolder([plan]).failed_rows())
+
+    @contextmanager
+    def spread(cluster, places, written):
+        seen.append(places)
+        yield lambda work, tasks: given.extend(tasks) or ()
+
+    monkeypatch.setattr(stage, "spread", spread)
+    for name, options in (("a", Options()), ("b", Options(images=True))):
+        export(labels, "png", str(tmp_path / name), options, cluster=ClusterSection(address="head:6379"))
+    assert [len(task.repeated) for task in given] == [2] * 4
+    assert [str(frames / "0.png") in places for places in seen] == [False, True]
 
 
 def files_of(place):

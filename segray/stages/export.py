@@ -31,7 +31,7 @@ from segray.core.formats.names import Names
 from segray.core.infer.decode import encoded
 from segray.core.io import claims, images, parquet, storage
 from segray.core.labels.folder import LabelFolder, Part
-from segray.core.labels.plan import PlanReader, PlanRow
+from segray.core.labels.plan import PlanReader, PlanRow, place_of
 from segray.core.labels.schema import METRICS, LabelRow
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS
@@ -68,7 +68,7 @@ class Exported(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A part to export, its plan rows, and the ids that a later plan repeats. named: each row's name, and its path."""
+    """A part to export, its plan rows, and those ids that a later plan repeats. named: each row's name, and its path."""
 
     part: Part
     rows: list[PlanRow]
@@ -124,7 +124,7 @@ def _export(
     progress: Progress,
 ) -> Exported:
     of, before = labelled.shards, len(job.pieces)
-    with _several(cluster, job, labelled) as run:
+    with _several(cluster, job, labelled, _reads_pictures(made, job)) as run:
         for _ in run(partial(_write_part, job, made, writer), _open(labelled, job, names)):
             progress(1, of)
     there = len(job.pieces)
@@ -137,15 +137,22 @@ def _export(
 
 
 @contextmanager
-def _several(cluster: ClusterSection | None, job: Job, labelled: LabelFolder) -> Iterator[Map]:
-    """Give a map over the tasks of a cluster, or over threads of this process."""
+def _several(cluster: ClusterSection | None, job: Job, labelled: LabelFolder, pictures: bool) -> Iterator[Map]:
+    """Give a map over the tasks of a cluster, or over threads of this process. pictures: whether sources are read."""
     if cluster is not None and connect.is_named(cluster):
-        with spread(cluster, [labelled.plans[-1].json_uri], [storage.join(job.out, MARK)]) as run:
+        places = [labelled.plans[-1].json_uri]
+        if pictures:  # a task that does not see them would leave its frames out
+            places += [place_of(PlanReader(plan).shard(0)[0]) for plan in labelled.plans]
+        with spread(cluster, places, [storage.join(job.out, MARK)]) as run:
             yield run
         return
     threads = S3_THREADS if storage.in_bucket(job.out) else THREADS
     with ThreadPoolExecutor(threads) as pool:
         yield lambda work, tasks: ahead(pool, work, tasks, threads)
+
+
+def _reads_pictures(made: type[Writer], job: Job) -> bool:
+    return made.pictures or job.options.images
 
 
 def _used(made: type[Writer], options: Options) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _open(labelled: LabelFolder, job: Job, names: Names) -> Iterator[_Task]:
             if _piece(part) not in there:
                 rows = reader.shard(part.shard)
                 named = [(names.name(row["uri"], row["frame_index"]), names.below(row["uri"])) for row in rows]
-                yield _Task(part, rows, named, repeated)
+                yield _Task(part, rows, named, repeated.intersection(row["input_id"] for row in rows))
 
 
 def _piece(part: Part) -> str:
@@ -203,7 +210,7 @@ def _write_part(job: Job, made: type[Writer], writer: Writer, task: _Task) -> No
     with job.writing(_piece(task.part)) as piece:
         rows = compress(_rows(task.part.uri), wanted)
         planned, named = list(compress(task.rows, wanted)), compress(task.named, wanted)
-        pictures = encoded(planned) if made.pictures or job.options.images else repeat(None, len(planned))
+        pictures = encoded(planned) if _reads_pictures(made, job) else repeat(None, len(planned))
         lost: list[str] = []
 
         def frames() -> Iterator[LabelledFrame]:
