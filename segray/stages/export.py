@@ -68,7 +68,7 @@ class Exported(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A part to export, its plan rows, and those ids that a later plan repeats. named: each row's name, and its path."""
+    """A part to export, its plan rows, and which ids a later plan repeats. named: each row's name, and its path."""
 
     part: Part
     rows: list[PlanRow]

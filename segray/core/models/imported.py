@@ -69,8 +69,7 @@ def import_model(
     elif there.endswith(STATES):
         model, info, notes = _of_state(there, config, space, file)
     elif kind_of(there) == "transformers":
-        if config.data.size or config.data.resize or config.model.mean or config.model.std:
-            raise ConfigError(f"{file} says itself how frames are resized and normalised; leave --size and --set out.")
+        _refuse_shape(config, file)
         model, info = pretrained.read(there)
         notes = ["size, normalisation and classes are those of its files"]
         if info.model.one_logit:
@@ -110,7 +109,7 @@ def _numbered(count: int) -> LabelSpace:
 def _with_background(space: LabelSpace, notes: list[str]) -> LabelSpace:
     """Put `background` before the class that a single output tells from it, unless both are named."""
     if space.num_classes == 1:
-        space = pretrained.spaced((pretrained.BACKGROUND, space.names[0]))
+        space = pretrained.spaced((pretrained.BACKGROUND, *space.names), (None, *space.colors))
     notes.append(
         f"one output tells {space.names[-1]} from {space.names[0]}: a pixel is {space.names[-1]} where its logit is "
         "above 0"
@@ -131,6 +130,11 @@ def _as_many(space: LabelSpace, count: int) -> LabelSpace:
     if space.num_classes != count:
         raise ConfigError(f"--classes names {space.num_classes} classes, and the model has {count}.")
     return space
+
+
+def _refuse_shape(config: Config, file: str) -> None:
+    if config.data.size or config.data.resize or config.model.mean or config.model.std:
+        raise ConfigError(f"{file} says itself how frames are resized and normalised; leave --size and --set out.")
 
 
 def _shape(config: Config, notes: list[str], size: tuple[int, int] | None = None, stride: int = 1) -> dict[str, Any]:
@@ -299,6 +303,7 @@ def _of_onnx(
         session = onnx_model.session_of(data, torch.device("cpu"))
         own = onnx_model.segrays_facts(session)
         if own is not None:
+            _refuse_shape(config, file)
             space = _as_many(space, own["label_space"].num_classes) if space else own["label_space"]
         elif (space := _needed(space, file)).num_classes == 1:
             space = _with_background(space, notes)

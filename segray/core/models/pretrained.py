@@ -153,7 +153,7 @@ def _label_space(id2label: Mapping[int, str]) -> LabelSpace:
     return spaced(names)
 
 
-def spaced(names: tuple[str, ...], colors: Sequence[tuple[int, int, int]] = ()) -> LabelSpace:
+def spaced(names: tuple[str, ...], colors: Sequence[tuple[int, int, int] | None] = ()) -> LabelSpace:
     """Give classes their colours, unless they have some, and equal names a number; Cityscapes' know its ids as well."""
     if names == cityscapes.LABEL_SPACE.names:
         return cityscapes.LABEL_SPACE

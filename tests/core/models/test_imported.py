@@ -243,6 +243,13 @@ def test_one_output_is_the_logit_of_a_class_before_its_background(tmp_path, kind
     assert 0 < given.argmax(1).float().mean() < 1
 
 
+def test_a_listed_class_keeps_its_colour_beside_the_background(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,r,g,b\ncrack,1,2,3\n")
+    file, _ = one_class(tmp_path, "onnx")
+    info, _ = import_model(str(file), str(tmp_path / "bundle"), load(), str(tmp_path / "classes.csv"))
+    assert (info.space.names, info.space.colors[1]) == (("background", "crack"), (1, 2, 3))
+
+
 def test_a_folder_of_smp_for_other_images_than_rgb_is_a_line(tmp_path):
     smp.Unet("resnet18", encoder_weights=None, in_channels=1).save_pretrained(str(tmp_path / "grey"))
     with pytest.raises(ModelError, match=r"^smp's in_channels is 1, and a model takes RGB\. Export it to ONNX behind "):
@@ -344,3 +351,5 @@ def test_a_file_that_segray_exported_says_all_itself(unet, tmp_path):
     assert notes[-1] == "size, normalisation and classes are those that segray export wrote into it"
     with pytest.raises(ConfigError, match=r"^--classes names 5 classes, and the model has 3\.$"):
         import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(), "5")
+    with pytest.raises(ConfigError, match=r"net\.onnx says itself how frames are resized and normalised; leave --size"):
+        import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(None, {"data.size": "64x64"}))
