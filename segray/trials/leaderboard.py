@@ -56,8 +56,8 @@ class LeaderboardRow:
     a trial but a model of sweep.against, by its name, without a learning rate.
     encoder: "" where the architecture takes none.
     miou_mean, miou_spread: mean and standard deviation over the seeds of one combination.
-    label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the training size; images_per_s is
-    training's. cost_per_million: of labelling a million frames, by sweep.price.
+    label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the model's input size; images_per_s
+    is training's. cost_per_million: of labelling a million frames, by sweep.price.
     pareto: no other trial is at least as good and as fast, and better in one. chosen: its bundle is best/.
     """
 
