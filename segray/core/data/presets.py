@@ -335,8 +335,8 @@ PRESETS = {
     # Frames of CARLA's cameras, with tags in the first channel, as Lyft's and Udacity's challenge of 2018 has them, on
     # Kaggle in folders of two levels; tags and colours: guangwei.wang/posts/2018/lyft-challenge
     "carla": Preset(
-        ("{drive}/{again}/CameraRGB/{name}", "{drive}/CameraRGB/{name}"),
-        ("{drive}/{again}/CameraSeg/{name}", "{drive}/CameraSeg/{name}"),
+        ("{drive}/{again}/CameraRGB/{name}", "{drive}/CameraRGB/{name}", "CameraRGB/{name}"),
+        ("{drive}/{again}/CameraSeg/{name}", "{drive}/CameraSeg/{name}", "CameraSeg/{name}"),
         _in_red(
             _ids(
                 ("building", "464646", (1,)), ("fence", "be9999", (2,)), ("other", "48005a", (3,)),

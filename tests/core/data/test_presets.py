@@ -155,6 +155,7 @@ CASES = {
         [
             ("dataA/dataA/CameraRGB/02_00_000.png", "dataA/dataA/CameraSeg/02_00_000.png", (7, 0, 0), None, "road"),
             ("dataE/CameraRGB/F1-0.png", "dataE/CameraSeg/F1-0.png", (0, 0, 0), None, None),
+            ("CameraRGB/7.png", "CameraSeg/7.png", (10, 0, 0), None, "vehicle"),
         ],
     ),
     "gta5": (
