@@ -192,13 +192,19 @@ def _named(saved: Any, notes: list[str]) -> LabelSpace | None:
     meta = saved.get("meta") if isinstance(saved, dict) else None
     if not isinstance(meta, dict):
         return None
-    about = {str(key).lower(): value for key, value in {**meta, **(meta.get("dataset_meta") or {})}.items()}
+    both = [part for part in (meta, meta.get("dataset_meta")) if isinstance(part, dict)]
+    about = {str(key).lower(): value for part in both for key, value in part.items()}
     names, palette = about.get("classes"), about.get("palette")
     if not isinstance(names, list | tuple) or not names:
         return None
     notes.append("classes are those that its meta names")
-    colors = [tuple(color) for color in palette] if palette and len(palette) == len(names) else ()
-    return pretrained.spaced(tuple(map(str, names)), colors)
+    if not isinstance(palette, list | tuple) or len(palette) != len(names) or not all(map(_is_rgb, palette)):
+        palette = ()
+    return pretrained.spaced(tuple(map(str, names)), [(red, green, blue) for red, green, blue in palette])
+
+
+def _is_rgb(color: Any) -> bool:
+    return isinstance(color, list | tuple) and len(color) == 3 and all(one in range(256) for one in color)
 
 
 def _refuse_mmsegmentation(state: weights.Weights, file: str) -> None:

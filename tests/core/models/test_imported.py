@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from segray.cli import cli
 from segray.config import load
 from segray.core.data import streets
+from segray.core.data.class_names import colored
 from segray.core.infer.cost import engine_speeds, labelling_cost
 from segray.core.infer.predictor import Predictor
 from segray.core.models import build, bundle, coarse, forward
@@ -267,6 +268,11 @@ def test_a_checkpoint_of_mmsegmentation_names_its_classes_unless_the_network_is_
         torch.save({"meta": meta, "state_dict": unet.state_dict()}, tmp_path / name)
         info, notes = made(tmp_path / name, tmp_path / name[:3], None)
         assert (info.space.names, info.space.colors[1]) == (tuple(CITY), (4, 5, 6))
+    for i, palette in enumerate(([[1, 2]] * 3, [[0.1, 0.2, 0.3]] * 3, torch.ones(3, 3), [1, 2, 3], "cityscapes")):
+        meta = {"CLASSES": CITY, "PALETTE": palette, "dataset_meta": "none"}
+        torch.save({"meta": meta, "state_dict": unet.state_dict()}, tmp_path / "odd.pth")
+        info, _ = made(tmp_path / "odd.pth", tmp_path / f"odd{i}", None)
+        assert info.space.colors == colored(CITY)
         assert "classes are those that its meta names" in notes
     own = {"backbone.stem.weight": torch.ones(1), "decode_head.conv_seg.weight": torch.ones(1)}
     torch.save({"meta": {}, "state_dict": own}, tmp_path / "own.pth")
