@@ -53,7 +53,7 @@ class LeaderboardRow:
     """A trial's best epoch, and what its model costs as a labeller; None where nothing was measured.
 
     status: finished, stopped (by ASHA), failed, running, interrupted (the same command resumes) or not run; given: not
-    a trial but a model of sweep.against, by its name, without a learning rate.
+    a trial but a model of sweep.against, by its name, without a learning rate and epochs.
     encoder: "" where the architecture takes none.
     miou_mean, miou_spread: mean and standard deviation over the seeds of one combination.
     label_images_per_s, peak_memory_mib, gmacs, parameters: search.pareto.Cost at the model's input size; images_per_s
@@ -71,11 +71,11 @@ class LeaderboardRow:
     miou_mean: float | None
     miou_spread: float | None
     pixel_accuracy: float | None
-    epochs: int
+    epochs: int | None
     status: str
     parameters: int | None
     images_per_s: float | None
-    seconds: float
+    seconds: float | None
     label_images_per_s: float | None
     peak_memory_mib: float | None
     gmacs: float | None
@@ -322,10 +322,10 @@ def _given_row(config: Config, given: Given) -> LeaderboardRow:
         miou=given.miou,
         miou_mean=given.miou,
         pixel_accuracy=given.pixel_accuracy,
-        epochs=0,
+        epochs=None,
         status=GIVEN,
         images_per_s=None,
-        seconds=0,
+        seconds=None,
         error=given.error,
         **_costs(config, given.cost),
     )
