@@ -35,9 +35,7 @@ from segray.errors import DataError
 
 LEAST_ROWS, SHARD_ROWS = 8, 64
 SPREAD = 16  # shards that a run with few images is divided into
-GROWTH = (
-    5000  # a shard has a 5000th of the rows before it, and of those after it: few in large plans, small at the ends
-)
+GROWTH = 5000  # a shard has a 5000th of the rows before and of those after it: few in large plans, small at the ends
 MOST_ROWS = 500  # a minute or less of work: what a process loses with its end
 FILE_ROWS, FILE_SHARDS = 250_000, 2000  # of a file of a plan: some 15 MB, and 2 MB of its footer
 LONGEST = 4  # shards that a video's frames between two keyframes may fill before they are cut
