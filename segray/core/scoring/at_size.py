@@ -15,7 +15,7 @@ from segray.core.infer.predictor import Predictor, side_by_side
 from segray.core.io.masks import resize_mask
 from segray.core.prefetch import ahead
 from segray.core.samples import IGNORE_INDEX, LabelSpace, SampleRef
-from segray.core.scoring.classmaps import scoring_map
+from segray.core.scoring.classmaps import nothing_in_common, scoring_map
 from segray.errors import ModelError
 from segray.sections.training import Resize
 
@@ -33,10 +33,7 @@ def classes_for(predicted: LabelSpace, truth: LabelSpace) -> tuple[np.ndarray, l
     table[list(id_map)] = list(id_map.values())
     missing = [name for i, name in enumerate(truth.names) if i not in table]
     if len(missing) == truth.num_classes:
-        raise ModelError(
-            f"Its classes ({', '.join(predicted.names[:5])}, …) and the data's ({', '.join(truth.names[:5])}, …) have "
-            "no name in common. Rename the data's with data.class_map."
-        )
+        raise ModelError(nothing_in_common("Its", predicted, truth))
     return table, missing
 
 

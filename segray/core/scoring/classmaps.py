@@ -19,3 +19,11 @@ def scoring_map(model: LabelSpace, truth: LabelSpace) -> tuple[dict[int, int], l
     target = [unknown if label is None else label for label in found]
     id_map = {raw: IGNORE_INDEX if label == IGNORE_INDEX else target[label] for raw, label in truth.id_map.items()}
     return id_map, [name for name, label in zip(truth.names, found, strict=True) if label is None]
+
+
+def nothing_in_common(whose: str, predicted: LabelSpace, truth: LabelSpace) -> str:
+    """Say that no class of a model has the name of one of the data's. whose: the model, in a possessive."""
+    return (
+        f"{whose} classes ({', '.join(predicted.names[:5])}, …) and the data's ({', '.join(truth.names[:5])}, …) have "
+        "no name in common. Rename the data's with data.class_map."
+    )

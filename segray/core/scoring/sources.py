@@ -24,7 +24,7 @@ from segray.core.labels.folder import LabelFolder
 from segray.core.prefetch import ahead
 from segray.core.samples import LabelSpace, SampleRef
 from segray.core.scoring import calibration
-from segray.core.scoring.classmaps import scoring_map
+from segray.core.scoring.classmaps import nothing_in_common, scoring_map
 from segray.errors import ConfigError, DataError
 
 COLUMNS = ["input_id", "uri", "video_uri", "frame_index", "truth_uri", "status", "entropy_mean"]
@@ -201,10 +201,7 @@ def reading_space(predicted: LabelSpace, truth: LabelSpace) -> tuple[LabelSpace,
         return replace(predicted, id_map=truth.id_map, mask_channel=truth.mask_channel), []
     id_map, not_covered = scoring_map(predicted, truth)
     if len(not_covered) == len(truth.names):
-        raise DataError(
-            f"The model's classes ({', '.join(predicted.names[:5])}, …) and the data's "
-            f"({', '.join(truth.names[:5])}, …) have no name in common. Rename the data's with data.class_map."
-        )
+        raise DataError(nothing_in_common("The model's", predicted, truth))
     return replace(predicted, id_map=id_map, mask_channel=truth.mask_channel), not_covered
 
 
