@@ -23,6 +23,7 @@ from ray.data.block import BlockMetadata
 from ray.data.context import AutoscalingConfig
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.cluster import connect
 from segray.cluster.resources import WorkerShape
@@ -110,6 +111,20 @@ def _rows(packed: np.ndarray, starts: np.ndarray, register: Any) -> Iterator[pa.
         yield pa.table({"plan": [plans], "shard": [row - starts[plans]]})
 
 
+def _answers(node: str) -> bool:
+    """Say whether a node runs a task. For some 20 s after it is lost, Ray's list of nodes still has it as alive."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    here = ray.remote(num_cpus=0, max_retries=0)(_here).options(scheduling_strategy=there)
+    try:
+        ray.get(here.remote(), timeout=STUCK_S)
+    except RayError:
+        return False
+    return True
+
+
+def _here() -> None: ...
+
+
 class Pool:
     """Actors for one pass over shards, each made by labeller(register, *given), with `at_once` shards in work.
 
@@ -191,13 +206,15 @@ class Pool:
         connect.hush()  # Ray Data sets its loggers up anew when a dataset is made
         return receipts
 
-    def unfinished(self) -> set[Shard]:
-        """Return the shards that were in work when a process died on a node that is still there; and some that ended.
+    def unfinished(self, undone: np.ndarray) -> set[Shard]:
+        """Return those of the undone shards that were in work when a process died on a node that is still there.
 
         A shard that only waited for a process is none of them, nor one that was lost with its node.
         """
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return {shard for node, shard in self._known(self._register.last.remote()) if node in alive}
+        known = self._known(self._register.last.remote())
+        in_work = {(node, (plan, shard)) for node, (plan, shard) in known if undone[self._starts[plan] + shard]}
+        there = {node for node in {node for node, _ in in_work} if _answers(node)}
+        return {shard for node, shard in in_work if node in there}
 
     def actors_on(self, node: str) -> set[str]:
         """Return the ids of the actors that began a shard, their last one on this node."""

@@ -43,6 +43,7 @@ from segray.sections.labelling import GivenLabelSection, InferSection
 if TYPE_CHECKING:
     from segray.cluster.pool import Pool
 
+THERE_BEFORE = "there when this run came to write: made by another run, or by a process of this one before it was lost."
 NO_PART_YET = " No part of it is labelled yet: --overwrite loses nothing."
 WAITING = 2  # threads that wait for a GPU: for the batch it computes, and for the next, which is queued
 ROUNDS = 3  # rounds without a labelled shard after which a run is given up
@@ -115,7 +116,7 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
             stages.update(receipt.seconds)
         seconds = time.perf_counter() - started
         if lost:
-            watch.note(f"{counted(lost, 'part was', 'parts were')} made by another run meanwhile.")
+            watch.note(f"{counted(lost, 'part was', 'parts were')} {THERE_BEFORE}")
         speed: Speed = {
             "seconds": seconds,
             "images_per_s": rows / seconds if rows else None,
@@ -277,7 +278,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
                     return
                 started_again = sickness.left_out != before
                 idle = 0 if started_again or (undone < todo).any() else idle + 1
-                for number, shard in _suspects(back, set() if started_again else pool.unfinished()):
+                for number, shard in _suspects(back, set() if started_again else pool.unfinished(undone)):
                     suspects[folder.starts[number] + shard] = True
                 todo = undone
     first = int(todo.argmax())
