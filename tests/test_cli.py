@@ -1,5 +1,7 @@
 """The command line from outside: its flags, its help, and one clear line for each kind of bad input."""
 
+import runpy
+import sys
 from contextlib import contextmanager
 
 import click
@@ -80,6 +82,12 @@ def test_the_flags_are_these_and_a_new_one_needs_a_reason():
 
 def test_the_version_is_the_packages_own(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--version") == (0, f"segray, version {__version__}\n", "")
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["segray", "--version"])
+    runpy.run_module("segray", run_name="__main__")
+    assert capsys.readouterr().out.endswith(f", version {__version__}\n")
 
 
 @pytest.mark.parametrize(("name", "command"), commands())

@@ -37,7 +37,7 @@ LAYERS = [  # from the ground up: what stands in a line imports from that line a
     "stages.sweep",
     "pages",
     "stages.report stages.status settings_reference",
-    "cli",
+    "cli __main__",
     "api",
 ]
 EXPLAINED = {
