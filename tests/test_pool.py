@@ -28,10 +28,14 @@ class Clock:
 @pytest.fixture
 def begun(monkeypatch):
     """How many shards actors began, and how long they worked; the clock counts the looks."""
-    does = SimpleNamespace(count=0, worked_s=1e6, clock=Clock())
+    does = SimpleNamespace(count=0, ended=None, worked_s=1e6, clock=Clock())
     monkeypatch.setattr(pool, "time", does.clock)
     monkeypatch.setattr(pool.ray, "get", lambda answer: answer)
-    does.register = SimpleNamespace(begun=SimpleNamespace(remote=lambda: (does.count, does.worked_s)))
+
+    def told():
+        return does.count, does.count if does.ended is None else does.ended, does.worked_s
+
+    does.register = SimpleNamespace(begun=SimpleNamespace(remote=told))
     return does
 
 
@@ -65,6 +69,16 @@ def test_shards_that_are_done_in_no_time_are_given_several_at_once(begun):
     assert len(next(rows)["shard"][0]) == 1
 
 
+def test_the_first_shards_of_many_threads_are_not_taken_for_done_in_no_time(begun):
+    """On eight GPUs some 140 begin at once, and none has ended."""
+    rows = source(np.ones(2000, bool), begun)
+    assert {len(row["shard"][0]) for row in islice(rows, 500)} == {1}
+    begun.count, begun.ended, begun.worked_s = 144, 0, 0.0
+    assert {len(row["shard"][0]) for row in islice(rows, 144)} == {1}
+    begun.count, begun.ended, begun.worked_s = 288, 144, 576.0
+    assert {len(row["shard"][0]) for row in islice(rows, 144)} == {1}
+
+
 def test_shards_that_were_lost_before_they_began_are_not_waited_for_for_ever(begun):
     rows = source(np.ones(2000, bool), begun)
     assert len(shards(islice(rows, 1000))) == 1000
@@ -80,7 +94,7 @@ def test_the_register_knows_what_each_thread_began_last_and_where_actors_are():
     register.begin("a", 1, 2, "node 7", 0.0, (0, 2))
     register.begin("a", 1, 1, "node 7", 2.5, (0, 3))
     register.begin("b", 9, 1, "node 8", 0.0, (1, 0))
-    assert register.begun() == (4, 2.5)
+    assert register.begun() == (4, 1, 2.5)
     assert sorted(register.last()) == [("node 7", (0, 2)), ("node 7", (0, 3)), ("node 8", (1, 0))]
     register.begin("a", 2, 1, "node 8", 0.0, (0, 2))  # its process died, and was started again elsewhere
     assert (register.actors_on("node 7"), register.actors_on("node 8")) == (set(), {"a", "b"})

@@ -46,20 +46,21 @@ class Register:
     """
 
     def __init__(self) -> None:
-        self._begun, self._seconds = 0, 0.0
+        self._begun, self._ended, self._seconds = 0, 0, 0.0
         self._last: dict[tuple[str, int, int], tuple[str, Shard]] = {}  # by actor, process and thread
         self._nodes: dict[str, str] = {}  # where each actor was last
 
     def begin(self, actor: str, process: int, thread: int, node: str, before_s: float, shard: Shard) -> None:
-        """Hear of a shard, and how long the thread worked on the one before."""
+        """Hear of a shard, and how long the thread worked on the one before; 0 for its first."""
         self._begun += 1
+        self._ended += before_s > 0
         self._seconds += before_s
         self._last[actor, process, thread] = node, shard
         self._nodes[actor] = node
 
-    def begun(self) -> tuple[int, float]:
-        """Count the shards that began, and the seconds of work on those that ended."""
-        return self._begun, self._seconds
+    def begun(self) -> tuple[int, int, float]:
+        """Count the shards that began, those that ended, and the seconds of work on these."""
+        return self._begun, self._ended, self._seconds
 
     def last(self) -> list[tuple[str, Shard]]:
         """List the last shard that each thread of each process began, and its node; a thread may have ended it."""
@@ -95,14 +96,14 @@ def _rows(packed: np.ndarray, starts: np.ndarray, register: Any) -> Iterator[pa.
     moved_s, paced, paced_s = time.monotonic(), 0, 0.0
     while len(left):
         while sent >= begun + lost + AHEAD * each:
-            (now_begun, worked_s), now_s = ray.get(register.begun.remote()), time.monotonic()
+            (now_begun, ended, worked_s), now_s = ray.get(register.begun.remote()), time.monotonic()
             if now_begun != begun:
                 begun, moved_s = now_begun, now_s
             elif now_s - moved_s > STUCK_S:
                 lost = sent - begun
-            if begun - paced >= PACE:
-                shard_s = max((worked_s - paced_s) / (begun - paced), GROUP_S / MOST)
-                each, paced, paced_s = max(1, int(GROUP_S / shard_s)), begun, worked_s
+            if ended - paced >= PACE:  # of those that began, a fleet's first hundreds have taken no time yet
+                shard_s = max((worked_s - paced_s) / (ended - paced), GROUP_S / MOST)
+                each, paced, paced_s = max(1, int(GROUP_S / shard_s)), ended, worked_s
             if sent >= begun + lost + AHEAD * each:
                 time.sleep(POLL_S)
         row, left = left[:each], left[each:]
