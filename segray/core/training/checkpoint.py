@@ -172,7 +172,8 @@ def load_state(out: str, parts: Mapping[str, Stateful], device: torch.device) ->
     try:
         state = torch.load(file, map_location=device, weights_only=True)
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            if state[name] or name != "scaler":  # it is empty where the precision needed none; this device's may
+                part.load_state_dict(state[name])
         history: History = state["history"]
         return history
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:

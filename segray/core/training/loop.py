@@ -51,6 +51,7 @@ from segray.core.training.workers import (
     all_reduce,
     broadcast_buffers,
     check_device,
+    in_one_precision,
     runs_on,
     sync_batch_norm,
 )
@@ -92,8 +93,9 @@ def fit(
 
 
 def _fit(worker: Worker, config: Config, data: TrainData, encoder_weights: Mapping[str, torch.Tensor] | None) -> None:
+    check_device(config.train, worker)
+    config = in_one_precision(config, worker)
     train, out = config.train, config.train.out
-    check_device(train, worker)
     told = len(read_history(out))  # before runs_on, for which all workers wait: each counts the same rows
     device = runs_on(train, worker)
     torch.manual_seed(train.seed)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 import torch.distributed
 
+from segray.config import Config
 from segray.core.precision import autocast_dtype, name_of
 from segray.core.training.checkpoint import EpochRow
 from segray.errors import ConfigError
@@ -83,6 +84,17 @@ def runs_on(config: TrainSection, worker: Worker) -> str:
         torch.distributed.all_gather_object(kinds, _kind(worker.device))
     precision = name_of(autocast_dtype(config, worker.device))
     return f"{', '.join(_several(kind, count) for kind, count in Counter(kinds).items())}, {precision}"
+
+
+def in_one_precision(config: Config, worker: Worker) -> Config:
+    """Return the settings with fp16 for all workers where auto is fp16 for some, as for GPUs of several generations.
+
+    Only the gradients of fp16 are scaled, and those of all workers are averaged.
+    """
+    names = [name_of(autocast_dtype(config.train, worker.device))] * worker.world_size
+    if worker.world_size > 1:
+        torch.distributed.all_gather_object(names, names[0])
+    return config.changed({"train.precision": "fp16"}) if len({*names}) > 1 and "fp16" in names else config
 
 
 def _kind(device: torch.device) -> str:

@@ -617,6 +617,15 @@ def test_a_state_of_something_else_is_refused(settings, data, tmp_path, state):
         loop.fit(LocalWorker(), config, data)
 
 
+def test_a_run_in_bf16_goes_on_in_fp16_on_an_older_gpu(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    before = {"model": layer, "scaler": torch.amp.GradScaler("cpu", enabled=False)}
+    checkpoint.save_state(str(tmp_path), checkpoint.snapshot(before), [])
+    fp16 = torch.amp.GradScaler("cpu", enabled=True)
+    checkpoint.load_state(str(tmp_path), {"model": layer, "scaler": fp16}, torch.device("cpu"))
+    assert fp16.get_scale() == torch.amp.GradScaler("cpu").get_scale()
+
+
 def test_a_state_of_another_encoder_is_refused(settings, data, tmp_path):
     loop.fit(LocalWorker(), settings(train__epochs=1), data)
     with pytest.raises(ModelError, match=rf"^{tmp_path}/run/last.pt cannot be continued from: "):

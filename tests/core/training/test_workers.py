@@ -116,6 +116,28 @@ def test_a_run_says_what_all_its_workers_compute_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("mine", "theirs", "asked", "agreed"),
+    [
+        ((8, 0), "fp16", "auto", "fp16"),
+        ((7, 5), "bf16", "auto", "fp16"),
+        ((8, 0), "bf16", "auto", "auto"),
+        ((7, 5), "fp16", "auto", "auto"),
+        ((8, 0), "fp32", "fp32", "fp32"),
+    ],
+)
+def test_gpus_of_several_generations_train_in_one_precision(monkeypatch, mine, theirs, asked, agreed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: mine)
+
+    def gather(names, own):
+        names[:] = [own, theirs]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    two = SimpleNamespace(world_size=2, device=torch.device("cuda"))
+    config = load(None, {"train.precision": asked})
+    assert workers.in_one_precision(config, two).train.precision == agreed
+
+
+@pytest.mark.parametrize(
     ("there", "asked", "device"),
     [(True, None, "cuda"), (True, False, "cpu"), (False, None, "cpu"), (True, True, "cuda")],
 )
