@@ -12,6 +12,7 @@ import ray
 
 from segray.cluster import labeller
 from segray.cluster.labeller import Done, Labeller, Lost, Sickness, read_answer
+from segray.core.infer.isolated import Unfit
 from segray.core.labels.parts import Receipt
 from segray.errors import AccessDenied, ClusterError, ModelError, StorageError, in_a_line
 from segray.sections.labelling import InferSection, LabelSection
@@ -50,6 +51,7 @@ def process(monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(labeller, "LabelCounters", lambda run: SimpleNamespace(add=lambda receipt: None))
     monkeypatch.setattr(labeller, "Predictor", Predictor)
+    monkeypatch.setattr(labeller, "Careful", lambda *given, **options: does.rows)
     monkeypatch.setattr(labeller, "settle_precision", lambda out, infer, device: infer)
     monkeypatch.setattr(labeller, "label_rows", lambda plan, rows, clock, predictor, batch_size: does.rows(clock))
     monkeypatch.setattr(labeller, "end_if_held", lambda timeout_s: None)
@@ -60,9 +62,9 @@ def process(monkeypatch):
     monkeypatch.setattr(Labeller, "_end", lambda self: does.ended.set())
     plan = SimpleNamespace(number=0, plan_id="0123456789")
 
-    def start():
+    def start(careful=False):
         section = LabelSection(out="out", model="best", input_timeout=0.1)
-        made = Labeller(register, section, InferSection(), [plan], 1, "cpu", False)
+        made = Labeller(register, section, InferSection(), [plan], 1, "cpu", careful)
 
         def label(*shards):
             batch = {"plan": np.zeros((1, len(shards)), int), "shard": np.array([shards])}
@@ -183,6 +185,14 @@ def test_a_model_is_loaded_with_the_first_shard(process):
 def test_what_is_wrong_with_a_node_is_said_by_its_kind(process, when, error):
     setattr(process, when, error)
     assert process.start()(0) == lost(0, str(error), sick=True, kind=type(error).__name__)
+
+
+def test_a_model_that_no_process_of_its_own_can_load_is_the_nodes_fault_and_ends_no_run(process):
+    """As where a GPU ends each process that uses it, which the shards that it lost have in common."""
+    error = Unfit("best cannot be loaded in a process of its own.")
+    error.__cause__ = ModelError(str(error))
+    process.label = error
+    assert process.start(careful=True)(0) == lost(0, str(error), sick=True, kind="ModelError")
 
 
 def test_a_store_that_is_gone_ends_the_run(process):

@@ -175,7 +175,8 @@ class Labeller:
             event("shard failed", **about, level=logging.ERROR, reason=traceback.format_exc())
             if not self._is_sick(error):
                 return self._lost(plan, shard, in_a_line(error), sick=False)
-            self.sick = in_a_line(error)
+            ours = error.__cause__ if isinstance(error, Unfit) else None
+            self.sick, self.kind = (str(ours), type(ours).__name__) if ours else (in_a_line(error), "")
             return self._give_back(plan, shard, wait=alone)
         self.counters.add(receipt)
         text = "shard labelled" if receipt.created else "shard was there"

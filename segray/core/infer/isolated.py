@@ -29,7 +29,7 @@ TRIES = 2  # for a row that raises an unexpected exception: the device may have 
 
 
 class Unfit(Exception):
-    """Even a process of its own cannot label; the text says why."""
+    """Even a process of its own cannot label; the text says why. An error of ours that it comes from is its cause."""
 
 
 class Careful:
@@ -68,7 +68,7 @@ class Careful:
 
     def _ask(self, plan: Plan, row: PlanRow) -> Labelled | str:
         """Return the child's row, a lost row if the child ended or hung, or the text of the exception it raised."""
-        child = self._child or self._start()
+        child = self._child or self._started()
         try:
             self._pipe.send((plan, row))
             while self._pipe.poll(self.timeout_s):
@@ -91,6 +91,12 @@ class Careful:
             self.close()
             raise answer
         return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        try:
+            return self._start()
+        except SegrayError as error:
+            raise Unfit(str(error)) from error
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._pipe, theirs = Pipe()

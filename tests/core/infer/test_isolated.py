@@ -65,8 +65,9 @@ def test_each_row_is_what_it_would_be_and_a_crash_is_its_own(frames, tiny_bundle
 def test_a_model_that_cannot_be_loaded_is_no_inputs_fault(frames, tmp_path):
     plan = make_plan(str(tmp_path / "out"), settings_of(frames), streets.LABEL_SPACE)
     label = isolated.Careful(1, 60.0, uri=str(tmp_path / "no bundle"), infer=InferSection())
-    with pytest.raises(ModelError, match=r"/no bundle does not exist\."):
+    with pytest.raises(isolated.Unfit, match=r"/no bundle does not exist\.") as told:
         list(label(plan, plan_rows(plan), Clock()))
+    assert type(told.value.__cause__) is ModelError
 
 
 def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path, monkeypatch):
@@ -75,8 +76,10 @@ def test_a_process_that_ends_before_it_reads_is_no_inputs_fault(frames, tmp_path
     monkeypatch.setattr(isolated.sys, "executable", "/bin/false")
     label = isolated.Careful(1, 60.0, uri="best", infer=InferSection())
     for _ in range(2):
-        with pytest.raises(ModelError, match=r"^best cannot be loaded in a process of its own, after labelling"):
+        said = r"^best cannot be loaded in a process of its own, after labelling"
+        with pytest.raises(isolated.Unfit, match=said) as told:
             list(label(plan, plan_rows(plan), Clock()))
+        assert type(told.value.__cause__) is ModelError
 
 
 class Child:
