@@ -148,6 +148,31 @@ def test_a_sweep_that_finds_no_ray_leaves_nothing(config, tmp_path, monkeypatch)
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_sweep_whose_later_trials_cannot_train_is_refused_before_the_first(config, tmp_path):
+    train(config)
+    good, other = str(tmp_path / "run" / "best"), tmp_path / "other"
+    shutil.copytree(good, other)
+    info = json.loads((other / "segray.json").read_text())
+    info["label_space"]["names"].reverse()
+    (other / "segray.json").write_text(json.dumps(info))
+    pooled = {"model.options": {}, "train.batch_size": 1}
+    config = config.changed({"sweep.out": str(tmp_path / "sweep"), "sweep.learning_rates": [1e-3]})
+    for more, space, text in (
+        ({"cluster.workers": 4}, {"train.batch_size": [8, 2]}, "train.batch_size 2 leaves some of 4"),
+        (pooled, {"model.arch": ["unet", "deeplabv3plus"]}, "deeplabv3plus normalises pooled features"),
+        ({}, {"train.teacher": [good, str(other)]}, "train.teacher .*other knows 11 classes"),
+    ):
+        with pytest.raises(SegrayError, match=f"^{text}"):
+            sweep.sweep(config.changed({**more, "sweep.space": space}))
+
+
+def test_a_trial_is_estimated_by_the_steps_that_it_trains(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "training_step_s", lambda *_: 1.0)
+    config = config.changed({"sweep.out": str(tmp_path / "sweep"), "sweep.learning_rates": [1e-3], "train.epochs": 5})
+    for batch, steps in ((3, 1), (2, 2), (8, 1)):  # four frames, without a last batch that is not full
+        assert [*sweep.estimate(config.changed({"train.batch_size": batch})).values()] == [5 * steps]
+
+
 def test_an_evaluation_writes_over_no_training_run_even_if_it_may_overwrite(config, town, tmp_path):
     train(config)
     before = (tmp_path / "run" / "config.yaml").read_bytes()

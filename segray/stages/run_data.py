@@ -76,6 +76,19 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     parameters = check_model(config, dataset.label_space.num_classes)
     train_refs = split_refs(dataset, config.data.train_split, "data.train_split")
     val_refs = split_refs(dataset, config.data.val_split, "data.val_split")
+    check_batch(config)
+    if len(train_refs) < (workers := max(1, config.cluster.workers)):
+        raise DataError(f"{counted(len(train_refs), 'training frame')} for {workers} workers; lower cluster.workers.")
+    if config.train.teacher:
+        check_teacher(config.train.teacher, dataset.label_space, config.model.weights_dir)
+    names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
+    data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
+    size, resize = input_shape(config.data, (*train_refs, *val_refs))
+    return DataPlan(train_refs, val_refs, dataset.label_space, size, data_id[:12], resize, parameters)
+
+
+def check_batch(config: Config) -> None:
+    """Raise ConfigError for a batch that is too small for the workers. The model's names are known."""
     workers, batch = max(1, config.cluster.workers), with_batch(config).train.batch
     if batch < workers:
         raise ConfigError(
@@ -87,14 +100,6 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
             f"{config.model.arch} normalises pooled features, which takes 2 images a worker; "
             f"train.batch_size is {batch} for {workers}: take {2 * workers} or more."
         )
-    if len(train_refs) < workers:
-        raise DataError(f"{counted(len(train_refs), 'training frame')} for {workers} workers; lower cluster.workers.")
-    if config.train.teacher:
-        check_teacher(config.train.teacher, dataset.label_space, config.model.weights_dir)
-    names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
-    data_id = hashlib.sha256(f"{names}\n{dataset.label_space.to_dict()}".encode(errors="surrogateescape")).hexdigest()
-    size, resize = input_shape(config.data, (*train_refs, *val_refs))
-    return DataPlan(train_refs, val_refs, dataset.label_space, size, data_id[:12], resize, parameters)
 
 
 def check_model(config: Config, classes: int) -> int:

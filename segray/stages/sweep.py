@@ -44,7 +44,7 @@ from segray.errors import ConfigError, SegrayError, TrainingDiverged
 from segray.stages import against
 from segray.stages.batch_size import in_epochs, with_batch
 from segray.stages.resume import as_begun, before, begun_settings, changed_frames, claim, different
-from segray.stages.run_data import DataPlan, check_model, plan_data, read_places, stored
+from segray.stages.run_data import DataPlan, check_batch, check_model, check_teacher, plan_data, read_places, stored
 from segray.stages.train import run
 from segray.trials.leaderboard import (
     AGAINST,
@@ -125,7 +125,7 @@ def sweep(
 
 
 def check_settings(config: Config) -> list[Config]:
-    """Check what can be checked without data; return the settings of the trials, one of each model."""
+    """Check what can be checked without data; return the settings of the trials."""
     trials = list_trials(config)
     if config.sweep.search == "tpe":
         extra("optuna", "sweep")
@@ -140,20 +140,21 @@ def check_settings(config: Config) -> list[Config]:
             "train.max_steps is set and train.batch_size varied: all trials have the same epochs, whose steps differ "
             "then. Give --epochs instead."
         )
-    distinct: dict[tuple[str, bool], Config] = {}
     for one in runs:
-        distinct.setdefault((one.model.model_dump_json(), one.train.freeze_encoder), one)
-    for one in distinct.values():
         check_names(one.model)
-    return list(distinct.values())
+    return runs
 
 
 def _check(config: Config, dataset: Dataset | None) -> DataPlan:
     """Check all that can be checked before the first trial starts; return the frames that all trials share."""
-    distinct = check_settings(config)
-    plan = plan_data(distinct[0], dataset)
-    for one in distinct:
+    runs = check_settings(config)
+    plan = plan_data(runs[0], dataset)
+    for one in {(one.model.model_dump_json(), one.train.freeze_encoder): one for one in runs}.values():
         check_model(one, plan.label_space.num_classes)
+    for one in runs:
+        check_batch(one)
+    for teacher in {one.train.teacher for one in runs if one.train.teacher}:
+        check_teacher(teacher, plan.label_space, config.model.weights_dir)
     against.check(config, plan.label_space)
     return plan
 
@@ -185,7 +186,7 @@ def estimate(config: Config, progress: Progress = untold) -> dict[str, float]:
         if (key := steps_alike[name]) not in took:
             took[key] = training_step_s(there, plan.label_space.num_classes, plan.size, local_device(config.cluster))
             progress(1, len(set(steps_alike.values())))
-        steps = -(-len(plan.train) // there.train.batch) * there.train.epochs
+        steps = max(1, len(plan.train) // there.train.batch) * there.train.epochs
         seconds[name] = took[key] * steps
     return seconds
 
