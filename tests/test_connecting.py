@@ -4,6 +4,7 @@ import socket
 import stat
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.fs
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ from segray.core.samples import SampleRef
 from segray.errors import ClusterError, ConfigError
 from segray.sections.labelling import ClusterSection, GivenLabelSection
 from segray.stages import run_data
-from segray.stages.label import _shape, label, shards_at_once
+from segray.stages.label import _pool, _settled, _shape, label, shards_at_once
 
 
 @pytest.fixture
@@ -230,10 +231,22 @@ def test_cpus_of_nodes_without_a_gpu_decode_for_no_process_with_one():
 def test_an_autoscaler_is_asked_for_what_the_run_will_use(monkeypatch, gpu, before, asked):
     told, cluster_s = [], iter([before, has((4, 0), (8, 1)), has((4, 0), (8, 2))])
     monkeypatch.setattr(connect, "SCALE_POLL_S", 0)
-    monkeypatch.setattr(connect, "resources", lambda: next(cluster_s))
+    monkeypatch.setattr(connect, "resources", lambda without: next(cluster_s))
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles))
-    connect._holding(ClusterSection(gpu=gpu, wait=60), 2)
+    connect.holding(ClusterSection(gpu=gpu, wait=60), 2)
     assert told == [*([bundle] * 2 for bundle in asked), []]
+
+
+def test_labelling_waits_again_for_nodes_when_all_are_gone_between_two_passes(monkeypatch):
+    """And for GPUs, if it began with some: what is left may be a head, whose processors would label for days."""
+    cluster_s = iter([has((4, 0)), has((4, 0), (8, 1))])
+    monkeypatch.setattr(connect, "SCALE_POLL_S", 0)
+    monkeypatch.setattr(connect, "resources", lambda without: next(cluster_s))
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: None)
+    monkeypatch.setattr("segray.stages.label.LabelFolder", lambda plans: SimpleNamespace(starts=None))
+    monkeypatch.setattr("segray.cluster.pool.Pool", lambda *given: given[4])
+    config = _settled(load(None, {"cluster.wait": "1m"}), has((4, 0), (8, 1)))
+    assert _pool(config, config.label, [], np.ones(3, bool), True, frozenset()) == WorkerShape(1, 1, 1.0)
 
 
 def test_a_mistyped_address_leaves_no_plan_of_labelling_behind(plain_bundle, tmp_path):

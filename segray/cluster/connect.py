@@ -85,7 +85,7 @@ def connected(config: ClusterSection, processes: int | None = None, *, sweeps: b
     with held():
         import ray  # it reads some of these variables on import
     if ray.is_initialized():
-        yield _holding(config, processes)
+        yield holding(config, processes)
         return
     # A thread starts Ray: in the main one, Ray would replace our handler of SIGTERM with its own. The thread lives as
     # long as this block, because Linux ends Ray's processes with the thread that started them.
@@ -94,7 +94,7 @@ def connected(config: ClusterSection, processes: int | None = None, *, sweeps: b
             with held():
                 _start_or_join(config, sweeps, starter)
             hush()
-            yield _holding(config, processes)
+            yield holding(config, processes)
         finally:
             with held():  # after an interrupted shutdown, the rest of Ray waits for a quarter of a minute
                 _end_readers()
@@ -164,18 +164,21 @@ def _start_or_join(config: ClusterSection, sweeps: bool, starter: Executor) -> N
                     raise not_started(error) from error
 
 
-def _holding(config: ClusterSection, processes: int | None) -> Resources:
-    """Return what the cluster has. Raises ClusterError if it cannot hold the processes within `cluster.wait`."""
-    has = resources()
+def holding(config: ClusterSection, processes: int | None, without: Container[str] = ()) -> Resources:
+    """Return what the cluster has, but for the nodes with these ids.
+
+    Raises ClusterError if it cannot hold the processes within `cluster.wait`.
+    """
+    has = resources(without)
     if processes is None:
         return has
     if config.wait and not least(config, processes, has).fits(has):
-        has = _scaled(config, processes, has)
+        has = _scaled(config, processes, has, without)
     least(config, processes, has).check(has)
     return has
 
 
-def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources:
+def _scaled(config: ClusterSection, processes: int, has: Resources, without: Container[str]) -> Resources:
     """Ask an autoscaler for nodes that hold the processes, and wait. Return what the cluster has then, or at timeout.
 
     The request is made again when a first GPU appears, as each process then takes one.
@@ -191,7 +194,7 @@ def _scaled(config: ClusterSection, processes: int, has: Resources) -> Resources
                 request_resources(bundles=[{"CPU": wanted.cpus, "GPU": wanted.gpus}] * wanted.count)
                 asked = wanted
             time.sleep(SCALE_POLL_S)
-            has = resources()
+            has = resources(without)
     finally:
         request_resources(bundles=[])  # otherwise the request holds the nodes for ever
     return has

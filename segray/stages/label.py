@@ -247,6 +247,7 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
     if not todo.any():
         return
     with connect.connected(config.cluster, 1) as has, closing(Gauges(section.out)) as gauges:
+        config = _settled(config, has)
         check_places(_read_places(section, readers), [plans[-1].json_uri])
         gauges.set("segray_frames_left", left)
         event("labelling", section.out, rows=left, shards=int(todo.sum()))
@@ -325,6 +326,12 @@ def _say_room(section: GivenLabelSection, shape: resources.WorkerShape, watch: W
         watch.note(f"The cluster has room for {there} ({shape}). The others start when nodes come.")
 
 
+def _settled(config: Config, has: resources.Resources) -> Config:
+    """Return the settings with GPUs or without, as the run begins: it goes on so when all nodes with GPUs are gone."""
+    cluster = config.cluster.model_copy(update={"gpu": resources.uses_gpus(config.cluster, has)})
+    return config.model_copy(update={"cluster": cluster})
+
+
 def _read_places(section: GivenLabelSection, readers: list[PlanReader]) -> list[str]:
     """List where actors read: the model, and one input of each plan, as inputs mostly lie together."""
     return [section.model, *(place_of(reader.shard(0)[0]) for reader in readers)]
@@ -348,7 +355,7 @@ def _pool(
 ) -> Pool:
     with held():
         from segray.cluster.pool import Pool
-    has = connect.resources(without)
+    has = connect.holding(config.cluster, 1, without)
     shape = _shape(config, section, has)
     options = (section, config.infer, plans, shape.cpus, "cuda" if shape.gpus else "cpu", careful)
     starts = LabelFolder(plans).starts
