@@ -25,7 +25,7 @@ from segray.core.training import loop
 from segray.core.training.checkpoint import read_history, read_settings
 from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError
 from segray.stages import evaluate, label, sweep
-from segray.stages.batch_size import with_batch
+from segray.stages.batch_size import until_it_fits, with_batch
 from segray.stages.resume import claim
 from segray.stages.run_data import DataPlan
 from segray.stages.train import new_start, new_steps, run, train
@@ -355,6 +355,19 @@ def test_a_batch_size_of_auto_is_halved_until_it_fits_and_its_steps_accumulate(c
         ModelTooLarge, match=r"with 1 frame of 32×48 \(height × width\) a worker\. Set a smaller augment"
     ):
         train(config.changed({"train.epochs": 3}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "workers", "given"),
+    [("unet", 2, (2, 4)), ("unet", 3, (4, 2)), ("deeplabv3plus", 3, (8, 1)), ("unet", 20, (32, 1))],
+)
+def test_a_batch_that_auto_halved_has_an_image_for_each_worker_of_now(config, tmp_path, arch, workers, given):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "history.jsonl").write_text(json.dumps({"batch_size": 2, "accumulate": 4}))
+    asked = []
+    config = config.changed({"train.batch_size": "auto", "model.arch": arch, "cluster.workers": workers})
+    until_it_fits(config, lambda sized: asked.append((sized.train.batch, sized.train.accumulate)))
+    assert asked == [given]
 
 
 def test_a_run_whose_batch_no_longer_fits_goes_on_with_auto(config, tmp_path, monkeypatch):

@@ -41,14 +41,17 @@ def until_it_fits(config: Config, fit: Callable[[Config], None]) -> None:
 
     Each call begins after the last complete epoch, on all workers, so that they agree.
     """
-    sized = with_batch(config, read_history(config.train.out))
+    sized, least = with_batch(config, read_history(config.train.out)), loop.least_batch(config, config.cluster.workers)
+    while sized.train.batch < least:  # auto halved it for fewer workers
+        batch, steps = sized.train.batch * 2, max(1, sized.train.accumulate // 2)
+        sized = sized.changed({"train.batch_size": batch, "train.accumulate": steps})
     while True:
         try:
             fit(sized)
             return
         except ModelTooLarge:
             batch, steps = sized.train.batch // 2, sized.train.accumulate * 2
-            if config.train.batch_size != "auto" or batch < loop.least_batch(config, config.cluster.workers):
+            if config.train.batch_size != "auto" or batch < least:
                 raise
             log.warning(f"Memory ran out with train.batch_size {2 * batch}: it is {batch} now, and accumulate {steps}.")
             sized = sized.changed({"train.batch_size": batch, "train.accumulate": steps})
