@@ -10,7 +10,7 @@ Faults, of which at most one strikes a request:
     lost        a PUT or POST is carried out, and its answer never sent
     reset       closed before it is carried out; down is the same
     hang        silent for hang_s, then closed
-    http_403, code_403 (no words), conflict (409, none of Azure's), http_500, http_503, slow_down    that answer, in the store's words
+    http_403, code_403 (no words), expired (S3's 400), conflict (409, none of Azure's), http_500, http_503, slow_down    that answer, in the store's words
     cut         half of a GET's body, under its full length
     flip        one bit of an object that a GET gives; not of a listing, which has no checksum
 and besides: delay (late by up to delay_s) and ignore_if_none_match (the condition is taken out).
@@ -31,6 +31,7 @@ from yarl import URL
 ANSWERS = {
     "http_403": (403, "AccessDenied", "Access Denied"),
     "code_403": (403, "AccessDenied", ""),  # as Ceph's
+    "expired": (400, "ExpiredToken", "The provided token has expired."),
     "conflict": (409, "ConditionalRequestConflict", "A conflicting operation is in progress. Please retry."),
     "http_500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "http_503": (503, "ServiceUnavailable", "Service is unable to handle request."),

@@ -32,6 +32,9 @@ TRANSIENT_CODES = frozenset(
     }
 )
 
+# What S3 says with status 400, and other stores with 401 or 403: the credentials are to be looked at.
+ENDED_CODES = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+
 
 def get(place: Place, stamp: str | None = None, span: tuple[int, int] | None = None) -> bytes:
     conditions = {"IfMatch": stamp} if stamp is not None else {}
@@ -42,7 +45,12 @@ def get(place: Place, stamp: str | None = None, span: tuple[int, int] | None = N
 
 
 def head(place: Place) -> Stored:
-    answer = request("head_object", **_named(place))
+    try:
+        answer = request("head_object", **_named(place))
+    except StoreFailure as error:
+        if error.code == "400":  # no code: what is wrong, a GET says
+            get(place, span=(0, 1))
+        raise
     return _stored(place.key, answer["ContentLength"], answer, answer["Metadata"].get(TOKEN))
 
 
@@ -169,6 +177,7 @@ def _failure(error: Exception) -> StoreFailure:
     answer = _answer_of(error)
     told = answer.get("Error", {})
     code, status = told.get("Code", ""), answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = 403 if code in ENDED_CODES else status
     # A timeout of fsspec's says nothing, and its cause may.
     words = getattr(error, "strerror", None) or str(error) or str(error.__cause__ or "") or type(error).__name__
     if answer and not told.get("Message"):  # Ceph sends a code without words

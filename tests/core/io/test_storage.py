@@ -17,7 +17,7 @@ import s3fs
 
 from segray.core.io import azure, objects, read_ahead, storage
 from segray.core.io import s3 as s3_requests
-from segray.errors import ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
+from segray.errors import AccessDenied, ConfigError, InputChanged, InputMissing, InputUnreadable, StorageError
 
 
 @pytest.fixture(params=["local", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
@@ -645,6 +645,17 @@ def test_a_refusal_is_told_at_once(proxy, bucket, fault, words):
         denied = rf": ({words}|Forbidden|AuthorizationPermissionMismatch)\. Check {re.escape(LOOK_AT[uri[:2]])}$"
         assert re.search(denied, text)  # the answer to HEAD has no words
         assert proxy.count["requests"] == 1
+
+
+def test_credentials_that_have_expired_are_a_refusal_though_s3_answers_400(s3_proxy, s3):
+    """Or such a node would end a run on others. The answer to HEAD has neither words nor a code."""
+    uri = f"{s3}/forbidden"
+    storage.replace(uri, b"x")
+    for door in doors(uri):
+        s3_proxy.set(expired=1)
+        with pytest.raises(AccessDenied) as told:
+            door()
+        assert f"The provided token has expired. Check {LOOK_AT['s3']}" in str(told.value)
 
 
 def test_what_is_not_there_is_told_at_once(proxy, bucket, tmp_path):
