@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from segray.cluster import labeller
+from segray.cluster.connect import NeverUp
 from segray.cluster.labeller import Done, Labeller, Lost, Sickness, read_answer
 from segray.core.infer.isolated import Unfit
 from segray.core.labels.parts import Receipt
@@ -225,6 +226,9 @@ class Pool:
     def nodes(self):
         return {"node 7", "node 8"}
 
+    def nodes_at(self, address):
+        return {f"node {address[-1]}"} & self.nodes()
+
     def actors_on(self, node):
         return self.actors.get(node, set())
 
@@ -309,3 +313,23 @@ def test_a_node_without_credentials_is_left_out_at_once_and_its_error_is_that_of
     with pytest.raises(AccessDenied) as told:
         sickness.lost(replace(lost(1, said, sick=True, kind="AccessDenied"), node_id="node 8"), Pool())
     assert str(told.value) == said
+
+
+def test_a_node_on_which_no_process_is_up_is_left_out_and_its_error_is_that_of_the_run_if_all_are_so(sickness):
+    error = NeverUp("ActorDiedError: ImportError: no libnvrtc.so", "10.0.0.7")
+    sickness.never_up(error, Pool())
+    assert sickness.notes == [
+        "Node 10.0.0.7 is left out for the rest of this run (ActorDiedError: ImportError: no libnvrtc.so). The others go on."
+    ]
+    assert sickness.left_out == {"node 7"}
+    with pytest.raises(NeverUp):
+        sickness.never_up(NeverUp(str(error), "10.0.0.8"), Pool())
+
+
+def test_a_run_of_which_no_process_is_ever_up_ends_though_there_are_more_nodes(sickness):
+    for node in (1, 2, 3):  # which are gone by now
+        sickness.never_up(NeverUp("ImportError: no segray", f"10.0.0.{node}"), Pool())
+    with pytest.raises(NeverUp):
+        sickness.never_up(NeverUp("ImportError: no segray", "10.0.0.4"), Pool())
+    sickness.labelled("actor 1")
+    sickness.never_up(NeverUp("ImportError: no segray", "10.0.0.5"), Pool())

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from segray.cluster import pool
+from segray.cluster.connect import NeverUp
 from segray.cluster.pool import Pool, Register, _rows
 from segray.errors import ClusterError
 
@@ -109,5 +110,18 @@ def test_what_ray_raises_while_shards_are_labelled_is_one_line(monkeypatch):
     monkeypatch.setattr(Pool, "_dataset", lambda self: SimpleNamespace(iter_rows=rows))
     answers = Pool.__new__(Pool).answers()
     assert [next(answers), next(answers)] == ["one", "two"]
-    with pytest.raises(ClusterError, match=r"^ActorDiedError: [^\n]+$"):
+    with pytest.raises(ClusterError, match=r"^ActorDiedError: [^\n]+$") as told:
         next(answers)
+    assert type(told.value) is ClusterError
+
+
+def test_a_process_that_ends_before_it_is_up_is_of_a_node(monkeypatch):
+    def rows():
+        trace = "ray::Labeller.__init__() (pid=4, ip=10.0.0.7, actor_id=0b)\n  File …\nImportError: no libnvrtc.so"
+        yield from ()
+        raise ActorDiedError(RayTaskError("Labeller.__init__", trace, ImportError("no libnvrtc.so"), actor_id="0b"))
+
+    monkeypatch.setattr(Pool, "_dataset", lambda self: SimpleNamespace(iter_rows=rows))
+    with pytest.raises(NeverUp, match=r"^ActorDiedError: ImportError: no libnvrtc\.so$") as told:
+        list(Pool.__new__(Pool).answers())
+    assert told.value.node == "10.0.0.7"

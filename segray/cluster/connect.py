@@ -381,6 +381,14 @@ def lost_nodes(worker: WorkerShape) -> Callable[[], None]:
     return poll
 
 
+class NeverUp(ClusterError):
+    """Several processes in a row ended before they were up. node: the address of the last one's."""
+
+    def __init__(self, text: str, node: str) -> None:
+        super().__init__(text)
+        self.node = node
+
+
 def explain(error: BaseException) -> SegrayError:
     """Return the SegrayError at the bottom of Ray's wrappers, or one that puts Ray's message into one line."""
     if ours := own_error(error):

@@ -42,6 +42,7 @@ from segray.errors import AccessDenied, ClusterError, SegrayError, in_a_line
 from segray.sections.labelling import GivenLabelSection, InferSection
 
 if TYPE_CHECKING:
+    from segray.cluster.connect import NeverUp
     from segray.cluster.pool import Pool
 
 REST_S = 10.0  # how long a failed process stays, so that it takes few shards
@@ -272,9 +273,11 @@ class Sickness:
         # by node and actor, the processes that failed since the actor labelled a shard
         self._failed: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         self.left_out = frozenset[str]()  # ids of nodes
+        self._down = 0  # nodes on which no process was up, since a shard was labelled
         self.last = ""  # the last reason heard
 
     def labelled(self, actor: str) -> None:
+        self._down = 0
         for failed in self._failed.values():
             failed.pop(actor, None)
 
@@ -304,11 +307,23 @@ class Sickness:
         failed[lost.actor].add(lost.process)
         return sum(map(len, failed.values())) >= FAILS and pool.actors_on(lost.node_id) <= failed.keys()
 
+    def never_up(self, error: NeverUp, pool: Pool) -> None:
+        """Leave out the node; the pool should start again. Raises the error when all nodes, or many, are like it."""
+        self._down += 1
+        self.left_out |= pool.nodes_at(error.node) or {error.node.replace(":", "-")}  # one that is gone has no id
+        if self._down > FAILS or not self._others_go_on(error.node, str(error), pool):
+            raise error
+
+    def _others_go_on(self, node: str, reason: str, pool: Pool) -> bool:
+        """Say that a node is left out, if there are others."""
+        if others := bool(pool.nodes() - self.left_out):
+            why = reason.rstrip(".")
+            self._say(f"Node {node} is left out for the rest of this run ({why}). The others go on.")
+        return others
+
     def _leave_out(self, lost: Lost, pool: Pool) -> None:
         self.left_out |= {lost.node_id}
-        if pool.nodes() - self.left_out:
-            why = lost.reason.rstrip(".")
-            self._say(f"Node {lost.node} is left out for the rest of this run ({why}). The others go on.")
+        if self._others_go_on(lost.node, lost.reason, pool):
             return
         if lost.kind:
             error: SegrayError = getattr(errors, lost.kind)(lost.reason)

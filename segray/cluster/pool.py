@@ -9,6 +9,7 @@ This module imports Ray; import it where a Ray is needed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -157,7 +158,7 @@ class Pool:
     def answers(self) -> Generator[str]:
         """Yield the answer for each shard as soon as it is known; none for a shard whose process died twice.
 
-        Raises ClusterError in one line when Ray cannot go on.
+        Raises ClusterError in one line when Ray cannot go on, NeverUp where that is for a node's processes.
         """
         found: Any = self._dataset().iter_rows()
         try:
@@ -165,7 +166,9 @@ class Pool:
                 for row in rows:
                     yield from row["receipt"].splitlines()
         except RayError as error:
-            raise connect.explain(error) from error
+            ended = connect.explain(error)
+            place = re.search(r"in its creation task, .*?\bip=([^,)\s]+)", str(error))
+            raise (connect.NeverUp(str(ended), place[1]) if place else ended) from error
 
     def close(self) -> None:
         """End the register, which Ray Data's references would keep until this process leaves its Ray."""
@@ -231,3 +234,7 @@ class Pool:
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that are there and can hold an actor."""
         return connect.nodes_for(self._shape)
+
+    def nodes_at(self, address: str) -> set[str]:
+        """Return the ids of the nodes that are there and have this address."""
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address}

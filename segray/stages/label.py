@@ -294,14 +294,17 @@ def _run(config: Config, section: GivenLabelSection, plans: list[Plan], watch: W
 def _receipts(pool: Pool, sickness: Sickness, back: list[Lost]) -> Generator[Receipt]:
     """Yield receipts until the pool ends, or has to start again. What comes back unlabelled is added to `back`."""
     with closing(pool.answers()) as answers:
-        for answer in map(read_answer, answers):
-            if isinstance(answer, Done):
-                sickness.labelled(answer.actor)
-                yield answer.receipt
-                continue
-            back.append(answer)
-            if sickness.lost(answer, pool):
-                return
+        try:
+            for answer in map(read_answer, answers):
+                if isinstance(answer, Done):
+                    sickness.labelled(answer.actor)
+                    yield answer.receipt
+                    continue
+                back.append(answer)
+                if sickness.lost(answer, pool):
+                    return
+        except connect.NeverUp as error:
+            sickness.never_up(error, pool)
 
 
 def _suspects(back: list[Lost], unfinished: set[tuple[int, int]]) -> set[tuple[int, int]]:
