@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 def check_train(config: Config) -> None:
-    """Check the names of the model."""
+    """Check the names of the model, and that the batch has images for all workers."""
     from segray.core.models import check_names
+    from segray.stages.run_data import check_batch
 
     check_names(config.model)
+    check_batch(config)
 
 
 def check_sweep(config: Config) -> None:

@@ -142,6 +142,7 @@ def check_settings(config: Config) -> list[Config]:
         )
     for one in runs:
         check_names(one.model)
+        check_batch(one)
     return runs
 
 
@@ -151,8 +152,6 @@ def _check(config: Config, dataset: Dataset | None) -> DataPlan:
     plan = plan_data(runs[0], dataset)
     for one in {(one.model.model_dump_json(), one.train.freeze_encoder): one for one in runs}.values():
         check_model(one, plan.label_space.num_classes)
-    for one in runs:
-        check_batch(one)
     for teacher in {one.train.teacher for one in runs if one.train.teacher}:
         check_teacher(teacher, plan.label_space, config.model.weights_dir)
     against.check(config, plan.label_space)

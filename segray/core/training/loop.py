@@ -313,7 +313,8 @@ def _too_large(worker: Worker, config: Config, data: TrainData) -> str:
 
 def least_batch(config: Config, workers: int) -> int:
     """Return the smallest batch: an image for each worker, or two where the model normalises pooled features."""
-    return max(1, workers) * (2 if ARCHITECTURES[config.model.arch].pooled else 1)
+    arch = ARCHITECTURES.get(config.model.arch)  # models from elsewhere are in no row
+    return max(1, workers) * (2 if arch and arch.pooled else 1)
 
 
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:
