@@ -35,6 +35,15 @@ def test_trials_of_a_range_are_shared_out_and_the_same_every_time():
     assert names(**given) == names(**given)
 
 
+def test_rates_that_differ_by_a_little_are_trials_of_their_own():
+    assert names(sweep__learning_rates=[1e-3, 1.02e-3, 1e-3], sweep__seeds=2) == [
+        "unet-resnet18-lr1.0e-03-seed0",
+        "unet-resnet18-lr1.0e-03-seed1",
+        "unet-resnet18-lr0.00102-seed0",
+        "unet-resnet18-lr0.00102-seed1",
+    ]
+
+
 def test_a_grid_is_every_combination_of_any_settings():
     space = {"model.arch": ["unet", "fpn"], "train.loss": ["dice", {"dice": 1, "focal": 2}]}
     trials = list_trials(config(sweep__learning_rates=[1e-3], sweep__space=space, sweep__seeds=2, train__seed=7))

@@ -58,7 +58,12 @@ def list_trials(config: Config) -> list[Trial]:
     """
     choices = choices_of(config)
     points = _grid(choices, config.sweep.trials) if config.sweep.search == "grid" else _random(choices, config)
-    trials = {trial.name: trial for settings in points for trial in with_seeds(config, settings)}
+    trials: dict[str, Trial] = {}
+    for settings in points:
+        found = list(with_seeds(config, settings))
+        if any(trials.get(one.name, one) != one for one in found):  # the rate of an earlier one differs by a little
+            found = list(with_seeds(config, settings, "g"))
+        trials |= {one.name: one for one in found}
     return list(trials.values())
 
 
@@ -71,8 +76,9 @@ def choices_of(config: Config) -> Choices:
     return {key: _values(config, key, given) for key, given in space.items()}
 
 
-def with_seeds(config: Config, settings: dict[str, Any]) -> Iterator[Trial]:
-    point = _name(config, settings)
+def with_seeds(config: Config, settings: dict[str, Any], rate: str = ".1e") -> Iterator[Trial]:
+    """Yield the runs of one combination. rate: how their names write the learning rate."""
+    point = _name(config, settings, rate)
     for seed in range(config.train.seed, config.train.seed + config.sweep.seeds):
         name = f"{point}-seed{seed}" if config.sweep.seeds > 1 else point
         yield Trial(name, point, settings | {"train.seed": seed})
@@ -196,12 +202,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _name(config: Config, settings: dict[str, Any]) -> str:
+def _name(config: Config, settings: dict[str, Any], rate: str = ".1e") -> str:
     """Return a trial's folder name: unet-resnet18-lr3.2e-04, unet-plain-lr3.2e-04, then what else differs."""
     there = config.changed(settings)
     more = {key: value for key, value in settings.items() if key not in NAMED}
     parts = [there.model.arch, *([there.model.encoder] if there.model.has_encoder else [])]
-    parts += [f"lr{there.train.learning_rate:.1e}"]
+    parts += [f"lr{there.train.learning_rate:{rate}}"]
     parts += [f"{key.rpartition('.')[2]}{_told_apart(key, value)}" for key, value in more.items()]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
 
