@@ -23,6 +23,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, TypedDict
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.core.io import storage
@@ -47,7 +48,7 @@ PLAN_SCHEMA = pa.schema(
         ("time_s", pa.float64()),
         ("error_code", pa.string()),
         ("error", pa.string()),
-        ("repeats", pa.string()),  # the input_id of an earlier plan's failed row that this one replaces
+        ("repeats", pa.string()),  # input_ids of earlier plans' failed rows that this one replaces, spaces between
     ]
 )
 SCHEMA_VERSION = 3
@@ -179,7 +180,8 @@ def frame_key(row: Mapping[str, Any]) -> int:
 
 def repeated_ids(plan: Plan) -> pa.Array:
     """Return the ids of earlier plans' failed rows that this plan replaces. A video's frames may all replace one."""
-    return PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null().unique()
+    named = PlanReader(plan).columns(["repeats"])["repeats"].combine_chunks().drop_null()
+    return pc.list_flatten(pc.split_pattern(named, " ")).unique()
 
 
 def load_plans(out: str) -> list[Plan]:

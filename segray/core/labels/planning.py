@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from segray.core.formatting import counted
 from segray.core.io import inputs, storage
-from segray.core.io.files import IMAGE, Files
+from segray.core.io.files import IMAGE, VIDEO, Files
 from segray.core.io.pairing import find_images, frame_path, match_masks
 from segray.core.labels.plan import (
     PLAN_SCHEMA,
@@ -75,7 +75,7 @@ def make_plan(
         truths = _truths(settings["truth"], files, before, on_note) if settings["truth"] else {}
     found = blocks(files, settings, truths, on_note, spread, hang_s)
     if failed is not None:
-        found = _repeating(found, failed, _known_ids(before, failed))
+        found = _repeating(found, failed, _known_ids(before, failed, files))
     elif settings["limit"] is not None:
         found = _first(found, settings["limit"])
     about = [settings, label_space.to_dict(), [plan.plan_id for plan in before]]
@@ -271,28 +271,37 @@ def _truths(folder: str, files: Files, before: list[Plan], on_note: Callable[[st
     return {place: masks[key] for place, key in matched.key_of.items()}
 
 
-def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow]) -> set[str]:
-    """Return the ids of all rows so far of truncated videos: frames that such a video has gained were never planned."""
-    cut = {row["uri"] for key, row in failed.items() if key == damage_id(os.fsencode(place_of(row)))}
+def _known_ids(before: list[Plan], failed: Mapping[str, PlanRow], files: Files) -> set[str]:
+    """Return the ids of all frames so far of videos that were truncated or not opened; others were never planned."""
+    videos = {name for batch in files.batches(VIDEO) for name in batch["name"].to_pylist()}
+    named = ((key, row["uri"], os.fsencode(place_of(row))) for key, row in failed.items())
+    places = {uri for key, uri, name in named if name in videos and key in (file_id(name), damage_id(name))}
     known: set[str] = set()
-    for plan in before if cut else []:
-        rows = PlanReader(plan).columns(["input_id", "uri"])
-        known |= set(rows["input_id"].filter(pc.is_in(rows["uri"], pa.array(cut, pa.string()))).to_pylist())
+    for plan in before if places else []:
+        for rows in PlanReader(plan).batches(["input_id", "uri", "frame_index"]):
+            is_one = pc.and_(pc.is_in(rows["uri"], pa.array(places, pa.string())), pc.is_valid(rows["frame_index"]))
+            known |= set(rows["input_id"].filter(is_one).to_pylist())
     return known
 
 
 def _repeating(found: Iterator[Block], failed: Mapping[str, PlanRow], known: set[str]) -> Iterator[Block]:
     """Give the rows that retry failed ones, with the ids of these.
 
-    That is a row's own id, or its file's, which could not be opened, or, for a new frame, that of the row that
-    reported the video as truncated.
+    That is a row's own id, or, for a new frame, that of its file, which could not be opened, or of the row that
+    reported the video as truncated. Where there are no new frames, the first row replaces these two as well.
     """
     at = PLAN_SCHEMA.get_field_index("repeats")
     for block in found:
+        names, ids = _names(block.rows), block.rows["input_id"].to_pylist()
         repeats: list[str | None] = []
-        for name, own in zip(_names(block.rows), block.rows["input_id"].to_pylist(), strict=True):
-            keys = [own, file_id(name), *([] if own in known else [damage_id(name)])]
+        for name, own in zip(names, ids, strict=True):
+            keys = [own, *([] if own in known else [file_id(name), damage_id(name)])]
             repeats.append(next((key for key in keys if key in failed), None))
+        kept = [i for i, key in enumerate(repeats) if key is not None]
+        if kept:
+            of_file = (file_id(names[0]), damage_id(names[0]))
+            gone = [key for key in of_file if key in failed and key not in ids and key not in repeats]
+            repeats[kept[0]] = " ".join([repeats[kept[0]] or "", *gone])
         rows = block.rows.set_column(at, PLAN_SCHEMA.field(at), pa.array(repeats, pa.string()))
         yield block._replace(rows=rows).filtered(np.array([key is not None for key in repeats], bool))
 

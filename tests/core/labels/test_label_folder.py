@@ -78,6 +78,27 @@ def test_a_part_that_somebody_removed_is_missed_and_labelled_again(labels):
     assert LabelFolder.open(first.out).unfinished is None
 
 
+@pytest.mark.parametrize("between", [(), (b"torn",), (b"torn", b"torn")])
+def test_of_a_cut_video_that_is_whole_again_no_frame_is_labelled_twice_and_no_error_is_left(
+    tmp_path, plain_bundle, between
+):
+    """Also if it could not be opened when it was tried again before, and if it has no more frames than before."""
+    whole = Path(videos.write(tmp_path / "whole.mkv", pts=range(20), **videos.B_FRAMES)).read_bytes()
+    video, out, predictor = tmp_path / "drive.mkv", str(tmp_path / "out"), Predictor(str(plain_bundle))
+    plans = []
+    for content in (whole[:-10], *between, whole):
+        video.write_bytes(content)
+        failed = LabelFolder(plans).failed_rows() if plans else None
+        plans.append(make_plan(out, settings_of([video]), SPACE, plans, failed))
+        label_all(plans[-1], predictor)
+        if content is not whole:
+            assert LabelFolder(plans).totals()[0].errors.total()
+    folder = LabelFolder(plans)
+    assert (folder.planned, folder.totals()[0].rows, folder.totals()[0].errors) == (20, 20, {})
+    frames = [frame for _, rows in folder.by_part(["frame_index"]) for frame in rows["frame_index"].to_pylist()]
+    assert sorted(frames) == list(range(20))
+
+
 def test_a_video_that_could_not_be_opened_is_one_row_that_its_frames_replace(tmp_path, plain_bundle):
     video, predictor = tmp_path / "in" / "drive.mp4", Predictor(str(plain_bundle))
     video.parent.mkdir()
