@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-# What PyTorch's allocators for CPUs and ONNX Runtime's say: their errors have no class of their own.
-SAID = ("can't allocate memory", "not enough memory", "Failed to allocate memory")
+# What PyTorch's allocators for CPUs, CUDA and its libraries outside PyTorch's allocator, and ONNX Runtime say: their
+# errors have no class of their own.
+SAID = (
+    *("can't allocate memory", "not enough memory", "Failed to allocate memory"),
+    *("CUDA error: out of memory", "_STATUS_ALLOC_FAILED"),
+)
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -438,6 +438,8 @@ def test_a_bundle_that_does_not_score_as_it_was_measured_ends_the_run_with_an_er
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you …"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_to_try(settings, data, monkeypatch, raised):
