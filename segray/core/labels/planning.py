@@ -106,7 +106,10 @@ def _least_rows(files: Files) -> int:
 
 def _rows_ahead(files: Files, settings: dict[str, Any]) -> int | None:
     """Return how many rows there will be, at most; None where videos or tables tell it only as they are read."""
-    return len(files) if settings["limit"] is None and files.count(IMAGE) == len(files) else settings["limit"]
+    most = [] if settings["limit"] is None else [settings["limit"]]
+    if files.count(IMAGE) == len(files):
+        most.append(round(len(files) * (settings["sample"] or 1)))
+    return min(most, default=None)
 
 
 def shard_rows(done: int, of: int | None, least: int) -> int:

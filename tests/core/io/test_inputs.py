@@ -682,6 +682,20 @@ def test_a_sample_is_a_share_and_the_same_every_time(tmp_path):
         planned(tmp_path / "c", folder, sample=1e-9)
 
 
+@pytest.mark.parametrize("part", [{"sample": 0.25}, {"limit": 400, "sample": 0.25}, {"limit": 100}])
+def test_the_last_shards_of_a_part_of_the_images_are_small_too(tmp_path, monkeypatch, part):
+    """Here of a fifth of the rows that are left, and of 8 at least."""
+    monkeypatch.setattr(planning, "SHARD_ROWS", 4)
+    monkeypatch.setattr(planning, "GROWTH", 5)
+    (tmp_path / "in").mkdir()
+    for i in range(400):
+        (tmp_path / "in" / f"{i}.png").touch()
+    plan = planned(tmp_path / "out", tmp_path / "in", shard_size=None, **part)
+    rows = [PlanReader(plan).rows_in(shard) for shard in range(plan.shards)]
+    assert max(rows) in (9, 10)
+    assert max(rows[-2:]) == 8
+
+
 @pytest.mark.parametrize("kind", ["images", "cells"])
 def test_shards_grow_with_the_number_of_rows_whatever_they_come_from(tmp_path, monkeypatch, kind):
     """Here to a tenth of the rows before them, up to 20, from 16 on; with images also to a tenth of the rows after."""
