@@ -15,6 +15,7 @@ from segray.core.training import loop
 from segray.errors import DataError, ModelError
 from segray.sections.training import ModelSection
 from segray.stages import train as stage
+from segray.stages.run_data import plan_data
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,12 @@ def test_a_model_that_is_hardly_better_than_a_constant_guess_is_told_so():
 def test_a_finished_run_says_what_would_train_on(settings, values, higher):
     told = stage.finished(settings().changed(values), 5)
     assert told.startswith(f"Already finished, after 5 epochs. A higher {higher} trains on from there;")
+
+
+@pytest.mark.parametrize(("mix", "batch", "told"), [("none", 1, False), ("cutmix", 1, True), ("cutmix", 2, False)])
+def test_pasting_without_another_frame_to_paste_from_is_said(settings, caplog, mix, batch, told):
+    plan_data(settings(augment__mix=mix, train__batch_size=batch))
+    assert any("give a train.batch_size of 2 or more for 1 worker." in line for line in caplog.messages) == told
 
 
 def test_to_freeze_random_weights_is_refused_with_what_to_do(settings, tmp_path):

@@ -79,6 +79,11 @@ def plan_data(config: Config, dataset: Dataset | None = None) -> DataPlan:
     check_batch(config)
     if len(train_refs) < (workers := max(1, config.cluster.workers)):
         raise DataError(f"{counted(len(train_refs), 'training frame')} for {workers} workers; lower cluster.workers.")
+    if config.augment.mix != "none" and with_batch(config).train.batch < 2 * workers:
+        log.warning(
+            f"augment.mix pastes from another frame of a worker's batch, and a worker with one frame pastes nothing: "
+            f"give a train.batch_size of {2 * workers} or more for {counted(workers, 'worker')}."
+        )
     if config.train.teacher:
         check_teacher(config.train.teacher, dataset.label_space, config.model.weights_dir)
     names = "\n".join(ref.sample_id for ref in (*train_refs, *val_refs))
