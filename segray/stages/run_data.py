@@ -101,10 +101,7 @@ def check_batch(config: Config) -> None:
             f"take {workers} or more, or lower cluster.workers."
         )
     if batch < loop.least_batch(config, workers):
-        raise ConfigError(
-            f"{config.model.arch} normalises pooled features, which takes 2 images a worker; "
-            f"train.batch_size is {batch} for {workers}: take {2 * workers} or more."
-        )
+        raise ConfigError(loop.too_few(config.model.arch, batch, workers))
 
 
 def check_model(config: Config, classes: int) -> int:

@@ -56,10 +56,11 @@ from segray.core.training.workers import (
     sync_batch_norm,
 )
 from segray.core.transforms import augment, normalize, to_float
-from segray.errors import DataError, ModelError, ModelTooLarge, TrainingDiverged
+from segray.errors import ConfigError, DataError, ModelError, ModelTooLarge, TrainingDiverged
 from segray.sections.training import TrainSection
 
 CHECK_EVERY = 50  # steps between checks of the losses: each check waits for the device
+ONE_VALUE = "Expected more than 1 value per channel"  # what PyTorch says of batch norm over one pooled image
 NAMED = 8  # frames of a batch that an error names
 KEPT_DIFFERS = 0.02  # share of pixels: rounding moves those where two classes tie, a fault moves tens of per cent
 THIN = 4  # every THIN-th training pixel in each direction is scored, which is enough for a curve
@@ -89,6 +90,8 @@ def fit(
     except Exception as error:
         if is_exhausted(error):
             raise ModelTooLarge(_too_large(worker, config, data)) from error
+        if ONE_VALUE in str(error):
+            raise ConfigError(too_few(name_of(config.model), config.train.batch, worker.world_size)) from error
         raise
 
 
@@ -315,6 +318,14 @@ def least_batch(config: Config, workers: int) -> int:
     """Return the smallest batch: an image for each worker, or two where the model normalises pooled features."""
     arch = ARCHITECTURES.get(config.model.arch)  # models from elsewhere are in no row
     return max(1, workers) * (2 if arch and arch.pooled else 1)
+
+
+def too_few(model: str, batch: int, workers: int) -> str:
+    """Say that a model that normalises pooled features has a worker with one image."""
+    return (
+        f"{model} normalises pooled features, which takes 2 images a worker; "
+        f"train.batch_size is {batch} for {workers}: take {2 * workers} or more."
+    )
 
 
 def _diverged(what: str, value: float, config: Config, epoch: int, where: str = "") -> str:

@@ -471,6 +471,16 @@ def test_memory_that_runs_out_while_validating_is_a_line_as_well(settings, data,
         loop.fit(LocalWorker(), settings(train__epochs=1), data)
 
 
+def test_an_encoder_that_normalises_pooled_features_says_that_it_takes_two_images(settings, data):
+    skresnet = {"model__arch": "unet", "model__encoder": "timm-skresnet18", "model__options": {}}
+    with pytest.raises(ConfigError) as error:
+        loop.fit(LocalWorker(), settings(**skresnet, train__batch_size=1), data)
+    assert str(error.value) == (
+        "unet over timm-skresnet18 normalises pooled features, which takes 2 images a worker; "
+        "train.batch_size is 1 for 1: take 2 or more."
+    )
+
+
 def test_a_last_group_of_accumulated_steps_counts_as_much_as_the_others(settings, data, tmp_path):
     """Three steps of two frames in groups of two: the last one, alone, moves the weights as it would without groups."""
     scales = []
