@@ -96,6 +96,16 @@ def test_a_class_that_no_image_has_is_undefined():
     assert found["miou"]["difference"] == 0
 
 
+def test_a_single_image_says_nothing_of_noise():
+    a = np.array([[[500, 900, 600], [300, 400, 800]], [[500, 900, 600], [0, 0, 0]]])
+    b = a + np.array([100, 0, 0])
+    assert bootstrap.compare(a[:1], b[:1], draws=50)["miou"] is None
+    found = bootstrap.compare(a, b * (a > 0), draws=50)  # only one image has the second class
+    assert found["classes"][0] is not None
+    assert found["classes"][1] is None
+    assert found["miou"] is not None
+
+
 def test_five_hundred_images_of_nineteen_classes_take_seconds():
     counts = np.random.default_rng(0).integers(0, 1000, (2, 500, 19, 3))
     counts[..., 1:] += 1000

@@ -302,6 +302,15 @@ def test_masks_are_scored_as_every_command_does(here, tmp_path):
     assert segray.evaluate(sorted(tmp_path.iterdir()), true, names=["road", "sky", "car"]).miou == 1
 
 
+def test_undecided_pixels_are_misses_of_their_class_as_in_every_command():
+    true, pred = np.array([[0, 0, 0, 1, 255]], np.uint8), np.array([[0, 255, 255, 1, 255]], np.uint8)
+    scores = segray.evaluate([pred], [true], names=["road", "sky"])
+    assert scores.class_iou == pytest.approx([1 / 3, 1])
+    assert scores.pixel_accuracy == 1 / 2
+    scores = segray.evaluate([np.array([[1, 0]])], [np.array([[1, 1]])], names=["void", "road"], ignore_index=0)
+    assert scores.class_iou == pytest.approx([np.nan, 1 / 2], nan_ok=True)
+
+
 def test_results_pictures_and_other_void_ids_are_scored(here, model):
     results = model.predict(sorted(Path("frames").iterdir()))
     pictures = [Image.fromarray(result.mask) for result in results]

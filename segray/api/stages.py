@@ -87,7 +87,7 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     """Score masks against ground truth, over all pixels together, by the formulas that every command uses.
 
     pred, true: uint8 [H, W] of class indices, results, or paths of masks; pairs in the same order, read one at a time.
-        True pixels of ignore_index are not scored.
+        True pixels of ignore_index are not scored; predicted ones are undecided, and misses of their true class.
     names: the classes. Scores hold lists in their order, with nan for a class that is nowhere.
     Raises DataError for a pair of different sizes, or a class that has no name.
 
@@ -96,7 +96,7 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     (0.5, [0.5, 0.0])
     """
     classes = list(names)
-    total = np.zeros((len(classes), len(classes)), np.int64)
+    total = np.zeros((len(classes), len(classes) + 1), np.int64)  # the last column: undecided
     count = -1
     if isinstance(pred, str | os.PathLike) or isinstance(true, str | os.PathLike):
         raise DataError("Predictions and true masks are lists, in the same order; give [mask] for one.")
@@ -114,8 +114,8 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
             outside = (mask_hw < 0) | (mask_hw >= len(classes))
             if len(bad := mask_hw[outside & (mask_hw != ignore_index)]):
                 raise DataError(f"Pair {count}: the {of} mask has class {bad.min()}, and names has {len(classes)}.")
-        scored = (known_hw != ignore_index) & (guess_hw != ignore_index)
-        total += metrics.confusion_matrix(known_hw[scored], guess_hw[scored], len(classes))
+        guess_hw = np.where(guess_hw == ignore_index, len(classes), guess_hw.astype(np.int64))
+        total += metrics.confusion_matrix(known_hw, guess_hw, len(classes) + 1, ignore_index)[:-1]
     if count < 0:
         raise DataError("No masks were given; give predictions and true masks in the same order.")
     return metrics.scores(total)

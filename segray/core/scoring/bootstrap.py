@@ -25,7 +25,7 @@ class Difference(TypedDict):
 
 
 class Differences(TypedDict):
-    """The differences of mIoU and of each class's IoU; None if a run does not define it."""
+    """The differences of mIoU and of each class's IoU; None if a run does not define it, or a single image does."""
 
     miou: Difference | None
     classes: list[Difference | None]
@@ -37,7 +37,8 @@ def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int 
     """Compute B − A for mIoU and each class's IoU: measured, 95 % interval, and the share of draws where B is better.
 
     a_nc3, b_nc3: int64 [N, C, 3], for each image and class the pixels that are hit, true, and predicted. Classes
-    that are undefined in either run are None. The seed makes the result deterministic.
+    that are undefined in either run are None, and so is what a single image alone has: all draws of it are alike. The
+    seed makes the result deterministic.
     """
     images, classes, _ = a_nc3.shape
     a, b = np.concatenate([a_nc3, b_nc3]).reshape(2, images, -1).astype(np.float64)
@@ -51,9 +52,10 @@ def compare(a_nc3: np.ndarray, b_nc3: np.ndarray, draws: int = DRAWS, seed: int 
         differences.append(_difference(weights @ a, weights @ b, classes))
     drawn = np.concatenate(differences)
     measured = _difference(a.sum(0, keepdims=True), b.sum(0, keepdims=True), classes)[0]
+    having = (a_nc3 + b_nc3).any(2).sum(0)  # images that have each class
     return {
-        "miou": _summary(measured[-1], drawn[:, -1]),
-        "classes": [_summary(measured[i], drawn[:, i]) for i in range(classes)],
+        "miou": _summary(measured[-1], drawn[:, -1]) if images > 1 else None,
+        "classes": [_summary(measured[i], drawn[:, i]) if having[i] > 1 else None for i in range(classes)],
         "draws": draws,
         "seed": seed,
     }
