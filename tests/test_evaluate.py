@@ -20,7 +20,8 @@ from segray.core.io import storage
 from segray.core.io.masks import decode_mask
 from segray.core.models import bundle
 from segray.core.models.info import read_info
-from segray.core.scoring import calibration
+from segray.core.samples import LabelSpace
+from segray.core.scoring import calibration, pictures
 from segray.core.training.checkpoint import read_settings
 from segray.errors import ConfigError, DataError, OutputExists, StorageError
 from segray.pages.gallery import TITLES
@@ -113,6 +114,13 @@ def test_frames_worth_a_look_keep_truth_and_prediction_for_the_report(config, tm
     assert all(TITLES[name].lower() in page.lower() for row in rows for name in row["shown"])
     assert formatting.score(result["scores"]["miou"]) in page
     assert page.count("<img") == 5 * sum(row["shown"] != [] for row in rows)
+
+
+def test_dollars_in_names_are_no_formula(tmp_path):
+    space = LabelSpace(("a$^$", "sky"), ((0, 0, 0), (9, 9, 9)))
+    lines = [[("img_$1_$2", np.zeros((4, 6, 3)))]]
+    pictures.draw(str(tmp_path / "frames.png"), lines, space, {0, 1})
+    assert (tmp_path / "frames.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("mious", [[0.5], [0.1, 0.2, 0.3], [0.0] * 3])

@@ -51,13 +51,16 @@ def draw(uri: str, lines: Sequence[Line], space: LabelSpace, classes: Iterable[i
     for row, panels in zip(axes, lines, strict=True):
         for axis, (title, picture) in zip(row, panels, strict=True):
             axis.imshow(picture.astype(np.uint8))
-            axis.set_title(title, fontsize=9, loc="left")
+            axis.set_title(title, fontsize=9, loc="left", parse_math=False)  # a frame may be called $1_$2
             axis.axis("off")
     known = []
     for i in sorted(classes):
         red, green, blue = (part / 255 for part in space.colors[i])
         known.append(Patch(facecolor=(red, green, blue), edgecolor="0.7", label=space.names[i]))
-    figure.legend(handles=known, loc="outside right upper", fontsize=10, ncols=-(-len(known) // (12 * len(lines))))
+    columns = -(-len(known) // (12 * len(lines)))
+    legend = figure.legend(handles=known, loc="outside right upper", fontsize=10, ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     _save(figure, uri, 80)
 
 
