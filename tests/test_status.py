@@ -113,3 +113,9 @@ def test_a_sweep_is_finished_when_its_leaderboard_knows_all(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no run"):
         status(str(tmp_path))
+
+
+def test_an_evaluation_is_no_training_run_that_has_not_begun(tmp_path):
+    (tmp_path / "config.yaml").write_text(load(None, {}).to_yaml(("data", "infer", "evaluate", "cluster")))
+    with pytest.raises(DataError, match=r"holds an evaluation; give an --out of train, sweep or label\.$"):
+        status(str(tmp_path))

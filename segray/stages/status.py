@@ -14,6 +14,7 @@ from segray.core.training.checkpoint import (
     HISTORY,
     SETTINGS,
     History,
+    command_of,
     is_finished,
     read_history,
     read_settings,
@@ -54,6 +55,8 @@ def status(out: str) -> Status:
         return _label(plans)
     if not storage.exists(storage.join(out, SETTINGS)):
         raise DataError(f"{out} holds no run, neither {SETTINGS} nor _segray/; give an --out of train, sweep or label.")
+    if command_of(out) == "evaluate":
+        raise DataError(f"{out} holds an evaluation; give an --out of train, sweep or label.")
     config = read_settings(out)
     return _sweep(out, config) if storage.exists(storage.join(out, TRIALS)) else _train(out, config)
 
