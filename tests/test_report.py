@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from segray import __version__
+from segray.cli import terminal
 from segray.core import formatting, metrics
 from segray.core.io import locators, storage
 from segray.core.io.masks import encode_mask
@@ -546,6 +547,18 @@ def test_notes_of_an_evaluation_are_no_warnings(tmp_path):
     scores = tmp_path / "scored" / "scores.json"
     scores.write_text(json.dumps(json.loads(scores.read_text()) | {"notes": ["Read as folder."]}))
     assert '<p class="caption">Read as folder.</p>' in page_of(tmp_path, place)
+
+
+@pytest.mark.parametrize(("first", "how"), [("road", "not scored"), ("background", "scored as background")])
+def test_classes_that_a_model_lacks_are_said_to_be_its_background_where_they_are(tmp_path, first, how, capsys):
+    place = write_evaluation(tmp_path / "scored", labelled_images(tmp_path / "frames", 4))
+    scores = tmp_path / "scored" / "scores.json"
+    found = json.loads(scores.read_text()) | {"not_covered": ["fence"], "classes": [first, "car", "sky"], "notes": []}
+    found["label_space"]["names"][0] = first
+    scores.write_text(json.dumps(found))
+    assert f"are not predicted, and {how}: fence." in page_of(tmp_path, place)
+    terminal.show_scores(found)
+    assert f"Classes that this model does not know, {how}: fence." in capsys.readouterr().out
 
 
 def test_comparison_says_what_is_more_than_noise(tmp_path):

@@ -424,7 +424,8 @@ def show_scores(result: Evaluation) -> None:
         frames = counted(len(result["missing"]), "frame")
         say(f"Ground truth without a label, not scored: {frames}, such as {result['missing'][0]}.")
     if result["not_covered"]:
-        say(f"Classes that this model does not know, not scored: {', '.join(result['not_covered'])}.")
+        how = "scored as background" if "background" in result["classes"] else "not scored"
+        say(f"Classes that this model does not know, {how}: {', '.join(result['not_covered'])}.")
 
 
 def show_comparison(result: Comparison) -> None:
