@@ -110,6 +110,13 @@ def test_a_sweep_is_finished_when_its_leaderboard_knows_all(tmp_path):
     assert found.age_s == pytest.approx(50, abs=30)
 
 
+def test_a_sweep_is_one_before_its_first_trial(tmp_path):
+    config = load(None, {"sweep.learning_rates": [1e-3, 1e-2]})
+    (tmp_path / "config.yaml").write_text(config.to_yaml(("data", "model", "augment", "train", "sweep")))
+    found = status(str(tmp_path))
+    assert (found.kind, found.done, found.of, found.finished, found.age_s) == ("sweep", 0, 2, False, None)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no run"):
         status(str(tmp_path))

@@ -21,7 +21,7 @@ from segray.core.training.checkpoint import (
     scores_of,
 )
 from segray.errors import DataError
-from segray.trials.leaderboard import TRIALS, planned, ranked, read_entries, trial_out
+from segray.trials.leaderboard import planned, ranked, read_entries, trial_out
 
 READS = 32  # footers of parts that are read at once: each is a round trip
 ENDED = ("finished", "stopped", "failed")  # states of a sweep's trials
@@ -55,10 +55,10 @@ def status(out: str) -> Status:
         return _label(plans)
     if not storage.exists(storage.join(out, SETTINGS)):
         raise DataError(f"{out} holds no run, neither {SETTINGS} nor _segray/; give an --out of train, sweep or label.")
-    if command_of(out) == "evaluate":
+    command, config = command_of(out), read_settings(out)
+    if command == "evaluate":
         raise DataError(f"{out} holds an evaluation; give an --out of train, sweep or label.")
-    config = read_settings(out)
-    return _sweep(out, config) if storage.exists(storage.join(out, TRIALS)) else _train(out, config)
+    return _sweep(out, config) if command == "sweep" else _train(out, config)
 
 
 def _label(plans: list[Plan]) -> Status:
@@ -107,7 +107,7 @@ def _sweep(out: str, config: Config) -> Status:
         unit="trials",
         done=len(ended),
         of=max(len(entries), planned(config)),
-        finished=len(ended) == len(entries) and names >= {entry.trial.name for entry in entries},
+        finished=0 < len(ended) == len(entries) and names >= {entry.trial.name for entry in entries},
         errors=sum(entry.state == "failed" for entry in entries),
         images_per_s=newest[-1]["images_per_s"] if newest else None,
         miou=max(scores, default=None),
