@@ -1,6 +1,7 @@
 """Pictures of a frame and of a labelled video: the right masks over the right frames, at their times."""
 
 import os
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from labelled import label_all, settings_of
 from PIL import Image
-from videos import KINDS, straight
+from videos import KINDS, straight, write
 
 from segray.config import load
 from segray.core.data import streets
@@ -81,6 +82,28 @@ def test_a_labelled_video_is_rendered_at_its_own_times(town, tiny_bundle, tmp_pa
     small = [picture[::times, : 96 * times : times].astype(int) for _, picture in frames]
     differences = [np.abs(picture - expected).mean() for picture in small]
     assert differences[2] == min(differences) < 12  # of 255: H.264 is not exact
+
+
+@pytest.mark.parametrize("sizes", [((48, 64), (64, 96)), ((64, 96), (48, 64))])
+def test_frames_of_a_video_that_changes_its_size_are_shown_whole(sizes, tiny_bundle, tmp_path):
+    halves = [
+        write(tmp_path / f"{i}.ts", pts=range(8 * i, 8 * i + 8), height=height, width=width)
+        for i, (height, width) in enumerate(sizes)
+    ]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/both.ts").write_bytes(b"".join(Path(half).read_bytes() for half in halves))
+    predictor = Predictor(str(tiny_bundle))
+    label_all(planned(tmp_path / "labels", tmp_path / "in"), predictor)
+    assert overlay_video(str(tmp_path / "labels"), str(tmp_path / "over.mp4")) > 8  # some at the seam may be lost
+    (height, width), (times, _) = sizes[0], legend_for(sizes[0], streets.LABEL_SPACE)
+    with av.open(str(tmp_path / "over.mp4")) as container:
+        *_, last = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
+    source = locators.read_image(f"{tmp_path}/in/both.ts#frame=15")
+    (found,) = predictor.predict([predictor.prepare(source)], [source.shape[:2]])
+    expected = Image.fromarray(overlay(source, found.mask_hw, COLORS)).resize((width, height))
+    small = Image.fromarray(last[:, : width * times]).resize((width, height))
+    grey = [np.asarray(picture.convert("L")).astype(float).ravel() for picture in (small, expected)]
+    assert np.corrcoef(*grey)[0, 1] > 0.5
 
 
 def test_a_video_is_whole_or_not_there_and_a_slideshow_is_called_so(town, tiny_bundle, tmp_path, caplog):

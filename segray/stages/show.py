@@ -79,7 +79,7 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
         raise ConfigError(f"{out} ends in none of {', '.join(VIDEOS)}; name such a file.")
     folder = LabelFolder.open(labels)
     rows, space = _frames_of(labels, name), folder.space
-    height, width = (rows[key][0].as_py() for key in ("height_px", "width_px"))
+    size = height, width = tuple(rows[key][0].as_py() for key in ("height_px", "width_px"))
     file = storage.local(out, "a video")
     video, first = (rows[key][0].as_py() for key in ("video_uri", "input_id"))
     if storage.absolute(str(file)) == video:
@@ -97,7 +97,8 @@ def overlay_video(labels: str, out: str, name: str | None = None, progress: Prog
             stream.height, stream.width = len(panel), width * times + panel.shape[1]
             stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, TICKS)
             for time_s, picture in _pictures(rows, space):
-                shown = beside(enlarged(picture[:height, :width], times), panel)
+                whole = images.resize_image(picture, size)  # a recording may go on at another resolution
+                shown = beside(enlarged(whole[:height, :width], times), panel)
                 frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
                 frame.pts, frame.time_base = round(time_s * TICKS), Fraction(1, TICKS)
                 container.mux(stream.encode(frame))
