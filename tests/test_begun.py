@@ -15,6 +15,7 @@ from videos import write
 
 from segray.cli import demo
 from segray.cluster import connect
+from segray.cluster.resources import Resources
 from segray.config import load
 from segray.core import metrics
 from segray.core.data import streets
@@ -219,7 +220,8 @@ def test_labelling_that_labels_nothing_keeps_its_plan_for_whoever_works_by_it(
     monkeypatch.setattr(label.connect, "connected", connected)
     with pytest.raises(ClusterError, match="no Ray"):  # a plan can take an hour, and no setting of it is at fault
         label.label(planned)
-    monkeypatch.setattr(label.connect, "connected", lambda *_: nullcontext())
+    has = Resources(2, 0, 10**9, ((2, 0),))
+    monkeypatch.setattr(label.connect, "connected", lambda *_: nullcontext(has))
     monkeypatch.setattr(label, "check_places", check_places)
     monkeypatch.setattr(label, "Gauges", lambda _: StringIO())
     with pytest.raises(ClusterError, match="a node does not see it"):
