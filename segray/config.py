@@ -191,7 +191,7 @@ def _explain(error: ValidationError, source: str) -> str:
 
 # What other tools call a setting.
 WORDS = {
-    "data.root": "dataset data_dir data_root root_dir dataroot",
+    "data.root": "data dataset data_dir data_root root_dir dataroot",
     "data.size": "imgsz img_size image_size input_size resolution",
     "augment.crop": "crop_size patch_size",
     "model.arch": "architecture decoder",

@@ -279,7 +279,6 @@ NO_DATA = (
 USAGE = [
     (("train",), NO_DATA),
     (("sweep",), NO_DATA),
-    (("data", "check"), NO_DATA),
     (("train", "--format", "camvid"), NO_DATA),
     (("train", "--data", "{}/typo"), "{}/typo does not exist; give the folder that holds the labelled frames."),
     (("sweep", "--data", "{}/full"),
@@ -477,6 +476,40 @@ def test_a_job_gets_a_ready_model_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, _, _ = submitted("label", ["--model", "smp-hub/upernet-convnext-tiny", "--input", "drives/"])
     assert (config.label.model, config.label.inputs) == ("smp-hub/upernet-convnext-tiny", [f"{tmp_path}/drives"])
+
+
+def test_a_job_is_a_sweep_also_one_that_only_estimates_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--data", "streets/", "--lr", "1e-3"]
+    config, sent, dry_run = submitted("sweep", args)
+    assert (config.sweep.learning_rates, config.data.root, sent, dry_run) == ([1e-3], f"{tmp_path}/streets", [], False)
+    assert submitted("sweep", [*args, "--estimate"])[1] == ["--estimate"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("select", "labels", "--count", "-1"),
+        ("export", "labels", "--to", "coco", "--out", "x", "--min-area", "-1"),
+        ("compare", "a", "b", "--images", "-1"),
+        ("compare", "a", "b", "--seed", "-1"),
+    ],
+)
+def test_a_number_below_its_range_is_a_usage_error(monkeypatch, capsys, args):
+    code, _, err = run(monkeypatch, capsys, *args)
+    assert (code, f"Invalid value for '{args[-2]}': -1 is not in the range" in err) == (2, True)
+
+
+def test_data_is_checked_without_a_flag(monkeypatch, capsys):
+    for args, said in ((("--data", "mine/"), "Give it without a flag, as ROOT."), ((), "Missing argument 'ROOT'.")):
+        code, _, err = run(monkeypatch, capsys, "data", "check", *args)
+        assert (code, err.rstrip().endswith(said)) == (2, True)
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("", 160), ("wide", 160), ("0", 160)])
+def test_a_log_is_as_wide_as_the_variable_says_where_it_is_a_number(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert runpy.run_path(terminal.__file__)["WIDTH"] == width
 
 
 def test_a_flag_that_does_not_exist_is_a_usage_error_also_behind_submit(monkeypatch, capsys):

@@ -78,11 +78,12 @@ def submitted(command: str, args: list[str]) -> tuple[Config, list[str], bool]:
     if command not in jobs.COMMANDS:
         raise ConfigError(f"{command} cannot be sent as a job.{nearest(command, (*jobs.COMMANDS, 'jobs.NAME'))}")
     given = dict(cli.commands[command].make_context(command, args).params)
-    dry_run, overwrite = given.pop("dry_run"), given.pop("overwrite")
+    dry_run = given.pop("dry_run")
+    flags = [f"--{name}" for name in ("overwrite", "estimate") if given.pop(name, False)]
     config = jobs.for_cluster(settings(given.pop("file"), given.pop("sets"), **given))
     if command == "label":
         config.label.check_given()
-    return config, ["--overwrite"] * overwrite, dry_run
+    return config, flags, dry_run
 
 
 def follow(client: Any, job: str) -> None:

@@ -28,10 +28,10 @@ def data() -> None:
 
 
 @data.command("check")
-@click.argument("root", required=False)
+@click.argument("data__root", metavar="ROOT")
 @click.option("--format", "format_", cls=Setting, setting="data.format")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.id_map.255=1.")
-def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
+def data_check(data__root: str, format_: str, sets: tuple[str, ...]) -> None:
     """Decode all frames and masks and say whether training can start.
 
     The exit code is 1 if it cannot.
@@ -46,7 +46,7 @@ def data_check(root: str | None, format_: str, sets: tuple[str, ...]) -> None:
     from segray.core.data import open_dataset
     from segray.core.data.check import check, frames_of
 
-    config = load(None, {"data.format": format_, "data.root": root, **dict(map(parse_override, sets))}).data
+    config = load(None, {"data.format": format_, "data.root": data__root, **dict(map(parse_override, sets))}).data
     dataset = open_dataset(config)
     with counting("frames", len(frames_of(dataset))) as advance:
         result = check(dataset, (config.train_split, config.val_split), advance, config.root)
@@ -88,9 +88,9 @@ def show_check(result: CheckResult, space: LabelSpace) -> None:
 
 
 @data.command("classes")
-@click.argument("root")
+@click.argument("data__root", metavar="ROOT")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any data setting, such as data.masks=seg.")
-def data_classes(root: str, sets: tuple[str, ...]) -> None:
+def data_classes(data__root: str, sets: tuple[str, ...]) -> None:
     """Write a classes.csv for a folder of images and masks.
 
     It lists the ids or colours that stand in the masks, under names that are yours to edit.
@@ -104,12 +104,12 @@ def data_classes(root: str, sets: tuple[str, ...]) -> None:
     from segray.core.data.proposal import write_proposal
     from segray.core.io import storage
 
-    config = load(None, {"data.root": root, **dict(map(parse_override, sets))}).data
+    config = load(None, {"data.root": data__root, **dict(map(parse_override, sets))}).data
     with counting("masks") as advance:
         place = write_proposal(config, advance)
     say(storage.read_bytes(place).decode().rstrip())
     say(f"These classes are in {place}: give them names there. A class called void counts nowhere.")
-    say(f"Next: segray data check {quote(root)}")
+    say(f"Next: segray data check {quote(data__root)}")
 
 
 @data.command("convert")

@@ -104,7 +104,7 @@ def note_unfinished(labels: str) -> None:
 @click.option(
     "--by", default="uncertainty", show_default=True, help="Order of the frames: uncertainty, flicker or rare-class."
 )
-@click.option("--count", default=20, show_default=True, help="Number of frames to list.")
+@click.option("--count", type=click.IntRange(1), default=20, show_default=True, help="Number of frames to list.")
 @click.option(
     "--apart",
     default=2.0,
@@ -208,7 +208,13 @@ def overlay(labels: str, out: str, name: str | None, overwrite: bool) -> None:
 @click.option("--out", help="Folder of the export; for onnx the file.")
 @click.option("--images", is_flag=True, help="Also write the images, below OUT/images; video frames become PNG.")
 @click.option("--grey", is_flag=True, help="Write grey masks for png; OpenCV and convert('L') change palette colours.")
-@click.option("--min-area", default=64, show_default=True, help="Size of the smallest instance in pixels, for coco.")
+@click.option(
+    "--min-area",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Size of the smallest instance in pixels, for coco.",
+)
 @click.option(
     "--image-root", default="", help="URL before the image names, for label-studio. Default: the paths of the images."
 )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 10.0  # without a terminal, few lines are enough for a log
 
-WIDTH = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))  # in a log, tables need not fold
+WIDTH = None if sys.stdout.isatty() else int(re.sub(r"\D", "", os.environ.get("COLUMNS", "")) or 0) or 160  # of a log
 LONGEST_NAME = 40  # characters of a name that is not folded
 console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 

@@ -216,8 +216,14 @@ def evaluate(config: Config, overwrite: bool) -> Evaluation:
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--out", help="Folder for compare.json and a picture of the images that changed most.")
-@click.option("--images", default=10, show_default=True, help="Number of images to list that changed most.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option(
+    "--images",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Number of images to list that changed most.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--overwrite", is_flag=True, help="Delete the comparison that is in --out first.")
 def compare(run_a: str, run_b: str, out: str | None, images: int, seed: int, overwrite: bool) -> None:
     """Say whether two evaluations differ by more than noise.

@@ -107,7 +107,7 @@ def open_dataset(config: DataSection) -> Dataset:
             "No data is given; name the folder of the labelled frames: --data FOLDER. "
             "Or draw some: segray data draw streets/, then --data streets/. segray demo does it all."
         )
-    name = config.format or found_format(config.root)
+    name = config.format or ("folder" if config.images or config.masks else found_format(config.root))
     try:
         dataset = LAYOUTS[name].open(config)
     except DataError as error:
@@ -197,6 +197,7 @@ def found_format(root: str) -> str:
     raise ConfigError(
         f"{root} is of no known layout; it holds {holds}. The simplest one is {LAYOUTS['folder'].layout}. "
         + (f"Annotations of other tools become it: segray data convert {quote(root)} OUT. " if has_annotations else "")
+        + "Folders of other names: --set data.images=FOLDER --set data.masks=FOLDER. " * ("/" in holds)
         + "segray data formats lists all."
     )
 

@@ -88,7 +88,8 @@ def find(root: str, images: str | None = None, masks: str | None = None, mask_su
     among the rest. mask_suffix: the end of the masks' file names, where it is none of MASK_ENDS. DataError where two
     files claim to be the same of one frame.
     """
-    images, masks = (given or _usual(root, name) for given, name in ((images, "images"), (masks, "masks")))
+    named = ((images, False, "images"), (masks, True, "masks"))
+    images, masks = (given or _usual(root, name) for given, _, name in named)
     found = Found()
     if images and masks:  # nothing else is looked at
         files = [
@@ -99,6 +100,9 @@ def find(root: str, images: str | None = None, masks: str | None = None, mask_su
     else:
         files = [_role(path, {images: False, masks: True}) for path in _listed(root)]
     roles = {file.is_mask for file in files}
+    for given, role, name in named:
+        if given and role not in roles:
+            raise DataError(f"data.{name} is {given}, and no picture is in such a folder below {root}.")
     if True not in roles:
         _by_name(files, mask_suffix)
     elif False in roles:  # with folders of images and of masks, others are neither

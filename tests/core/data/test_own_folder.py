@@ -231,6 +231,16 @@ def test_a_list_of_classes_says_that_a_folder_is_ones_own(tmp_path):
     assert likely_formats(str(tmp_path)) == ["folder"]
 
 
+def test_named_folders_need_no_format_and_must_hold_pictures(tmp_path):
+    (tmp_path / "classes.csv").write_text(TWO)
+    put(tmp_path, "Kamera vorn/ä 1.jpg", "Klassen/ä 1.png")
+    named = {"root": str(tmp_path), "images": "Kamera vorn", "masks": "Klassen"}
+    assert list(pairs(DataSection(**named)).values()) == [("Kamera vorn/ä 1.jpg", "Klassen/ä 1.png")]
+    for key in ("images", "masks"):
+        with pytest.raises(DataError, match=rf"^data\.{key} is kamera, and no picture is in such a folder below "):
+            open_dataset(DataSection(**named | {key: "kamera"}))
+
+
 def test_a_folder_of_no_layout_or_of_two_is_one_line(tmp_path):
     (tmp_path / "notes.txt").touch()
     put(tmp_path, "a.jpg")
@@ -240,6 +250,11 @@ def test_a_folder_of_no_layout_or_of_two_is_one_line(tmp_path):
         f"{tmp_path} is of no known layout; it holds a.jpg, notes.txt. The simplest one is images/ masks/ classes.csv, or "
         "others like them; masks of ids or colours. segray data formats lists all."
     )
+    put(tmp_path, "camera/b.jpg", "ids/b.png")
+    with pytest.raises(
+        ConfigError, match=r"Folders of other names: --set data\.images=FOLDER --set data\.masks=FOLDER\. s"
+    ):
+        open_dataset(DataSection(root=str(tmp_path)))
     (tmp_path / "annotations.xml").touch()
     with pytest.raises(
         ConfigError, match=rf"Annotations of other tools become it: segray data convert {tmp_path} OUT\. "
