@@ -328,6 +328,7 @@ def test_results_pictures_and_other_void_ids_are_scored(here, model):
         ([GREY + 2], [GREY], r"^Pair 0: the predicted mask has class 2, and names has 2\.$"),
         ([GREY], [GREY.astype(int) - 1], r"^Pair 0: the true mask has class -1, and names has 2\.$"),
         ([None], [GREY], r"^A mask of object \[\] was given"),
+        (None, [GREY], r"^Predictions and true masks are lists"),
         ("a.png", "b.png", r"^Predictions and true masks are lists, in the same order; give \[mask\] for one\.$"),
         (["gone.png"], [GREY], r"^gone\.png does not exist"),
         ([GREY.astype(float)], [GREY], r"^A mask of float64 \[4, 6\] was given; a mask holds classes as integers"),
@@ -336,6 +337,19 @@ def test_results_pictures_and_other_void_ids_are_scored(here, model):
 def test_masks_that_cannot_be_scored_are_refused(pred, true, said):
     with pytest.raises(DataError, match=said):
         segray.evaluate(pred, true, names=["road", "sky"])
+
+
+@pytest.mark.parametrize("names", ["road,sky", 2, {0: "road", 1: "sky"}, {"road", "sky"}])
+def test_names_that_are_no_list_are_refused(names):
+    with pytest.raises(
+        DataError, match=r"^names is .*; give a list in the order of the classes, as \['road', 'sky'\]\.$"
+    ):
+        segray.evaluate([GREY], [GREY], names=names)
+
+
+def test_undecided_pixels_are_misses_also_where_void_has_another_id():
+    true, pred = np.array([[0, 0, 1, 11]], np.uint8), np.array([[0, 255, 1, 255]], np.uint8)
+    assert segray.evaluate([pred], [true], names=["road", "sky"], ignore_index=11).class_iou == [1 / 2, 1]
 
 
 def test_a_data_set_of_pairs_is_checked(here):
@@ -363,6 +377,10 @@ PAIRS = (["a.png", "b.png"], ["c.png", "d.png"])
         ((*PAIRS, {"road": 0}), r"^names is {'road': 0}; give a list of names"),
         ((*PAIRS, {"0": "road"}), r"^names is {'0': 'road'}; its keys are the ids in the masks, whole numbers from 0"),
         ((*PAIRS, ["road", "road"]), r"every class needs a name of its own\.$"),
+        ((*PAIRS, {"road", "sky"}), r"^names is \{'.*'\}; give a list of names"),  # a set has no order
+        ((*PAIRS, 2), r"^names is 2; give a list of names"),
+        (([GREY, GREY], [GREY, GREY], ["road"]), r"^Images and masks are lists of paths, as sorted"),
+        ((3, 4, ["road"]), r"^Images and masks are lists of paths, as sorted"),
     ],
 )
 def test_pairs_that_would_be_read_wrongly_are_refused(given, said):
@@ -380,6 +398,10 @@ def test_pairs_that_would_be_read_wrongly_are_refused(given, said):
         ({"val": PAIRS[0]}, r"^No frames are left for train, of 2"),
         ({"colors": [(1, 2, 300)]}, r"^\(1, 2, 300\) is no colour; give red, green and blue from 0 to 255"),
         ({"colors": ["#fff"]}, r"^'#fff' is no colour"),
+        ({"colors": [(0.5, 0.25, 0.5)]}, r"^\(0\.5, 0\.25, 0\.5\) is no colour"),
+        ({"void": 255}, r"^void is 255; give the ids of void pixels, as \[11, 255\]\.$"),
+        ({"void": "11"}, r"^void is '11'; give the ids"),
+        ({"val": None}, r"^val is None; give a share between 0 and 1, or the images to validate on\.$"),
     ],
 )
 def test_options_of_pairs_are_checked(given, said):
@@ -393,6 +415,8 @@ def test_pairs_come_from_any_list():
     data = segray.Dataset.from_pairs(np.array(images), (mask for mask in masks), ["road"], val="b.png", void=[9])
     assert [ref.sample_id for ref in data.splits["val"]] == ["b.png"]
     assert data.label_space.id_map == {0: 0, 9: 255, 255: 255}
+    ids = (np.uint8(raw) for raw in (9, 10))
+    assert segray.Dataset.from_pairs(*PAIRS, ["road"], void=ids).label_space.id_map == {0: 0, 9: 255, 10: 255, 255: 255}
     binary = segray.Dataset.from_pairs(*PAIRS, {0: "other", 255: "road"}, colors=np.array([[1, 2, 3], [4, 5, 6]]))
     assert binary.label_space.id_map == {0: 0, 255: 1}
     assert binary.label_space.colors == ((1, 2, 3), (4, 5, 6))

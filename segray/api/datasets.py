@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,59 +47,75 @@ class Dataset(samples.Dataset):
         >>> {name: len(frames) for name, frames in data.splits.items()}
         {'train': 2, 'val': 2}
         """
-        if isinstance(images, str | os.PathLike) or isinstance(masks, str | os.PathLike):
-            raise DataError("Images and masks are lists of paths, as sorted(glob('images/*.png')).")
-        images, masks = list(images), list(masks)
-        if len(images) != len(masks):
+        places, truths, void_ids = _paths(images), _paths(masks), _void(void)
+        if len(places) != len(truths):
             raise DataError(
-                f"{counted(len(images), 'image')} and {counted(len(masks), 'mask')} were given; "
+                f"{counted(len(places), 'image')} and {counted(len(truths), 'mask')} were given; "
                 "give one mask for each image."
             )
-        if not images:
+        if not places:
             raise DataError("No images were given; name some, as sorted(glob('images/*.png')).")
-        places = [storage.absolute(os.fspath(image)) for image in images]
         if twice := [place for place, count in Counter(places).items() if count > 1]:
             raise DataError(f"{twice[0]} was given twice; name each image once.")
         ids = _classes(names)
-        if both := sorted(ids.keys() & set(void) - {IGNORE_INDEX}):
+        if both := sorted(ids.keys() & void_ids - {IGNORE_INDEX}):
             raise DataError(
                 f"Id {both[0]} is void and {ids[both[0]]}; leave it out of void, or name classes as {{id: name}}."
             )
         folder = pairing.common_folder(min(places), max(places))
         refs = [
-            SampleRef(place.removeprefix(folder), place, storage.absolute(os.fspath(mask)))
-            for place, mask in zip(places, masks, strict=True)
+            SampleRef(place.removeprefix(folder), place, truth) for place, truth in zip(places, truths, strict=True)
         ]
         space = LabelSpace(
             tuple(ids.values()),
             colored([*ids.values()]) if colors is None else tuple(map(_color, colors)),
-            dict.fromkeys([*void, IGNORE_INDEX], IGNORE_INDEX) | {raw: i for i, raw in enumerate(ids)},
+            dict.fromkeys([*void_ids, IGNORE_INDEX], IGNORE_INDEX) | {raw: i for i, raw in enumerate(ids)},
         )
         return cls("pairs", space, _split(refs, val))
 
 
+def _listed(given: object) -> list[Any]:
+    """Return what a list, a generator or the like holds; of anything else one None, which is no path, id or name."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str | os.PathLike) else [None]
+
+
+def _paths(given: Iterable[Place]) -> list[str]:
+    paths = _listed(given)
+    if not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise DataError("Images and masks are lists of paths, as sorted(glob('images/*.png')).")
+    return [storage.absolute(os.fspath(path)) for path in paths]
+
+
+def _void(void: Collection[int]) -> set[int]:
+    ids = _listed(void)
+    if not all(isinstance(raw, int | np.integer) for raw in ids):
+        raise DataError(f"void is {void!r}; give the ids of void pixels, as [11, 255].")
+    return set(map(int, ids))
+
+
 def _classes(names: Sequence[str] | Mapping[int, str]) -> dict[int, str]:
     """Return the name of each id. Raises DataError where ids are no numbers, or names no names of their own."""
-    ids = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in ids.values()):
+    ids = dict(names) if isinstance(names, Mapping) else dict(enumerate(_listed(names)))
+    if isinstance(names, set | frozenset) or not all(isinstance(name, str) and name.strip() for name in ids.values()):
         raise DataError(f"names is {names!r}; give a list of names, as ['road', 'sky'], or {{7: 'road', 8: 'sky'}}.")
     if not all(isinstance(raw, int | np.integer) and raw >= 0 for raw in ids):
         raise DataError(f"names is {names!r}; its keys are the ids in the masks, whole numbers from 0 on.")
     if len(set(ids.values())) < len(ids):
         raise DataError(f"names is {names!r}; every class needs a name of its own.")
-    return {int(raw): name for raw, name in ids.items()}
+    return {int(raw): str(name) for raw, name in ids.items()}
 
 
 def _color(color: Sequence[int]) -> tuple[int, int, int]:
-    if isinstance(color, str) or len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
+    channels = _listed(color)
+    if len(channels) != 3 or not all(isinstance(one, int | np.integer) and 0 <= one <= 255 for one in channels):
         raise DataError(f"{color!r} is no colour; give red, green and blue from 0 to 255, as (128, 64, 128).")
-    red, green, blue = map(int, color)
+    red, green, blue = map(int, channels)
     return red, green, blue
 
 
 def _split(refs: list[SampleRef], val: float | Iterable[Place]) -> dict[str, tuple[SampleRef, ...]]:
-    if isinstance(val, float | int):
-        if not 0 < val < 1:
+    if isinstance(val, float | int | np.number) or not isinstance(val, Iterable):
+        if not isinstance(val, float | int | np.number) or not 0 < val < 1:
             raise DataError(f"val is {val}; give a share between 0 and 1, or the images to validate on.")
         splits = dict(zip(("train", "val"), pairing.split_by_hash(refs, val), strict=True))
     else:
@@ -109,7 +126,7 @@ def _split(refs: list[SampleRef], val: float | Iterable[Place]) -> dict[str, tup
 
 
 def _held_out(refs: list[SampleRef], val: Iterable[Place]) -> dict[str, tuple[SampleRef, ...]]:
-    held_out = {storage.absolute(os.fspath(place)) for place in val}
+    held_out = set(_paths(val))
     if missing := held_out - {ref.image for ref in refs}:
         raise DataError(f"{min(missing)} is to be validated on and is none of the images; name it there, too.")
     return {

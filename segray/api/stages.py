@@ -15,6 +15,7 @@ from segray.api.datasets import Dataset
 from segray.api.results import Place, Result
 from segray.core import metrics
 from segray.core.io import locators, storage
+from segray.core.samples import IGNORE_INDEX
 from segray.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     """Score masks against ground truth, over all pixels together, by the formulas that every command uses.
 
     pred, true: uint8 [H, W] of class indices, results, or paths of masks; pairs in the same order, read one at a time.
-        True pixels of ignore_index are not scored; predicted ones are undecided, and misses of their true class.
+        True pixels of ignore_index are not scored; predicted ones, and those of 255, are undecided, and misses of their
+        true class.
     names: the classes. Scores hold lists in their order, with nan for a class that is nowhere.
     Raises DataError for a pair of different sizes, or a class that has no name.
 
@@ -95,10 +97,12 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
     >>> scores.pixel_accuracy, scores.class_iou
     (0.5, [0.5, 0.0])
     """
+    if isinstance(names, str | Mapping | set | frozenset) or not isinstance(names, Iterable):
+        raise DataError(f"names is {names!r}; give a list in the order of the classes, as ['road', 'sky'].")
     classes = list(names)
     total = np.zeros((len(classes), len(classes) + 1), np.int64)  # the last column: undecided
     count = -1
-    if isinstance(pred, str | os.PathLike) or isinstance(true, str | os.PathLike):
+    if any(isinstance(one, str | os.PathLike) or not isinstance(one, Iterable) for one in (pred, true)):
         raise DataError("Predictions and true masks are lists, in the same order; give [mask] for one.")
     for count, (guess, known) in enumerate(zip_longest(pred, true, fillvalue=NOTHING)):
         if guess is NOTHING or known is NOTHING:
@@ -110,11 +114,12 @@ def evaluate(pred: Masks, true: Masks, *, names: Iterable[str], ignore_index: in
             raise DataError(
                 f"Pair {count} has masks of {guess_hw.shape} and {known_hw.shape}; they must have one size."
             )
-        for mask_hw, of in ((guess_hw[known_hw != ignore_index], "predicted"), (known_hw, "true")):
-            outside = (mask_hw < 0) | (mask_hw >= len(classes))
-            if len(bad := mask_hw[outside & (mask_hw != ignore_index)]):
+        scored_hw = known_hw != ignore_index
+        decided_hw = (guess_hw != ignore_index) & ((guess_hw != IGNORE_INDEX) | (len(classes) > IGNORE_INDEX))
+        for mask_hw, used_hw, of in ((guess_hw, scored_hw & decided_hw, "predicted"), (known_hw, scored_hw, "true")):
+            if len(bad := mask_hw[used_hw & ((mask_hw < 0) | (mask_hw >= len(classes)))]):
                 raise DataError(f"Pair {count}: the {of} mask has class {bad.min()}, and names has {len(classes)}.")
-        guess_hw = np.where(guess_hw == ignore_index, len(classes), guess_hw.astype(np.int64))
+        guess_hw = np.where(decided_hw, guess_hw.astype(np.int64), len(classes))
         total += metrics.confusion_matrix(known_hw, guess_hw, len(classes) + 1, ignore_index)[:-1]
     if count < 0:
         raise DataError("No masks were given; give predictions and true masks in the same order.")
