@@ -383,6 +383,11 @@ def stopped(*args, **more):
             "segray.stages.label.label",
             "segray: stopped. The same command begins anew: there is nothing to resume.\n",
         ),
+        (
+            ("data", "convert", "task.zip", "{}/begun"),
+            "segray.stages.convert.convert",
+            "segray: stopped. The same command resumes here.\n",
+        ),
         (("overlay", "labels", "--video", "new.mp4"), "segray.stages.show.overlay_video", "segray: stopped.\n"),
         (("evaluate", "m"), "segray.stages.evaluate.evaluate", "segray: stopped.\n"),
     ],
@@ -390,6 +395,8 @@ def stopped(*args, **more):
 def test_only_of_what_resumes_is_said_that_it_does(monkeypatch, capsys, tmp_path, args, stage, line):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "history.jsonl").touch()
+    (tmp_path / "begun" / "_convert").mkdir()
+    (tmp_path / "begun" / "_convert" / "00000.json").touch()
     monkeypatch.setattr(stage, stopped)
     code, _, err = run(monkeypatch, capsys, *(arg.format(tmp_path) for arg in args))
     assert (code, err.lstrip()) == (130, line)

@@ -149,9 +149,10 @@ def data_convert(
       segray data convert task.zip mine/
     """
     from segray.cli.terminal import counting
-    from segray.stages.convert import convert
+    from segray.core.io import storage
+    from segray.stages.convert import convert, pieces
 
-    with counting("frames") as advance:
+    with resuming(lambda: bool(pieces(storage.local(out, "a conversion")))), counting("frames") as advance:
         done = convert(
             annotations, out, kind=kind, images=images, background=background, link=link, overwrite=overwrite,
             progress=advance,

@@ -126,6 +126,11 @@ def convert(
     return done
 
 
+def pieces(out: Path) -> list[Path]:
+    """List the pieces of a conversion that are done."""
+    return list((out / STATE).glob("[0-9]*.json"))
+
+
 def _layout(
     folder: Path, source: Source, found: Annotations, background: Background | None, link: bool
 ) -> tuple[tuple[Class, ...], _Job]:
@@ -144,10 +149,10 @@ def _layout(
 
 def _write(job: _Job, found: Annotations, progress: Progress) -> bool:
     """Write all pieces that are not there yet; say whether there were any."""
-    there = {path.stem for path in (job.out / STATE).glob("[0-9]*.json")}
+    there = {path.stem for path in pieces(job.out)}
     new = False
 
-    def pieces() -> Iterator[tuple[str, list[tuple[Frame, str]]]]:
+    def missing() -> Iterator[tuple[str, list[tuple[Frame, str]]]]:
         named, number = _named(found), 0
         while piece := list(islice(named, PIECE)):
             if f"{number:05}" in there:
@@ -157,7 +162,7 @@ def _write(job: _Job, found: Annotations, progress: Progress) -> bool:
             number += 1
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for done in ahead(pool, partial(_write_piece, job), pieces(), THREADS):
+        for done in ahead(pool, partial(_write_piece, job), missing(), THREADS):
             new = True
             progress(done, found.total)
     return new
@@ -286,7 +291,7 @@ def _total(job: _Job, kind: str, found: Annotations, classes: tuple[Class, ...],
     frames_with: Counter[int | None] = Counter()
     frames = 0
     problems = found.problems
-    for path in sorted((job.out / STATE).glob("[0-9]*.json")):
+    for path in sorted(pieces(job.out)):
         piece = storage.read_json(str(path))
         frames += piece["frames"]
         for counts, told in ((pixels, piece["pixels"]), (frames_with, piece["frames_with"])):
