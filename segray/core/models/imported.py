@@ -19,7 +19,7 @@ from segray.core.io import storage
 from segray.core.models import build, bundle, name_of, onnx_model, pretrained, ready, weights
 from segray.core.models.info import CONFIG, WEIGHTS, BundleInfo, read_info
 from segray.core.models.places import kind_of, models_below, nearly
-from segray.core.samples import LabelSpace
+from segray.core.samples import COLOR, LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segray.errors import ConfigError, ModelError, OutputExists
 from segray.sections.training import ModelSection
@@ -93,7 +93,14 @@ def import_model(
 def label_space(classes: str) -> LabelSpace:
     """Make a label space of a number, names with commas between, or a file that lists classes."""
     if classes.lower().endswith(LISTS):
-        return read_classes(storage.absolute(classes))[0]
+        space = read_classes(storage.absolute(classes))[0]
+        ids = [raw for raw, label in space.id_map.items() if raw < COLOR and label != space.ignore_index]
+        if ids != sorted(ids):
+            raise ConfigError(
+                f"--classes {classes} has ids in another order than its lines, so the order of the model's outputs is "
+                "not known. Write a line for each output, in their order."
+            )
+        return space
     if classes.strip().isdigit():
         return _numbered(int(classes))
     names = tuple(name.strip() for name in classes.split(","))

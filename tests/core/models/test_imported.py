@@ -251,6 +251,19 @@ def test_a_listed_class_keeps_its_colour_beside_the_background(tmp_path):
     assert (info.space.names, info.space.colors[1]) == (("background", "crack"), (1, 2, 3))
 
 
+def test_classes_whose_ids_contradict_their_lines_are_refused(unet, tmp_path):
+    torch.save(unet.state_dict(), tmp_path / "unet.pt")
+    (tmp_path / "classes.csv").write_text("name,id\ncar,2\nroad,0\nsky,1\n")
+    with pytest.raises(ConfigError, match=r"classes\.csv has ids in another order than its lines"):
+        made(tmp_path / "unet.pt", tmp_path, str(tmp_path / "classes.csv"))
+    (tmp_path / "classes.csv").write_text("name,id\nroad,7\nsky,8\nvoid,9\ncar,11\n")
+    assert made(tmp_path / "unet.pt", tmp_path, str(tmp_path / "classes.csv")).info.space.names == (
+        "road",
+        "sky",
+        "car",
+    )
+
+
 def test_a_folder_of_smp_for_other_images_than_rgb_is_a_line(tmp_path):
     smp.Unet("resnet18", encoder_weights=None, in_channels=1).save_pretrained(str(tmp_path / "grey"))
     with pytest.raises(ModelError, match=r"^smp's in_channels is 1, and a model takes RGB\. Export it to ONNX behind "):
