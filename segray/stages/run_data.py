@@ -13,7 +13,7 @@ from segray.core.data import FileSamples, MemorySamples, input_shape, open_datas
 from segray.core.data.frame_cache import FrameCache
 from segray.core.data.frame_list import frame_list
 from segray.core.formatting import counted
-from segray.core.models import build, check_names, ready
+from segray.core.models import build, check_names, ready, weights
 from segray.core.models.info import read_info
 from segray.core.samples import BYTES_A_PIXEL, Dataset, LabelSpace, SampleRef, Samples, TrainData
 from segray.core.training import loop, optim
@@ -111,6 +111,7 @@ def check_model(config: Config, classes: int) -> int:
             "train.freeze_encoder would keep an encoder of random weights as it is (model.encoder_weights is none). "
             "Give it pretrained ones, --weights imagenet or a file, or leave --freeze-encoder out."
         )
+    weights.check_pixels(config.model)
     model = build(config.model, classes)
     optim.freeze(model, config.train.freeze_encoder)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -26,6 +26,7 @@ from segray.core.io import storage
 from segray.core.models import build, name_of
 from segray.core.models.card import card
 from segray.core.models.info import CARD, CONFIG, INFO, WEIGHTS, BundleInfo, model_id_of, read_info
+from segray.core.models.weights import check_numbers
 from segray.errors import ModelError
 from segray.sections.training import ModelSection
 
@@ -104,12 +105,14 @@ def load(uri: str) -> tuple[torch.nn.Module, BundleInfo]:
         raise ModelError(f"{uri}/{WEIGHTS} is not the file that was saved (sha256 differs); copy the bundle again.")
     model = build(info.model, len(info.label_space["names"]))
     try:
-        model.load_state_dict(load_weights(data))
+        state = load_weights(data)
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(
             f"{uri}/{WEIGHTS} does not fit {name_of(info.model)} with "
             f"{len(info.label_space['names'])} classes, as {INFO} says: {str(error).splitlines()[-1].strip()}"
         ) from error
+    check_numbers(state, f"{uri}/{WEIGHTS}")
     return model.eval(), info
 
 

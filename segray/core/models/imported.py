@@ -30,6 +30,8 @@ SAVED = (CONFIG, WEIGHTS, "pytorch_model.bin")  # files of a folder that save_pr
 LISTS = (".csv", ".yaml", ".yml", ".txt", ".json")  # suffixes of files that list classes
 SHORT_SIDE_PX = 512  # of frames where no size is given
 FREE_STRIDE_PX = 32  # of an ONNX file that takes any size: what most networks need, and none minds
+NETWORK = {f"model.{key}" for key in ("arch", "encoder", "options", "one_logit", "batch_norm")}
+FRAMES = {"data.size", "data.resize", "model.mean", "model.std"}
 COUNTED = "num_batches_tracked"  # of batch norms: not in older files, and not used
 
 
@@ -51,7 +53,10 @@ def import_model(
     place = storage.absolute(out)
     if storage.exists(place) and not overwrite:
         raise OutputExists(f"{out} is there already. Give another --out, or --overwrite.")
+    if next(storage.iter_files(place), None) and kind_of(place) != "bundle":
+        raise OutputExists(f"{out} is no bundle, and --overwrite would delete what it holds. Give another --out.")
     if is_ready_model(file):
+        _refuse_others(config, {"model.weights_dir"}, file)
         if classes is not None:
             raise ConfigError(f"{file} names its classes itself; leave --classes out.")
         bundle.copy_to(place, ready.bundle_of(file, config.model.weights_dir))
@@ -63,13 +68,14 @@ def import_model(
         there = above  # which says what the file alone does not
     if kind_of(there) == "bundle":
         raise ModelError(f"{there} is a bundle already, which every command takes: segray label --model {quote(there)}")
-    space = None if classes is None else label_space(classes)
+    decided: list[str] = []
+    space = None if classes is None else label_space(classes, decided)
     if there.endswith(".onnx"):
         model, info, notes = _of_onnx(there, config, space, file)
     elif there.endswith(STATES):
         model, info, notes = _of_state(there, config, space, file)
     elif kind_of(there) == "transformers":
-        _refuse_shape(config, file)
+        _refuse_others(config, set(), file)
         model, info = pretrained.read(there)
         notes = ["size, normalisation and classes are those of its files"]
         if info.model.one_logit:
@@ -77,6 +83,7 @@ def import_model(
         if space is not None:
             info.label_space = _as_many(space, info.space.num_classes).to_dict()
     elif storage.exists(storage.join(there, CONFIG)):
+        _refuse_others(config, FRAMES, file)
         model, info, notes = _of_smp(there, config, space)
     elif there.endswith(".zip"):
         raise ModelError(f"{file} is a zip; unpack it, and give the folder or the file of weights in it.")
@@ -87,13 +94,14 @@ def import_model(
             f"save_pretrained wrote (config.json).{f' In it are {found}.' if found else ''}"
         )
     info.source = {"name": storage.name_of(there)}
-    return Imported(bundle.save(place, model, info), notes)
+    return Imported(bundle.save(place, model, info), decided + notes)
 
 
-def label_space(classes: str) -> LabelSpace:
+def label_space(classes: str, notes: list[str]) -> LabelSpace:
     """Make a label space of a number, names with commas between, or a file that lists classes."""
     if classes.lower().endswith(LISTS):
-        space = read_classes(storage.absolute(classes))[0]
+        space, told = read_classes(storage.absolute(classes))
+        notes += told
         ids = [raw for raw, label in space.id_map.items() if raw < COLOR and label != space.ignore_index]
         if ids != sorted(ids):
             raise ConfigError(
@@ -139,9 +147,13 @@ def _as_many(space: LabelSpace, count: int) -> LabelSpace:
     return space
 
 
-def _refuse_shape(config: Config, file: str) -> None:
-    if config.data.size or config.data.resize or config.model.mean or config.model.std:
-        raise ConfigError(f"{file} says itself how frames are resized and normalised; leave --size and --set out.")
+def _refuse_others(config: Config, used: set[str], file: str) -> None:
+    """Raise ConfigError for a setting of which this kind of model has no use."""
+    given = {
+        f"{section}.{key}" for section in config.model_fields_set for key in getattr(config, section).model_fields_set
+    }
+    if others := sorted(given - used):
+        raise ConfigError(f"{', '.join(others)} would change nothing: {file} says itself what it is; leave it out.")
 
 
 def _shape(config: Config, notes: list[str], size: tuple[int, int] | None = None, stride: int = 1) -> dict[str, Any]:
@@ -151,6 +163,8 @@ def _shape(config: Config, notes: list[str], size: tuple[int, int] | None = None
         if size is not None and config.data.size not in (None, size):
             raise ConfigError(f"The file takes frames of {size[0]}×{size[1]} alone; leave --size out.")
         return {"input_size": given, "resize": config.data.resize or "stretch"}
+    if config.data.resize is not None:
+        raise ConfigError(f"data.resize {config.data.resize} needs the size of the frames as in training: --size HxW.")
     notes.append(
         f"frames are resized until their shorter side is {SHORT_SIDE_PX} px; --size HxW resizes them all to one size, "
         "as in training"
@@ -159,8 +173,9 @@ def _shape(config: Config, notes: list[str], size: tuple[int, int] | None = None
 
 
 def _pixels(config: Config, notes: list[str], usual: tuple[Any, Any] = (IMAGENET_MEAN, IMAGENET_STD)) -> dict[str, Any]:
+    weights.check_pixels(config.model)
     mean, std = config.model.mean or usual[0], config.model.std or usual[1]
-    if config.model.mean is None and config.model.std is None:
+    if None in (config.model.mean, config.model.std):
         notes.append(
             f"RGB in 0..1 is normalised by the mean {', '.join(map(str, mean))} and the deviation "
             f"{', '.join(map(str, std))}; --set model.mean=… and model.std=… give others"
@@ -177,10 +192,12 @@ def _section(config: Config, **changes: Any) -> ModelSection:
 def _of_state(
     there: str, config: Config, space: LabelSpace | None, file: str
 ) -> tuple[torch.nn.Module, BundleInfo, list[str]]:
+    _refuse_others(config, NETWORK | FRAMES, file)
     _refuse_torchscript(there)
     notes: list[str] = []
     saved = weights.read_file(there)
     state, section = weights.state_of(saved, there), _section(config)
+    weights.check_numbers(state, file)
     _refuse_mmsegmentation(state, file)
     space = space or _named(saved, notes) or _needed(None, file)
     if section.one_logit or space.num_classes == 1 or _has_one_output(section, space.num_classes, state):
@@ -315,8 +332,8 @@ def _of_onnx(
         onnx_model.check_alone(data)
         session = onnx_model.session_of(data, torch.device("cpu"))
         own = onnx_model.segrays_facts(session)
+        _refuse_others(config, FRAMES if own is None else set(), file)
         if own is not None:
-            _refuse_shape(config, file)
             space = _as_many(space, own["label_space"].num_classes) if space else own["label_space"]
         elif (space := _needed(space, file)).num_classes == 1:
             space = _with_background(space, notes)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from segray.config import PLACES
 from segray.core.io import storage
 from segray.core.models.places import why_no_bundle
 from segray.core.samples import LabelSpace
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD, inner_size
-from segray.errors import ModelError, StorageError
+from segray.errors import DataError, ModelError, StorageError
 from segray.sections.training import ModelSection
-from segray.sections.values import Size
+from segray.sections.values import Size, check_divisors
 
 WEIGHTS, CONFIG, INFO, CARD = "model.safetensors", "config.json", "segray.json", "README.md"
 
@@ -23,7 +23,7 @@ WEIGHTS, CONFIG, INFO, CARD = "model.safetensors", "config.json", "segray.json",
 class BundleInfo(BaseModel):
     """The content of segray.json. model_id names weights and preprocessing: bundles with the same id label alike."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     model: ModelSection
     label_space: dict[str, Any]
     input_size: Size
@@ -31,10 +31,10 @@ class BundleInfo(BaseModel):
     # longest_px at most; scale to the nearer of its sides; or leave frames as they are
     resize: Literal["stretch", "keep", "short_side", "nearest_side", "none"] = "stretch"
     longest_px: int | None = None
-    multiple_of: int = 1  # of pixels: short_side rounds each side up to one, nearest_side to the nearest
+    multiple_of: int = Field(1, ge=1)  # of pixels: short_side rounds each side up to one, nearest_side to the nearest
     resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: Annotated[tuple[float, float, float], AfterValidator(check_divisors)] = IMAGENET_STD
     temperature: float = Field(1.0, gt=0)  # logits are divided by it before the softmax
     calibration: dict[str, Any] = {}  # how well the temperature fits, and on which split
     weights_sha256: str = ""
@@ -90,13 +90,20 @@ class BundleInfo(BaseModel):
 def read_info(uri: str) -> BundleInfo:
     """Read segray.json of a bundle. Raises ModelError that says what is there instead if it is not a bundle."""
     try:
-        return BundleInfo.model_validate_json(storage.read_bytes(storage.join(uri, INFO)))
+        info = BundleInfo.model_validate_json(storage.read_bytes(storage.join(uri, INFO)))
+        LabelSpace.from_dict(info.label_space)
+        return info
     except StorageError as error:
         if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise  # the place is not reachable, or may not be read
         raise ModelError(why_no_bundle(uri)) from None
     except ValidationError as error:
-        raise ModelError(f"{uri}: {INFO} is not valid: {error.errors()[0]['msg']}.") from None
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ModelError(f"{uri}: {INFO} is not valid: {where + ': ' if where else ''}{problem['msg']}.") from None
+    except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+        told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ModelError(f"{uri}: {INFO} is not valid: label_space: {told}.") from None
 
 
 def model_id_of(info: BundleInfo) -> str:
@@ -104,5 +111,8 @@ def model_id_of(info: BundleInfo) -> str:
     keys = {"weights_sha256", "label_space", "input_size", "resize", "mean", "std", "schema_version"}
     later = ("temperature", "longest_px", "multiple_of", "resample")  # are left out where they have their defaults
     keys |= {key for key in later if getattr(info, key) != BundleInfo.model_fields[key].default}
-    text = json.dumps(info.model_dump(mode="json", include=keys), sort_keys=True)
+    held = info.model_dump(mode="json", include=keys)
+    if info.model.options:  # the same weights give other logits with others, as of another output stride
+        held["options"] = info.model.model_dump(mode="json")["options"]
+    text = json.dumps(held, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

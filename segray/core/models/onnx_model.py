@@ -68,8 +68,9 @@ class OnnxModel(torch.nn.Module):
         pixels: np.ndarray = images.detach().float().cpu().contiguous().numpy().astype(facts.dtype)
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if facts.channels_last else pixels
         step = facts.batch or len(pixels)
+        pixels = np.pad(pixels, ((0, -len(pixels) % step), *[(0, 0)] * 3), "edge")  # to whole batches
         made = [session.run([self.output], {facts.name: part})[0] for part in np.split(pixels, len(pixels) // step)]
-        return self._logits(torch.from_numpy(np.concatenate(made)).to(images.device))
+        return self._logits(torch.from_numpy(np.concatenate(made)[: len(images)]).to(images.device))
 
     def _logits(self, found: torch.Tensor) -> torch.Tensor:
         """Turn [B, C, h, w], [B, h, w, C], or ids [B, h, w] with or without an axis of 1, into logits [B, C, h, w]."""

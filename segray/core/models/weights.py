@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from segray.core.formatting import counted
 from segray.core.io import storage
 from segray.core.transforms import IMAGENET_MEAN, IMAGENET_STD
-from segray.errors import ModelError, StorageError
+from segray.errors import ConfigError, ModelError, StorageError
 from segray.sections.training import ModelSection
 from segray.sections.values import WEIGHT_FILES, Rgb
 
@@ -127,6 +128,14 @@ def preprocessing(config: ModelSection) -> tuple[Rgb, Rgb]:
     return config.mean or mean, config.std or std
 
 
+def check_pixels(config: ModelSection) -> None:
+    """Raise ConfigError for mean and deviation of pixels in 0..255, as other programs have them."""
+    for key, values in (("mean", config.mean), ("std", config.std)):
+        if values and max(values) > 1:
+            own = ", ".join(f"{value / 255:.3f}" for value in values)
+            raise ConfigError(f"model.{key} is of RGB in 0..1, and {max(values):g} is above 1; of 255 it is [{own}].")
+
+
 def _published_pixels(config: ModelSection) -> tuple[Rgb, Rgb]:
     name = config.encoder
     if config.encoder_weights == "none":
@@ -212,6 +221,15 @@ def _why_unread(uri: str, text: str) -> str:
     if any(word in first for word in CUT):
         return f"{uri} is no whole file of weights ({first.split('. ')[0]}). Copy it again."
     return f"{uri} holds no weights that can be read safely: {first}.{SAFE}"
+
+
+def check_numbers(state: Weights, uri: str) -> None:
+    """Raise ModelError for weights that hold nan, of which every logit would be nan as well."""
+    if bad := [name for name, tensor in state.items() if tensor.isnan().any()]:
+        raise ModelError(
+            f"{uri} holds nan in {counted(len(bad), 'tensor')}{such_as(bad)}, as of a training run that diverged, and "
+            "would give every pixel the same class. Give an earlier checkpoint."
+        )
 
 
 def state_of(state: Any, uri: str) -> Weights:

@@ -9,9 +9,12 @@ import torch
 from segray.core.io import storage
 from segray.core.models import build, bundle, fold, forward
 from segray.core.models.fold import fold_batch_norm
-from segray.core.models.info import read_info
+from segray.core.models.info import BundleInfo, read_info
+from segray.core.samples import LabelSpace
 from segray.errors import ModelError
 from segray.sections.training import ModelSection
+
+TWO = LabelSpace(("a", "b"), ((0, 0, 0), (9, 9, 9))).to_dict()
 
 
 def test_smp_loads_the_bundle_and_gives_the_same_logits(tiny_bundle):
@@ -43,7 +46,7 @@ def test_one_flipped_bit_in_the_weights_is_refused(copy):
     ("change", "text"),
     [
         ({"model": {"arch": "fpn", "encoder": "mobilenet_v2"}}, "does not fit fpn over mobilenet_v2 with {n} classes"),
-        ({"label_space": {"names": ["a", "b"]}}, "does not fit unet over resnet18 with 2 classes"),
+        ({"label_space": TWO}, "does not fit unet over resnet18 with 2 classes"),
     ],
 )
 def test_weights_of_another_architecture_or_other_classes_are_refused(copy, change, text):
@@ -64,8 +67,40 @@ def test_other_folders_are_no_bundle(copy):
         f"{copy} is not a model bundle: save_pretrained wrote it. Make one of it: segray import {copy} --out BUNDLE"
     )
     (copy / "segray.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"segray.json is not valid: "):
+    with pytest.raises(ModelError, match=r"segray.json is not valid: model: Field required\.$"):
         bundle.load(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1."),
+        ({"model": {"arch": "unet", "novel": 1}}, "model.novel: Extra inputs are not permitted."),
+        ({"label_space": {}}, "label_space: names is missing."),
+        ({"label_space": TWO | {"colors": [[0, 0, 0]]}}, "label_space: 2 class names but 1 colours; give one each."),
+        ({"label_space": TWO | {"colors": [1, 2]}}, "label_space: cannot unpack non-iterable int object."),
+        ({"std": [0, 1, 1]}, "std: Value error, give numbers above 0."),
+        ({"multiple_of": 0}, "multiple_of: Input should be greater than or equal to 1."),
+    ],
+)
+def test_a_bundle_of_another_version_or_with_a_damaged_description_is_a_line(copy, change, text):
+    told = json.loads((copy / "segray.json").read_text())
+    (copy / "segray.json").write_text(json.dumps(told | change))
+    with pytest.raises(ModelError) as error:
+        bundle.load(str(copy))
+    assert str(error.value) == f"{copy}: segray.json is not valid: {text}"
+
+
+def test_weights_that_are_no_numbers_are_refused(copy):
+    model, info = bundle.load(str(copy))
+    model.segmentation_head[0].bias.data[1] = torch.nan
+    bundle.save(copy, model, info)
+    with pytest.raises(ModelError) as error:
+        bundle.load(str(copy))
+    assert str(error.value) == (
+        f"{copy}/model.safetensors holds nan in 1 tensor (such as segmentation_head.0.bias), as of a training run that "
+        "diverged, and would give every pixel the same class. Give an earlier checkpoint."
+    )
 
 
 def test_the_model_id_follows_preprocessing_and_is_stable(tiny_bundle, tmp_path):
@@ -73,6 +108,18 @@ def test_the_model_id_follows_preprocessing_and_is_stable(tiny_bundle, tmp_path)
     assert bundle.save(tmp_path / "same", model, info).model_id == info.model_id
     other = info.model_copy(update={"input_size": (64, 64)})
     assert bundle.save(tmp_path / "other", model, other).model_id != info.model_id
+
+
+def test_the_same_weights_in_another_network_have_another_model_id(tmp_path):
+    """Two output strides of a DeepLab give other logits by the same weights."""
+    space = {"label_space": TWO, "input_size": (64, 64)}
+    strided = [
+        ModelSection(arch="deeplabv3plus", encoder="resnet18", options=options)
+        for options in ({}, {"encoder_output_stride": 8}, {"encoder_output_stride": 16})
+    ]
+    model = build(strided[0], 2)
+    ids = {bundle.save(tmp_path / "one", model, BundleInfo(model=one, **space)).model_id for one in strided}
+    assert len(ids) == 3
 
 
 def test_parameters_are_counted_from_the_file(tiny_bundle):

@@ -29,7 +29,8 @@ def unet():
 
 
 def made(file, folder, classes="road,sky,car", **settings):
-    return import_model(str(file), str(folder / "bundle"), load(None, UNET | settings), classes)
+    network = {} if str(file).endswith(".onnx") else UNET
+    return import_model(str(file), str(folder / "bundle"), load(None, network | settings), classes)
 
 
 @pytest.mark.parametrize(
@@ -370,5 +371,69 @@ def test_a_file_that_segray_exported_says_all_itself(unet, tmp_path):
     assert notes[-1] == "size, normalisation and classes are those that segray export wrote into it"
     with pytest.raises(ConfigError, match=r"^--classes names 5 classes, and the model has 3\.$"):
         import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(), "5")
-    with pytest.raises(ConfigError, match=r"net\.onnx says itself how frames are resized and normalised; leave --size"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.size would change nothing: .*net\.onnx says itself what it is; leave "
+    ):
         import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(None, {"data.size": "64x64"}))
+
+
+@pytest.mark.parametrize("kind", ["ready", "smp", "onnx", "state"])
+def test_a_setting_that_would_change_nothing_is_refused(unet, tmp_path, kind):
+    if kind == "smp":
+        smp.Unet("resnet18", encoder_weights=None, classes=3).save_pretrained(str(tmp_path / "net"))
+    onnx_file(tmp_path)
+    torch.save(unet.state_dict(), tmp_path / "net.pth")
+    file = {"ready": "deeplabv3-coco", "smp": tmp_path / "net", "onnx": tmp_path / "net.onnx"}.get(
+        kind, tmp_path / "net.pth"
+    )
+    settings = {"ready": "data.size=64x64", "smp": "model.one_logit=true", "onnx": "model.arch=unet"}.get(
+        kind, "model.encoder_weights=imagenet"
+    )
+    key, value = settings.split("=")
+    with pytest.raises(ConfigError) as error:
+        import_model(str(file), str(tmp_path / "bundle"), load(None, {key: value}), None if kind == "ready" else "3")
+    assert str(error.value) == f"{key} would change nothing: {file} says itself what it is; leave it out."
+
+
+def test_frames_are_padded_only_to_a_size_and_pixels_are_in_0_to_1(unet, tmp_path):
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(
+        ConfigError, match=r"^data\.resize keep needs the size of the frames as in training: --size HxW\.$"
+    ):
+        made(tmp_path / "a.pth", tmp_path, **{"data.resize": "keep"})
+    with pytest.raises(
+        ConfigError, match=r"^model\.mean is of RGB in 0\.\.1, and 123\.675 is above 1; of 255 it is \[0\.485, "
+    ):
+        made(tmp_path / "a.pth", tmp_path, **{"model.mean": [123.675, 116.28, 103.53]})
+    _, notes = made(tmp_path / "a.pth", tmp_path, **{"data.size": "32x48", "model.mean": [0.5, 0.5, 0.5]})
+    assert notes[0].startswith("RGB in 0..1 is normalised by the mean 0.5, 0.5, 0.5 and the deviation 0.229, 0.224, ")
+
+
+def test_only_a_bundle_is_overwritten(unet, tmp_path):
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    config = load(None, UNET)
+    (tmp_path / "mine").mkdir()
+    import_model(str(tmp_path / "a.pth"), str(tmp_path / "mine"), config, "3", overwrite=True)
+    import_model(str(tmp_path / "a.pth"), str(tmp_path / "mine"), config, "road,sky,car", overwrite=True)
+    for out in (tmp_path, tmp_path / "a.pth"):
+        with pytest.raises(OutputExists) as error:
+            import_model(str(tmp_path / "a.pth"), str(out), config, "3", overwrite=True)
+        assert str(error.value) == (
+            f"{out} is no bundle, and --overwrite would delete what it holds. Give another --out."
+        )
+
+
+def test_weights_of_a_run_that_diverged_are_refused(unet, tmp_path):
+    torch.save({key: value / 0 - value / 0 for key, value in unet.state_dict().items()}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth holds nan in 118 tensors \(such as down\.0\.0\.weight\), as of a "):
+        made(tmp_path / "a.pth", tmp_path)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_file_that_takes_batches_of_one_size_gets_them(tmp_path, frames):
+    weight = onnx_file(tmp_path, size=(32, 48), batch=2)
+    made(tmp_path / "net.onnx", tmp_path)
+    images = torch.randn(frames, 3, 32, 48)
+    with torch.inference_mode():
+        found = coarse(bundle.load(str(tmp_path / "bundle"))[0], images)
+    assert torch.allclose(found, torch.nn.functional.conv2d(images, weight, stride=2), atol=1e-5)
