@@ -16,12 +16,13 @@ from torch.nn import functional
 from segray.core.clock import Clock, moved
 from segray.core.infer import logit_maps
 from segray.core.memory import is_exhausted
-from segray.core.models import bundle, coarse, name_of
+from segray.core.models import STRIDE, bundle, coarse, name_of
 from segray.core.models.fold import fold_batch_norm
+from segray.core.models.weights import first_words
 from segray.core.precision import autocast, autocast_dtype, cast_weights
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import fit, normalize, to_float
-from segray.errors import ConfigError, InputTooLarge, ModelTooLarge
+from segray.errors import ConfigError, InputTooLarge, ModelError, ModelTooLarge
 from segray.sections.labelling import InferSection
 
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 16}
@@ -106,9 +107,31 @@ class Predictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         # Not cudnn.benchmark: another process might pick other algorithms, and then label ties otherwise.
         self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
-        as_is = getattr(model, "as_is", False)  # whose code may look at the types of its weights
-        if self.copies is not None and self.dtype is not None and not as_is:
+        self.as_is = getattr(model, "as_is", False)  # whose code may look at the types of its weights
+        if self.copies is not None and self.dtype is not None and not self.as_is:
             cast_weights(self.model, self.dtype)
+        self.step_px = 1  # sides of windows and scaled frames are multiples of it
+        if self.as_is and (self.infer.window or self.infer.scales != [1.0]):
+            self._find_step()
+
+    def _find_step(self) -> None:
+        """Find whether a model from elsewhere takes sides that are multiples of 32: nothing in it pads others to these.
+
+        Many leave out what is no whole patch at the right and below, and stretch the rest over it. Raises ModelError if
+        the model does not take frames of the window's size or of the scales.
+        """
+        for self.step_px in (STRIDE, 1):
+            try:
+                return self.check()
+            except ModelTooLarge:
+                raise
+            except Exception as error:  # of its library, which has errors of its own
+                problem = error
+        size = "×".join(map(str, self.info.input_size))
+        raise ModelError(
+            f"{name_of(self.info.model)} does not run with this window or these scales ({first_words(problem)}). Its "
+            f"own size is {size} (height × width): leave out infer.window and infer.scales, or give that as the window."
+        ) from problem
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the forward pass in ONNX Runtime. Raises ConfigError for an unsupported device or precision."""
@@ -271,11 +294,15 @@ class Predictor:
         """Yield probabilities at the batch's size, for each scale and mirror image."""
         height, width = batch.shape[-2:]
         for scale in self.infer.scales:
-            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            size = self._steps(height * scale), self._steps(width * scale)
             seen = batch if scale == 1 else functional.interpolate(batch, size, mode="bilinear", antialias=True)
             for mirrored in (False, True) if self.infer.flip else (False,):
                 logits = self._forward(seen.flip(-1)).flip(-1) if mirrored else self._forward(seen)
                 yield self._large(logits, (height, width)).softmax(1)
+
+    def _steps(self, side: float) -> int:
+        """Round a side to the nearest multiple of step_px."""
+        return max(1, round(side / self.step_px)) * self.step_px
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         moved()
@@ -287,7 +314,8 @@ class Predictor:
         return logits if self.info.temperature == 1 else logits / self.info.temperature
 
     def _large(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        return logit_maps.resize(self._mixable(logits), size).log() if self.scores else logit_maps.resize(logits, size)
+        large = logit_maps.resize(self._mixable(logits), size)
+        return large.log() / self.info.temperature if self.scores else large
 
     def _mixable(self, logits: torch.Tensor) -> torch.Tensor:
         """Return what is interpolated to find classes: logits, or the scores that they are the logarithms of."""
@@ -297,19 +325,24 @@ class Predictor:
         """Return the logarithm of the mean probabilities of all windows, [1, C, H, W]."""
         height, width = image_hwc.shape[:2]
         tall, wide = min(height, window[0]), min(width, window[1])
+        # A model from elsewhere sees whole windows of whole steps, also of a smaller frame; others pad by themselves.
+        most = [-(-side // self.step_px) * self.step_px for side in window] if self.as_is else [tall, wide]
+        down, right = most[0] - tall, most[1] - wide
         corners = [(top, left) for top in _starts(height, tall, self.infer.overlap)
                    for left in _starts(width, wide, self.infer.overlap)]  # fmt: skip
         total = torch.zeros(1, self.label_space.num_classes, height, width, device=self.device)
-        seen = torch.zeros(1, 1, height, width, device=self.device)
+        times = torch.zeros(1, 1, height, width, device=self.device)
 
         def look(some: Sequence[tuple[int, int]]) -> torch.Tensor:
             views = [image_hwc[top : top + tall, left : left + wide] for top, left in some]
-            return self._large(self._logits(self._normal(views)), (tall, wide)).softmax(1)
+            seen = self._normal(views)
+            seen = functional.pad(seen, (0, right, 0, down)) if down or right else seen
+            return self._large(self._logits(seen), (tall + down, wide + right))[..., :tall, :wide].softmax(1)
 
         for (top, left), probabilities in zip(corners, self._as_fits(corners, tall * wide, look), strict=True):
             total[0, :, top : top + tall, left : left + wide] += probabilities
-            seen[0, :, top : top + tall, left : left + wide] += 1
-        return total.div_(seen).clamp_min_(1e-12).log_()
+            times[0, :, top : top + tall, left : left + wide] += 1
+        return total.div_(times).clamp_min_(1e-12).log_()
 
     def _finish(self, logits: torch.Tensor, jobs: Sequence[_Job]) -> list[Pending]:
         logits = logits.contiguous()  # class by class: a CPU finds the highest faster

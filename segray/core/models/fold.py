@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from segray.core.models import forward
+from segray.errors import ModelError
 
 FOLD_SIZE = (64, 96)  # height and width of the frame on which a folded model is tested
 FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # share of the logits' spread; share of pixels with the same class
@@ -20,11 +21,18 @@ FOLD_TOLERANCE, FOLD_SAME = 1e-3, 0.9999  # share of the logits' spread; share o
 def fold_batch_norm(model: torch.nn.Module) -> torch.nn.Module:
     """Return an equal model in eval mode with batch norms folded into the convolutions; `model` is unchanged.
 
-    If that changes the logits, or nothing can be folded, return `model` itself, and so for a model from elsewhere,
-    which may not take frames of the size of the test.
+    If that changes the logits, or nothing can be folded, return `model` itself, and so for a model that does not take
+    frames of the size of the test, or from elsewhere, which may not.
     """
     if getattr(model, "as_is", False):
         return model
+    try:
+        return _folded(model)
+    except (ModelError, RuntimeError):  # an encoder of one size, as of CoAtNet or MaxViT
+        return model
+
+
+def _folded(model: torch.nn.Module) -> torch.nn.Module:
     folded = copy.deepcopy(model)
     names: dict[torch.nn.Module, list[str]] = {}
     for name, module in folded.named_modules(remove_duplicate=False):

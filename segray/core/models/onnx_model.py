@@ -69,8 +69,17 @@ class OnnxModel(torch.nn.Module):
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if facts.channels_last else pixels
         step = facts.batch or len(pixels)
         pixels = np.pad(pixels, ((0, -len(pixels) % step), *[(0, 0)] * 3), "edge")  # to whole batches
-        made = [session.run([self.output], {facts.name: part})[0] for part in np.split(pixels, len(pixels) // step)]
-        return self._logits(torch.from_numpy(np.concatenate(made)[: len(images)]).to(images.device))
+        parts = np.split(pixels, len(pixels) // step)
+        try:
+            made = np.concatenate([session.run([self.output], {facts.name: part})[0] for part in parts])
+        except Exception as error:  # ONNX Runtime's errors have no base of their own
+            if type(error).__name__ != "InvalidArgument":
+                raise
+            size = "×".join(map(str, images.shape[-2:]))
+            raise ModelError(
+                f"The ONNX file does not take frames of {size} (height × width): {' '.join(str(error).split())[:200]}."
+            ) from error
+        return self._logits(torch.from_numpy(made[: len(images)]).to(images.device))
 
     def _logits(self, found: torch.Tensor) -> torch.Tensor:
         """Turn [B, C, h, w], [B, h, w, C], or ids [B, h, w] with or without an axis of 1, into logits [B, C, h, w]."""

@@ -99,6 +99,59 @@ def test_scales_are_averaged_as_probabilities(plain_bundle, frame):
     assert other.mask_hw.shape == (50, 70)
 
 
+class Patches(Pointwise):
+    """A model from elsewhere that sees whole patches of 16 pixels: of a white one class 1, of a black one class 0."""
+
+    as_is = True
+
+    def __init__(self, classes, sizes=None):
+        super().__init__(classes)
+        self.sizes, self.seen = sizes, []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape[-2:]))
+        if self.sizes and self.seen[-1] not in self.sizes:
+            raise RuntimeError("The size of tensor a must match the size of tensor b")
+        logits = torch.full((len(images), self.head.out_channels, *images.shape[-2:]), -9.0)
+        logits[:, 0] = 0
+        logits[:, 1] = functional.interpolate(functional.avg_pool2d(images[:, :1], 16), images.shape[-2:])[:, 0]
+        return logits
+
+
+def from_elsewhere(plain_bundle, sizes=None, **infer):
+    predictor = predictor_of(plain_bundle, Patches(11, sizes), **infer)
+    predictor.as_is = True
+    predictor._find_step()
+    return predictor
+
+
+@pytest.mark.parametrize("window", ["75x75", "128x128", "64x75"])
+def test_a_model_from_elsewhere_sees_whole_patches_of_a_window(plain_bundle, window):
+    """It would leave out the pixels behind the last whole patch, and stretch the others over them."""
+    frame = np.zeros((75, 75, 3), np.uint8)
+    frame[:, 48:] = 255
+    mask = predict(from_elsewhere(plain_bundle, window=window), frame).mask_hw
+    assert np.array_equal(mask, frame[..., 0] // 255)
+
+
+def test_scaled_frames_of_a_model_from_elsewhere_have_whole_patches(plain_bundle, frame):
+    predictor = from_elsewhere(plain_bundle, scales=[0.7, 1.3])
+    predict(predictor, frame)
+    assert {*predictor.model.seen} == {(32, 32), (32, 64)}  # 0.7 and 1.3 of 32×48
+
+
+def test_a_model_of_one_size_takes_that_as_its_window_alone(plain_bundle, frame):
+    for window in ((64, 64), (40, 40)):
+        assert predict(from_elsewhere(plain_bundle, [window], window=window), frame).mask_hw.shape == (50, 70)
+    for other in ({"window": (32, 32)}, {"scales": [1.0, 2.0]}):
+        with pytest.raises(ModelError) as error:
+            from_elsewhere(plain_bundle, [(32, 48)], **other)
+        assert str(error.value) == (
+            "unet-plain does not run with this window or these scales (The size of tensor a must match the size of tensor b). "
+            "Its own size is 32×48 (height × width): leave out infer.window and infer.scales, or give that as the window."
+        )
+
+
 def keeping(plain_bundle, **more):
     """A predictor of a bundle that keeps ratios, whose model says 1 of white pixels, 0 of black ones, and half of each of grey."""
     predictor = predictor_of(plain_bundle, **more)

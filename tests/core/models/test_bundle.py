@@ -220,6 +220,18 @@ def test_a_fold_that_changes_logits_is_not_used(monkeypatch):
     assert fold_batch_norm(model) is model
 
 
+class OneSize(torch.nn.Sequential):
+    def forward(self, images):
+        if images.shape[-2:] != (32, 32):
+            raise RuntimeError("The size of tensor a must match the size of tensor b")
+        return super().forward(images)
+
+
+def test_a_model_of_one_size_is_not_folded():
+    model = with_statistics(OneSize(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)))
+    assert fold_batch_norm(model) is model
+
+
 def test_a_temperature_is_another_model_id_and_the_same_weights(copy):
     before = read_info(str(copy))
     after = bundle.set_temperature(str(copy), 1.5, {"split": "val"})

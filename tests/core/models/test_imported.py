@@ -429,6 +429,22 @@ def test_weights_of_a_run_that_diverged_are_refused(unet, tmp_path):
         made(tmp_path / "a.pth", tmp_path)
 
 
+def test_a_file_of_one_size_says_so_of_frames_of_others_as_a_student_has_them(tmp_path):
+    onnx_file(tmp_path, size=(32, 48), batch=1)
+    made(tmp_path / "net.onnx", tmp_path)
+    with pytest.raises(
+        ModelError, match=r"^The ONNX file does not take frames of 64×48 \(height × width\): .*Expected: 32"
+    ):
+        bundle.load(str(tmp_path / "bundle"))[0](torch.zeros(1, 3, 64, 48))
+    with pytest.raises(
+        ModelError, match=r"^net \(onnx\) does not run with this window or these scales \(The ONNX file does"
+    ):
+        Predictor(str(tmp_path / "bundle"), infer=InferSection(scales=[0.5, 1.0]))
+    predictor = Predictor(str(tmp_path / "bundle"), infer=InferSection(window=(32, 48)))
+    small = streets.draw(1, (30, 40)).image_hwc
+    assert predictor.predict([small], [(30, 40)])[0].mask_hw.shape == (30, 40)
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_file_that_takes_batches_of_one_size_gets_them(tmp_path, frames):
     weight = onnx_file(tmp_path, size=(32, 48), batch=2)

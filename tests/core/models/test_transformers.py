@@ -417,6 +417,20 @@ def test_it_teaches_and_sees_windows_flips_and_scales(tmp_path):
     assert teach(torch.randn(1, 3, 64, 64)).shape == (1, 5, 64, 64)
 
 
+def test_the_temperature_of_a_universal_model_softens_mirrored_and_scaled_frames_too(tmp_path):
+    saved(maskformer, tmp_path / "theirs")
+    place = ready.resolve(str(tmp_path / "theirs"))
+    bundle.set_temperature(place, 4.0, {})
+    frame = streets.draw(1, (50, 70)).image_hwc
+    whole, twice, slid = (
+        (predictor := Predictor(place, infer=InferSection(**ways))).predict([predictor.prepare(frame)], [(50, 70)])[0]
+        for ways in ({}, {"scales": [1.0, 1.0]}, {"window": (64, 96)})
+    )
+    assert twice.confidence_mean == pytest.approx(whole.confidence_mean, abs=0.01)
+    assert (twice.mask_hw == whole.mask_hw).mean() > 0.99
+    assert slid.confidence_mean < 0.35
+
+
 def test_a_name_of_the_hub_is_no_path():
     assert load(None, {"label.model": "hf:nvidia/segformer-b0"}).absolute().label.model == "hf:nvidia/segformer-b0"
 
