@@ -52,6 +52,7 @@ def draw(uri: str, lines: Sequence[Line], space: LabelSpace, classes: Iterable[i
         for axis, (title, picture) in zip(row, panels, strict=True):
             axis.imshow(picture.astype(np.uint8))
             axis.set_title(title, fontsize=9, loc="left", parse_math=False)  # a frame may be called $1_$2
+            axis.set(xticks=[], yticks=[])  # else they are measured, though they are not seen
             axis.axis("off")
     known = []
     for i in sorted(classes):
