@@ -80,6 +80,9 @@ def connected(config: ClusterSection, processes: int | None = None, *, sweeps: b
         # A local Ray turns token auth on by itself; when told to, it fails if there is no token yet.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "5")  # otherwise Ray tries a wrong token for 20 s
+    else:
+        # A process of each training run that waits for its node to be drained, which nobody does here.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if unsafe := [key for key in os.environ if key.startswith(UNSAFE)]:
         raise ClusterError(f"{unsafe[0]} is set, which lets a Parquet file run code; unset it.")
     with held():
