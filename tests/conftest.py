@@ -189,7 +189,7 @@ def az():
     yield from _server("az")
 
 
-@pytest.fixture(params=["s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
+@pytest.fixture(params=["s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gs", "az"))])
 def bucket(request):
     """Each store in turn."""
     return request.getfixturevalue(request.param)

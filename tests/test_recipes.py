@@ -84,7 +84,10 @@ def test_steps_are_the_whole_epochs_that_come_nearest(steps, frames, epochs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name not in ("camvid-cnn", "small-data"))) for name in RECIPES],
+)
 def test_a_recipe_trains_on_drawn_streets(name, tmp_path):
     root = streets.write(tmp_path / "town", train=4, val=2, size=(48, 64), video_s=0)
     crop = "32x32" if "augment.crop" in named(name).settings else None

@@ -752,7 +752,7 @@ def browse(tmp_path):
     assert complaints == []
 
 
-@pytest.mark.parametrize("width", [390, 768, 1100])
+@pytest.mark.parametrize("width", [390, pytest.param(768, marks=pytest.mark.long), 1100])
 def test_nothing_is_wider_than_the_window(full_page, browse, width):
     page = browse(width)
     assert page.evaluate("document.images.length") > 16

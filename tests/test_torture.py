@@ -66,8 +66,8 @@ def rounds(one, world, folder, seeds, show):
     return total
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 5])
 def test_writers_that_race_and_are_killed_leave_each_row_once(world, tmp_path, seed):
     assert local_round(world, tmp_path, seed).problems == []
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_two_workers_count_each_pixel_of_five_frames_once_and_resume_where_they_stopped(settings):
-    config = settings(model__encoder="mobilenet_v2", cluster__workers=2, train__epochs=1)
+    config = settings(cluster__workers=2, train__epochs=1)
     seen, devices, steps = [], [], []
     first = train(config, on_row=seen.append, on_start=devices.append, on_step=lambda *step: steps.append(step))
     assert {phase for phase, _, _ in steps} <= {"epoch 1 of 1", "validating", "checking the saved model"}
@@ -122,6 +122,7 @@ def test_a_bad_mask_on_a_worker_is_one_line_and_names_the_file(settings, town, t
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_an_error_that_one_worker_alone_meets_ends_both_with_its_line(settings, town, tmp_path, monkeypatch):
     """The other one waits for its share of the evaluation, for half an hour if nobody ends it."""

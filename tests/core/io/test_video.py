@@ -696,7 +696,7 @@ def test_a_video_on_s3_is_read_as_one_on_a_disk(tmp_path, s3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["a.mp4", *(pytest.param(one, marks=pytest.mark.slow) for one in ("a.mkv", "a.ts", "a.mpg"))]
+    "name", ["a.mp4", "a.ts", *(pytest.param(n, marks=pytest.mark.long) for n in ("a.mkv", "a.mpg"))]
 )
 def test_a_place_that_cannot_be_read_any_more_is_no_damage(tmp_path, s3, name, monkeypatch):
     """Whichever request fails: all frames or a StorageError, never fewer frames. FFmpeg goes on after some errors."""

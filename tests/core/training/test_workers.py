@@ -1,6 +1,7 @@
 """Several real processes over gloo: what they compute together does not depend on how many they are."""
 
 import copy
+import multiprocessing
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -25,6 +26,13 @@ from segray.sections.labelling import ClusterSection
 from segray.sections.training import ModelSection
 
 SPACE = streets.LABEL_SPACE
+# A process is a copy of one that has imported these, which takes seconds of a processor.
+multiprocessing.set_forkserver_preload(["segmentation_models_pytorch", "segray.core.training.loop"])
+
+
+def processes(run, given, count):
+    """Call run(rank, *given) in so many processes."""
+    mp.start_processes(run, given, count, start_method="forkserver")
 
 
 def samples(count, first=0):
@@ -197,7 +205,7 @@ def accumulate(rank, store):
 
 @pytest.mark.slow
 def test_gradients_that_gather_are_averaged_over_the_workers_once_a_group(tmp_path):
-    mp.spawn(accumulate, (tmp_path / "store",), nprocs=2)
+    processes(accumulate, (tmp_path / "store",), 2)
 
 
 def share(rank, store):
@@ -225,7 +233,7 @@ def share(rank, store):
 
 @pytest.mark.slow
 def test_two_workers_with_unequal_shares_train_the_weights_of_one(tmp_path):
-    mp.spawn(share, (tmp_path / "store",), nprocs=2)
+    processes(share, (tmp_path / "store",), 2)
 
 
 def heads(rank, store):
@@ -252,7 +260,7 @@ def heads(rank, store):
 
 @pytest.mark.slow
 def test_auxiliary_heads_over_a_frozen_encoder_train_by_two_workers(tmp_path):
-    mp.spawn(heads, (tmp_path / "store",), nprocs=2)
+    processes(heads, (tmp_path / "store",), 2)
 
 
 @pytest.mark.slow
@@ -265,7 +273,7 @@ def test_scores_do_not_depend_on_the_workers_and_a_stopped_run_ends_as_a_whole_o
         if world_size == 1:
             work(0, 1, None, out)
         else:
-            mp.spawn(work, (world_size, out / "store", out), nprocs=world_size)
+            processes(work, (world_size, out / "store", out), world_size)
         scored.append(torch.load(out / "scored.pt", weights_only=True))
         assert (out / "run" / "best" / "segray.json").exists()
         whole, resumed = (torch.load(out / run / "last.pt", weights_only=True) for run in ("run", "stopped"))
