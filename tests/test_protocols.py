@@ -1,6 +1,7 @@
 """Scores by published protocols: hand-made masks, and the very files that cityscapesScripts scores as well."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from segray.core.samples import LabelSpace
 from segray.core.scoring.protocols import more_scores, protocol_of, scored_counts
 from segray.errors import ConfigError, DataError
 from segray.stages.evaluate import evaluate
+from segray.stages.report import report
 
 SIZE = (24, 40)
 FRAMES = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000019")
@@ -164,14 +166,17 @@ def test_labels_without_truth_are_one_line(labels, tmp_path):
 def test_a_table_gives_scores_by_its_columns(city, labels, tmp_path):
     place = labels(cityscapes.LABEL_SPACE, truth=city / "gtFine")
     table = tmp_path / "weather.csv"
-    rows = zip(FRAMES, ("rain", "sun", "rain"), (1, 2, 2), strict=True)
-    table.write_text("file_name,weather,camera\n" + "".join(f"{n}_leftImg8bit.png,{w},{c}\n" for n, w, c in rows))
+    rows = zip(FRAMES, ("rain", "sun", "rain"), (1, 2, 2), ("day", "night", "day"), strict=True)
+    lines = (f"{n}_leftImg8bit.png,{','.join(map(str, values))}\n" for n, *values in rows)
+    table.write_text("file_name,weather,camera,time_s\n" + "".join(lines))
     result = evaluate(settings(place, tmp_path, evaluate__conditions=table))
     found = result["conditions"]
     assert {value: one["frames"] for value, one in found["weather"].items()} == {"rain": 2, "sun": 1}
     assert {value: one["frames"] for value, one in found["camera"].items()} == {"1": 1, "2": 2}
     sunny = [r for r in pq.read_table(tmp_path / "out" / "images.parquet").to_pylist() if r["weather"] == "sun"]
     assert sunny[0]["miou"] == found["weather"]["sun"]["miou"]
+    # A frame of a video has a time_s as well, a number, which the page shows.
+    assert "night" in Path(report([str(tmp_path / "out")], str(tmp_path / "page.html"))).read_text()
     table.write_text("file_name,weather\nother.png,rain\n")
     with pytest.raises(
         DataError, match=r"^No row of .*weather\.csv is of a scored frame: its file_name is such as other"
