@@ -5,7 +5,7 @@ Logits are float32 [C, H, W], or [B, C, H, W] of a batch, at the size that the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -73,9 +73,12 @@ def ids_at_once(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.cat([resize(part, size).argmax(1).to(torch.uint8) for part in parts])
 
 
-def tops_of(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return the highest probability of each pixel of logits [C, H, W] after resize() to `size`."""
-    return torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in _bands(logits, size)])
+def tops_of(
+    values: torch.Tensor, size: tuple[int, int], logits: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return the highest probability of each pixel of values [C, H, W] after resize() to `size`, by their logits()."""
+    bands = map(logits, _bands(values, size))
+    return torch.cat([1 / (band - band.amax(0)).exp_().sum(0) for band in bands])
 
 
 def _bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:

@@ -314,12 +314,15 @@ class Predictor:
         return logits if self.info.temperature == 1 else logits / self.info.temperature
 
     def _large(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        large = logit_maps.resize(self._mixable(logits), size)
-        return large.log() / self.info.temperature if self.scores else large
+        return self._unmixed(logit_maps.resize(self._mixable(logits), size))
 
     def _mixable(self, logits: torch.Tensor) -> torch.Tensor:
         """Return what is interpolated to find classes: logits, or the scores that they are the logarithms of."""
         return (logits * self.info.temperature).exp() if self.scores else logits
+
+    def _unmixed(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the logits of what _mixable() returns."""
+        return values.log() / self.info.temperature if self.scores else values
 
     def _slide(self, image_hwc: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
         """Return the logarithm of the mean probabilities of all windows, [1, C, H, W]."""
@@ -362,16 +365,18 @@ class Predictor:
         masks: list[np.ndarray] = []
         confidences: list[np.ndarray | None] = []
         for part, size in parts:
-            ids = logit_maps.ids_at_once(self._mixable(part), size)
+            mixable = self._mixable(part)
+            ids = logit_maps.ids_at_once(mixable, size)
             if self.confidence_maps or self.threshold is not None:
-                tops = torch.stack([logit_maps.tops_of(one, size) for one in part])
+                tops = torch.stack([logit_maps.tops_of(one, size, self._unmixed) for one in mixable])
                 if self.threshold is not None:
                     ids.masked_fill_(tops <= self.threshold, IGNORE_INDEX)
                 if self.confidence_maps:
                     confidences += list(_fetched(tops.mul_(255).round_().to(torch.uint8)))
             masks += list(_fetched(ids))
         metrics = _fetched(logit_maps.metrics_of(logits))
-        at = [None if job.points is None else _fetched(logit_maps.at_points(one, job.size, job.points))
+        at = [None if job.points is None
+              else _fetched(self._unmixed(logit_maps.at_points(self._mixable(one), job.size, job.points)))
               for one, job in zip(logits, jobs, strict=True)]  # fmt: skip
         wait = _queued(logits.device)
 
@@ -387,14 +392,15 @@ class Predictor:
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
     ) -> Prediction:
         """Make a prediction from logits [C, H, W], which are interpolated to `size` so that edges stay smooth."""
-        ids, confidence = logit_maps.ids_of(self._mixable(logits), size), None
+        mixable = self._mixable(logits)
+        ids, confidence = logit_maps.ids_of(mixable, size), None
         if self.confidence_maps or self.threshold is not None:
-            tops = logit_maps.tops_of(logits, size)
+            tops = logit_maps.tops_of(mixable, size, self._unmixed)
             if self.threshold is not None:
                 ids[tops <= self.threshold] = IGNORE_INDEX
             if self.confidence_maps:
                 confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
-        at = None if points is None else logit_maps.at_points(logits, size, points).cpu().numpy()
+        at = None if points is None else self._unmixed(logit_maps.at_points(mixable, size, points)).cpu().numpy()
         confidence_mean, entropy_mean, low_margin_share = metrics
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
 

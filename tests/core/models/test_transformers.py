@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -429,6 +430,20 @@ def test_the_temperature_of_a_universal_model_softens_mirrored_and_scaled_frames
     assert twice.confidence_mean == pytest.approx(whole.confidence_mean, abs=0.01)
     assert (twice.mask_hw == whole.mask_hw).mean() > 0.99
     assert slid.confidence_mean < 0.35
+
+
+def test_the_confidence_of_a_universal_model_is_of_the_scores_that_its_masks_are_made_of(tmp_path):
+    model, processor = saved(maskformer, tmp_path / "theirs")
+    predictor = Predictor(ready.resolve(str(tmp_path / "theirs")), confidence_maps=True)
+    frame = streets.draw(1, (90, 130)).image_hwc
+    ids, scores = theirs(model, processor, frame)
+    shares = scores / scores.sum(0)
+    points = np.argwhere(np.ones((90, 130), bool))
+    (found,) = predictor.predict([predictor.prepare(frame)], [(90, 130)], [points])
+    assert (np.abs(found.confidence_hw / 255 - shares.max(0).values.numpy()) < 0.01).mean() > 0.99
+    softmax = torch.from_numpy(found.logits_nc).softmax(1)
+    assert ((softmax - shares.flatten(1).T).abs() < 0.01).float().mean() > 0.99
+    assert (softmax.argmax(1).numpy() == ids.ravel()).mean() > 0.99
 
 
 def test_a_name_of_the_hub_is_no_path():
