@@ -277,6 +277,8 @@ NO_DATA = (
     "then --data streets/. segray demo does it all."
 )
 USAGE = [
+    (("report", "{}/full", "--out", "{}/full", "--overwrite"),
+     "{0}/full is a folder; name the page's file, such as {0}/full/report.html."),
     (("train",), NO_DATA),
     (("sweep",), NO_DATA),
     (("train", "--format", "camvid"), NO_DATA),

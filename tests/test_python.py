@@ -173,6 +173,7 @@ GREY = np.zeros((4, 6), np.uint8)
         ([["frames/000.jpg"]], r"^list is no image: give a path"),
         (torch.zeros(3, 4, 6, dtype=torch.uint8), r"image.transpose\(1, 2, 0\) makes it from channels first\.$"),
         (Image.new("RGB", (0, 0)), r"an image is uint8 RGB"),
+        (["drive.mp4"], r"is a video; model.predict\(video, every=1\) labels each of its frames\.$"),
         ("drive.mp4", r"is a video; model.predict\(video, every=1\) labels each of its frames\.$"),
     ],
 )  # fmt: skip
@@ -223,8 +224,11 @@ def test_results_are_compared_as_objects(here, model):
 
 
 def test_only_a_video_has_every_nth_frame(model):
-    with pytest.raises(ConfigError, match=r"^every and fps choose frames of a video; give its path\.$"):
-        model.predict(np.stack([GREY] * 3, -1), every=2)
+    for image in (np.stack([GREY] * 3, -1), "frames/000.jpg"):
+        with pytest.raises(
+            ConfigError, match=r"^every and fps choose frames of a video; give its path, or leave them out"
+        ):
+            model.predict(image, every=2)
 
 
 def test_a_result_is_drawn_with_its_legend_and_saved_as_class_indices(here, model, tmp_path):
@@ -438,6 +442,7 @@ def test_paths_and_numbers_of_any_kind_are_settings():
 
     assert resolved("train", out=Path("runs/x"), lr=np.float32(0.5)).train.out == "runs/x"
     assert resolved("label", model=Path("best"), input=Path("frames")).label.inputs == ["frames"]
+    assert resolved("train", batch_size=np.int64(4), epochs=np.int64(2)).train.batch_size == 4
     assert resolved("sweep", lr=np.float32(0.5)).sweep.learning_rates == [0.5]
     assert resolved("sweep", lr="1e-4..1e-2", encoder="a,b").sweep.learning_rates == "1e-4..1e-2"
     assert resolved("sweep", lr=iter((1e-3, 1e-2))).sweep.learning_rates == [1e-3, 1e-2]

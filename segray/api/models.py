@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +17,7 @@ from segray.api.results import Place, Result, in_unit_range
 from segray.core.formatting import counted
 from segray.core.infer.predictor import Predictor
 from segray.core.io import locators, storage
+from segray.core.io.images import IMAGE_SUFFIXES
 from segray.core.io.video_index import VIDEO_SUFFIXES
 from segray.core.labels.units import chosen_frames
 from segray.core.models import name_of, ready
@@ -97,13 +98,13 @@ class Model:
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size!r}; give a whole number of images, from 1 on.")
         if every is not None or fps is not None:
-            if not isinstance(image, str | os.PathLike):
-                raise ConfigError("every and fps choose frames of a video; give its path.")
+            if not isinstance(image, str | os.PathLike) or _is_named(os.fspath(image), IMAGE_SUFFIXES):
+                raise ConfigError(
+                    "every and fps choose frames of a video; give its path, or leave them out for an image."
+                )
             chosen = _chosen(every, fps)
             return self._frames(os.fspath(image), chosen.every, chosen.fps, batch_size)
         if isinstance(image, str | os.PathLike | np.ndarray | Image.Image):
-            if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in VIDEO_SUFFIXES:
-                raise DataError(f"{image} is a video; model.predict(video, every=1) labels each of its frames.")
             return self._results([_Frame(image)])[0]
         if isinstance(image, bytes | torch.Tensor) or not isinstance(image, Iterable):
             _checked(image)  # which says that it is no image
@@ -153,6 +154,8 @@ class _Frame:
         self.source, self.time_s = source, time_s
         if isinstance(given, str | os.PathLike):
             self.source = os.fspath(given)
+            if _is_named(self.source, VIDEO_SUFFIXES):
+                raise DataError(f"{given} is a video; model.predict(video, every=1) labels each of its frames.")
             with storage.reading_input(self.source):
                 self.image_hwc = locators.read_image(storage.absolute(self.source))
         elif isinstance(given, Image.Image):
@@ -162,6 +165,10 @@ class _Frame:
 
     def pixels(self) -> np.ndarray:
         return self.image_hwc
+
+
+def _is_named(place: str, suffixes: Collection[str]) -> bool:
+    return Path(place).suffix.lower() in suffixes
 
 
 def _device(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -73,7 +74,8 @@ def parse_rates(value: Any) -> Any:
 
 def parse_batch(value: Any) -> Any:
     """Parse a number of images; auto stays as it is."""
-    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)  # also one of numpy
+    number = int(value) if is_whole or (isinstance(value, str) and value.strip().isdigit()) else value
     if isinstance(number, float) and number.is_integer():  # of a range that a sweep draws from
         number = int(number)
     if number != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):

@@ -8,6 +8,7 @@ there are. The same folders give the same page, but for the line that says when,
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from hashlib import sha256
@@ -59,6 +60,8 @@ def report(folders: Sequence[str], out: str, *, overwrite: bool = False) -> str:
         raise ConfigError("Nothing to report; name the folders of runs, evaluations, comparisons or labels.")
     taken = OutputExists(f"{out} exists already. Choose another --out, or pass --overwrite.")
     there = storage.absolute(out)
+    if not storage.in_bucket(there) and os.path.isdir(there):  # noqa: PTH112, as Path.is_dir raises for a long name
+        raise ConfigError(f"{out} is a folder; name the page's file, such as {out.rstrip('/')}/report.html.")
     if not overwrite and storage.exists(there):
         raise taken
     page = render(list(folders)).encode()
