@@ -142,6 +142,8 @@ def _export(whole: torch.nn.Module, info: BundleInfo, *, dynamic: bool) -> bytes
             dynamo=True,
             verbose=False,
         )
+    if not dynamic and info.resize != "keep":  # all frames have to be of the one size
+        info = info.model_copy(update={"resize": "stretch", "longest_px": None, "multiple_of": 1})
     program.model.metadata_props.update(facts(info))
     data: bytes = program.model_proto.SerializeToString()
     return data

@@ -377,6 +377,24 @@ def test_a_file_that_segray_exported_says_all_itself(unet, tmp_path):
         import_model(str(tmp_path / "net.onnx"), str(tmp_path / "other"), load(None, {"data.size": "64x64"}))
 
 
+@pytest.mark.slow
+def test_an_exported_file_of_one_size_says_that_frames_are_stretched_to_it(unet, tmp_path):
+    """It cannot take them with a shorter side of that size, as the bundle does."""
+    pytest.importorskip("onnxscript")
+    from segray.core.models import onnx_file as exporter
+
+    torch.save(unet.state_dict(), tmp_path / "a.pth")
+    info, _ = made(tmp_path / "a.pth", tmp_path)
+    info = info.model_copy(update={"input_size": (32, 32), "longest_px": 90})
+    data = exporter._export(exporter.Whole(unet, info), info, dynamic=False)
+    (tmp_path / "a.onnx").write_bytes(data)
+    again, _ = import_model(str(tmp_path / "a.onnx"), str(tmp_path / "again"), load())
+    assert (again.input_size, again.resize, again.longest_px) == ((32, 32), "stretch", None)
+    predictor = Predictor(str(tmp_path / "again"))
+    frame = streets.draw(1, (50, 70)).image_hwc
+    assert predictor.predict([predictor.prepare(frame)], [(50, 70)])[0].mask_hw.shape == (50, 70)
+
+
 @pytest.mark.parametrize("kind", ["ready", "smp", "onnx", "state"])
 def test_a_setting_that_would_change_nothing_is_refused(unet, tmp_path, kind):
     if kind == "smp":
