@@ -198,6 +198,10 @@ def _of_state(
     saved = weights.read_file(there)
     state, section = weights.state_of(saved, there), _section(config)
     weights.check_numbers(state, file)
+    if isinstance(saved, dict) and (
+        more := [k for k, one in saved.items() if weights.is_state(one) and one is not state]
+    ):
+        notes.append(f"{', '.join(map(str, more))} of the file is left out; save it alone to import it instead")
     _refuse_mmsegmentation(state, file)
     space = space or _named(saved, notes) or _needed(None, file)
     if section.one_logit or space.num_classes == 1 or _has_one_output(section, space.num_classes, state):
@@ -289,13 +293,20 @@ def fit(model: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, no
 
 
 def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """Find what stands before the model's names: 'module.', 'model.', 'net.model.' or ''."""
+    """Find what stands before the model's names: 'module.', 'model.', 'net.model.' or ''. ModelError for several."""
     found: Counter[str] = Counter()
     for key in state:
         parts = key.split(".")
         for cut in range(min(4, len(parts))):
             if ".".join(parts[cut:]) in mine:
                 found["".join(f"{part}." for part in parts[:cut])] += 1
+    whole = sum(not key.endswith(COUNTED) for key in mine)
+    several = [prefix for prefix, count in found.items() if count >= whole]
+    if len(several) > 1 and "" not in several:
+        raise ModelError(
+            f"The file holds the model several times: its names stand behind {', '.join(several)}. Save one of them "
+            "alone, as of teacher and student, or of a model and its EMA."
+        )
     return found.most_common(1)[0][0] if found else ""
 
 

@@ -237,10 +237,10 @@ def state_of(state: Any, uri: str) -> Weights:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if _is_state(state):
+    if is_state(state):
         found: Weights = state
         return found
-    inside = [key for key, value in state.items() if _is_state(value)] if isinstance(state, dict) else []
+    inside = [key for key, value in state.items() if is_state(value)] if isinstance(state, dict) else []
     if len(inside) == 1:
         return state_of(state[inside[0]], uri)
     if inside:
@@ -252,7 +252,8 @@ def state_of(state: Any, uri: str) -> Weights:
     raise ModelError(f"{uri} holds {type(state).__name__}{holds}, not a state dict of tensors.{SAFE}")
 
 
-def _is_state(value: Any) -> bool:
+def is_state(value: Any) -> bool:
+    """Say whether this is a state dict of tensors."""
     return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 

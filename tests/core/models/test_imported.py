@@ -312,6 +312,24 @@ def test_a_state_dict_is_found_under_any_name_where_it_is_the_only_one(unet, tmp
         made(tmp_path / "c.pt", tmp_path / "two")
 
 
+def test_of_a_model_and_its_average_none_is_taken_without_a_word(unet, tmp_path):
+    state = unet.state_dict()
+    both = {f"{prefix}.{key}": value for prefix in ("teacher", "model") for key, value in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "both.ckpt")
+    with pytest.raises(
+        ModelError, match=r"^The file holds the model several times: its names stand behind teacher\., model\.\. Save "
+    ):
+        made(tmp_path / "both.ckpt", tmp_path)
+    torch.save({"state_dict": state, "state_dict_ema": state | {"head.bias": torch.ones(3)}}, tmp_path / "ema.pth")
+    _, notes = made(tmp_path / "ema.pth", tmp_path)
+    assert "state_dict_ema of the file is left out; save it alone to import it instead" in notes
+    torch.save(state | {f"ema.{key}": value for key, value in state.items()}, tmp_path / "plain.pth")
+    _, notes = made(tmp_path / "plain.pth", tmp_path / "plain")
+    assert (
+        notes[0] == "118 of the file's 236 tensors are not the model's, and are left out (such as ema.down.0.0.weight)"
+    )
+
+
 def test_a_pickled_model_and_a_file_that_was_cut_are_told_apart(unet, tmp_path):
     torch.save(unet, tmp_path / "whole.pth")
     with pytest.raises(ModelError, match=r"whole\.pth holds no weights that can be read safely: it has an object of segray\."
