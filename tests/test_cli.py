@@ -126,6 +126,7 @@ def test_the_start_of_processes_is_no_part_of_the_speed_of_labelling(monkeypatch
             now_s = at_s
             watch.done(Receipt(shard, rows=4, errors=0, created=True, seconds={"decode": 1.0, "model": 7.0}))
     assert capsys.readouterr().out.splitlines() == [
+        "16 rows are planned; what is not there is labelled once Ray has started.",
         "frames 4 of 16  0.5 frames/s, 0 errors, bottleneck: model",
         "frames 12 of 16  0.5 frames/s, 0 errors, bottleneck: model, 8 s left",
     ]

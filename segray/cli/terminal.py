@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,7 +42,7 @@ console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show a spinner on a terminal, and nothing elsewhere."""
-    with console.status(what) if console.is_terminal else _nothing():
+    with console.status(what) if console.is_terminal else nullcontext():
         yield
 
 
@@ -138,6 +138,8 @@ class LabelProgress:
 
     def planned(self, rows: int) -> None:
         self._total, self._planned = rows, time.monotonic()
+        if not console.is_terminal:  # where nothing moves for the half minute that processes take to start
+            say(f"{counted(rows, 'row is', 'rows are')} planned; what is not there is labelled once Ray has started.")
         self._advance(0, rows)
 
     def there(self, rows: int) -> None:
@@ -369,11 +371,6 @@ def show_status(out: str, found: Status) -> None:
     newest = "part" if found.kind == "label" else "epoch"
     facts += [f"the last {newest} {duration(found.age_s)} ago"] if found.age_s is not None else []
     say(f"{out}: {found.kind}, {'finished' if found.finished else 'not finished'}: {', '.join(facts)}.")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def show_scores(result: Evaluation) -> None:
