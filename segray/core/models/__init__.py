@@ -24,6 +24,7 @@ STRIDE = 32  # sides of an input must be multiples of the deepest features' stri
 NO_ENCODER = ("none",)
 TIMM = re.compile(r"tu-[\w.-]+")  # no colon: timm reads tu-hf-hub:… from the network and tu-local-dir:… from the disk
 REACHING = ("pretrained", "checkpoint", "cache_dir")  # arguments of timm.create_model that do so
+POSITIONS = "must match the size of tensor"  # what torch says where an encoder has positions for other sizes
 # Arguments of smp's models that other settings give, or that would break the contract.
 OURS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 
@@ -196,7 +197,9 @@ def forward_all(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Ten
         images = functional.pad(images, (0, right, 0, down))
     try:
         outputs = model(images)
-    except AssertionError as error:  # an encoder's, about the size
+    except (AssertionError, RuntimeError) as error:  # an encoder's, about the size
+        if isinstance(error, RuntimeError) and POSITIONS not in str(error):
+            raise
         raise ModelError(_not_taken(built, images, str(error))) from error
     if isinstance(outputs, dict):  # torchvision's models return a dict
         outputs = tuple(outputs.values())

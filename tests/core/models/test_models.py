@@ -126,6 +126,21 @@ def test_encoders_of_timm_that_are_trained_today_take_frames_of_any_size(arch, e
             assert forward(model, torch.randn(1, 3, *size)).shape == (1, 2, *size)
 
 
+def test_a_size_that_an_encoder_has_no_positions_for_is_a_line():
+    """As of CoAtNet, whose layers add a table of relative positions."""
+
+    class Positions(torch.nn.Module):
+        def forward(self, images):
+            return images + torch.zeros(1, 3, 224, 224)
+
+    with pytest.raises(
+        ModelError, match=r"^The model does not take frames of 192×256 pixels .*; give another --size\. \(The "
+    ):
+        forward(Positions(), torch.randn(1, 3, 180, 240))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # an error of another kind stays itself
+        forward(torch.nn.Linear(3, 3), torch.randn(1, 3, 180, 240))
+
+
 def test_a_size_that_an_encoder_does_not_take_is_said_with_the_one_that_it_takes():
     options = {"depths": (1, 1, 1, 1), "embed_dim": 12, "decoder_channels": 16, "strict_img_size": True}
     model = build(ModelSection(arch="upernet", encoder="tu-swin_tiny_patch4_window7_224", options=options), 2).eval()
