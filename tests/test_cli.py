@@ -533,7 +533,9 @@ def test_a_flag_that_does_not_exist_is_a_usage_error_also_behind_submit(monkeypa
     [
         (("--input", "{}/none"), "{}/none does not exist; give an image, a video, a folder or glob of them, or a list."),
         (("--input", "{}/empty"), "No image, video or Parquet file of images found in {}/empty."),
-        (("--input", "{}/frame.png", "--truth", "{}/empty"), "No mask in {}/empty has the file name of an image; masks pair by path or by file name."),
+        (("--input", "{}/frame.png", "--truth", "{}/empty"), "{}/empty holds no mask; give the folder that holds the masks."),
+        (("--input", "{}/frame.png", "--truth", "{}/none"), "{}/none does not exist; give the folder that holds the masks."),
+        (("--input", "{}/frame.png", "--truth", "{}/camvid"), "No mask in {}/camvid has the file name of an image; masks pair by path or by file name."),
         (("--input", "http://host/a.png"), "'http://host/a.png': only local paths, s3://, gs:// and az:// are read. Copy the data to one of them."),
         (("--input", "{}/frame.png", "--out", "{}/full"), "{}/full holds files that are no labels; give another --out."),
         (("--input", "{}/frame.png", "--out", "{}/full", "--overwrite"), "{}/full holds files that are no labels; give another --out."),

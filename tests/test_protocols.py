@@ -161,6 +161,11 @@ def test_labels_without_truth_are_one_line(labels, tmp_path):
     assert (
         str(error.value) == f"{place} was labelled without ground truth; give --truth FOLDER, or --format and --data."
     )
+    for truth, said in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no mask")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError) as error:
+            evaluate(settings(place, tmp_path, evaluate__truth=truth))
+        assert str(error.value) == f"{truth} {said}; give the folder that holds the masks."
 
 
 def test_a_table_gives_scores_by_its_columns(city, labels, tmp_path):

@@ -88,6 +88,14 @@ def find_images(folder: str) -> dict[str, str]:
     return found
 
 
+def find_truth(folder: str) -> dict[str, str]:
+    """Map the masks of a folder as find_images() does. DataError where it is not there, or holds none."""
+    masks = find_images(check_root(folder, "the masks"))
+    if not masks:
+        raise DataError(f"{folder} holds no mask; give the folder that holds the masks.")
+    return masks
+
+
 class Matched(NamedTuple):
     """key_of: image → key of its mask. notes: how files were paired and which masks are not used, in sentences."""
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from segray.core.formatting import counted
 from segray.core.io import inputs, storage
 from segray.core.io.files import IMAGE, VIDEO, Files
-from segray.core.io.pairing import find_images, frame_path, match_masks
+from segray.core.io.pairing import find_truth, frame_path, match_masks
 from segray.core.labels.plan import (
     PLAN_SCHEMA,
     Plan,
@@ -260,7 +260,7 @@ def _truths(folder: str, files: Files, before: list[Plan], on_note: Callable[[st
     for rows in (PlanReader(plan).columns(["uri", "frame_index", "truth_uri"]) for plan in before):
         taken |= set(pc.unique(rows["truth_uri"]).to_pylist())
         images.append(rows["uri"].filter(pc.and_(pc.is_null(rows["frame_index"]), pc.is_null(rows["truth_uri"]))))
-    masks = {key: uri for key, uri in find_images(folder).items() if uri not in taken}
+    masks = {key: uri for key, uri in find_truth(folder).items() if uri not in taken}
     places = (place.as_py() for found in images for place in found)
     matched = match_masks(masks, ((place, frame_path(place)) for place in places))
     if not before and not matched.key_of:

@@ -18,8 +18,8 @@ import torch
 from segray.config import Config
 from segray.core.data import open_dataset, read_sample, split_refs
 from segray.core.infer.predictor import Predictor, side_by_side
-from segray.core.io import locators, storage
-from segray.core.io.pairing import common_folder, find_images, frame_path, match_masks, pair_key
+from segray.core.io import locators
+from segray.core.io.pairing import common_folder, find_truth, frame_path, match_masks, pair_key
 from segray.core.labels.folder import LabelFolder
 from segray.core.prefetch import ahead
 from segray.core.samples import LabelSpace, SampleRef
@@ -124,7 +124,7 @@ class LabelFrames:
         self.space = self.truth_space = folder.space
         self.notes = []
         if section.truth:
-            masks = find_images(storage.absolute(section.truth))
+            masks = find_truth(section.truth)
             wanted: Sequence[SampleRef] = [SampleRef(name, "", uri) for name, uri in masks.items()]
             self.what = section.truth
         elif config.data.root:
