@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -36,7 +37,11 @@ def parse_auto(value: Any) -> Any:
 
 def parse_mask_id(value: Any) -> Any:
     """Give the id of a colour such as '#800040', as core.samples.color_id does."""
-    return 1 << 24 | int(value[1:], 16) if isinstance(value, str) and value.startswith("#") else value
+    if not isinstance(value, str) or not value.startswith("#"):
+        return value
+    if not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise ValueError("give a colour as #RRGGBB, such as #800040")
+    return 1 << 24 | int(value[1:], 16)
 
 
 def parse_seconds(value: Any) -> Any:

@@ -157,3 +157,10 @@ def test_paths_that_a_sweep_tries_are_absolute_too(tmp_path, monkeypatch):
     space = {"model.encoder_weights": ["imagenet", "own.pth"], "train.loss": ["dice"], "augment.flip": "0.1..0.5"}
     tried = load(None, {"sweep.space": space}).absolute().sweep.space
     assert tried == space | {"model.encoder_weights": ["imagenet", f"{tmp_path}/own.pth"]}
+
+
+@pytest.mark.parametrize("color", ["#fff", "#ff8000ff", "#gg0000"])
+def test_a_colour_of_a_mask_has_six_digits(color):
+    with pytest.raises(ConfigError, match=rf"{color}'; give a colour as #RRGGBB, such as #800040\.$"):
+        load(None, {"data.id_map": {color: 1}})
+    assert load(None, {"data.id_map": {"#800040": 1}}).data.id_map == {1 << 24 | 0x800040: 1}
