@@ -6,6 +6,7 @@ SegrayError            one line for the user, exit code 1
 │   ├── InputChanged   a file is not the one that the plan saw
 │   ├── InputMissing   a file that the plan saw is gone
 │   ├── InputTooLarge  a frame that the memory does not hold
+│   ├── InputUnlabelled  a frame of which the model makes no mask
 │   ├── InputUnreadable  a file that is there and may not be read
 │   ├── TooManyErrors  more rows failed than the limit allows; exit code 3
 │   └── TrainingDiverged  the loss is not a number any more
@@ -53,6 +54,10 @@ class InputMissing(DataError):
 
 class InputTooLarge(DataError):
     """A frame that the memory does not hold."""
+
+
+class InputUnlabelled(DataError):
+    """A frame of which the model makes no mask."""
 
 
 class InputUnreadable(DataError):

@@ -261,6 +261,7 @@ def test_calibration_softens_confidence_and_keeps_masks(config, sharp, tmp_path)
         ({"infer.flip": True}, "evaluate.calibrate fits predictions of whole frames; leave out --window, --flip, infer.scales."),
         ({"infer.window": "32x32"}, "evaluate.calibrate fits predictions of whole frames; leave out --window, --flip, infer.scales."),
         ({"infer.threshold": 0.5}, "evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again."),
+        ({"evaluate.model": "deeplabv3-coco"}, "evaluate.calibrate would change deeplabv3-coco for all who use it on this machine. Make your own bundle of it first: segray import deeplabv3-coco --out models/deeplabv3-coco"),
     ],
 )  # fmt: skip
 def test_calibration_refuses_other_looks(config, settings, line):

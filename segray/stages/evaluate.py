@@ -243,6 +243,11 @@ def open_source(config: Config) -> ModelFrames | LabelFrames:
         )
     if section.calibrate and config.infer.threshold is not None:
         raise ConfigError("evaluate.calibrate changes what infer.threshold means; leave it out, and evaluate again.")
+    if section.calibrate and is_ready_model(place):
+        raise ConfigError(
+            f"evaluate.calibrate would change {place} for all who use it on this machine. Make your own bundle of "
+            f"it first: segray import {place} --out models/{storage.name_of(place.partition(':')[2] or place)}"
+        )
     if labels:
         return LabelFrames(config)
     model = ready.resolve(place, config.model.weights_dir)

@@ -19,13 +19,23 @@ from segray.core.labels.plan import Plan, PlanRow
 from segray.core.labels.schema import NOTHING, UNSCORED, Labelled, LabelRow, Origin, Picture, Runs, Verdict, failed
 from segray.core.prefetch import FETCHES
 from segray.core.samples import LabelSpace
-from segray.errors import DataError, InputChanged, InputMissing, InputTooLarge, InputUnreadable, ModelError
+from segray.errors import (
+    DataError,
+    InputChanged,
+    InputMissing,
+    InputTooLarge,
+    InputUnlabelled,
+    InputUnreadable,
+    ModelError,
+    ModelTooLarge,
+)
 
 CODES = {
     InputChanged: "input_changed",
     InputMissing: "input_missing",
     InputUnreadable: "read_error",
     InputTooLarge: "out_of_memory",
+    InputUnlabelled: "model_error",
     DataError: "decode_error",
 }
 
@@ -52,7 +62,7 @@ def label_rows(
 
 
 def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> list[Prediction]:
-    """Return a prediction for each frame that has pixels; frames too large for the GPU's memory lose theirs."""
+    """Return a prediction for each frame that has pixels; those of which the model makes none lose their pixels."""
     good = [(frame, seen_hwc) for frame in batch if (seen_hwc := frame.seen_hwc) is not None]
     if not good:
         return []
@@ -63,7 +73,8 @@ def _predict(predictor: Predictor, batch: list[DecodedFrame], clock: Clock) -> l
         if len(good) > 1:
             return [prediction for frame, _ in good for prediction in _predict(predictor, [frame], clock)]
         alone, _ = good[0]
-        alone.error, alone.seen_hwc = InputTooLarge(str(error)), None
+        kind = InputTooLarge if isinstance(error, ModelTooLarge) else InputUnlabelled
+        alone.error, alone.seen_hwc = kind(str(error)), None
         return []
 
 

@@ -133,3 +133,26 @@ def _figure_sums(logits: torch.Tensor) -> torch.Tensor:
     second = down.scatter_(1, label, -torch.inf).amax(1).exp()  # topk() is slower on a CPU
     columns = (1 / total, entropy, (1 - second) / total < LOW_MARGIN)
     return torch.stack([column.double().sum(dim=(1, 2)) for column in columns], dim=1)
+
+
+def pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Return memory to which a GPU copies by itself; PyTorch keeps it for the next batch."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def fetched(values: torch.Tensor) -> np.ndarray:
+    """Return values in the host's memory, where they are once all that is queued is done."""
+    if values.device.type == "cpu":
+        return values.numpy()
+    host = pinned(values.shape, values.dtype)
+    host.copy_(values, non_blocking=True)
+    return host.numpy()
+
+
+def queued(device: torch.device) -> Callable[[], object]:
+    """Return what waits for all that is queued by now, without using a processor."""
+    if device.type == "cpu":
+        return bool
+    done = torch.cuda.Event(blocking=True)
+    done.record()
+    return done.synchronize

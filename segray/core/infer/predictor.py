@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from segray.core.models import STRIDE, bundle, coarse, name_of
 from segray.core.models.fold import fold_batch_norm
 from segray.core.models.weights import first_words
 from segray.core.precision import autocast, autocast_dtype, cast_weights
+from segray.core.precision import name_of as precision_name
 from segray.core.samples import IGNORE_INDEX
 from segray.core.transforms import fit, normalize, to_float
 from segray.errors import ConfigError, InputTooLarge, ModelError, ModelTooLarge
@@ -129,8 +131,9 @@ class Predictor:
                 problem = error
         size = "×".join(map(str, self.info.input_size))
         raise ModelError(
-            f"{name_of(self.info.model)} does not run with this window or these scales ({first_words(problem)}). Its "
-            f"own size is {size} (height × width): leave out infer.window and infer.scales, or give that as the window."
+            f"{name_of(self.info.model)} does not run with this window or these scales "
+            f"({first_words(problem.__cause__ or problem)}). Its own size is {size} (height × width): leave out "
+            "infer.window and infer.scales, or give that as the window."
         ) from problem
 
     def _session(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -275,7 +278,7 @@ class Predictor:
         """Return uint8 [B, H, W, 3] on the device, copied to a GPU while it computes something else."""
         if self.copies is None:
             return torch.from_numpy(np.stack(images_hwc))
-        host = _pinned(torch.Size((len(images_hwc), *images_hwc[0].shape)), torch.uint8)
+        host = logit_maps.pinned(torch.Size((len(images_hwc), *images_hwc[0].shape)), torch.uint8)
         np.stack(images_hwc, out=host.numpy())
         with torch.cuda.stream(self.copies):
             there = host.to(self.device, non_blocking=True)
@@ -372,21 +375,31 @@ class Predictor:
                 if self.threshold is not None:
                     ids.masked_fill_(tops <= self.threshold, IGNORE_INDEX)
                 if self.confidence_maps:
-                    confidences += list(_fetched(tops.mul_(255).round_().to(torch.uint8)))
-            masks += list(_fetched(ids))
-        metrics = _fetched(logit_maps.metrics_of(logits))
+                    confidences += list(logit_maps.fetched(tops.mul_(255).round_().to(torch.uint8)))
+            masks += list(logit_maps.fetched(ids))
+        metrics = logit_maps.fetched(logit_maps.metrics_of(logits))
         at = [None if job.points is None
-              else _fetched(self._unmixed(logit_maps.at_points(self._mixable(one), job.size, job.points)))
+              else logit_maps.fetched(self._unmixed(logit_maps.at_points(self._mixable(one), job.size, job.points)))
               for one, job in zip(logits, jobs, strict=True)]  # fmt: skip
-        wait = _queued(logits.device)
+        wait = logit_maps.queued(logits.device)
 
         def ready(i: int) -> Prediction:
             wait()
-            confidence_mean, entropy_mean, low_margin_share = metrics[i].tolist()
+            confidence_mean, entropy_mean, low_margin_share = self._numbers(metrics[i].tolist())
             confidence = confidences[i] if confidences else None
             return Prediction(masks[i], confidence_mean, entropy_mean, low_margin_share, confidence, at[i])
 
         return [partial(ready, i) for i in range(len(jobs))]
+
+    def _numbers(self, metrics: list[float]) -> list[float]:
+        """Return a frame's metrics. Raises ModelError if a pixel's logits are no numbers: it would be of class 0."""
+        if math.isfinite(metrics[0]):
+            return metrics
+        overflows = self.dtype is torch.float16
+        raise ModelError(
+            f"{name_of(self.info.model)} gives logits that are no numbers, in {precision_name(self.dtype)}. "
+            + ("Larger numbers have room in fp32: --set infer.precision=fp32." if overflows else "Check its weights.")
+        )
 
     def _prediction(
         self, logits: torch.Tensor, size: tuple[int, int], points: np.ndarray | None, metrics: list[float]
@@ -401,35 +414,12 @@ class Predictor:
             if self.confidence_maps:
                 confidence = tops.mul_(255).round_().to(torch.uint8).cpu().numpy()
         at = None if points is None else self._unmixed(logit_maps.at_points(mixable, size, points)).cpu().numpy()
-        confidence_mean, entropy_mean, low_margin_share = metrics
+        confidence_mean, entropy_mean, low_margin_share = self._numbers(metrics)
         return Prediction(ids.cpu().numpy(), confidence_mean, entropy_mean, low_margin_share, confidence, at)
 
 
 def _known(prediction: Prediction) -> Prediction:
     return prediction
-
-
-def _pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Return memory to which a GPU copies by itself; PyTorch keeps it for the next batch."""
-    return torch.empty(shape, dtype=dtype, pin_memory=True)
-
-
-def _fetched(values: torch.Tensor) -> np.ndarray:
-    """Return values in the host's memory, where they are once all that is queued is done."""
-    if values.device.type == "cpu":
-        return values.numpy()
-    host = _pinned(values.shape, values.dtype)
-    host.copy_(values, non_blocking=True)
-    return host.numpy()
-
-
-def _queued(device: torch.device) -> Callable[[], object]:
-    """Return what waits for all that is queued by now, without using a processor."""
-    if device.type == "cpu":
-        return bool
-    done = torch.cuda.Event(blocking=True)
-    done.record()
-    return done.synchronize
 
 
 def is_of_device(error: Exception) -> bool:

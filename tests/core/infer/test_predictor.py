@@ -381,7 +381,7 @@ def test_another_thread_queues_its_batch_while_one_waits_for_a_gpu(plain_bundle,
         other.join()
 
     monkeypatch.setattr(predictor, "_finish", predictor._finish_at_once)
-    monkeypatch.setattr(module, "_queued", lambda device: wait)
+    monkeypatch.setattr(module.logit_maps, "queued", lambda device: wait)
     (found,) = predictor.predict(frames[:1], [(32, 48)], clock=clock)
     assert np.array_equal(found.mask_hw, wanted[0].mask_hw)
     assert taken == [True]

@@ -1,6 +1,7 @@
 """The labelling protocol without Ray: every planned row once, whatever the inputs are."""
 
 import json
+import math
 import os
 import re
 
@@ -27,7 +28,7 @@ from segray.core.labels.folder import LabelFolder
 from segray.core.labels.plan import PlanReader, check_same, load_plans
 from segray.core.labels.planning import make_plan
 from segray.core.transforms import fit, normalize, to_float
-from segray.errors import DataError, OutputExists
+from segray.errors import DataError, ModelError, OutputExists
 
 SPACE = streets.LABEL_SPACE
 
@@ -526,6 +527,34 @@ def test_a_frame_that_no_gpu_holds_is_a_row_and_its_batch_is_fine(town, tiny_bun
     rows = rows_of(plan)
     assert [row["error_code"] for row in rows] == ["out_of_memory", *[None] * 5]
     assert "does not fit into the memory of cpu with a single frame of 32×48" in rows[0]["error_message"]
+
+
+def test_a_frame_of_which_a_model_makes_no_numbers_is_a_row_and_its_batch_is_fine(
+    town, tiny_bundle, tmp_path, monkeypatch
+):
+    """As in fp16, whose largest number is 65504. All its pixels would be of class 0."""
+    predictor = Predictor(str(tiny_bundle))
+    plan = planned(tmp_path, town / "val", shard_size=6)
+    forward, marked = predictor._forward, []
+
+    def overflowing(batch):
+        marked.extend(frame.clone() for frame in batch[:1] if not marked)
+        logits = forward(batch)
+        for frame, one in zip(batch, logits, strict=True):
+            if torch.equal(frame, marked[0]):
+                one[3, 0, 0] = torch.inf
+        return logits
+
+    monkeypatch.setattr(predictor, "_forward", overflowing)
+    label_all(plan, predictor)
+    rows = rows_of(plan)
+    assert [row["error_code"] for row in rows] == ["model_error", *[None] * 5]
+    assert (
+        rows[0]["error_message"] == "unet over resnet18 gives logits that are no numbers, in fp32. Check its weights."
+    )
+    predictor.dtype = torch.float16
+    with pytest.raises(ModelError, match=r"no numbers, in fp16\. Larger numbers have room in fp32: --set infer\.prec"):
+        predictor._numbers([math.nan, 0.0, 0.0])
 
 
 def test_figures_of_masks_small_enough_to_check_by_eye():
