@@ -24,7 +24,7 @@ from segray.core.io import storage
 from segray.core.io.claims import alone
 from segray.core.training import loop
 from segray.core.training.checkpoint import read_history, read_settings
-from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError
+from segray.errors import ClusterError, DataError, ModelTooLarge, OutputExists, SegrayError, TooManyErrors
 from segray.stages import evaluate, label, sweep
 from segray.stages.batch_size import until_it_fits, with_batch
 from segray.stages.resume import claim
@@ -257,7 +257,12 @@ def test_a_video_that_hangs_while_the_plan_is_made_is_given_up_after_the_input_t
 ):
     monkeypatch.setattr(label, "_run", lambda _, section, plans, watch: label_all(plans[0], Predictor(section.model)))
     (tmp_path / "in").mkdir()
-    with leased(write(tmp_path / "in" / "a.mp4", pts=range(3))):
+    with (
+        leased(write(tmp_path / "in" / "a.mp4", pts=range(3))),
+        pytest.raises(
+            TooManyErrors, match=r"^Every row is an error \(worker_timeout\); look at error_message in .*, mend"
+        ),
+    ):
         label.label(load(None, {
             "label.model": str(plain_bundle), "label.inputs": [str(tmp_path / "in")],
             "label.out": str(tmp_path / "labels"), "label.input_timeout": "1s", "infer.engine": "torch",

@@ -63,7 +63,10 @@ class LabelSection(Section):
         description="How long an input may make no progress, such as 10m, before its row is an error.",
     )
     max_error_rate: float = Field(
-        1.0, ge=0, le=1, description="End with exit code 3 when a larger share of the rows are errors."
+        1.0,
+        ge=0,
+        le=1,
+        description="End with exit code 3 when a larger share of the rows are errors, and always when all are.",
     )
     mask_format: Literal["png", "rle", "none"] = Field(
         "png", description="How masks are stored: palette PNG, run lengths (rle), or not at all (none: metrics alone)."

@@ -86,7 +86,7 @@ def label(config: Config, *, overwrite: bool = False, watch: Watch | None = None
     """Label every input into `label.out`, or resume with what is not labelled yet. Returns the content of `_SUCCESS`.
 
     Raises OutputExists when the folder was made from other inputs, model or settings, TooManyErrors when more
-    than `label.max_error_rate` of the rows are errors.
+    than `label.max_error_rate` of the rows are errors, or all.
     """
     config.label.check_given()
     if config.infer.engine == "onnx":
@@ -127,6 +127,11 @@ def _label(config: Config, section: GivenLabelSection, watch: Watch) -> Summary:
         event("labelled", section.out, rows=summary["rows"], ok=summary["ok"], seconds=seconds)
     else:
         watch.note("Already finished: nothing is left to label.")
+    if summary["rows"] and not summary["ok"]:
+        raise TooManyErrors(
+            f"Every row is an error ({', '.join(summary['errors'])}); look at error_message in "
+            f"{storage.join(section.out, 'errors.parquet')}, mend the inputs, and give --retry-errors, or --overwrite."
+        )
     _check_errors(section, summary["rows"] - summary["ok"], summary["rows"])
     return summary
 
