@@ -132,7 +132,7 @@ class Predictor:
         size = "×".join(map(str, self.info.input_size))
         raise ModelError(
             f"{name_of(self.info.model)} does not run with this window or these scales "
-            f"({first_words(problem.__cause__ or problem)}). Its own size is {size} (height × width): leave out "
+            f"({first_words(problem).partition(';')[0]}). Its own size is {size} (height × width): leave out "
             "infer.window and infer.scales, or give that as the window."
         ) from problem
 

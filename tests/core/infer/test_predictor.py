@@ -143,11 +143,12 @@ def test_scaled_frames_of_a_model_from_elsewhere_have_whole_patches(plain_bundle
 def test_a_model_of_one_size_takes_that_as_its_window_alone(plain_bundle, frame):
     for window in ((64, 64), (40, 40)):
         assert predict(from_elsewhere(plain_bundle, [window], window=window), frame).mask_hw.shape == (50, 70)
-    for other in ({"window": (32, 32)}, {"scales": [1.0, 2.0]}):
+    for other, size in (({"window": (32, 32)}, "32×32"), ({"scales": [1.0, 2.0]}, "64×96")):
         with pytest.raises(ModelError) as error:
             from_elsewhere(plain_bundle, [(32, 48)], **other)
         assert str(error.value) == (
-            "unet-plain does not run with this window or these scales (The size of tensor a must match the size of tensor b). "
+            f"unet-plain does not run with this window or these scales (The model does not take frames of {size} "
+            "pixels (height × width, padded to 32)). "
             "Its own size is 32×48 (height × width): leave out infer.window and infer.scales, or give that as the window."
         )
 

@@ -799,7 +799,8 @@ def test_new_inputs_are_a_further_plan_and_old_parts_stay(tmp_path, predictor):
 
     (folder / "b.png").write_bytes(picture(2))
     before = storage.read_bytes(first.part_uri(0))
-    (tmp_path / "truth").mkdir()  # of the new ones, none needs a mask
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "a.png").write_bytes(picture(1))  # of the new ones, none needs a mask
     second = make_plan(out, first.settings | {"truth": str(tmp_path / "truth")}, SPACE, [first])
     assert [row["uri"] for row in plan_rows(second)] == [f"{folder}/b.png"]
     assert load_plans(out) == [first, second]
